@@ -4,3 +4,7 @@ Importing the package imports neither torch nor pandas: the command line answers
 """
 
 __version__ = "0.1.0"
+
+from cl_runner import naming
+
+naming.register()

@@ -38,7 +38,8 @@ class Benchmark:
     kind: str
     dataset: str
     num_tasks: int
-    default_scenario: str
+    default_scenario: str  # for `scenario` and `training.epochs`, where the user sets neither
+    default_epochs: int
     seed: int  # class order, permutations, random angles, subsets
     train_fraction: float = 1.0  # share of the training samples that is used
     train_samples: int | None = None  # or their number
@@ -272,26 +273,28 @@ class Config:
 
 
 def parse(schema: type[T], node: Mapping[str, Any], section: str) -> T:
-    """The dataclass `schema` filled from one section of the configuration.
+    """The dataclass `schema` filled from one section of the configuration; "" is the top level.
 
     A field that ends in an underscore because Python reserves its name (`lambda_`) is written
     without it in the configuration. Raises UserError for an unknown key, a missing one, a wrong
     type, or a value that the schema's own checks refuse.
     """
+    prefix = f"{section}." if section else ""
     names = {f.name.rstrip("_"): f.name for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
     for key in node:
         check(
             str(key) in names,
-            f"unknown key {section}.{key}; known are {', '.join(sorted(names))}",
+            f"unknown key {prefix}{key}; known are {', '.join(sorted(names))}",
         )
     merged = OmegaConf.structured(schema)
+    OmegaConf.set_readonly(merged, False)  # the class is frozen, this copy is being filled
     for key, value in node.items():
         try:
             OmegaConf.update(merged, names[str(key)], value)
         except OmegaConfBaseException as error:
-            raise UserError(f"{section}.{key}: {str(error).splitlines()[0]}") from None
+            raise UserError(f"{prefix}{key}: {str(error).splitlines()[0]}") from None
     missing = [key for key, name in names.items() if OmegaConf.is_missing(merged, name)]
-    check(not missing, f"{section}.{', '.join(missing)} must be set")
+    check(not missing, f"{prefix}{', '.join(missing)} must be set")
     result: T = OmegaConf.to_object(merged)  # type: ignore[assignment]
     return result
 
@@ -307,7 +310,7 @@ def validate(cfg: DictConfig) -> Config:
         check(key in known, f"unknown key {key}; known are {', '.join(sorted(known))}")
     for section in ("data", "benchmark", "model", "optimizer", "training", "strategy"):
         check(isinstance(node.get(section), dict), f"{section} must be a group of keys")
-    top = parse(_Top, {k: v for k, v in node.items() if not isinstance(v, dict)}, "config")
+    top = parse(_Top, {k: v for k, v in node.items() if not isinstance(v, dict)}, "")
     one_of("benchmark.kind", node["benchmark"].get("kind"), tuple(BENCHMARKS))
     one_of("model.name", node["model"].get("name"), tuple(MODELS))
     one_of("optimizer.name", node["optimizer"].get("name"), tuple(OPTIMIZERS))

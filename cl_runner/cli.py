@@ -1,0 +1,190 @@
+"""The command `cl-run`: Hydra in front of `runner.run`, and every mistake told in one line.
+
+Exit codes: 0 done, 1 a run diverged or cl_runner has a bug, 2 the user's mistake, 130 Ctrl-C.
+Nothing here imports torch before a run's configuration is known to be valid, so that help,
+completion and mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+import yaml
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from cl_runner import __version__, sweep
+from cl_runner.config import validate
+from cl_runner.errors import Diverged, UserError, check
+from cl_runner.naming import plain
+
+log = logging.getLogger("cl_runner")
+
+
+class Bug(Exception):
+    """An exception that nobody foresaw; the message says where its traceback is."""
+
+
+@hydra.main(version_base="1.3", config_path="pkg://cl_runner.conf", config_name="config")
+def app(cfg: DictConfig) -> float | None:
+    """One run, alone or as a job of a sweep; returns the final ACC, for optimisers.
+
+    A failed job of a sweep leaves its reason in its folder and returns NaN, so that the sweep goes
+    on. A run alone stops with SystemExit, since Hydra would add lines of its own to an Exception.
+    """
+    job = HydraConfig.get()
+    out = Path(job.runtime.output_dir)
+    try:
+        return execute(cfg, out, plain(job.overrides.task))
+    except KeyboardInterrupt:
+        if job.mode is RunMode.MULTIRUN:
+            sweep.merge(Path(job.sweep.dir))
+        raise
+    except Exception as caught:  # a bug in one job must not end a sweep
+        error = caught if isinstance(caught, UserError | Diverged) else bug(caught, out)
+        if job.mode is RunMode.MULTIRUN:
+            log.error(error)
+            (out / sweep.ERROR).write_text(f"{type(error).__name__}: {error}\n", encoding="utf-8")
+            print(f"cl-run: {error}", file=sys.stderr)
+            return float("nan")
+        raise SystemExit(1) from error
+
+
+def execute(cfg: DictConfig, out: Path, overrides: list[str]) -> float | None:
+    """Check what can be checked without torch, then train."""
+    check(
+        not (out / sweep.SUMMARY).exists(),
+        f"{out} already holds a run; choose another folder with hydra.run.dir=... "
+        "(hydra.sweep.dir=... for a sweep) or remove it",
+    )
+    config = validate(cfg)
+    from cl_runner.runner import run  # torch, not before the configuration is valid
+
+    return run(config, out, overrides)
+
+
+def bug(error: Exception, out: Path) -> Bug:
+    """Write the traceback into the run's folder."""
+    path = out / "traceback.txt"
+    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    return Bug(f"a bug in cl_runner: {type(error).__name__}: {error}; the traceback is in {path}")
+
+
+def main() -> None:
+    """The entry point of `cl-run`."""
+    wanted = "1" in (os.environ.get("HYDRA_FULL_ERROR"), os.environ.get("CL_RUNNER_TRACEBACK"))
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on, for us to put in one line
+    try:
+        if sys.argv[1:] == ["--version"]:
+            print(f"cl-run {__version__} (Hydra {hydra.__version__})")
+            return
+        check_flags()
+        app()
+    except SystemExit as stop:
+        if stop.__cause__ is None:
+            raise
+        error = stop.__cause__
+    except (Exception, KeyboardInterrupt) as caught:  # whatever it is, the user reads one line
+        error = caught
+    else:
+        return
+    sweep.discard()
+    code, message = explain(error)
+    if wanted or code is None:
+        traceback.print_exception(error)
+    print(f"cl-run: {message}", file=sys.stderr)
+    sys.exit(1 if code is None else code)
+
+
+def check_flags() -> None:
+    """Refuse unknown flags as we refuse all else: argparse would print its usage."""
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; flags go before the key=value pairs, see cl-run --help")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args()
+
+
+def explain(error: BaseException) -> tuple[int | None, str]:
+    """The exit code and the line for an error; no code means that it is unforeseen."""
+    match error:
+        case KeyboardInterrupt():
+            return 130, "interrupted"
+        case UserError():
+            return 2, one_line(str(error))
+        case Diverged() | Bug():
+            return 1, one_line(str(error))
+        case OverrideParseException():
+            reason = one_line(error.message.partition("\nSee https")[0])
+            return 2, f"cannot read {error.override!r}: write key=value ({reason})"
+        case MissingConfigException(missing_cfg_file=str(path), options=list(options)):
+            group, _, name = path.rpartition("/")
+            near = get_close_matches(name, options, n=1)
+            question = f"; did you mean {near[0]}?" if near else ""
+            allowed = f"known are {', '.join(options)}" if options else "there is no such group"
+            return 2, f"unknown option {group}={name}{question}; {allowed}"
+        case HydraException(
+            __cause__=ConfigKeyError() | ConfigAttributeError() as cause
+        ) if OmegaConf.is_dict(cause.parent_node):
+            return 2, unknown_key(cause.full_key, cause.parent_node)
+        case HydraException(__cause__=OmegaConfBaseException() as cause):
+            return 2, one_line(f"{error} {cause}")
+        case HydraException() | OmegaConfBaseException() | yaml.YAMLError() | OSError():
+            return 2, one_line(str(error))
+        case ValueError():  # Hydra's own checks, which do not always name the override
+            return 2, one_line(f"{error} (given: {' '.join(sys.argv[1:])})")
+        case _:
+            return None, f"a bug in cl_runner or Hydra: {one_line(repr(error))}; see above"
+
+
+def unknown_key(key: str, parent: DictConfig) -> str:
+    """What to say about a key that the configuration has not: the nearest ones, and its neighbours.
+
+    `parent` is the node of the composed configuration in which the key was looked for.
+    """
+    root = parent._get_root()
+    hydras = key.startswith("hydra")
+    keys = [k for k in dotted(root) if k.startswith("hydra") == hydras]
+    names = get_close_matches(last(key), {last(k) for k in keys})
+    near = sorted((k for k in keys if last(k) in names), key=lambda k: names.index(last(k)))
+    question = f"; did you mean {' or '.join(near[:3])}?" if near else ""
+    where = "" if parent is root else f" in {key.rpartition('.')[0]}"
+    known = ", ".join(str(k) for k in parent if where or hydras or k != "hydra")
+    return f"unknown key {key}{question}" + (f"; known{where} are {known}" if known else "")
+
+
+def last(key: str) -> str:
+    """The name of a key without what stands before its last dot."""
+    return key.rpartition(".")[2]
+
+
+def dotted(node: object, prefix: str = "") -> Iterator[str]:
+    """All keys of a configuration, with dots."""
+    if isinstance(node, DictConfig):
+        for key in node:
+            yield f"{prefix}{key}"
+            yield from dotted(node._get_node(key), f"{prefix}{key}.")
+
+
+def one_line(text: str) -> str:
+    """The lines of a message in one, without what only developers of OmegaConf need."""
+    noise = ("object_type=", "reference_type=")
+    return " ".join(s for line in text.splitlines() if (s := line.strip()) and not s.startswith(noise))
+
+
+if __name__ == "__main__":
+    main()

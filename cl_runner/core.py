@@ -1,0 +1,136 @@
+"""The nouns of the program: Batch, TrainState, Task, Stream; and the one source of seeds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """What one step is trained on. `None` stands for the trivial value, which then costs nothing."""
+
+    x: Tensor  # [B, C, H, W]  network input, normalised
+    y: Tensor  # [B]           global class ids: positions in the network's output
+    task: Tensor  # [B]           task indices; the network may use them only in task-IL
+    active: Tensor | None  # [B, K] bool: the classes each sample is scored on; None: all
+    weight: Tensor | None  # [B]    weight in the mean, 0 for an empty buffer; None: 1 each
+    index: Tensor  # [B]           rows of the training set: what buffers store
+    noise: dict[str, Tensor]  # the uniforms that the strategy declared
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes. Saved, it is a checkpoint; restored, the run goes on."""
+
+    theta: Tensor  # [P]  every trainable parameter, in one vector
+    buffers: dict[str, Tensor]  # BatchNorm statistics; empty for most networks
+    opt: dict[str, Tensor]  # the optimizer's slots, [P] each, and its learning rate, 0-d
+    memory: dict[str, Tensor]  # the strategy's own tensors, allocated at full size
+    t: Tensor  # 0-d, index of the task up to which classes count as seen
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task (experience) of a stream: which rows belong to it."""
+
+    index: int  # 0-based
+    classes: tuple[int, ...]  # global class ids of its samples
+    names: tuple[str, ...]  # what the data set calls these classes
+    train: Tensor  # [n] rows of Stream.x
+    validation: Tensor  # [n] rows of Stream.x, disjoint from train; empty unless asked for
+    test: Tensor  # [n] rows of Stream.x_test
+
+
+# (images [B, C, H, W], task index of all of them or of each [B]) -> images
+Transform = Callable[[Tensor, int | Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A benchmark in a scenario: a sequence of tasks over one data set on one device.
+
+    Like a list: `len(stream)`, `stream[2]`, `stream[1:]`, `for task in stream`.
+    """
+
+    x: Tensor  # [N, C, H, W] uint8 (pixels) or float32 (used as it is)
+    y: Tensor  # [N] the data set's classes
+    x_test: Tensor
+    y_test: Tensor
+    tasks: tuple[Task, ...]
+    label: Tensor  # [T, classes of the data set] global class id, by task
+    num_classes: int  # K, the network's outputs
+    scenario: str  # task | domain | class
+    scale: Tensor  # [C, 1, 1] inputs are x * scale + shift
+    shift: Tensor | None  # [C, 1, 1]
+    transform: Transform | None = None  # what a task does to the images; None: nothing
+    cache: dict[tuple[str, int], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    @overload
+    def __getitem__(self, item: int) -> Task: ...
+    @overload
+    def __getitem__(self, item: slice) -> tuple[Task, ...]: ...
+    def __getitem__(self, item: slice | int) -> tuple[Task, ...] | Task:
+        return self.tasks[item]
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self.tasks)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)"""
+        channels, height, width = self.x.shape[1:]
+        return channels, height, width
+
+    def images(self, index: Tensor, task: int | Tensor) -> Tensor:
+        """Training images `index` [B] as task `task` (one, or one each [B]) shows them, raw."""
+        x = self.x.index_select(0, index)
+        return x if self.transform is None else self.transform(x, task)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """The network's input [B, C, H, W] float32 from images."""
+        x = x * self.scale
+        return x if self.shift is None else x.add_(self.shift)
+
+    def labels(self, index: Tensor, task: int | Tensor) -> Tensor:
+        """Global class ids [B] of training rows `index` [B] in task `task` (one, or one each)."""
+        return self.label[task, self.y[index]]
+
+    def held_out(self, split: str, task: Task) -> tuple[Tensor, Tensor]:
+        """Images and global class ids of a task's `test` or `validation` samples.
+
+        Kept where the task changes the images, because they are needed after each task.
+        """
+        key = (split, task.index)
+        if key in self.cache:
+            return self.cache[key]
+        rows, x, y = (
+            (task.test, self.x_test, self.y_test)
+            if split == "test"
+            else (task.validation, self.x, self.y)
+        )
+        images, labels = x[rows], self.label[task.index, y[rows]]
+        if self.transform is not None:
+            images = self.transform(images, task.index)
+        self.cache[key] = images, labels
+        return images, labels
+
+
+def seed_for(seed: int, *purpose: str | int) -> int:
+    """A 63-bit seed derived from the run's seed and a purpose, such as ("order", task, epoch).
+
+    Different purposes are independent, so that drawing more for one changes no other.
+    """
+    digest = hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator_for(device: torch.device, seed: int, *purpose: str | int) -> torch.Generator:
+    """A generator on `device`, seeded by `seed_for`."""
+    return torch.Generator(device).manual_seed(seed_for(seed, *purpose))

@@ -1,0 +1,23 @@
+"""Random crop and flip of image batches on their device, from uniforms that are passed in."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PADDING = 4  # pixels on each side
+
+
+def crop_flip(x: Tensor, uniform: Tensor) -> Tensor:
+    """Each image shifted by up to 4 pixels (zeros move in) and mirrored with probability 1/2.
+
+    x: [B, C, H, W]; uniform: [B, 3] for the vertical shift, the horizontal shift and the flip.
+    The crop-and-flip of He et al. 2016, arXiv 1512.03385, section 4.2.
+    """
+    B, _, H, W = x.shape
+    shift = (uniform[:, :2] * (2 * PADDING + 1)).long()
+    rows = shift[:, 0, None] + torch.arange(H, device=x.device)  # [B, H]
+    columns = torch.arange(W, device=x.device).expand(B, W)
+    columns = torch.where(uniform[:, 2, None] < 0.5, columns.flip(1), columns) + shift[:, 1, None]
+    padded = F.pad(x, (PADDING,) * 4).permute(0, 2, 3, 1)  # [B, H + 8, W + 8, C]
+    sample = torch.arange(B, device=x.device)[:, None, None]
+    return padded[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()

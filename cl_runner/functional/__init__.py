@@ -1,0 +1,1 @@
+"""Plain mathematics on tensors: nothing here knows of runs, files or configurations."""

@@ -1,0 +1,44 @@
+"""Losses on logits and penalties on parameters."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def mask_logits(logits: Tensor, active: Tensor | None) -> Tensor:
+    """Logits [B, K] with those of inactive classes at minus infinity; active [B, K] or None."""
+    return logits if active is None else logits.masked_fill(~active, float("-inf"))
+
+
+def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    """sum_b w_b v_b / sum_b w_b; 0 where all weights are 0. Shapes [B], [B] or None."""
+    if weight is None:
+        return values.mean()
+    return (weight * values).sum() / weight.sum().clamp_min(1e-12)
+
+
+def cross_entropy(
+    logits: Tensor, y: Tensor, active: Tensor | None = None, weight: Tensor | None = None
+) -> Tensor:
+    """Weighted mean over the batch of -log softmax(logits over the active classes)[y], in nats.
+
+    Shapes: logits [B, K], y [B], active [B, K] bool, weight [B].
+    """
+    logits = mask_logits(logits, active)
+    if weight is None:
+        return F.cross_entropy(logits, y)
+    return weighted_mean(F.cross_entropy(logits, y, reduction="none"), weight)
+
+
+def quadratic(theta: Tensor, anchor: Tensor, importance: Tensor) -> Tensor:
+    """1/2 sum_p importance_p (theta_p - anchor_p)^2, all [P]; importance may be a scalar."""
+    return 0.5 * (importance * (theta - anchor).square()).sum()
+
+
+def quadratic_proximal(theta: Tensor, anchor: Tensor, importance: Tensor, step: Tensor) -> Tensor:
+    """argmin_z 1/2 |z - theta|^2 + step * quadratic(z, anchor, importance), elementwise.
+
+    = (theta + step importance anchor) / (1 + step importance): the penalty's implicit gradient
+    step, which stays finite however large the importance is (Parikh & Boyd 2014, section 1.1).
+    """
+    stiffness = step * importance
+    return theta + stiffness / (1 + stiffness) * (anchor - theta)

@@ -1,0 +1,45 @@
+"""Names of output folders: OmegaConf resolvers that conf/config.yaml refers to.
+
+They are registered when the package is imported, because the workers of a parallel launcher import
+it anew. Raw overrides make no folder names: a slash nests, and 300 characters are too many.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from typing import cast
+
+from omegaconf import ListConfig, OmegaConf
+
+LONGEST = 80  # characters; file systems take 255 bytes, eyes less
+
+
+def slug(overrides: ListConfig) -> str:
+    """The overrides in characters that are safe in a folder's name, cut to a readable length."""
+    return re.sub(r"[^A-Za-z0-9._=+-]+", "_", ",".join(plain(overrides)))[:LONGEST] or "default"
+
+
+def digest(overrides: ListConfig) -> str:
+    """Eight hex digits that tell apart overrides with the same slug."""
+    text = "\0".join(plain(overrides))
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
+
+
+def plain(overrides: ListConfig) -> list[str]:
+    """The overrides as they were written: what they refer to (${...}) is meant for other places."""
+    return cast("list[str]", OmegaConf.to_container(overrides, resolve=False))
+
+
+def unique() -> str:
+    """Eight random hex digits: two runs that start in the same second get two folders."""
+    return secrets.token_hex(4)
+
+
+def register() -> None:
+    """Make the resolvers known to OmegaConf; a second call changes nothing."""
+    OmegaConf.register_new_resolver("cl_run.slug", slug, replace=True)
+    OmegaConf.register_new_resolver("cl_run.digest", digest, replace=True)
+    # Cached, so that all who ask during one command get the same folder.
+    OmegaConf.register_new_resolver("cl_run.unique", unique, replace=True, use_cache=True)

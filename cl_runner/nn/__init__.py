@@ -1,0 +1,1 @@
+"""Networks, and their parameters as one flat vector."""

@@ -1,0 +1,64 @@
+"""All trainable parameters of a module as views into one vector theta[P]."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+class Flat:
+    """A module whose parameters, and their gradients, are views into flat storage.
+
+    `theta` is a leaf of its own that shares its memory with the parameters. A loss may use theta
+    (in a penalty) and the module (in a forward pass) at once: both accumulate into the same flat
+    gradient, so neither a split of theta nor a concatenation of gradients is ever paid for.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        self.parameters = [p for _, p in named]
+        self.names = [name for name, _ in named]
+        self.shapes = [p.shape for p in self.parameters]
+        self.sizes = [p.numel() for p in self.parameters]
+        storage = torch.cat([p.detach().flatten() for p in self.parameters])
+        for p, view in zip(self.parameters, self._split(storage), strict=True):
+            p.data = view
+        self.theta = storage.requires_grad_()  # [P]
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """The module's own buffers (BatchNorm statistics), by name, not copied."""
+        return dict(self.module.named_buffers())
+
+    def _split(self, vector: Tensor) -> list[Tensor]:
+        parts = vector.split(self.sizes)
+        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def views(self, theta: Tensor) -> dict[str, Tensor]:
+        """A vector [P] as the module's named parameters."""
+        return dict(zip(self.names, self._split(theta), strict=True))
+
+    def call(self, theta: Tensor, x: Tensor, task: Tensor | int) -> Tensor:
+        """The module's output [B, K] with the parameters theta."""
+        output: Tensor = (
+            self.module(x, task)
+            if theta is self.theta
+            else functional_call(self.module, self.views(theta), (x, task))
+        )
+        return output
+
+    def bind_gradient(self, gradient: Tensor) -> None:
+        """Let the next backward pass accumulate into `gradient` [P], which it clears."""
+        gradient.zero_()
+        self.theta.grad = gradient
+        for p, view in zip(self.parameters, self._split(gradient), strict=True):
+            p.grad = view
+
+    @torch.no_grad()
+    def commit(self, theta: Tensor) -> Tensor:
+        """Write theta [P] into the storage and return the leaf."""
+        if theta is not self.theta:
+            self.theta.copy_(theta)
+        return self.theta

@@ -1,0 +1,166 @@
+"""The networks: MLP, small CNN, and residual networks for 32x32 images.
+
+Every network maps (x [B, C, H, W], task) to logits [B, K]. These ignore the task: a multi-head
+network is the same network scored on the task's classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cl_runner import config
+from cl_runner.errors import check
+
+
+class MLP(nn.Module):
+    """Fully connected network with ReLU, dropout after each hidden layer if asked for."""
+
+    def __init__(
+        self, inputs: int, hidden_sizes: Sequence[int], outputs: int, init: str, dropout: float
+    ) -> None:
+        super().__init__()
+        sizes = [inputs, *hidden_sizes, outputs]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.dropout = dropout
+        if init == "xavier":
+            for layer in self.layers:
+                assert isinstance(layer, nn.Linear)
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, task: Tensor | int | None = None) -> Tensor:
+        x = x.flatten(1)
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = F.relu(layer(x))
+            if self.dropout:
+                x = F.dropout(x, self.dropout, self.training)
+        output: Tensor = last(x)
+        return output
+
+
+class CNN(nn.Module):
+    """3x3 convolutions with ReLU, each followed by 2x2 max pooling, and one hidden layer."""
+
+    def __init__(
+        self, shape: tuple[int, int, int], channels: Sequence[int], hidden: int, outputs: int
+    ) -> None:
+        super().__init__()
+        sizes = [shape[0], *channels]
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(a, b, 3, padding=1) for a, b in zip(sizes, sizes[1:], strict=False)
+        )
+        side = [extent >> len(channels) for extent in shape[1:]]
+        self.hidden = nn.Linear(channels[-1] * side[0] * side[1], hidden)
+        self.output = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor, task: Tensor | int | None = None) -> Tensor:
+        for convolution in self.convolutions:
+            x = F.max_pool2d(F.relu(convolution(x)), 2)
+        logits: Tensor = self.output(F.relu(self.hidden(x.flatten(1))))
+        return logits
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with BatchNorm and a shortcut (He et al. 2016, figure 2)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = (
+                Subsample(stride, outputs - inputs)
+                if shortcut == "identity"
+                else nn.Sequential(
+                    nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+                )
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(out + self.shortcut(x))
+
+
+class Subsample(nn.Module):
+    """The shortcut without parameters: every stride-th pixel, new channels zero (option A)."""
+
+    def __init__(self, stride: int, new_channels: int) -> None:
+        super().__init__()
+        self.stride, self.new_channels = stride, new_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, 0, self.new_channels))
+
+
+class ResNet(nn.Module):
+    """Residual network with a 3x3 stem (He et al. 2016, arXiv 1512.03385).
+
+    The width doubles and the resolution halves from stage to stage. `shortcut`: "projection" (1x1
+    convolution) or "identity" (subsampling and zero channels, as the paper has it for CIFAR).
+    """
+
+    def __init__(
+        self, channels: int, blocks: Sequence[int], width: int, outputs: int, shortcut: str
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        stages: list[nn.Module] = []
+        inputs = width
+        for stage, count in enumerate(blocks):
+            outputs_of_stage = width << stage
+            for i in range(count):
+                stride = 2 if stage > 0 and i == 0 else 1
+                stages.append(Block(inputs, outputs_of_stage, stride, shortcut))
+                inputs = outputs_of_stage
+        self.blocks = nn.Sequential(*stages)
+        self.output = nn.Linear(inputs, outputs)
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):
+                nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor, task: Tensor | int | None = None) -> Tensor:
+        x = self.blocks(F.relu(self.bn(self.stem(x))))
+        logits: Tensor = self.output(x.mean((2, 3)))
+        return logits
+
+
+def factory(
+    model: config.Model, input_shape: tuple[int, int, int], outputs: int
+) -> Callable[[], nn.Module]:
+    """make_net: each call builds the configured network anew, from torch's global generator.
+
+    Raises UserError if the network does not fit the inputs.
+    """
+    channels, height, width = input_shape
+    if isinstance(model, config.MLP):
+        return lambda: MLP(
+            channels * height * width, model.hidden_sizes, outputs, model.init, model.dropout
+        )
+    if isinstance(model, config.CNN):
+        check(
+            min(height, width) >> len(model.channels) >= 1,
+            f"model.channels has {len(model.channels)} poolings, too many for {height}x{width} "
+            "inputs",
+        )
+        return lambda: CNN(input_shape, model.channels, model.hidden_size, outputs)
+    check(height > 1, f"model={model.name} needs images; the data are feature vectors")
+    if model.name == "resnet32":
+        return lambda: ResNet(channels, (5, 5, 5), model.width, outputs, "identity")
+    return lambda: ResNet(channels, (2, 2, 2, 2), model.width, outputs, "projection")
+
+
+def build(make_net: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A network initialised from `seed`; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make_net()

@@ -1,0 +1,177 @@
+"""The files that a run leaves: written whole or not at all, and read back for analysis.
+
+All accuracies are fractions in [0, 1] at full precision; a cell that was not measured is empty.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cl_runner.errors import UserError
+from cl_runner.functional.metrics import Matrix, summarise
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Row = Mapping[str, Any]
+# R by (split, reading): shape (T + 1, T), NaN where not measured. See cl_runner.functional.metrics.
+Matrices = dict[tuple[str, str], Matrix]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file under a temporary name, flush it to the disk and rename it into place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Rows as CSV, columns in order of first appearance; None and NaN are empty cells."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
+    write_text(path, text.getvalue())
+
+
+def _cell(value: object) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, (list, tuple, dict)):
+        return json.dumps(value)
+    return str(value)
+
+
+def matrix_name(split: str, reading: str, own_reading: str) -> str:
+    """File name of a matrix: `accuracy_matrix.csv` is the scenario's own reading of the test data."""
+    parts = ["accuracy_matrix"]
+    if split != "test":
+        parts.append(split)
+    if reading != own_reading:
+        parts.append(reading)
+    return "_".join(parts) + ".csv"
+
+
+def write_matrices(out: Path, matrices: Matrices, own_reading: str) -> None:
+    """One `accuracy_matrix*.csv` per split and reading, and `accuracies.csv` with all of them tidy.
+
+    In both, `after_task` 0 is the untrained network and tasks count from 1.
+    """
+    tidy: list[Row] = []
+    for (split, reading), R in matrices.items():
+        rows = [
+            {"after_task": i, **{f"task_{j + 1}": value for j, value in enumerate(row)}}
+            for i, row in enumerate(R.tolist())
+        ]
+        write_rows(out / matrix_name(split, reading, own_reading), rows)
+        tidy += [
+            {
+                "after_task": i,
+                "eval_task": j + 1,
+                "reading": reading,
+                "split": split,
+                "accuracy": value,
+            }
+            for i, row in enumerate(R.tolist())
+            for j, value in enumerate(row)
+            if not math.isnan(value)
+        ]
+    write_rows(out / "accuracies.csv", tidy)
+
+
+def read_matrix(path: str | Path) -> Matrix:
+    """R, shape (T + 1, T), from an `accuracy_matrix*.csv`; empty cells are NaN.
+
+    Raises UserError if the file is not such a matrix.
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *rows = list(csv.reader(file))
+        T = len(header) - 1
+        expected = ["after_task", *(f"task_{j + 1}" for j in range(T))]
+        if header != expected or [row[0] for row in rows] != [str(i) for i in range(T + 1)]:
+            raise ValueError("its rows or columns are not those of a run")
+        R = np.array([[float(cell) if cell else math.nan for cell in row[1:]] for row in rows])
+        if R.shape != (T + 1, T) or bool(((R < 0) | (R > 1)).any()):
+            raise ValueError("cells are missing or not fractions in [0, 1]")
+    except (OSError, ValueError, IndexError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not an accuracy matrix of cl-run: {error}") from None
+    return R
+
+
+def read_accuracies(path: str | Path) -> pd.DataFrame:
+    """The tidy table: after_task, eval_task, reading, split, accuracy."""
+    import pandas as pd
+
+    return pd.read_csv(path)
+
+
+def metric_columns(matrices: Matrices, own_reading: str) -> dict[str, float | None]:
+    """Every metric of every matrix; the scenario's own reading of the test data without prefix.
+
+    `intransigence` needs a joint bound, which a single run does not have.
+    """
+    columns: dict[str, float | None] = {}
+    for (split, reading), R in matrices.items():
+        prefix = "" if split == "test" else f"{split}_"
+        prefix += "" if reading == own_reading else f"{reading}_"
+        columns |= {prefix + name: value for name, value in summarise(R).items()}
+        if not prefix:
+            columns["intransigence"] = None
+    return columns
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested configuration as one level: {"strategy.lambda": 1.0, ...}."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def format_matrix(R: Matrix) -> str:
+    """R as text, one row per `after_task`, in thousandths without the leading zero."""
+
+    def cell(value: float) -> str:
+        if math.isnan(value):
+            return "    "
+        return f"{value:.3f}".removeprefix("0").rjust(5)
+
+    T = R.shape[1]
+    lines = ["after \\ task " + " ".join(f"{j + 1:>5}" for j in range(T))]
+    lines += [f"{i:>12} " + " ".join(map(cell, row)) for i, row in enumerate(R.tolist())]
+    return "\n".join(lines)
+
+
+def format_metrics(columns: Mapping[str, float | None], readings: Iterable[str]) -> str:
+    """The metrics as text, one line per reading; the first is the scenario's own."""
+    lines = []
+    for i, reading in enumerate(readings):
+        prefix = "" if i == 0 else f"{reading}_"
+        values = " · ".join(
+            f"{name} {'-' if value is None or math.isnan(value) else format(value, '.4f')}"
+            for name in ("ACC", "forgetting", "BWT", "FWT", "learning_accuracy")
+            for value in [columns.get(prefix + name)]
+        )
+        lines.append(f"{reading + '-IL reading:':18} {values}")
+    return "\n".join(lines)

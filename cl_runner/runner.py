@@ -1,0 +1,237 @@
+"""One run: from a configuration to the files in its folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+import cl_runner
+from cl_runner import results, strategies
+from cl_runner.config import MLP, Config
+from cl_runner.core import TrainState
+from cl_runner.data.benchmarks import build_stream
+from cl_runner.data.datasets import load
+from cl_runner.engine import evaluate, initial_state, readings, train_task
+from cl_runner.env import Env
+from cl_runner.errors import Diverged, UserError, check
+from cl_runner.functional.metrics import acc
+from cl_runner.nn.networks import factory
+from cl_runner.progress import display
+from cl_runner.strategies.base import Strategy
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, out: Path, overrides: Sequence[str] = ()) -> float:
+    """Train on the tasks one after another and write the results into the folder `out`.
+
+    Returns the final ACC: on the validation data where there are any, so that a search never sees
+    the test data. Raises UserError before anything is written; Diverged, KeyboardInterrupt and
+    unforeseen errors after what was measured so far is written with its status.
+    """
+    started = time.perf_counter()
+    strategy = strategies.build(config.strategy)
+    env = prepare(config, strategy)
+    own, *others = readings(config.scenario)
+    record = Record(config, strategy, env, out, overrides, started)
+    try:
+        with display(len(env.stream), config.verbose) as bar:
+            s = initial_state(strategy, env)
+            record.evaluated(0, strategy, s)
+            for task in env.stream:
+                log.info("task %d: classes %s", task.index + 1, ", ".join(task.names))
+                begun = time.perf_counter()
+                s, steps, samples = train_task(
+                    strategy,
+                    s,
+                    task,
+                    env,
+                    config.training,
+                    bar,
+                    stochastic=isinstance(config.model, MLP) and config.model.dropout > 0,
+                )
+                record.trained(steps, samples, time.perf_counter() - begun)
+                record.evaluated(task.index + 1, strategy, s)
+        record.write("complete")
+    except BaseException as error:
+        record.write("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        log.error("%s", error if isinstance(error, Diverged) else repr(error))
+        raise
+    if config.verbose:
+        print(results.format_matrix(record.matrices["test", own]))
+        print(results.format_metrics(record.columns(), [own, *others]))
+        print(f"{record.seconds:.1f} s · results in {out}")
+    split = "validation" if ("validation", own) in record.matrices else "test"
+    return acc(record.matrices[split, own])
+
+
+def prepare(config: Config, strategy: Strategy) -> Env:
+    """Device, data, stream and network of a run. Raises UserError for whatever does not fit."""
+    check(
+        config.scenario in strategy.scenarios,
+        f"strategy={strategy.name} does not support scenario={config.scenario}; it supports "
+        f"{', '.join(strategy.scenarios)}",
+    )
+    device = choose_device(config.device)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    path = None if config.data.path is None else Path(config.data.path)
+    arrays = load(config.benchmark.dataset, Path(config.data.root), path)
+    stream = build_stream(
+        config.benchmark,
+        config.scenario,
+        arrays,
+        device,
+        augmented=config.training.augment != "none",
+    )
+    make_net = factory(config.model, stream.input_shape, stream.num_classes)
+    env = Env(
+        stream=stream,
+        make_net=lambda env: strategy.wrap(make_net, env),
+        optimizer=config.optimizer,
+        seed=config.seed,
+        active_classes=config.training.active_classes,
+        augment=config.training.augment,
+    )
+    strategy.init(env.flat.theta, env)  # its checks against the stream
+    return env
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `device=` names; `auto` is CUDA where there is a usable one."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError("device=cuda: torch finds no usable CUDA GPU; use device=cpu or device=auto")
+    device = torch.device("cuda" if available and name != "cpu" else "cpu")
+    if device.type == "cuda":
+        # The same command gives the same numbers: no algorithm that depends on timing.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+    return device
+
+
+class Record:
+    """What a run has measured so far, and its files."""
+
+    def __init__(
+        self,
+        config: Config,
+        strategy: Strategy,
+        env: Env,
+        out: Path,
+        overrides: Sequence[str],
+        started: float,
+    ) -> None:
+        self.config, self.env, self.out, self.started = config, env, out, started
+        self.own = readings(config.scenario)[0]
+        self.matrices: results.Matrices = {}
+        self.memory: dict[str, int | None] = {}
+        self.train_seconds = self.evaluation_seconds = self.seconds = 0.0
+        self.steps = self.samples = 0
+        out.mkdir(parents=True, exist_ok=True)
+        results.write_text(out / "config.yaml", OmegaConf.to_yaml(dict(config.resolved)))
+        results.write_text(out / "overrides.yaml", OmegaConf.to_yaml(list(overrides)))
+
+    def trained(self, steps: int, samples: int, seconds: float) -> None:
+        """Count a task's training."""
+        self.steps += steps
+        self.samples += samples
+        self.train_seconds += seconds
+
+    def evaluated(self, after_task: int, strategy: Strategy, s: TrainState) -> None:
+        """Evaluate, fill row `after_task` of each R, and write what is known."""
+        begun = time.perf_counter()
+        T = len(self.env.stream)
+        for key, row in evaluate(strategy, s, self.env).items():
+            R = self.matrices.setdefault(key, np.full((T + 1, T), np.nan))
+            R[after_task] = row
+        self.evaluation_seconds += time.perf_counter() - begun
+        self.memory = footprint(s, self.env)
+        log.info("after task %d: %s", after_task, self.matrices["test", self.own][after_task])
+        self.write("running")
+
+    def columns(self) -> dict[str, Any]:
+        """The row of summary.csv, without its status."""
+        resolved = {k: v for k, v in self.config.resolved.items() if k != "verbose"}
+        flat = results.flatten(resolved)
+        names = {
+            group: flat.pop(f"{group}.name") for group in ("benchmark", "strategy", "model", "optimizer")
+        }
+        metrics = results.metric_columns(self.matrices, self.own)
+        return {
+            "benchmark": names["benchmark"],
+            "scenario": flat.pop("scenario"),
+            "strategy": names["strategy"],
+            "seed": flat.pop("seed"),
+            **metrics,
+            "seconds": self.seconds,
+            "train_seconds": self.train_seconds,
+            "evaluation_seconds": self.evaluation_seconds,
+            "steps": self.steps,
+            "samples": self.samples,
+            **self.memory,
+            "model": names["model"],
+            "optimizer": names["optimizer"],
+            **flat,
+            **versions(self.env.device),
+        }
+
+    def write(self, status: str) -> None:
+        """All result files as they stand."""
+        self.seconds = time.perf_counter() - self.started
+        if self.matrices:
+            results.write_matrices(self.out, self.matrices, self.own)
+        results.write_rows(self.out / "summary.csv", [{"status": status, **self.columns()}])
+
+
+def footprint(s: TrainState, env: Env) -> dict[str, int | None]:
+    """What a state holds: parameters, buffered samples, and the rest of the strategy's memory.
+
+    Buffers store row numbers; what is counted is the samples they stand for, at the data set's own
+    precision, because that is what a method that may not keep the data would have to store.
+    """
+    index = s.memory.get("buffer_index")
+    samples = None if index is None else int((index >= 0).sum())
+    rest = sum(v.nbytes for k, v in s.memory.items() if not k.startswith("buffer_"))
+    return {
+        "parameters": s.theta.numel(),
+        "parameter_bytes": s.theta.nbytes,
+        "buffer_samples": samples,
+        "buffer_bytes": None if samples is None else samples * env.stream.x[0].nbytes,
+        "memory_bytes": rest,
+    }
+
+
+def versions(device: torch.device) -> dict[str, Any]:
+    """What the numbers depend on besides the configuration."""
+    return {
+        "used_device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+        "used_threads": torch.get_num_threads(),
+        "cl_runner_version": cl_runner.__version__,
+        "commit": commit(),
+        "torch_version": torch.__version__,
+        "python_version": platform.python_version(),
+    }
+
+
+def commit() -> str | None:
+    """The commit of the source tree that runs, marked `+` if changed; None outside a checkout."""
+    source = Path(__file__).parent
+    if not (source.parent / ".git").exists():
+        return None
+    command = ["git", "-C", str(source), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,80 @@
+"""The strategy interface. Every method has a default; together they are naive fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from cl_runner.config import SCENARIOS
+from cl_runner.core import Batch, Stream, Task, TrainState
+from cl_runner.env import Env
+from cl_runner.functional.losses import cross_entropy
+
+Aux = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """A continual-learning method as pure functions on the state of a run.
+
+    The fields of a strategy are the keys of its YAML. Hot methods (`loss`, `step`, `predict`) draw
+    no random numbers, do not branch on tensors and never ask the host for a value: what they need
+    comes in the state, in the batch and in the uniforms they declared.
+    """
+
+    scenarios: ClassVar[tuple[str, ...]] = SCENARIOS  # those in which the method is defined
+
+    name: str
+
+    # Declared once per run.
+
+    def wrap(self, make_net: Callable[[], nn.Module], env: Env) -> nn.Module:
+        """The network that is trained, built from the configured one."""
+        return make_net()
+
+    def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the uniforms in [0, 1) that each step needs, in `batch.noise`."""
+        return {}
+
+    def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
+        """The strategy's memory before the first task, every tensor at its full size.
+
+        Raises UserError if the fields do not fit the stream.
+        """
+        return {}
+
+    # Cold: once per task. May loop, print and allocate; only what is returned persists.
+
+    def training_set(
+        self, s: TrainState, stream: Stream, t: int, env: Env
+    ) -> tuple[Tensor, int | Tensor]:
+        """What is trained on in task t: rows [n] of the training set, and their task or tasks [n]."""
+        return stream[t].train, t
+
+    def begin_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
+        """Before a task's first step."""
+        return s
+
+    def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
+        """After a task's last step, before evaluation."""
+        return s
+
+    # Hot: once per step.
+
+    def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
+        """The loss, 0-d, whose gradient in theta [P] the step takes."""
+        logits = env.net(theta, batch.x, batch.task)
+        return cross_entropy(logits, batch.y, batch.active, batch.weight), {}
+
+    def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
+        """One training step; aux holds the `loss`."""
+        grad, (loss, aux) = env.grad_and_value(self.loss)(s.theta, s, batch, env)
+        return env.update(s, grad), {**aux, "loss": loss}
+
+    def predict(self, s: TrainState, x: Tensor, task: int, env: Env) -> Tensor:
+        """Logits [B, K] for inputs of a task; only task-incremental learning may use `task`."""
+        return env.net(s.theta, x, torch.full((len(x),), task, device=x.device))

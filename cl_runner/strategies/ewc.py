@@ -1,0 +1,77 @@
+"""Elastic weight consolidation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cl_runner.core import Batch, Task, TrainState
+from cl_runner.env import Env
+from cl_runner.errors import check, one_of
+from cl_runner.functional.importance import LABEL_RULES, fisher_diagonal, merge_quadratics
+from cl_runner.functional.losses import quadratic, quadratic_proximal
+from cl_runner.strategies.base import Aux, Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class EWC(Strategy):
+    """Loss + lambda / 2 sum_p F_p (theta_p - theta*_p)^2 (Kirkpatrick et al. 2017, 1612.00796, eq. 3).
+
+    F is the diagonal of the Fisher information: the mean over a task's samples of each sample's
+    squared gradient (`functional.importance`), never the square of a batch's mean gradient.
+    - mode `separate`: one penalty per past task, around that task's own weights (the paper). Their
+      sum is one quadratic, F = sum_t F_t around the F-weighted mean of the theta*_t, which is what
+      is kept: the gradient is the same and the cost does not grow with the number of tasks.
+    - mode `online`: F <- gamma F + F_t around the latest weights (Schwarz et al. 2018, 1805.06370,
+      there with a normalised F_t; Huszar 2018).
+    - penalty `loss`: added to the loss, as the paper has it. With plain SGD the step on the penalty
+      diverges once lr * lambda * max F > 2. `proximal`: the penalty's proximal step after the
+      optimizer's own, with the step size lr; it is stable at any lambda.
+    """
+
+    lambda_: float = 1.0
+    mode: str = "separate"
+    gamma: float = 1.0
+    fisher_labels: str = "exact"
+    fisher_samples: int | None = None
+    penalty: str = "loss"
+
+    def __post_init__(self) -> None:
+        check(self.lambda_ >= 0, f"strategy.lambda must be at least 0, got {self.lambda_}")
+        one_of("strategy.mode", self.mode, ("separate", "online"))
+        one_of("strategy.fisher_labels", self.fisher_labels, LABEL_RULES)
+        one_of("strategy.penalty", self.penalty, ("loss", "proximal"))
+        check(0 < self.gamma <= 1, f"strategy.gamma must lie in (0, 1], got {self.gamma}")
+        check(
+            self.fisher_samples is None or self.fisher_samples >= 1,
+            f"strategy.fisher_samples must be at least 1, got {self.fisher_samples}",
+        )
+
+    def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
+        anchor = theta.detach().clone()
+        return {"fisher": torch.zeros_like(anchor), "anchor": anchor}
+
+    def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
+        loss, aux = super().loss(theta, s, batch, env)
+        if self.penalty == "loss":
+            penalty = quadratic(theta, s.memory["anchor"], s.memory["fisher"])
+            loss = loss + self.lambda_ * penalty
+        return loss, aux
+
+    def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
+        s, aux = super().step(s, batch, env)
+        if self.penalty == "proximal":
+            anchor, fisher = s.memory["anchor"], s.memory["fisher"]
+            step = s.opt["lr"] * self.lambda_
+            s = s._replace(theta=quadratic_proximal(s.theta, anchor, fisher, step))
+        return s, aux
+
+    def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
+        old, theta = s.memory["fisher"], s.theta.detach().clone()
+        new = fisher_diagonal(s, task, env, labels=self.fisher_labels, samples=self.fisher_samples)
+        if self.mode == "online":
+            return s._replace(memory={"fisher": self.gamma * old + new, "anchor": theta})
+        anchor = merge_quadratics(s.memory["anchor"], old, theta, new)
+        return s._replace(memory={"fisher": old + new, "anchor": anchor})
