@@ -8,6 +8,7 @@ completion and mistakes are answered at once.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import traceback
@@ -30,6 +31,8 @@ from cl_runner.config import validate
 from cl_runner.errors import Diverged, UserError, check
 from cl_runner.naming import plain
 
+TRACEBACK = "CL_RUNNER_TRACEBACK"  # set to 1: show the traceback of every error
+
 log = logging.getLogger("cl_runner")
 
 
@@ -42,37 +45,35 @@ def app(cfg: DictConfig) -> float | None:
     """One run, alone or as a job of a sweep; returns the final ACC, for optimisers.
 
     A failed job of a sweep leaves its reason in its folder and returns NaN, so that the sweep goes
-    on. A run alone stops with SystemExit, since Hydra would add lines of its own to an Exception.
+    on; only optimisers get the exception, which they count against their own failure rate. A run
+    alone stops with SystemExit, since Hydra would add lines of its own to an Exception.
     """
     job = HydraConfig.get()
-    out = Path(job.runtime.output_dir)
+    out, overrides = Path(job.runtime.output_dir), plain(job.overrides.task)
+    in_sweep = job.mode is RunMode.MULTIRUN
     try:
-        return execute(cfg, out, plain(job.overrides.task))
+        if in_sweep and (result := sweep.earlier(out)) is not None:
+            return result
+        taken = not in_sweep and (out / sweep.SUMMARY).exists()
+        check(not taken, f"{out} already holds a run; choose another hydra.run.dir or remove it")
+        config = validate(cfg)
+        from cl_runner.runner import run  # torch, not before the configuration is valid
+
+        return run(config, out, overrides)
     except KeyboardInterrupt:
-        if job.mode is RunMode.MULTIRUN:
-            sweep.merge(Path(job.sweep.dir))
+        if in_sweep:
+            sweep.merge(Path(job.runtime.cwd, job.sweep.dir))
         raise
     except Exception as caught:  # a bug in one job must not end a sweep
         error = caught if isinstance(caught, UserError | Diverged) else bug(caught, out)
-        if job.mode is RunMode.MULTIRUN:
-            log.error(error)
-            (out / sweep.ERROR).write_text(f"{type(error).__name__}: {error}\n", encoding="utf-8")
-            print(f"cl-run: {error}", file=sys.stderr)
-            return float("nan")
-        raise SystemExit(1) from error
-
-
-def execute(cfg: DictConfig, out: Path, overrides: list[str]) -> float | None:
-    """Check what can be checked without torch, then train."""
-    check(
-        not (out / sweep.SUMMARY).exists(),
-        f"{out} already holds a run; choose another folder with hydra.run.dir=... "
-        "(hydra.sweep.dir=... for a sweep) or remove it",
-    )
-    config = validate(cfg)
-    from cl_runner.runner import run  # torch, not before the configuration is valid
-
-    return run(config, out, overrides)
+        if not in_sweep:
+            raise SystemExit(1) from error
+        log.error("%s", error)
+        sweep.record(out, error)
+        tell(error)
+        if not job.sweeper._target_.endswith(".BasicSweeper"):
+            raise error from None
+        return math.nan
 
 
 def bug(error: Exception, out: Path) -> Bug:
@@ -84,7 +85,8 @@ def bug(error: Exception, out: Path) -> Bug:
 
 def main() -> None:
     """The entry point of `cl-run`."""
-    wanted = "1" in (os.environ.get("HYDRA_FULL_ERROR"), os.environ.get("CL_RUNNER_TRACEBACK"))
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        os.environ[TRACEBACK] = "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on, for us to put in one line
     try:
         if sys.argv[1:] == ["--version"]:
@@ -101,11 +103,16 @@ def main() -> None:
     else:
         return
     sweep.discard()
+    sys.exit(tell(error))
+
+
+def tell(error: BaseException) -> int:
+    """Print an error's line, below its traceback if that is wanted; return the exit code."""
     code, message = explain(error)
-    if wanted or code is None:
+    if code is None or os.environ.get(TRACEBACK) == "1":
         traceback.print_exception(error)
     print(f"cl-run: {message}", file=sys.stderr)
-    sys.exit(1 if code is None else code)
+    return 1 if code is None else code
 
 
 def check_flags() -> None:
@@ -129,17 +136,17 @@ def explain(error: BaseException) -> tuple[int | None, str]:
         case Diverged() | Bug():
             return 1, one_line(str(error))
         case OverrideParseException():
-            reason = one_line(error.message.partition("\nSee https")[0])
-            return 2, f"cannot read {error.override!r}: write key=value ({reason})"
+            hint = "write key=value, and quote a value with special characters: 'key=\"a=b\"'"
+            return 2, f"cannot read {error.override}: {hint}"
         case MissingConfigException(missing_cfg_file=str(path), options=list(options)):
             group, _, name = path.rpartition("/")
             near = get_close_matches(name, options, n=1)
-            question = f"; did you mean {near[0]}?" if near else ""
+            question = f" (did you mean {near[0]}?)" if near else ""
             allowed = f"known are {', '.join(options)}" if options else "there is no such group"
             return 2, f"unknown option {group}={name}{question}; {allowed}"
-        case HydraException(
-            __cause__=ConfigKeyError() | ConfigAttributeError() as cause
-        ) if OmegaConf.is_dict(cause.parent_node):
+        case HydraException(__cause__=ConfigKeyError() | ConfigAttributeError() as cause) if (
+            OmegaConf.is_dict(cause.parent_node)
+        ):
             return 2, unknown_key(cause.full_key, cause.parent_node)
         case HydraException(__cause__=OmegaConfBaseException() as cause):
             return 2, one_line(f"{error} {cause}")
@@ -161,7 +168,7 @@ def unknown_key(key: str, parent: DictConfig) -> str:
     keys = [k for k in dotted(root) if k.startswith("hydra") == hydras]
     names = get_close_matches(last(key), {last(k) for k in keys})
     near = sorted((k for k in keys if last(k) in names), key=lambda k: names.index(last(k)))
-    question = f"; did you mean {' or '.join(near[:3])}?" if near else ""
+    question = f" (did you mean {' or '.join(near[:3])}?)" if near else ""
     where = "" if parent is root else f" in {key.rpartition('.')[0]}"
     known = ", ".join(str(k) for k in parent if where or hydras or k != "hydra")
     return f"unknown key {key}{question}" + (f"; known{where} are {known}" if known else "")
@@ -183,8 +190,6 @@ def dotted(node: object, prefix: str = "") -> Iterator[str]:
 def one_line(text: str) -> str:
     """The lines of a message in one, without what only developers of OmegaConf need."""
     noise = ("object_type=", "reference_type=")
-    return " ".join(s for line in text.splitlines() if (s := line.strip()) and not s.startswith(noise))
-
-
-if __name__ == "__main__":
-    main()
+    return " ".join(
+        s for line in text.splitlines() if (s := line.strip()) and not s.startswith(noise)
+    )

@@ -8,7 +8,9 @@ machine a job ran on.
 from __future__ import annotations
 
 import csv
+import math
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-SUMMARY, ERROR, MISTAKE = "summary.csv", "error.txt", "UserError"
+from cl_runner.errors import UserError
+
+SUMMARY, ERROR = "summary.csv", "error.txt"
 SHOWN = ("run", "ACC", "forgetting", "status")  # the final table's columns
 REMOVABLE = {"multirun.yaml", "cl-run.log"}  # what Hydra may have left in a refused run's folder
 
@@ -26,39 +30,49 @@ _created: list[Path] = []  # folders that this command makes, innermost first
 
 
 class Folders(Callback):
-    """Hydra's callback (conf/config.yaml): notes which folders are new, merges a sweep's results."""
+    """Hydra's callback (conf/config.yaml): notes which folders are new, merges a sweep's results.
+
+    Hydra makes a warning of an Exception in a callback, and goes on; SystemExit passes.
+    """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note the run's folder before Hydra makes it."""
         _note(config, "run")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Note the sweep's folder before Hydra makes it."""
-        _note(config, "sweep")
+        """Note the sweep's folder before Hydra makes it; refuse one with results."""
+        folder = _note(config, "sweep")
+        if folder is not None and next(folder.rglob(SUMMARY), None) is not None:
+            message = f"{folder} already holds results; choose another hydra.sweep.dir or remove it"
+            raise SystemExit(1) from UserError(message)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Merge and report. Exits when jobs failed, because Hydra takes no exit code from us."""
+        """Merge and report. Exits if jobs failed: 2 for mistakes of the user, 1 for anything else."""
+        folder = Path(config.hydra.sweep.dir)
         try:
-            folder = Path(config.hydra.sweep.dir)
-            rows = merge(folder)
+            rows, errors = merge(folder), failures(folder)
             if config.verbose:
                 print(table(rows))
-            print(f"{len(rows)} runs: {folder / SUMMARY}")
-            errors = failures(folder)
-        except Exception as error:  # Hydra would make a warning of it, and exit with code 0
+            if errors:
+                print(f"{len(errors)} of {len(rows)} runs failed:", file=sys.stderr)
+            for run, error in errors.items():
+                print(f"  {folder / run}: {error.partition(': ')[2]}", file=sys.stderr)
+            print(f"{len(rows)} runs · results in {folder / SUMMARY}")
+        except Exception as error:
             raise SystemExit(1) from error
         if errors:
-            print(f"{len(errors)} of {len(rows)} runs failed:")
-            for run, reason in errors.items():
-                print(f"  {folder / run}: {reason.removeprefix(f'{MISTAKE}: ')}")
-            raise SystemExit(2 if all(e.startswith(f"{MISTAKE}: ") for e in errors.values()) else 1)
+            mistakes = [error.startswith(f"{UserError.__name__}: ") for error in errors.values()]
+            raise SystemExit(2 if all(mistakes) else 1)
 
 
-def _note(config: DictConfig, mode: str) -> None:
+def _note(config: DictConfig, mode: str) -> Path | None:
     HydraConfig.instance().set_config(config)  # the folder's name may refer to ${hydra:...}
-    with suppress(OmegaConfBaseException):  # an invalid name is Hydra's to refuse, in a moment
+    try:
         folder = Path(config.hydra[mode].dir).absolute()
-        _created[:] = [path for path in (folder, *folder.parents) if not path.exists()]
+    except OmegaConfBaseException:  # an invalid name is Hydra's to refuse, in a moment
+        return None
+    _created[:] = [path for path in (folder, *folder.parents) if not path.exists()]
+    return folder
 
 
 def discard() -> None:
@@ -71,8 +85,22 @@ def discard() -> None:
                 folder.rmdir()
 
 
+def record(out: Path, error: Exception) -> None:
+    """Leave a job's reason of failure in its folder."""
+    (out / ERROR).write_text(f"{type(error).__name__}: {error}\n", encoding="utf-8")
+
+
+def earlier(out: Path) -> float | None:
+    """The result of the same job earlier in this sweep: optimisers may propose it again.
+
+    As `runner.run` returns it: on the validation data where there are any.
+    """
+    row = _row(out / SUMMARY) if (out / SUMMARY).exists() else {"status": "not run"}
+    return float(row.get("validation_ACC") or row["ACC"]) if row["status"] == "complete" else None
+
+
 def failures(folder: Path) -> dict[str, str]:
-    """The failed jobs: sub-folder -> "type of the error: reason"."""
+    """The failed jobs of a sweep: sub-folder -> "type of the error: reason"."""
     return {
         path.parent.relative_to(folder).as_posix(): path.read_text(encoding="utf-8").strip()
         for path in sorted(folder.rglob(ERROR))
@@ -82,29 +110,28 @@ def failures(folder: Path) -> dict[str, str]:
 def merge(folder: Path) -> list[dict[str, str]]:
     """Gather the jobs' summary.csv in one, and return its rows.
 
-    The columns are the union of the jobs' columns, after `run`, the sub-folder; what a job has not
-    is empty. A job that failed before it could write a summary has a row with its status only.
+    The columns are `run`, the sub-folder, and the union of the jobs' columns; what a job has not is
+    empty. A job that failed before it could write a summary has a row with its status only.
     """
+    from cl_runner.results import write_rows  # numpy, not needed for help and mistakes
+
     rows = {run: {"run": run, "status": "failed"} for run in failures(folder)}
     for path in folder.rglob(SUMMARY):
         if path.parent != folder:
             run = path.parent.relative_to(folder).as_posix()
-            with path.open(newline="", encoding="utf-8") as file:
-                rows[run] = {"run": run, **next(csv.DictReader(file))}
+            rows[run] = {"run": run, **_row(path)}
     merged = [rows[run] for run in sorted(rows)]
-    # Jobs with a summary come first: their order of columns is the order.
-    columns = dict.fromkeys(key for row in sorted(merged, key=len, reverse=True) for key in row)
-    temporary = folder / f".{SUMMARY}.{os.getpid()}"
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(columns), restval="")
-        writer.writeheader()
-        writer.writerows(merged)
-    temporary.replace(folder / SUMMARY)
+    write_rows(folder / SUMMARY, merged)
     return merged
 
 
+def _row(path: Path) -> dict[str, str]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return next(csv.DictReader(file))
+
+
 def table(rows: list[dict[str, str]]) -> str:
-    """The rows' main columns, aligned."""
+    """The main columns of a summary, aligned."""
     cells = [SHOWN, *(tuple(_short(row.get(key, "")) for key in SHOWN) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(

@@ -96,11 +96,11 @@ def load(dataset: str, root: Path, path: Path | None) -> Arrays:
 
 def _named(dataset: str, root: Path) -> Arrays:
     """A named data set from `<root>/<dataset>.npz`, which is made first where it is not there."""
-    from filelock import FileLock
-
     cached = root / f"{dataset}.npz"
     if cached.exists():
         return _cached(dataset, cached)
+    from filelock import FileLock
+
     check(not root.exists() or root.is_dir(), f"data.root must be a folder, {root} is a file")
     lock = FileLock(root / f".{dataset}.lock")
     obstacle = ""

@@ -1,0 +1,67 @@
+"""Streams and configurations that many tests share. Nothing here needs a network or a download."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+
+from cl_runner import strategies
+from cl_runner.config import Config, validate
+from cl_runner.env import Env
+from cl_runner.runner import prepare
+from cl_runner.strategies.base import Strategy
+
+REPOSITORY = Path(__file__).parents[1]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data" / "prepare"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Small tensors gain nothing from threads, and parallel tests lose by them."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder for the embedded digits."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="session")
+def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder with real MNIST and CIFAR-10, where the copies lie beside the checkout."""
+    if not SHARED_DATA.exists():
+        pytest.skip("real MNIST is not here: there is no shared/data beside the checkout")
+    root = tmp_path_factory.mktemp("real")
+    subprocess.run([sys.executable, SHARED_DATA, root], check=True, capture_output=True)
+    return root
+
+
+@pytest.fixture
+def configure(data_root: Path):
+    """configure("strategy=er", ...) -> Config, as the command line composes it."""
+
+    def function(*overrides: str, root: Path = data_root) -> Config:
+        with initialize_config_module("cl_runner.conf", version_base="1.3"):
+            node = compose("config", [f"data.root={root}", "device=cpu", *overrides])
+        return validate(node)
+
+    return function
+
+
+@pytest.fixture
+def prepared(configure):
+    """prepared("strategy=er", ...) -> (config, strategy, env), ready to train."""
+
+    def function(*overrides: str, **keys: Path) -> tuple[Config, Strategy, Env]:
+        config = configure(*overrides, **keys)
+        strategy = strategies.build(config.strategy)
+        return config, strategy, prepare(config, strategy)
+
+    return function
+

@@ -1,0 +1,226 @@
+"""What every strategy promises, checked for all that are found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from cl_runner import strategies
+from cl_runner.core import Batch, TrainState
+from cl_runner.engine import Source, evaluate, initial_state, train_task
+
+TOY = (
+    "benchmark.num_tasks=3",
+    "benchmark.train_samples=300",
+    "model.hidden_sizes=[24]",
+    "training.batch_size=16",
+    "training.epochs=2",
+)
+VARIANTS = {
+    "ewc": ("strategy.mode=online", "strategy.penalty=proximal", "strategy.fisher_labels=sampled"),
+    "er": (
+        "strategy.policy=ring",
+        "strategy.policy=class_balanced strategy.weighting=task_share",
+    ),
+}
+CASES = [
+    pytest.param((f"strategy={name}", *variant.split()), id=f"{name} {variant}".strip())
+    for name in strategies.available()
+    for variant in ("", *VARIANTS.get(name, ()))
+]
+everywhere = pytest.mark.parametrize("case", CASES)
+
+
+def snapshot(s: TrainState) -> TrainState:
+    """A copy that shares no memory with the live storage."""
+
+    def copy(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: copy(v) for k, v in value.items()}
+        return value.detach().clone()
+
+    return TrainState(*(copy(v) for v in s))
+
+
+def leaves(s: TrainState) -> dict[str, Tensor]:
+    """All tensors of a state by name. Fails if there is anything else in it."""
+    flat: dict[str, Tensor] = {}
+    for field, value in s._asdict().items():
+        entries = value.items() if isinstance(value, dict) else [("", value)]
+        flat |= {f"{field}.{key}": tensor for key, tensor in entries}
+    assert all(isinstance(v, Tensor) for v in flat.values()), flat
+    return flat
+
+
+def assert_same(a: TrainState, b: TrainState) -> None:
+    mine, other = leaves(a), leaves(b)
+    assert mine.keys() == other.keys()
+    for name, value in mine.items():
+        torch.testing.assert_close(value, other[name], rtol=0, atol=0, msg=name)
+
+
+def stack(*tensors: Tensor) -> Tensor:
+    return torch.stack(tensors)
+
+
+def train(prepared, case, tasks: slice = slice(None), start: TrainState | None = None):
+    config, strategy, env = prepared(*TOY, *case)
+    s = initial_state(strategy, env) if start is None else env.commit(start)
+    for task in env.stream[tasks]:
+        s, _, _ = train_task(strategy, s, task, env, config.training)
+    return strategy, snapshot(s), env
+
+
+def scenario_of(case: tuple[str, ...]) -> str:
+    """A benchmark with a softmax that differs between tasks, in a scenario the strategy supports."""
+    supported = strategies.find(case[0].removeprefix("strategy=")).scenarios
+    return "class" if "class" in supported else supported[0]
+
+
+@everywhere
+def test_two_runs_are_identical_and_hold_only_tensors(prepared, case):
+    case = (*case, "benchmark=split_digits", f"scenario={scenario_of(case)}")
+    _, first, _ = train(prepared, case)
+    _, second, _ = train(prepared, case)
+    assert_same(first, second)
+
+
+@everywhere
+def test_the_seed_reaches_the_result(prepared, case):
+    _, first, _ = train(prepared, (*case, "benchmark.seed=0"))
+    _, second, _ = train(prepared, (*case, "benchmark.seed=0", "seed=1"))
+    assert not torch.equal(first.theta, second.theta)
+
+
+@everywhere
+def test_resumed_equals_unbroken(prepared, case):
+    _, unbroken, _ = train(prepared, case)
+    _, half, _ = train(prepared, case, slice(0, 1))
+    _, resumed, _ = train(prepared, case, slice(1, None), half)
+    assert_same(unbroken, resumed)
+
+
+@everywhere
+def test_state_is_allocated_at_full_size(prepared, case):
+    config, strategy, env = prepared(*TOY, *case)
+    before = {k: (v.shape, v.dtype) for k, v in leaves(initial_state(strategy, env)).items()}
+    _, s, _ = train(prepared, case)
+    assert {k: (v.shape, v.dtype) for k, v in leaves(s).items()} == before
+
+
+def a_step(prepared, case, task: int = 1) -> tuple[Any, TrainState, list[Batch], Any]:
+    """A state in mid-run and the next batches."""
+    config, strategy, env = prepared(*TOY, *case)
+    s = initial_state(strategy, env)
+    for earlier in env.stream[:task]:
+        s, _, _ = train_task(strategy, s, earlier, env, config.training)
+    s = s._replace(t=torch.full_like(s.t, task))
+    s = strategy.begin_task(s, env.stream[task], env)
+    source = Source(env, s, task, env.stream[task].train, task)
+    return strategy, s, list(source.epoch(strategy, config.training, 0, 3)), env
+
+
+@everywhere
+def test_plain_autograd_and_torch_func_take_the_same_step(prepared, case):
+    """The fast path of the live theta against the functional one."""
+    strategy, s, batches, env = a_step(prepared, case)
+    functional = snapshot(s)
+    with torch.no_grad():
+        for batch in batches:
+            expected, _ = strategy.step(functional, batch, env)
+            functional = expected
+            s, _ = strategy.step(s, batch, env)
+            s = env.commit(s)
+    torch.testing.assert_close(s.theta.detach(), functional.theta, rtol=1e-5, atol=1e-6)
+
+
+@everywhere
+def test_the_step_is_one_graph(prepared, case):
+    """Dynamo with fullgraph=True refuses host synchronisations and branches on tensors."""
+    strategy, s, batches, env = a_step(prepared, case)
+    torch.compiler.reset()
+    s = snapshot(s)
+    compiled = torch.compile(
+        lambda s, batch: strategy.step(s, batch, env), fullgraph=True, backend="eager"
+    )
+    expected, _ = strategy.step(s, batches[0], env)
+    actual, _ = compiled(s, batches[0])
+    torch.testing.assert_close(actual.theta, expected.theta, rtol=1e-5, atol=1e-6)
+
+
+@everywhere
+def test_members_stacked_by_vmap_equal_members_alone(prepared, case):
+    strategy, s, batches, env = a_step(prepared, case)
+    s = snapshot(s)
+    members = [s, s._replace(theta=s.theta * 1.1)]
+    alone = [strategy.step(m, b, env)[0] for m, b in zip(members, batches[:2], strict=True)]
+    fixed = {"active": None, "weight": None}  # not stacked: the stream scores all classes
+    assert batches[0].active is None and batches[0].weight is None
+    moving = [{k: v for k, v in b._asdict().items() if k not in fixed} for b in batches[:2]]
+
+    def step(s: TrainState, batch: dict[str, Any]) -> TrainState:
+        return strategy.step(s, Batch(**batch, **fixed), env)[0]
+
+    stacked = torch.func.vmap(step)(tree_map(stack, *members), tree_map(stack, *moving))
+    for i, member in enumerate(alone):
+        for name, value in leaves(member).items():
+            torch.testing.assert_close(
+                leaves(stacked)[name][i], value, rtol=1e-4, atol=1e-6, msg=name
+            )
+
+
+FIRST_TASK_IS_NAIVE = [
+    ("strategy=ewc",),
+    ("strategy=ewc", "strategy.penalty=proximal"),
+    ("strategy=l2",),
+    ("strategy=cumulative",),
+]
+
+
+@pytest.mark.parametrize("case", FIRST_TASK_IS_NAIVE, ids=" ".join)
+def test_the_first_task_equals_naive(prepared, case):
+    _, naive, _ = train(prepared, ("strategy=naive",), slice(0, 1))
+    _, s, _ = train(prepared, case, slice(0, 1))
+    torch.testing.assert_close(s.theta, naive.theta, rtol=1e-5, atol=1e-6)
+
+
+LEARN = ("training.epochs=15", "benchmark.train_samples=900", "model.hidden_sizes=[64]")
+CLAIMS = [
+    # strategy, where its paper claims less forgetting, by how much ACC here exceeds naive's
+    (("strategy=ewc", "strategy.lambda=30"), ("benchmark=permuted_digits",), 0.05),
+    (
+        ("strategy=ewc", "strategy.lambda=30", "strategy.penalty=proximal"),
+        ("benchmark=permuted_digits",),
+        0.05,
+    ),
+    (("strategy=l2", "strategy.lambda=0.1"), ("benchmark=permuted_digits",), 0.02),
+    (("strategy=er", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),
+    (
+        ("strategy=er", "strategy.buffer_size=100", "strategy.policy=ring"),
+        ("benchmark=split_digits",),
+        0.3,
+    ),
+    (
+        ("strategy=er", "strategy.buffer_size=100", "strategy.policy=class_balanced"),
+        ("benchmark=split_digits",),
+        0.3,
+    ),
+    (("strategy=cumulative",), ("benchmark=split_digits",), 0.5),
+    (("strategy=joint",), ("benchmark=split_digits",), 0.5),
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "where", "margin"), CLAIMS, ids=[" ".join(c + w) for c, w, _ in CLAIMS]
+)
+def test_it_keeps_more_than_naive_where_its_paper_claims_so(prepared, case, where, margin):
+    def mean_accuracy(case: tuple[str, ...]) -> float:
+        strategy, s, env = train(prepared, (*case, *where, *LEARN))
+        (own, *_) = evaluate(strategy, env.commit(s), env).values()
+        return sum(own) / len(own)
+
+    assert mean_accuracy(case) > mean_accuracy(("strategy=naive",)) + margin
