@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 import yaml
@@ -64,7 +64,7 @@ def app(cfg: DictConfig) -> float | None:
         if in_sweep:
             sweep.merge(Path(job.runtime.cwd, job.sweep.dir))
         raise
-    except Exception as caught:  # a bug in one job must not end a sweep
+    except Exception as caught:  # noqa: BLE001 - a bug in one job must not end a sweep
         error = caught if isinstance(caught, UserError | Diverged) else bug(caught, out)
         if not in_sweep:
             raise SystemExit(1) from error
@@ -98,7 +98,7 @@ def main() -> None:
         if stop.__cause__ is None:
             raise
         error = stop.__cause__
-    except (Exception, KeyboardInterrupt) as caught:  # whatever it is, the user reads one line
+    except (Exception, KeyboardInterrupt) as caught:  # noqa: BLE001 - all becomes one line
         error = caught
     else:
         return
@@ -147,7 +147,7 @@ def explain(error: BaseException) -> tuple[int | None, str]:
         case HydraException(__cause__=ConfigKeyError() | ConfigAttributeError() as cause) if (
             OmegaConf.is_dict(cause.parent_node)
         ):
-            return 2, unknown_key(cause.full_key, cause.parent_node)
+            return 2, unknown_key(str(cause.full_key), cause.parent_node)
         case HydraException(__cause__=OmegaConfBaseException() as cause):
             return 2, one_line(f"{error} {cause}")
         case HydraException() | OmegaConfBaseException() | yaml.YAMLError() | OSError():
@@ -179,10 +179,10 @@ def last(key: str) -> str:
     return key.rpartition(".")[2]
 
 
-def dotted(node: object, prefix: str = "") -> Iterator[str]:
+def dotted(node: Any, prefix: str = "") -> Iterator[str]:
     """All keys of a configuration, with dots."""
     if isinstance(node, DictConfig):
-        for key in node:
+        for key in map(str, node):
             yield f"{prefix}{key}"
             yield from dotted(node._get_node(key), f"{prefix}{key}.")
 

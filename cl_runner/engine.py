@@ -107,23 +107,12 @@ def check_finite(theta: Tensor, losses: Tensor, t: int, first_step: int) -> None
 
 
 class Source:
-    """A task's training samples, ready to be cut into batches.
+    """A task's training samples, ready to be cut into batches."""
 
-    Where all samples show the same task, the images are transformed once and not at each step.
-    """
-
-    def __init__(
-        self, env: Env, s: TrainState, t: int, index: Tensor, task: int | Tensor
-    ) -> None:
-        self.env, self.t, self.seen, self.index = env, t, s.t, index
-        self.task = torch.full_like(index, task) if isinstance(task, int) else task
+    def __init__(self, env: Env, s: TrainState, t: int, index: Tensor, task: int | Tensor) -> None:
+        self.env, self.t, self.seen, self.index, self.task = env, t, s.t, index, task
+        self.tasks = torch.full_like(index, task) if isinstance(task, int) else task
         self.y = env.stream.labels(index, task)
-        self.uniform = isinstance(task, int)
-        self.images: Tensor | None = None  # [n, C, H, W], by position; None: by row of the stream
-        if isinstance(task, int):
-            self.active = env.active(self.task[:1], self.seen)
-            if env.stream.transform is not None:
-                self.images = env.stream.images(index, task)
 
     def epoch(
         self, strategy: Strategy, training: Training, epoch: int, steps: int
@@ -132,9 +121,8 @@ class Source:
         env, n, size = self.env, len(self.index), training.batch_size
         order = torch.randperm(n, generator=generator_for(CPU, env.seed, "order", self.t, epoch))
         order = order.to(env.device)
-        index, y, task = self.index[order], self.y[order], self.task[order]
-        rows = index if self.images is None else order
-        images = env.stream.x if self.images is None else self.images
+        index, y, tasks = self.index[order], self.y[order], self.tasks[order]
+        shown = env.active(tasks[:1], self.seen) if isinstance(self.task, int) else None
         shapes = strategy.noise(size)
         if env.augment != "none":
             shapes["augment"] = (size, 3)
@@ -143,16 +131,17 @@ class Source:
             if step % NOISE_BLOCK == 0:
                 noise = draw_noise(env, shapes, (self.t, epoch, step // NOISE_BLOCK))
             part = slice(step * size, min((step + 1) * size, n))
+            B = part.stop - part.start
             uniforms = {name: values[step % NOISE_BLOCK] for name, values in noise.items()}
-            augment = uniforms.get("augment")
-            augment = None if augment is None else augment[: part.stop - part.start]
-            if self.uniform:
-                x = env.inputs(images.index_select(0, rows[part]), augment)
-                active = None if self.active is None else self.active.expand(len(x), -1)
-                yield Batch(x, y[part], task[part], active, None, index[part], uniforms)
+            augment = uniforms["augment"][:B] if "augment" in uniforms else None
+            if isinstance(self.task, int):  # one task, as a rule: nothing is looked up per sample
+                images = env.stream.images(index[part], self.task)
+                active = None if shown is None else shown.expand(B, -1)
             else:
-                batch = env.gather(index[part], task[part], self.seen, augment=augment)
-                yield batch._replace(noise=uniforms)
+                images = env.stream.images(index[part], tasks[part])
+                active = env.active(tasks[part], self.seen)
+            x = env.inputs(images, augment)
+            yield Batch(x, y[part], tasks[part], active, None, index[part], uniforms)
 
 
 def draw_noise(

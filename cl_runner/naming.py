@@ -9,26 +9,27 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+from collections.abc import Sequence
 from typing import cast
 
-from omegaconf import ListConfig, OmegaConf
+from omegaconf import OmegaConf
 
 LONGEST = 80  # characters; file systems take 255 bytes, eyes less
 
 
-def slug(overrides: ListConfig) -> str:
+def slug(overrides: Sequence[str]) -> str:
     """The overrides in characters that are safe in a folder's name, cut to a readable length."""
     return re.sub(r"[^A-Za-z0-9._=+-]+", "_", ",".join(plain(overrides)))[:LONGEST] or "default"
 
 
-def digest(overrides: ListConfig) -> str:
+def digest(overrides: Sequence[str]) -> str:
     """Eight hex digits that tell apart overrides with the same slug."""
     text = "\0".join(plain(overrides))
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
 
 
-def plain(overrides: ListConfig) -> list[str]:
-    """The overrides as they were written: what they refer to (${...}) is meant for other places."""
+def plain(overrides: Sequence[str]) -> list[str]:
+    """Hydra's list of overrides as it was written: ${...} in it is not meant to be resolved here."""
     return cast("list[str]", OmegaConf.to_container(overrides, resolve=False))
 
 

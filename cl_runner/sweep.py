@@ -8,8 +8,6 @@ machine a job ran on.
 from __future__ import annotations
 
 import csv
-import math
-import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -47,7 +45,7 @@ class Folders(Callback):
             raise SystemExit(1) from UserError(message)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Merge and report. Exits if jobs failed: 2 for mistakes of the user, 1 for anything else."""
+        """Merge and report. Exits if jobs failed: 2 for mistakes only, 1 for anything else."""
         folder = Path(config.hydra.sweep.dir)
         try:
             rows, errors = merge(folder), failures(folder)
@@ -78,10 +76,11 @@ def _note(config: DictConfig, mode: str) -> Path | None:
 def discard() -> None:
     """Remove the folders that this command made, if nothing but Hydra's own files lies in them."""
     for folder in _created:
-        if folder.is_dir() and REMOVABLE.issuperset(os.listdir(folder)):
-            for file in folder.iterdir():
+        files = list(folder.iterdir()) if folder.is_dir() else []
+        if REMOVABLE.issuperset(file.name for file in files):
+            for file in files:
                 file.unlink()
-            with suppress(OSError):  # someone else may use it meanwhile
+            with suppress(OSError):  # not made yet, or someone else uses it meanwhile
                 folder.rmdir()
 
 

@@ -28,9 +28,8 @@ class Permutation:
     def __call__(self, x: Tensor, task: int | Tensor) -> Tensor:
         """Images [B, C, H, W] as `task` shows them."""
         flat = x.flatten(2)
-        if isinstance(task, int):
-            return flat.index_select(2, self.order[task]).view_as(x)
-        return flat.gather(2, self.order[task][:, None].expand_as(flat)).view_as(x)
+        order = self.order[task] if isinstance(task, int) else self.order[task][:, None]
+        return flat.gather(2, order.expand_as(flat)).view_as(x)
 
 
 @dataclass(frozen=True)

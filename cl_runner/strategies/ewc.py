@@ -35,7 +35,7 @@ class EWC(Strategy):
     mode: str = "separate"
     gamma: float = 1.0
     fisher_labels: str = "exact"
-    fisher_samples: int | None = None
+    fisher_samples: int | None = 5000
     penalty: str = "loss"
 
     def __post_init__(self) -> None:

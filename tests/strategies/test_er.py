@@ -1,0 +1,124 @@
+"""Experience replay: what is in the buffer, and what is trained on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cl_runner.engine import Source, initial_state, train_task
+from cl_runner.errors import UserError
+
+TOY = (
+    "strategy=er",
+    "benchmark=split_digits",
+    "strategy.buffer_size=60",
+    "strategy.replay_batch_size=10",
+    "model.hidden_sizes=[24]",
+    "training.batch_size=16",
+    "training.epochs=1",
+)
+
+
+def run(prepared, *overrides: str, tasks: int = 5):
+    config, strategy, env = prepared(*TOY, *overrides)
+    s = initial_state(strategy, env)
+    for task in env.stream[:tasks]:
+        s, _, _ = train_task(strategy, s, task, env, config.training)
+    return config, strategy, env, s
+
+
+def held(s) -> list[tuple[int, int]]:
+    """(row, task) of every filled slot."""
+    index, task = s.memory["buffer_index"], s.memory["buffer_task"]
+    return [(int(i), int(t)) for i, t in zip(index, task, strict=True) if i >= 0]
+
+
+def test_the_reservoir_holds_distinct_samples_of_all_tasks_with_their_own_task(prepared):
+    _, _, env, s = run(prepared)
+    rows = held(s)
+    assert len(set(rows)) == 60
+    for row, task in rows:
+        assert row in env.stream[task].train
+    assert {task for _, task in rows} == set(range(5))
+    assert int(s.memory["seen"].sum()) == len(env.stream.x)
+
+
+def test_class_balanced_holds_equal_shares_of_the_classes_seen(prepared):
+    for tasks in (1, 3, 5):
+        _, _, env, s = run(prepared, "strategy.policy=class_balanced", tasks=tasks)
+        classes = [int(env.stream.y[row]) for row, _ in held(s)]
+        assert [classes.count(c) for c in range(2 * tasks)] == [60 // (2 * tasks)] * (2 * tasks)
+
+
+def test_the_ring_holds_the_latest_of_each_class(prepared):
+    _, _, env, s = run(prepared, "strategy.policy=ring")
+    classes = [int(env.stream.y[row]) for row, _ in held(s)]
+    assert [classes.count(c) for c in range(10)] == [6] * 10
+
+
+def test_in_domain_incremental_learning_the_ring_keeps_every_task(prepared):
+    """A ring per shared class would hold nothing but the last task."""
+    _, _, _, s = run(
+        prepared,
+        "benchmark=permuted_digits",
+        "strategy.policy=ring",
+        "strategy.buffer_size=100",
+    )
+    tasks = [task for _, task in held(s)]
+    assert [tasks.count(t) for t in range(5)] == [20] * 5
+
+
+def next_batch(prepared, *overrides: str, task: int = 2):
+    config, strategy, env, s = run(prepared, *overrides, tasks=task)
+    s = s._replace(t=torch.full_like(s.t, task))
+    source = Source(env, s, task, env.stream[task].train, task)
+    return strategy, env, s, next(iter(source.epoch(strategy, config.training, 0, 1)))
+
+
+@pytest.mark.parametrize("weighting", ["concatenation", "task_share"])
+def test_the_loss_is_the_stated_mean_over_new_and_old(prepared, weighting):
+    strategy, env, s, batch = next_batch(prepared, f"strategy.weighting={weighting}")
+    both = strategy.with_replay(s, batch, env)
+    loss, _ = strategy.loss(s.theta, s, both, env)
+    losses = F.cross_entropy(env.net(s.theta, both.x, both.task), both.y, reduction="none")
+    new, old = losses[:16].mean(), losses[16:].mean()
+    expected = (16 * new + 10 * old) / 26 if weighting == "concatenation" else new / 3 + 2 * old / 3
+    torch.testing.assert_close(loss, expected)
+    assert {*both.task[16:].tolist()} <= {0, 1}
+
+
+@pytest.mark.parametrize("benchmark", ["split_digits", "permuted_digits", "rotated_digits"])
+def test_a_replayed_sample_looks_as_it_did_in_its_own_task(prepared, benchmark):
+    strategy, env, s, batch = next_batch(
+        prepared, f"benchmark={benchmark}", "benchmark.num_tasks=5"
+    )
+    both = strategy.with_replay(s, batch, env)
+    for x, y, row, task in zip(
+        both.x[16:], both.y[16:], both.index[16:], both.task[16:], strict=True
+    ):
+        own = env.gather(row[None], int(task), s.t)
+        assert torch.equal(own.x[0], x) and int(own.y[0]) == int(y)
+
+
+def test_an_empty_buffer_changes_nothing(prepared):
+    strategy, env, s, batch = next_batch(prepared, task=0)
+    both = strategy.with_replay(s, batch, env)
+    assert both.weight is not None and both.weight.tolist() == [1.0] * 16 + [0.0] * 10
+    loss, _ = strategy.loss(s.theta, s, both, env)
+    plain, _ = strategy.loss(s.theta, s, batch, env)
+    torch.testing.assert_close(loss, plain)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("strategy.buffer_size=0",), "strategy.buffer_size must be at least 1, got 0"),
+        (("strategy.buffer_size=9", "strategy.policy=ring"), "one place for each of 10 classes"),
+        (("strategy.replay_batch_size=0",), "strategy.replay_batch_size"),
+        (("strategy.policy=fifo",), "strategy.policy must be one of reservoir"),
+    ],
+)
+def test_what_cannot_be_is_refused(prepared, overrides, message):
+    with pytest.raises(UserError, match=message):
+        prepared(*TOY, *overrides)

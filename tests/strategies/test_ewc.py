@@ -1,0 +1,126 @@
+"""Elastic weight consolidation: the penalty is the paper's, whatever form it is kept in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cl_runner.engine import initial_state, train_task
+from cl_runner.errors import Diverged
+from cl_runner.functional.importance import fisher_diagonal
+from cl_runner.strategies.naive import Naive
+
+TOY = (
+    "strategy=ewc",
+    "benchmark.num_tasks=3",
+    "benchmark.train_samples=300",
+    "model.hidden_sizes=[24]",
+    "training.batch_size=16",
+    "training.epochs=2",
+)
+
+
+def run(prepared, *overrides: str):
+    """The state after each task (theta and memory copied), and the environment."""
+    config, strategy, env = prepared(*TOY, *overrides)
+    s = initial_state(strategy, env)
+    states = []
+    for task in env.stream:
+        s, _, _ = train_task(strategy, s, task, env, config.training)
+        memory = {k: v.clone() for k, v in s.memory.items()}
+        states.append(s._replace(theta=s.theta.detach().clone(), memory=memory))
+    return strategy, env, states
+
+
+def fishers(strategy, env, states) -> list[torch.Tensor]:
+    """Each task's own Fisher, at that task's own weights."""
+    found = []
+    for s, task in zip(states, env.stream, strict=True):
+        live = env.commit(s)
+        found.append(fisher_diagonal(live, task, env, labels="exact", samples=None))
+    return found
+
+
+def test_separate_mode_is_one_penalty_per_task_around_its_own_weights(prepared):
+    strategy, env, states = run(prepared, "strategy.lambda=50")
+    terms = list(zip(fishers(strategy, env, states), states, strict=True))
+    theta = states[-1].theta + 0.1 * torch.randn(states[-1].theta.shape)
+    expected = sum(F * (theta - s.theta) for F, s in terms)
+    memory = states[-1].memory
+    actual = memory["fisher"] * (theta - memory["anchor"])
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_online_mode_decays_the_fisher_and_keeps_the_latest_weights(prepared):
+    strategy, env, states = run(
+        prepared, "strategy.lambda=50", "strategy.mode=online", "strategy.gamma=0.5"
+    )
+    F = fishers(strategy, env, states)
+    torch.testing.assert_close(states[2].memory["fisher"], 0.25 * F[0] + 0.5 * F[1] + F[2])
+    assert torch.equal(states[2].memory["anchor"], states[2].theta)
+
+
+@pytest.mark.parametrize("penalty", ["loss", "proximal"])
+def test_lambda_zero_is_naive(prepared, penalty):
+    _, _, states = run(prepared, "strategy.lambda=0", f"strategy.penalty={penalty}")
+    config, _, env = prepared(*TOY)
+    naive = Naive(name="naive")
+    s = initial_state(naive, env)
+    for task in env.stream:
+        s, _, _ = train_task(naive, s, task, env, config.training)
+    torch.testing.assert_close(states[-1].theta, s.theta.detach(), rtol=1e-5, atol=1e-7)
+
+
+def test_the_penalty_has_the_papers_half(prepared):
+    strategy, env, states = run(prepared, "strategy.lambda=7")
+    task = env.stream[2]
+    batch = env.gather(task.train[:8], 2, states[1].t)
+    theta = states[1].theta + 0.1
+    loss, _ = strategy.loss(theta, states[1], batch, env)
+    plain, _ = Naive(name="naive").loss(theta, states[1], batch, env)
+    memory = states[1].memory
+    by_hand = sum(
+        F * (a - m) ** 2
+        for F, a, m in zip(
+            *(v.double().tolist() for v in (memory["fisher"], theta, memory["anchor"])),
+            strict=True,
+        )
+    )
+    assert float(loss - plain) == pytest.approx(7 / 2 * by_hand, rel=1e-4)
+
+
+def test_the_proximal_step_stays_finite_where_the_explicit_one_diverges(prepared):
+    huge = ("strategy.lambda=1e6", "training.epochs=5")
+    _, _, states = run(prepared, *huge, "strategy.penalty=proximal")
+    assert torch.isfinite(states[-1].theta).all()
+    with pytest.raises(Diverged, match=r"task \d at step \d+"):
+        run(prepared, *huge, "strategy.penalty=loss")
+
+
+def test_the_fisher_of_a_network_with_convolutions_and_batchnorm(prepared):
+    """Against one backward pass per sample, in evaluation mode; BatchNorm's statistics stay."""
+    config, strategy, env = prepared(
+        "strategy=ewc",
+        "benchmark=split_digits",
+        "benchmark.num_tasks=2",
+        "benchmark.train_samples=40",
+        "model=reduced_resnet18",
+        "model.width=2",
+        "training.epochs=1",
+        "training.batch_size=20",
+    )
+    s = initial_state(strategy, env)
+    s, _, _ = train_task(strategy, s, env.stream[0], env, config.training)
+    before = {k: v.clone() for k, v in env.flat.buffers.items()}
+    actual = fisher_diagonal(s, env.stream[0], env, labels="true", samples=None)
+    assert all(torch.equal(v, before[k]) for k, v in env.flat.buffers.items())
+
+    env.flat.module.eval()
+    rows = env.stream[0].train
+    expected = torch.zeros_like(actual)
+    for row in rows:
+        batch = env.gather(row[None], 0, s.t)
+        log_p = env.net(s.theta, batch.x, batch.task).log_softmax(1)[0, batch.y[0]]
+        gradients = torch.autograd.grad(log_p, env.flat.parameters)
+        expected += torch.cat([g.flatten() for g in gradients]).square() / len(rows)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-8)

@@ -1,0 +1,423 @@
+"""cl-run as its users see it: a process with output, exit code and folders.
+
+Most tests replace `cl_runner.runner` by a stub whose outcome depends on the seed, so that a process
+costs a quarter of a second; the last ones train.
+"""
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from cl_runner import naming, sweep
+
+CL_RUN = Path(sys.executable).with_name("cl-run")
+HEAVY = {"torch", "torchvision", "pandas", "sklearn"}
+
+# The process's last words are the heavy modules that it imported.
+WITNESS = f"""
+import sys
+from cl_runner.cli import main
+sys.argv[0] = "cl-run"
+try:
+    main()
+finally:
+    print("imported:", *({HEAVY!r} & set(sys.modules)), file=sys.stderr)
+"""
+
+STUB = """
+import csv, logging, sys, types
+
+def run(config, out, overrides):
+    from cl_runner.errors import Diverged, UserError
+    logging.getLogger("cl_runner").info("task 1")
+    if config.seed == 7:
+        raise UserError("seed must not be 7")
+    if config.seed == 9:
+        return 1 / 0
+    row = {"status": "complete", "seed": config.seed, "ACC": config.seed / 10}
+    row |= {"forgetting": 0.25} if config.seed == 2 else {}
+    row |= {"status": "failed"} if config.seed == 8 else {}
+    with open(out / "summary.csv", "x") as file:
+        writer = csv.DictWriter(file, list(row))
+        writer.writeheader()
+        writer.writerow(row)
+    if config.seed == 8:
+        raise Diverged("the loss is not finite")
+    if config.seed == 10:
+        print("waiting", flush=True)
+        import signal
+        signal.pause()
+    return row["ACC"]
+
+sys.modules["cl_runner.runner"] = types.ModuleType("cl_runner.runner")
+sys.modules["cl_runner.runner"].run = run
+from cl_runner.cli import main
+sys.argv[0] = "cl-run"
+main()
+"""
+TINY = (
+    "benchmark=split_digits",
+    "benchmark.num_tasks=2",
+    "benchmark.train_samples=60",
+    "training.iterations=2",
+    "training.batch_size=8",
+    "model.hidden_sizes=[8]",
+    "threads=1",
+    "device=cpu",
+)
+
+
+def call(command: list[str | Path], cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env=os.environ | env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def cl_run(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return call([CL_RUN, *args], cwd, **env)
+
+
+def stubbed(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return call([sys.executable, "-c", STUB, *args], cwd, **env)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def only(paths: object) -> Path:
+    (path,) = paths  # type: ignore[misc]
+    return path
+
+
+# Help, completion, configuration
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--help"],
+        ["--version"],
+        ["--cfg", "job"],
+        ["-sc", "query=bash"],
+        ["--flag"],
+        ["strategy=unknown"],
+        ["seeed=1"],
+        ["+seeed=1"],
+        ["optimizer.lr=-1"],
+        ["-m", "strategy=ewc,unknown"],
+    ],
+    ids=" ".join,
+)
+def test_answers_without_importing_torch(args: list[str], tmp_path: Path) -> None:
+    result = call([sys.executable, "-c", WITNESS, *args], tmp_path, COMP_LINE="cl-run strategy=")
+    assert result.stderr.splitlines()[-1] == "imported:"
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_explains_itself(tmp_path: Path) -> None:
+    result = cl_run("--help", cwd=tmp_path)
+    assert result.returncode == 0
+    assert result.stdout.startswith("cl-run: ")
+    assert len(re.findall(r"^  cl-run", result.stdout, re.MULTILINE)) >= 6
+    assert re.search(r"^strategy: .*\bewc\b.*\bnaive\b", result.stdout, re.MULTILINE)
+    assert "--cfg job" in result.stdout
+    assert "$" not in result.stdout.replace("${", "").replace("$(cl-run", "")
+
+
+def test_help_names_commands_that_compose(tmp_path: Path) -> None:
+    text = cl_run("--help", cwd=tmp_path).stdout
+    for example in re.findall(r"^  cl-run (.*?)(?:   .*)?$", text, re.MULTILINE):
+        args = [a for a in example.split() if a not in {"-m", "--config-dir", "my_conf"}]
+        if "strategy=mine" not in args:
+            args = [re.sub(r"=(\w+),[\w,]+$", r"=\1", a) for a in args]  # of a sweep, one job
+            assert cl_run("--cfg", "job", *args, cwd=tmp_path).returncode == 0, example
+
+
+def test_cfg_job_prints_yaml(tmp_path: Path) -> None:
+    result = cl_run("--cfg", "job", "strategy=naive", "seed=3", cwd=tmp_path)
+    cfg = OmegaConf.create(result.stdout)
+    assert (cfg.strategy.name, cfg.seed) == ("naive", 3)
+    assert "hydra" not in cfg
+
+
+def test_completion(tmp_path: Path) -> None:
+    script = cl_run("-sc", "install=bash", cwd=tmp_path).stdout
+    query = 'COMP_LINE="cl-run -m strategy=ew" COMP_CWORD=2; hydra_bash_completion'
+    path = f"{CL_RUN.parent}{os.pathsep}{os.environ['PATH']}"
+    shell = ["bash", "-c", f'{script}\n{query}; echo "${{COMPREPLY[@]}}"']
+    assert "strategy=ewc" in call(shell, tmp_path, PATH=path).stdout.split()
+
+
+@pytest.mark.parametrize("flags", [["--config-dir", "my"], ["hydra.searchpath=[file://my]"]])
+def test_own_configuration_files(flags: list[str], tmp_path: Path) -> None:
+    (tmp_path / "my/strategy").mkdir(parents=True)
+    (tmp_path / "my/strategy/mine.yaml").write_text("name: ewc\nlambda: 3.0\n", encoding="utf-8")
+    result = cl_run("--cfg", "job", "-p", "strategy", *flags, "strategy=mine", cwd=tmp_path)
+    assert result.stdout == "# @package strategy\nname: ewc\nlambda: 3.0\n"
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("args", "fragments"),
+    [
+        (["strategy=ecw"], ["strategy=ecw", "did you mean ewc?", "naive"]),
+        (["+experiment=unknown"], ["experiment=unknown"]),
+        (["experiment=unknown"], ["+experiment=unknown"]),
+        (["strategy.lamda=1"], ["strategy.lamda", "did you mean strategy.lambda", "known in"]),
+        (["epoch=3"], ["unknown key epoch", "did you mean training.epochs?"]),
+        (["stratgy=ewc"], ["stratgy", "did you mean strategy?"]),
+        (["foo.bar.baz=1"], ["foo", "benchmark"]),
+        (["+training.epoch=1"], ["training.epoch", "epochs"]),
+        (["seed=abc"], ["seed", "abc"]),
+        (["seed=-1"], ["seed", "at least 0"]),
+        (["seed"], ["seed", "key=value"]),
+        (["seed=[1"], ["seed=[1", "key=value"]),
+        (["strategy=ewc,naive"], ["strategy=ewc,naive", "--multirun"]),
+        (["training=3"], ["training=3"]),
+        (["--unknown"], ["--unknown", "cl-run --help"]),
+        (["seed=1", "-m", "strategy=ewc"], ["strategy=ewc", "flags go before"]),
+        (["--config-dir", "nowhere"], ["nowhere"]),
+        (["--config-name", "nothing"], ["nothing"]),
+        (["data.root=${oc.env:NOT_SET_ANYWHERE}"], ["NOT_SET_ANYWHERE"]),
+        (["hydra.run.dir=${oc.env:NOT_SET_ANYWHERE}"], ["NOT_SET_ANYWHERE"]),
+        (["hydra.run.dir=/dev/null/x"], ["/dev/null/x"]),
+        (["hydra.run.dir=new/folder", "seed=7"], ["seed must not be 7"]),
+        (["seed=7"], ["seed must not be 7"]),
+        (["-m", "strategy=ewc,unknown", "seed=0,1"], ["strategy=unknown", "ewc"]),
+        (["-m", "strategy=ewc,naive", "strategy.lambda=1"], ["strategy.lambda"]),
+        (["-m", "seed=interval(0,1)"], ["INTERVAL"]),
+        (["hydra/launcher=unknown"], ["hydra/launcher=unknown", "basic"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_one_line(args: list[str], fragments: list[str], tmp_path: Path) -> None:
+    result = stubbed(*args, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert re.fullmatch(r"cl-run: .+\n", result.stderr), result.stderr
+    for fragment in fragments:
+        assert fragment in result.stderr
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_a_broken_yaml_file_of_the_user_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "my/strategy").mkdir(parents=True)
+    (tmp_path / "my/strategy/mine.yaml").write_text("name: [", encoding="utf-8")
+    result = stubbed("--config-dir", "my", "strategy=mine", cwd=tmp_path)
+    assert result.returncode == 2
+    assert re.fullmatch(r"cl-run: .+mine.yaml.+\n", result.stderr), result.stderr
+
+
+@pytest.mark.parametrize("variable", ["CL_RUNNER_TRACEBACK", "HYDRA_FULL_ERROR"])
+def test_a_traceback_for_those_who_want_it(variable: str, tmp_path: Path) -> None:
+    result = stubbed("seed=7", cwd=tmp_path, **{variable: "1"})
+    assert result.returncode == 2
+    assert result.stderr.startswith("Traceback")
+    assert result.stderr.endswith("\ncl-run: seed must not be 7\n")
+
+
+def test_a_bug_leaves_its_traceback_in_the_folder(tmp_path: Path) -> None:
+    result = stubbed("hydra.run.dir=out", "seed=9", cwd=tmp_path)
+    path = tmp_path / "out/traceback.txt"
+    assert result.returncode == 1
+    assert re.fullmatch(r"cl-run: a bug in cl_runner: ZeroDivisionError.+\n", result.stderr)
+    assert str(path) in result.stderr
+    assert "in run" in path.read_text(encoding="utf-8")
+
+
+def test_a_diverged_run_exits_with_1_and_keeps_its_files(tmp_path: Path) -> None:
+    result = stubbed("hydra.run.dir=out", "seed=8", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (1, "cl-run: the loss is not finite\n")
+    assert read(tmp_path / "out/summary.csv")[0]["status"] == "failed"
+
+
+@pytest.mark.parametrize("args", [["seed=10"], ["-m", "seed=1,10,2", "hydra.sweep.dir=out"]])
+def test_ctrl_c_stops_with_130(args: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STUB, *args]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert "waiting\n" in iter(process.stdout.readline, "")
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (130, "cl-run: interrupted\n")
+    if "-m" in args:
+        assert [row["seed"] for row in read(tmp_path / "out/summary.csv")] == ["1", "10"]
+
+
+# Folders
+
+
+def test_two_runs_in_the_same_second_have_two_folders(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STUB, "seed=1"]
+    processes = [subprocess.Popen(command, cwd=tmp_path) for _ in range(2)]
+    assert [process.wait(timeout=60) for process in processes] == [0, 0]
+    assert len(list(tmp_path.glob("outputs/*/*/summary.csv"))) == 2
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.root=/a/b/../c",
+        "data.root='a b'",
+        f"data.root={'x' * 300}",
+        'data.root="héé ✓ 数"',
+        "data.path=${.root}",
+        "data.root='a;b|c&d'",
+    ],
+)
+@pytest.mark.parametrize("mode", ["outputs", "multirun"])
+def test_odd_values_make_safe_folders(mode: str, override: str, tmp_path: Path) -> None:
+    args = ["-m"] if mode == "multirun" else []
+    result = stubbed(*args, override, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    pattern = "*/*/*/summary.csv" if args else "*/*/summary.csv"
+    folder = only((tmp_path / mode).glob(pattern)).parent
+    assert re.fullmatch(r"[A-Za-z0-9._=+-]{1,120}", folder.name)
+    assert "data." in folder.name
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    assert stubbed("hydra.run.dir=a/b", cwd=tmp_path).returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    result = stubbed("hydra.run.dir=a/b", "seed=1", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "already holds a run" in result.stderr
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_the_log_is_in_the_folder_and_not_on_the_console(tmp_path: Path) -> None:
+    result = stubbed("hydra.run.dir=out", cwd=tmp_path)
+    assert result.stdout + result.stderr == ""
+    assert "task 1" in (tmp_path / "out/cl-run.log").read_text(encoding="utf-8")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "cl-run.log",
+        "summary.csv",
+    ]
+
+
+def test_jobs_with_a_long_common_beginning_are_told_apart() -> None:
+    a, b = (OmegaConf.create([f"data.root={'x' * 300}{end}"]) for end in "ab")
+    assert naming.slug(a) == naming.slug(b)
+    assert naming.digest(a) != naming.digest(b)
+    assert naming.digest(a) == naming.digest(OmegaConf.create([f"data.root={'x' * 300}a"]))
+
+
+# Sweeps
+
+
+def test_a_sweep_goes_on_when_jobs_fail(tmp_path: Path) -> None:
+    result = stubbed("-m", "seed=1,7,2,8,9,3", "hydra.sweep.dir=out", cwd=tmp_path)
+    out = tmp_path / "out"
+    rows = {row["seed"] or row["run"]: row for row in read(out / "summary.csv")}
+    assert result.returncode == 1
+    assert next(iter(rows["1"])) == "run"
+    assert (rows["1"]["ACC"], rows["1"]["forgetting"]) == ("0.1", "")
+    assert (rows["2"]["ACC"], rows["2"]["forgetting"]) == ("0.2", "0.25")
+    assert [rows[seed]["status"] for seed in "1238"] == ["complete"] * 3 + ["failed"]
+    assert len(rows) == 6
+    for run, row in rows.items():
+        assert (out / row["run"] / "error.txt").exists() == (row["status"] == "failed"), run
+
+    failed = {path.parent.name[:6]: path for path in out.glob("*/error.txt")}
+    assert failed["seed=7"].read_text(encoding="utf-8") == "UserError: seed must not be 7\n"
+    assert failed["seed=8"].read_text(encoding="utf-8") == "Diverged: the loss is not finite\n"
+    assert "seed must not be 7" in failed["seed=7"].with_name("cl-run.log").read_text()
+    assert [p.parent.name[:6] for p in out.glob("*/traceback.txt")] == ["seed=9"]
+
+    *shown, final = result.stdout.splitlines()
+    assert any(re.fullmatch(r"seed=2\S+ +0\.2000 +0\.2500 +complete", line) for line in shown)
+    assert "out/summary.csv" in final
+    listed = result.stderr.partition("3 of 6 runs failed:\n")[2].splitlines()
+    assert [line.strip().partition(": ")[0] for line in listed] == [
+        f"out/{failed[f'seed={seed}'].parent.name}" for seed in "789"
+    ]
+
+
+def test_a_sweep_with_only_mistakes_exits_with_2(tmp_path: Path) -> None:
+    result = stubbed("-m", "seed=1,7", "optimizer.lr=0.1,-1", "verbose=false", cwd=tmp_path)
+    assert result.returncode == 2
+    rows = read(only(tmp_path.glob("multirun/*/*/summary.csv")))
+    assert sorted(row["status"] for row in rows) == ["complete", "failed", "failed", "failed"]
+    assert "forgetting" not in result.stdout
+
+
+def test_a_job_that_is_asked_for_twice_runs_once(tmp_path: Path) -> None:
+    result = stubbed("-m", "seed=1,1", "hydra.sweep.dir=out", cwd=tmp_path)
+    assert result.returncode == 0
+    assert len(read(tmp_path / "out/summary.csv")) == 1
+
+
+def test_a_folder_that_holds_a_sweep_is_refused(tmp_path: Path) -> None:
+    assert stubbed("-m", "seed=1,2", "hydra.sweep.dir=out", cwd=tmp_path).returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    result = stubbed("-m", "seed=1,3", "hydra.sweep.dir=out", cwd=tmp_path)
+    assert result.returncode == 2
+    assert re.fullmatch(r"cl-run: .*already holds results.*\n", result.stderr)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_summary_that_cannot_be_merged_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "out/job").mkdir(parents=True)
+    (tmp_path / "out/job/summary.csv").write_text("", encoding="utf-8")
+    with pytest.raises(StopIteration):
+        sweep.merge(tmp_path / "out")
+
+
+# With training
+
+
+def test_a_run_trains_and_writes_its_files(tmp_path: Path) -> None:
+    result = cl_run(*TINY, "hydra.run.dir=out", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "ACC" in result.stdout
+    out = tmp_path / "out"
+    for name in ("accuracy_matrix.csv", "accuracies.csv", "summary.csv", "cl-run.log"):
+        assert (out / name).stat().st_size > 0
+    assert OmegaConf.load(out / "config.yaml").model.hidden_sizes == [8]
+    assert OmegaConf.load(out / "overrides.yaml") == list(TINY)
+    assert not (out / ".hydra").exists()
+
+
+def test_a_sweep_trains_merges_and_survives_divergence(tmp_path: Path) -> None:
+    sweeps = ("strategy=naive,ewc", "optimizer.lr=0.1,-1,1e30")
+    result = cl_run("-m", *TINY, *sweeps, "hydra.sweep.dir=out", cwd=tmp_path)
+    rows = read(tmp_path / "out/summary.csv")
+    assert result.returncode == 1
+    assert sorted(row["status"] for row in rows) == ["complete"] * 2 + ["failed"] * 4
+    complete = [row for row in rows if row["status"] == "complete"]
+    assert sorted(row["strategy"] for row in complete) == ["ewc", "naive"]
+    assert all(0 <= float(row["ACC"]) <= 1 for row in complete)
+    errors = sorted(path.read_text() for path in (tmp_path / "out").glob("*/error.txt"))
+    assert [error.partition(":")[0] for error in errors] == ["Diverged"] * 2 + ["UserError"] * 2
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["+strategy.unknown=1"], ["benchmark=split_npz", "data.path=nowhere.npz"]],
+    ids=" ".join,
+)
+def test_a_mistake_that_needs_torch_leaves_nothing_behind(args: list[str], tmp_path: Path) -> None:
+    result = cl_run(*args, cwd=tmp_path)
+    assert result.returncode == 2
+    assert re.fullmatch(r"cl-run: .+\n", result.stderr), result.stderr
+    assert not list(tmp_path.iterdir())

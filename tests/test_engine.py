@@ -1,0 +1,206 @@
+"""The training loop and the evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from cl_runner.engine import Source, evaluate, initial_state, train_task
+from cl_runner.env import active_table
+from cl_runner.errors import Diverged
+from cl_runner.functional import optim
+
+TOY = ("strategy=naive", "benchmark=split_digits", "model.hidden_sizes=[24]", "training.epochs=2")
+
+
+def train(prepared, *overrides: str, tasks: int = 5):
+    config, strategy, env = prepared(*TOY, *overrides)
+    s = initial_state(strategy, env)
+    counts = []
+    for task in env.stream[:tasks]:
+        stochastic = getattr(config.model, "dropout", 0) > 0
+        s, steps, samples = train_task(
+            strategy, s, task, env, config.training, stochastic=stochastic
+        )
+        counts.append((steps, samples))
+    return strategy, s, env, counts
+
+
+def test_epochs_show_every_sample_as_often(prepared):
+    _, _, env, counts = train(prepared, "training.batch_size=100", "training.epochs=3")
+    for (steps, samples), task in zip(counts, env.stream, strict=True):
+        assert steps == 3 * -(-len(task.train) // 100)
+        assert samples == 3 * len(task.train)
+
+
+def test_iterations_replace_epochs(prepared):
+    _, _, _, counts = train(prepared, "training.iterations=7", "training.batch_size=100")
+    assert [steps for steps, _ in counts] == [7] * 5
+
+
+def test_an_epoch_shows_each_sample_once_in_an_order_of_its_own(prepared):
+    config, strategy, env = prepared(*TOY, "training.batch_size=32")
+    s = initial_state(strategy, env)
+    source = Source(env, s, 0, env.stream[0].train, 0)
+    n = -(-len(env.stream[0].train) // 32)
+    orders = [
+        torch.cat([b.index for b in source.epoch(strategy, config.training, epoch, n)])
+        for epoch in (0, 1)
+    ]
+    for order in orders:
+        assert torch.equal(order.sort().values, env.stream[0].train)
+    assert not torch.equal(*orders)
+
+
+def test_joint_trains_once_on_the_union_of_all_tasks(prepared):
+    """The known bug: joint training that saw only the first task."""
+    strategy, s, env, counts = train(prepared, "strategy=joint", "training.batch_size=64")
+    assert counts[0][1] == 2 * len(env.stream.x)
+    assert counts[1:] == [(0, 0)] * 4
+    assert min(evaluate(strategy, s, env)["test", "class"]) > 0.3
+
+
+@pytest.mark.parametrize("active", ["seen", "all", "current"])
+def test_joint_scores_all_classes_from_the_start(prepared, active):
+    _, s, _, _ = train(prepared, "strategy=joint", f"training.active_classes={active}", tasks=1)
+    assert torch.isfinite(s.theta).all()
+
+
+def test_cumulative_trains_on_everything_so_far(prepared):
+    _, _, env, counts = train(prepared, "strategy=cumulative")
+    sizes = [len(task.train) for task in env.stream]
+    assert [samples for _, samples in counts] == [2 * sum(sizes[: t + 1]) for t in range(5)]
+
+
+def test_test_data_have_no_influence_on_training(prepared):
+    config, strategy, env = prepared(*TOY)
+    thetas = []
+    for stream in (env.stream, dataclasses.replace(env.stream, y_test=env.stream.y_test.flip(0))):
+        _, _, fresh = prepared(*TOY)
+        fresh.stream = dataclasses.replace(stream, cache={})
+        s = initial_state(strategy, fresh)
+        for task in fresh.stream:
+            s, _, _ = train_task(strategy, s, task, fresh, config.training)
+            evaluate(strategy, s, fresh)
+        thetas.append(s.theta.detach().clone())
+    assert torch.equal(*thetas)
+
+
+def test_evaluating_changes_nothing(prepared):
+    options = ("model=reduced_resnet18", "model.width=2", "benchmark.train_samples=90")
+    config, strategy, env = prepared("strategy=naive", "benchmark=split_digits", *options)
+    s = initial_state(strategy, env)
+    s, _, _ = train_task(strategy, s, env.stream[0], env, config.training)
+    before = [s.theta.detach().clone(), *(v.clone() for v in env.flat.buffers.values())]
+    evaluate(strategy, s, env)
+    after = [s.theta.detach(), *env.flat.buffers.values()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert env.flat.module.training
+
+
+def test_both_readings_against_a_loop(prepared):
+    strategy, s, env, _ = train(prepared, tasks=2)
+    rows = evaluate(strategy, s, env)
+    assert set(rows) == {("test", "class"), ("test", "task")}
+    for task in env.stream:
+        images, labels = env.stream.held_out("test", task)
+        logits = env.net(s.theta, env.stream.normalise(images), torch.zeros(len(images))).detach()
+        own = sorted(task.classes)
+        by_class = sum(int(z.argmax()) == int(y) for z, y in zip(logits, labels, strict=True))
+        by_task = sum(
+            own[int(z[own].argmax())] == int(y) for z, y in zip(logits, labels, strict=True)
+        )
+        assert rows["test", "class"][task.index] == by_class / len(labels)
+        assert rows["test", "task"][task.index] == by_task / len(labels)
+
+
+def test_validation_samples_are_evaluated_and_never_trained_on(prepared):
+    strategy, s, env, counts = train(prepared, "benchmark.validation_fraction=0.25")
+    rows = evaluate(strategy, s, env)
+    assert ("validation", "class") in rows
+    for task, (_, samples) in zip(env.stream, counts, strict=True):
+        assert samples == 2 * len(task.train)
+        assert not set(task.train.tolist()) & set(task.validation.tolist())
+
+
+@pytest.mark.parametrize("scenario", ["task", "domain", "class"])
+@pytest.mark.parametrize("benchmark", ["split_digits", "permuted_digits", "rotated_digits"])
+def test_every_benchmark_trains_in_every_scenario(prepared, benchmark, scenario):
+    strategy, s, env, _ = train(
+        prepared, f"benchmark={benchmark}", f"scenario={scenario}", "training.epochs=10"
+    )
+    own = evaluate(strategy, s, env)["test", scenario]
+    assert own[-1] > 0.5  # the task just trained; chance is 0.1 or 0.5
+    if scenario == "task" and benchmark == "split_digits":
+        assert own[-1] > 0.8
+
+
+def test_active_classes(prepared):
+    _, _, env = prepared(*TOY)
+    seen = active_table(env.stream, "seen")
+    current = active_table(env.stream, "current")
+    assert active_table(env.stream, "all") is None and seen is not None and current is not None
+    assert seen[1, 0].tolist() == [True] * 4 + [False] * 6
+    assert current[3, 1].tolist() == [c in (2, 3) for c in range(10)]
+
+
+def test_inactive_classes_get_no_gradient(prepared):
+    """Multi-head: the outputs of other tasks do not move."""
+    _, s, env, _ = train(prepared, "scenario=task", tasks=1)
+    _, start, fresh, _ = train(prepared, "scenario=task", tasks=0)
+    change = (s.theta - start.theta).detach()
+    output = env.flat.views(change)["layers.1.weight"]
+    assert output[:2].abs().sum() > 0 and output[2:].abs().sum() == 0
+
+
+def test_optimizer_slots_are_carried_over_or_reset(prepared):
+    def steps(*overrides: str) -> float:
+        return float(train(prepared, "optimizer=adam", *overrides)[1].opt["steps"])
+
+    counts = train(prepared, "optimizer=adam")[3]
+    assert steps() == sum(n for n, _ in counts)
+    assert steps("optimizer.reset=true") == counts[-1][0]
+
+
+def test_the_schedule_reaches_the_steps(prepared, monkeypatch):
+    rates = []
+    update = optim.update
+
+    def spy(config, theta, grad, slots):
+        rates.append(float(slots["lr"]))
+        return update(config, theta, grad, slots)
+
+    monkeypatch.setattr(optim, "update", spy)
+    train(
+        prepared,
+        "optimizer.schedule=step",
+        "optimizer.milestones=[0.5]",
+        "training.iterations=4",
+        tasks=2,
+    )
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01] * 2)
+
+
+def test_dropout_is_reproducible_and_off_at_evaluation(prepared):
+    dropout = ("model.dropout=0.5",)
+    strategy, s, env, _ = train(prepared, *dropout)
+    torch.rand(3)  # whatever else uses the global generator
+    _, again, _, _ = train(prepared, *dropout)
+    assert torch.equal(s.theta, again.theta)
+    assert evaluate(strategy, s, env) == evaluate(strategy, s, env)
+    _, without, _, _ = train(prepared)
+    assert not torch.equal(s.theta, without.theta)
+
+
+def test_divergence_names_task_and_step(prepared):
+    with pytest.raises(Diverged, match=r"in task 1 at step \d+"):
+        train(prepared, "optimizer.lr=1e30")
+
+
+def test_augmentation_is_reproducible_and_changes_training(prepared):
+    _, s, _, _ = train(prepared, "training.augment=crop_flip")
+    _, again, _, _ = train(prepared, "training.augment=crop_flip")
+    _, plain, _, _ = train(prepared)
+    assert torch.equal(s.theta, again.theta) and not torch.equal(s.theta, plain.theta)
