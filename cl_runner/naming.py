@@ -29,7 +29,7 @@ def digest(overrides: Sequence[str]) -> str:
 
 
 def plain(overrides: Sequence[str]) -> list[str]:
-    """Hydra's list of overrides as it was written: ${...} in it is not meant to be resolved here."""
+    """Hydra's list of overrides as written: ${...} in it is not meant to be resolved here."""
     return cast("list[str]", OmegaConf.to_container(overrides, resolve=False))
 
 

@@ -321,7 +321,9 @@ def _image(file: Path) -> NDArray[np.uint8]:
 def _read(file: Path, remedy: str) -> Decoded:
     """The four arrays of an .npz file. Raises UserError where it is damaged or lacks one."""
     check(zipfile.is_zipfile(file), f"{file} is damaged or not an .npz file: {remedy}")
-    with _told(f"{file} is damaged", remedy), np.load(file, allow_pickle=False) as archive:
+    # numpy leaves a damaged file open if it opens it itself.
+    with _told(f"{file} cannot be read", remedy), file.open("rb") as stream:
+        archive = np.load(stream, allow_pickle=False)
         arrays = {key: archive[key] for key in KEYS if key in archive.files}
     missing = [key for key in KEYS if not isinstance(arrays.get(key), np.ndarray)]
     check(not missing, f"{file} lacks {', '.join(missing)}: {remedy}")

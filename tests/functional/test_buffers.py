@@ -1,0 +1,243 @@
+"""Buffers against the item-by-item algorithms, a deque, and exact or tested probabilities."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from itertools import combinations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chi2, chisquare
+from torch import Tensor
+
+from cl_runner.functional import buffers
+
+steady = settings(max_examples=80, deadline=None, derandomize=True, database=None)
+RARE = 1e-4  # a fixed seed, so a test that passes once passes for ever; wrong code is far below
+
+
+def empty(capacity: int) -> tuple[Tensor, Tensor]:
+    return torch.full((capacity,), -1), torch.zeros(capacity, dtype=torch.int64)
+
+
+def algorithm_r(items: list[int], uniforms: list[float], capacity: int) -> list[int]:
+    """Vitter 1985, one item after the other."""
+    slots = [-1] * capacity
+    for n, (item, u) in enumerate(zip(items, uniforms, strict=True)):
+        slot = n if n < capacity else int(u * (n + 1))
+        if slot < capacity:
+            slots[slot] = item
+    return slots
+
+
+@steady
+@given(
+    capacity=st.integers(1, 12),
+    batches=st.lists(st.lists(st.booleans(), min_size=1, max_size=30), min_size=1, max_size=6),
+    seed=st.integers(0, 2**31),
+)
+def test_batched_reservoir_is_algorithm_r(
+    capacity: int, batches: list[list[bool]], seed: int
+) -> None:
+    # Each flag is one place of a batch: a sample (True) or padding (False).
+    generator = torch.Generator().manual_seed(seed)
+    (index, task), seen = empty(capacity), torch.tensor(0)
+    items: list[int] = []
+    uniforms: list[float] = []
+    for flags in batches:
+        arrived, uniform = torch.tensor(flags), torch.rand(len(flags), generator=generator)
+        batch = len(items) + torch.arange(len(flags)) + 100  # padding repeats some of the numbers
+        batch[arrived] = len(items) + torch.arange(int(arrived.sum()))
+        target = buffers.reservoir_targets(seen, capacity, arrived, uniform)
+        index, task = buffers.add(index, task, batch, batch + 1000, target)
+        seen = seen + arrived.sum()
+        items += batch[arrived].tolist()
+        uniforms += uniform[arrived].tolist()
+    expected = algorithm_r(items, uniforms, capacity)
+    assert index.tolist() == expected
+    assert task.tolist() == [item + 1000 if item >= 0 else 0 for item in expected]
+
+
+@pytest.mark.parametrize("capacity", [1, 3, 8])
+@pytest.mark.parametrize("n", [0, 2, 3, 8, 9, 50, 1000])
+def test_item_n_is_kept_with_probability_capacity_over_n_plus_1(n: int, capacity: int) -> None:
+    # One uniform from each of n + 1 equal parts of [0, 1): exactly `capacity` of them keep the item.
+    # Counting one item too few keeps the first item after the buffer is full with certainty.
+    uniform = (torch.arange(n + 1) + 0.5) / (n + 1)
+    targets = [
+        buffers.reservoir_targets(torch.tensor(n), capacity, torch.tensor([True]), u[None]).item()
+        for u in uniform
+    ]
+    kept = [target for target in targets if target < capacity]
+    if n < capacity:
+        assert set(targets) == {n}
+    else:
+        assert sorted(kept) == list(range(capacity))  # each slot once
+
+
+def test_every_item_is_held_with_the_same_probability() -> None:
+    capacity, items, trials = 5, 20, 4000
+    generator = torch.Generator().manual_seed(0)
+    held = torch.zeros(items)
+    arrived, number = torch.ones(10, dtype=torch.bool), torch.arange(items)
+    for uniform in torch.rand(trials, items, generator=generator):
+        index, task = empty(capacity)
+        for at in (0, 10):
+            part = slice(at, at + 10)
+            target = buffers.reservoir_targets(torch.tensor(at), capacity, arrived, uniform[part])
+            index, task = buffers.add(index, task, number[part], number[part], target)
+        held[index] += 1
+    assert held.sum() == trials * capacity
+    # The counts have the covariance of draws without replacement, hence the factors.
+    p = capacity / items
+    statistic = ((held - trials * p) ** 2).sum() / (trials * p * (1 - p)) * (items - 1) / items
+    assert chi2.sf(statistic.item(), items - 1) > RARE
+    assert abs(held[0] - trials * p) < 4 * (trials * p * (1 - p)) ** 0.5
+    assert abs(held[-1] - trials * p) < 4 * (trials * p * (1 - p)) ** 0.5
+
+
+def test_the_largest_uniform_stays_within_the_stream() -> None:
+    uniform = torch.tensor([1 - 2**-24])  # the largest float32 below 1
+    for seen in (5, 2**24, 2**31):
+        target = buffers.reservoir_targets(torch.tensor(seen), 5, torch.tensor([True]), uniform)
+        assert target.item() == 5
+
+
+@steady
+@given(
+    num_bins=st.integers(1, 4),
+    per_bin=st.integers(1, 4),
+    spare=st.integers(0, 3),
+    batches=st.lists(
+        st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=20), max_size=5
+    ),
+)
+def test_rings_are_deques(
+    num_bins: int, per_bin: int, spare: int, batches: list[list[tuple[int, bool]]]
+) -> None:
+    total = num_bins * per_bin + spare  # the spare places belong to no bin
+    (index, task), counts = empty(total), torch.zeros(num_bins, dtype=torch.int64)
+    model = [deque[int](maxlen=per_bin) for _ in range(num_bins)]
+    item = 0
+    for batch in batches:
+        bins = torch.tensor([b % num_bins for b, _ in batch])
+        arrived = torch.tensor([flag for _, flag in batch])
+        rows = item + torch.arange(len(batch))
+        item += len(batch)
+        target = buffers.ring_targets(counts, per_bin, bins, arrived, total)
+        index, task = buffers.add(index, task, rows, rows + 1000, target)
+        counts = counts.scatter_add(0, bins, arrived.long())
+        for row, b, flag in zip(rows.tolist(), bins.tolist(), arrived.tolist(), strict=True):
+            if flag:
+                model[b].append(row)
+        for b, ring in enumerate(model):
+            held = index[b * per_bin : (b + 1) * per_bin]
+            assert sorted(held[held >= 0].tolist()) == list(ring)
+        assert index[num_bins * per_bin :].tolist() == [-1] * spare
+    assert task.tolist() == [row + 1000 if row >= 0 else 0 for row in index.tolist()]
+
+
+def test_adding_changes_no_argument() -> None:
+    index, task = empty(3)
+    target = buffers.reservoir_targets(
+        torch.tensor(0), 3, torch.ones(2, dtype=torch.bool), torch.rand(2)
+    )
+    new, _ = buffers.add(index, task, torch.tensor([7, 8]), torch.tensor([1, 1]), target)
+    assert new.tolist() == [7, 8, -1]
+    assert index.tolist() == [-1, -1, -1]
+    assert task.tolist() == [0, 0, 0]
+
+
+def test_drawn_slots_are_filled_distinct_and_uniform() -> None:
+    index = torch.tensor([4, -1, 9, 9, -1, 0, 2])  # five filled slots
+    filled_slots = [0, 2, 3, 5, 6]
+    pairs: Counter[tuple[int, ...]] = Counter()
+    for uniform in torch.rand(4000, len(index), generator=torch.Generator().manual_seed(0)):
+        slots, filled = buffers.draw(index, uniform, 2)
+        assert bool(filled.all())
+        pairs[tuple(sorted(slots.tolist()))] += 1
+    assert set(pairs) == set(combinations(filled_slots, 2))  # without replacement, none is left out
+    assert chisquare(list(pairs.values())).pvalue > RARE
+
+
+@pytest.mark.parametrize("filled_slots", [[], [3], [0, 2, 4]])
+def test_a_buffer_with_fewer_than_asked_gives_each_of_them_once(filled_slots: list[int]) -> None:
+    index = torch.full((6,), -1)
+    index[filled_slots] = 5
+    slots, filled = buffers.draw(index, torch.rand(6, generator=torch.Generator()), 4)
+    assert len(slots) == 4
+    assert sorted(slots[filled].tolist()) == filled_slots
+
+
+def refill(
+    held: dict[int, int], new: dict[int, int], capacity: int, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor, set[int]]:
+    """The buffer and its rows' bins after `balance`, from numbers of rows by bin.
+
+    Rows of bin b are 100 b, 100 b + 1, ... and show task b + 10. Also returns all candidates.
+    """
+
+    def rows(numbers: dict[int, int]) -> Tensor:
+        return torch.tensor(
+            [100 * b + i for b, number in numbers.items() for i in range(number)],
+            dtype=torch.int64,
+        )
+
+    old, arriving = rows(held), rows(new)
+    index, task = empty(capacity)
+    index[: len(old)], task[: len(old)] = old, old // 100 + 10
+    index, task = index.flip(0), task.flip(0)  # the empty slots come first
+    bins = index.clamp_min(0) // 100
+    generator = torch.Generator().manual_seed(seed)
+    new_bins = arriving // 100
+    index, task = buffers.balance(
+        index, task, bins, arriving, new_bins + 10, new_bins, generator
+    )
+    return index, task, index[index >= 0] // 100, {*old.tolist(), *arriving.tolist()}
+
+
+@pytest.mark.parametrize(
+    ("held", "new", "capacity", "shares"),
+    [
+        ({}, {0: 30, 1: 30}, 10, {0: 5, 1: 5}),
+        ({0: 5, 1: 5}, {2: 30}, 10, {0: 3, 1: 3, 2: 3}),  # floor(10 / 3), one place stays free
+        ({0: 2, 1: 5}, {2: 30, 3: 1}, 12, {0: 2, 1: 3, 2: 3, 3: 1}),  # a bin may have too few
+        ({1: 2}, {0: 30}, 2, {0: 1, 1: 1}),
+    ],
+)
+def test_balance_gives_equal_shares(
+    held: dict[int, int], new: dict[int, int], capacity: int, shares: dict[int, int]
+) -> None:
+    index, task, bins, candidates = refill(held, new, capacity)
+    kept = index[index >= 0].tolist()
+    assert len(index) == len(task) == capacity
+    assert Counter(bins.tolist()) == Counter(shares)
+    assert len(set(kept)) == len(kept)
+    assert set(kept) <= candidates
+    assert task[index >= 0].tolist() == [row // 100 + 10 for row in kept]  # rows keep their task
+
+
+def test_balance_draws_by_its_generator_alone() -> None:
+    first, again, other = (refill({}, {0: 30, 1: 30}, 10, seed)[0] for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_after_any_number_of_refills_every_sample_of_a_bin_is_held_equally_often() -> None:
+    capacity, size, trials = 12, 9, 1500
+    held = torch.zeros(3, size)
+    for seed in range(trials):
+        index, task = empty(capacity)
+        for b in range(3):  # shares 12, 6, 4
+            rows = size * b + torch.arange(size)
+            bins = torch.full_like(rows, b)
+            old = index.clamp_min(0) // size
+            generator = torch.Generator().manual_seed(3 * seed + b)
+            index, task = buffers.balance(index, task, old, rows, bins, bins, generator)
+        held.view(-1)[index[index >= 0]] += 1
+    assert held.sum(1).tolist() == [4 * trials] * 3
+    p = 4 / size
+    statistics = ((held - trials * p) ** 2).sum(1) / (trials * p * (1 - p)) * (size - 1) / size
+    assert bool((torch.from_numpy(chi2.sf(statistics.numpy(), size - 1)) > RARE).all())

@@ -1,0 +1,432 @@
+"""The Fisher information against closed forms and against one autograd call per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import cl_runner.env
+from cl_runner.config import SGD
+from cl_runner.core import Stream, Task, TrainState
+from cl_runner.env import Env
+from cl_runner.functional.importance import (
+    LABEL_RULES,
+    fisher_diagonal,
+    merge_quadratics,
+    score_cotangents,
+)
+from cl_runner.functional.losses import mask_logits, quadratic
+from cl_runner.nn.networks import CNN, MLP, ResNet
+
+N, K, IMAGE, PIXELS = 23, 4, (1, 4, 4), 16
+
+
+def environment(
+    make_net: Callable[[], nn.Module],
+    *,
+    x: Tensor | None = None,
+    y: Tensor | None = None,
+    active_classes: str = "all",
+    seed: int = 0,
+) -> tuple[Env, TrainState]:
+    """Two class-incremental tasks, classes 0-1 and 2-3, in double precision.
+
+    Task 0 holds all rows but the last three, whatever their labels: `true` may then meet any class.
+    """
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(N, *IMAGE, generator=generator, dtype=torch.float64) if x is None else x
+    y = torch.randint(K // 2, (len(x),), generator=generator) if y is None else y
+    rows = torch.arange(len(x))
+    parts = (rows[:-3], rows[-3:])
+    tasks = tuple(
+        Task(t, (2 * t, 2 * t + 1), ("a", "b"), part, rows[:0], rows[:0])
+        for t, part in enumerate(parts)
+    )
+    stream = Stream(
+        x=x,
+        y=y,
+        x_test=x[:0],
+        y_test=y[:0],
+        tasks=tasks,
+        label=torch.arange(K).expand(2, K).contiguous(),
+        num_classes=K,
+        scenario="class",
+        scale=torch.ones(1, 1, 1, dtype=torch.float64),
+        shift=None,
+    )
+    env = Env(
+        stream=stream,
+        make_net=lambda env: make_net().double(),
+        optimizer=SGD(name="sgd", lr=0.1),
+        seed=seed,
+        active_classes=active_classes,
+    )
+    return env, TrainState(env.flat.theta, env.flat.buffers, {}, {}, torch.tensor(0))
+
+
+def uniforms(env: Env, s: TrainState, task: Task) -> Tensor:
+    """The uniforms that a pass over the task gives to its samples."""
+    parts, _ = env.fold(lambda carry, b: [*carry, b.noise["label"]], [], s, task)
+    return torch.cat(parts)
+
+
+def weights_of_labels(p: list[float], y: int, rule: str, uniform: float) -> list[float]:
+    """The distribution over labels that a rule takes the expectation over, in plain Python."""
+    if rule == "exact":
+        return p
+    if rule == "true":
+        label = y
+    elif rule == "predicted":
+        label = max(range(K), key=lambda c: p[c])
+    else:
+        label = int(np.searchsorted(np.cumsum(p), uniform, side="right"))
+    return [float(c == label) for c in range(K)]
+
+
+def brute_force(env: Env, s: TrainState, task: Task, rule: str) -> Tensor:
+    """F by its definition: for each sample and each label one gradient of log p, squared."""
+    net, total = env.flat.module.eval(), torch.zeros_like(s.theta).detach()
+    uniform = uniforms(env, s, task)
+    net.eval()
+    active = env.active(torch.tensor([task.index]), s.t)
+    for n, row in enumerate(task.train.tolist()):
+        logits = net(env.stream.x[row : row + 1])
+        log_p = F.log_softmax(mask_logits(logits, active), 1)[0]
+        label_weights = weights_of_labels(
+            log_p.exp().tolist(), int(env.stream.y[row]), rule, uniform[n].item()
+        )
+        for c, weight in enumerate(label_weights):
+            if weight:
+                parts = torch.autograd.grad(
+                    log_p[c], env.flat.parameters, retain_graph=True, materialize_grads=True
+                )
+                total += weight * torch.cat([g.flatten() for g in parts]).square()
+    net.train()
+    return total / len(task.train)
+
+
+class Raw(nn.Module):
+    """The MLP 16-6-4 without nn.Linear: its parameters are the module's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = MLP(PIXELS, [6], K, "default", 0.0).layers
+        self.w1, self.b1, self.w2, self.b2 = (
+            nn.Parameter(p.detach()) for layer in layers for p in (layer.weight, layer.bias)
+        )
+
+    def forward(self, x: Tensor, task: Tensor | None = None) -> Tensor:
+        return F.linear(F.relu(F.linear(x.flatten(1), self.w1, self.b1)), self.w2, self.b2)
+
+
+class Variant(nn.Module):
+    """An MLP with one of the peculiarities that rule the one-product-per-layer path out, or not."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.first = nn.Linear(PIXELS, 6, bias=kind != "no bias")
+        self.second = nn.Linear(6, 6)
+        self.third = nn.Linear(6, K)
+        if kind == "tied":
+            self.twin = nn.Linear(6, 6)
+            self.twin.weight = self.second.weight
+        if kind == "frozen":
+            self.first.requires_grad_(False)
+
+    def forward(self, x: Tensor, task: Tensor | None = None) -> Tensor:
+        h = torch.tanh(self.first(x.flatten(1)))
+        if self.kind == "3-d input":
+            h = torch.tanh(self.second(torch.stack([h, -h], 1))).sum(1)
+        elif self.kind != "unused":
+            h = torch.tanh(self.second(h))
+        if self.kind == "used twice":
+            h = torch.tanh(self.second(h))
+        if self.kind == "tied":
+            h = torch.tanh(self.twin(h))
+        logits: Tensor = self.third(h)
+        return logits
+
+
+def small_resnet() -> nn.Module:
+    """With running statistics and affine maps of BatchNorm that are not the initial ones."""
+    net = ResNet(1, (1, 1), 2, K, "projection")
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            for p in (m.weight, m.bias, m.running_mean, m.running_var):
+                nn.init.uniform_(p, 0.5, 2.0)
+    return net
+
+
+def linear() -> nn.Module:
+    return MLP(PIXELS, [], K, "default", 0.0)
+
+
+def mlp(dropout: float = 0.0) -> nn.Module:
+    return MLP(PIXELS, [6], K, "default", dropout)
+
+
+def cnn() -> nn.Module:
+    return CNN(IMAGE, [3], 5, K)
+
+
+@pytest.fixture
+def vmaps(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Grows by one with each call of vmap: tells which of the two paths was taken."""
+    calls, vmap = [], torch.func.vmap
+
+    def counted(*args, **kwargs):
+        calls.append(None)
+        return vmap(*args, **kwargs)
+
+    monkeypatch.setattr(torch.func, "vmap", counted)
+    return calls
+
+
+@pytest.mark.parametrize("rule", LABEL_RULES)
+def test_logistic_regression_in_closed_form(rule: str) -> None:
+    # d log p(y | x) / d W_kd = (1[y = k] - p_k) x_d, hence F = mean_x E_y (1[y = k] - p_k)^2 x_d^2.
+    env, s = environment(linear)
+    task = env.stream[0]
+    x, y = env.stream.x[task.train].flatten(1).numpy(), env.stream.y[task.train].numpy()
+    weight, bias = (p.detach().numpy() for p in env.flat.module.layers[0].parameters())
+    score = np.exp(x @ weight.T + bias)
+    p = score / score.sum(1, keepdims=True)
+    if rule == "exact":
+        square = p * (1 - p)  # the variance of a Bernoulli variable
+    else:
+        label = {
+            "true": y,
+            "predicted": p.argmax(1),
+            "sampled": (p.cumsum(1) > uniforms(env, s, task).numpy()[:, None]).argmax(1),
+        }[rule]
+        square = (np.eye(K)[label] - p) ** 2
+    expected = np.concatenate([(square.T @ x**2).ravel(), square.sum(0)]) / len(x)
+    fisher = fisher_diagonal(s, task, env, labels=rule, samples=None)
+    np.testing.assert_allclose(fisher.numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("rule", LABEL_RULES)
+@pytest.mark.parametrize("active_classes", ["all", "current"])
+@pytest.mark.parametrize(
+    ("make_net", "fast"),
+    [(mlp, True), (Raw, False), (cnn, False), (small_resnet, False)],
+    ids=["mlp", "raw", "cnn", "resnet"],
+)
+def test_any_network_against_one_gradient_per_sample(
+    vmaps: list[None], make_net: Callable[[], nn.Module], fast: bool, active_classes: str, rule: str
+) -> None:
+    env, s = environment(make_net, active_classes=active_classes)
+    task = env.stream[0]
+    fisher = fisher_diagonal(s, task, env, labels=rule, samples=None)
+    assert (not vmaps) == fast
+    torch.testing.assert_close(fisher, brute_force(env, s, task, rule), rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fast"),
+    [
+        ("plain", True),
+        ("no bias", True),
+        ("frozen", True),
+        ("used twice", False),
+        ("3-d input", False),
+        ("unused", False),
+        ("tied", False),
+    ],
+)
+def test_the_fast_path_is_taken_only_where_it_holds(
+    vmaps: list[None], kind: str, fast: bool
+) -> None:
+    env, s = environment(lambda: Variant(kind))
+    task = env.stream[0]
+    fisher = fisher_diagonal(s, task, env, labels="exact", samples=None)
+    torch.testing.assert_close(fisher, brute_force(env, s, task, "exact"), rtol=1e-9, atol=1e-14)
+    assert (not vmaps) == fast
+
+
+@pytest.mark.parametrize("rule", LABEL_RULES)
+def test_both_paths_agree(rule: str) -> None:
+    env, s = environment(mlp)
+    raw, s_raw = environment(Raw)
+    raw.flat.commit(s.theta.detach())
+    fast, general = (
+        fisher_diagonal(state, e.stream[0], e, labels=rule, samples=None)
+        for e, state in ((env, s), (raw, s_raw))
+    )
+    torch.testing.assert_close(fast, general, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("make_net", [mlp, cnn])
+def test_it_is_not_the_square_of_the_mean_gradient(make_net: Callable[[], nn.Module]) -> None:
+    env, s = environment(make_net)
+    task = env.stream[0]
+    fisher = fisher_diagonal(s, task, env, labels="true", samples=None)
+    logits = env.flat.module(env.stream.x[task.train])
+    mean = torch.autograd.grad(
+        F.cross_entropy(logits, env.stream.y[task.train]), env.flat.parameters
+    )
+    square = torch.cat([g.flatten() for g in mean]).square()
+    # mean(g^2) >= mean(g)^2, with equality only where all samples have the same gradient.
+    assert bool((fisher >= square - 1e-15).all())
+    assert fisher.sum() > 2 * square.sum()
+
+
+def test_opposite_gradients_do_not_cancel() -> None:
+    x = torch.ones(5, *IMAGE, dtype=torch.float64)
+    y = torch.tensor([0, 1, 0, 0, 0])  # task 0 has the first two
+    env, s = environment(linear, x=x, y=y, active_classes="current")
+    nn.init.zeros_(env.flat.module.layers[0].weight)
+    nn.init.zeros_(env.flat.module.layers[0].bias)
+    fisher = fisher_diagonal(s, env.stream[0], env, labels="true", samples=None)
+    weight = env.flat.views(fisher)["layers.0.weight"]
+    torch.testing.assert_close(weight[:2], torch.full_like(weight[:2], 0.25))
+
+
+@pytest.mark.parametrize("rule", LABEL_RULES)
+@pytest.mark.parametrize("make_net", [mlp, cnn])
+def test_the_chunk_size_does_not_matter(
+    monkeypatch: pytest.MonkeyPatch, make_net: Callable[[], nn.Module], rule: str
+) -> None:
+    env, s = environment(make_net)
+    whole = fisher_diagonal(s, env.stream[0], env, labels=rule, samples=None)
+    for chunk in (1, 3, len(env.stream[0].train)):
+        monkeypatch.setattr(cl_runner.env, "FOLD_CHUNK", chunk)
+        fisher = fisher_diagonal(s, env.stream[0], env, labels=rule, samples=None)
+        torch.testing.assert_close(fisher, whole, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("rule", LABEL_RULES)
+@pytest.mark.parametrize("make_net", [mlp, cnn])
+def test_inactive_classes_contribute_nothing(
+    make_net: Callable[[], nn.Module], rule: str
+) -> None:
+    env, s = environment(make_net, active_classes="current")
+    name = env.flat.names[-2]  # the last layer's weight, a row per class
+
+    def last_layer() -> Tensor:
+        fisher = fisher_diagonal(s, env.stream[0], env, labels=rule, samples=None)
+        return env.flat.views(fisher)[name]
+
+    before = last_layer()
+    assert bool((before[2:] == 0).all())
+    assert bool((before[:2] > 0).any())
+    with torch.no_grad():
+        env.flat.views(s.theta)[name][2:] += 10  # the other task's outputs
+    torch.testing.assert_close(last_layer(), before, rtol=1e-12, atol=0)
+
+
+def test_sampled_labels_follow_the_distribution() -> None:
+    # Evenly spaced uniforms instead of random ones: the frequencies are then exact to 1/M.
+    M, logits = 4000, torch.tensor([[0.3, -1.0, 2.0, 0.1]])
+    active = torch.tensor([[True, False, True, True]])
+    p = torch.softmax(mask_logits(logits, active), 1)
+    uniform = (torch.arange(M) + 0.5) / M
+    (g,) = score_cotangents(
+        logits.expand(M, -1), torch.zeros(M).long(), active.expand(M, -1), "sampled", uniform
+    )
+    frequency = (g + p).mean(0)  # of the one-hot labels
+    torch.testing.assert_close(frequency, p[0], rtol=0, atol=1.5 / M)
+    assert bool((g[:, 1] == 0).all())
+
+
+def test_sampled_converges_to_exact() -> None:
+    base = torch.randn(3, *IMAGE, generator=torch.Generator().manual_seed(2)).double()
+    x = torch.cat([base.repeat_interleave(3000, 0), base])  # the last three are task 1's
+    env, s = environment(mlp, x=x)
+    exact = fisher_diagonal(s, env.stream[0], env, labels="exact", samples=None)
+    sampled = fisher_diagonal(s, env.stream[0], env, labels="sampled", samples=None)
+    assert (sampled - exact).norm() < 0.03 * exact.norm()
+    few = fisher_diagonal(s, env.stream[0], env, labels="sampled", samples=20)
+    assert (sampled - exact).norm() < 0.5 * (few - exact).norm()
+
+
+@pytest.mark.parametrize("position", [0, 1, 3])
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-24])
+def test_sampled_never_takes_an_inactive_class(uniform: float, position: int) -> None:
+    # 1 - 2^-24 is the largest float32 below 1: a sum of probabilities may lie at or below it.
+    M = 2000
+    logits = 3 * torch.randn(M, K, generator=torch.Generator().manual_seed(3))
+    active = torch.ones(M, K, dtype=torch.bool)
+    active[:, position] = False
+    draws = torch.full((M,), uniform)
+    (g,) = score_cotangents(logits, torch.zeros(M).long(), active, "sampled", draws)
+    assert bool((g[:, position] == 0).all())
+
+
+@pytest.mark.parametrize("make_net", [mlp, cnn])
+def test_a_subset_gives_the_mean_over_the_subset(make_net: Callable[[], nn.Module]) -> None:
+    env, s = environment(make_net)
+    task = env.stream[0]
+    none = task.train[:0]
+
+    def chosen(seed: int, samples: int) -> Tensor:
+        other, state = environment(make_net, seed=seed)
+        rows, count = other.fold(
+            lambda carry, b: torch.cat([carry, b.index]), none, state, task, samples=samples
+        )
+        assert count == len(rows)
+        return rows
+
+    rows = chosen(0, 6)
+    assert len(set(rows.tolist())) == 6
+    assert set(rows.tolist()) <= set(task.train.tolist())
+    assert not torch.equal(rows, chosen(1, 6))  # random, by the run's seed
+    assert not torch.equal(rows, task.train[:6])
+    assert torch.equal(chosen(0, 1000), task.train)  # more than there are: all of them
+    fisher = fisher_diagonal(s, task, env, labels="true", samples=6)
+    subset = Task(0, task.classes, task.names, rows, none, none)
+    torch.testing.assert_close(
+        fisher, brute_force(env, s, subset, "true"), rtol=1e-9, atol=1e-14
+    )
+
+
+def test_dropout_is_off_and_nothing_is_changed() -> None:
+    env, s = environment(lambda: mlp(dropout=0.5))
+    plain, s_plain = environment(mlp)
+    before = s.theta.detach().clone()
+    fisher = fisher_diagonal(s, env.stream[0], env, labels="exact", samples=None)
+    expected = fisher_diagonal(s_plain, plain.stream[0], plain, labels="exact", samples=None)
+    assert torch.equal(fisher, expected)
+    assert not fisher.requires_grad
+    assert torch.equal(s.theta, before)
+    assert s.theta.grad is None
+    assert env.flat.module.training
+    assert not any(m._forward_hooks for m in env.flat.module.modules())
+
+
+def penalties(tasks: int) -> tuple[Tensor, Tensor]:
+    """Anchors and importances [tasks, 50]: large, small and, one in three, zero."""
+    generator = torch.Generator().manual_seed(tasks)
+    anchors = torch.randn(tasks, 50, generator=generator, dtype=torch.float64)
+    size = 10 ** (8 * torch.rand(tasks, 50, generator=generator, dtype=torch.float64) - 6)
+    return anchors, size * (torch.rand(tasks, 50, generator=generator) > 1 / 3)
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 5, 50])
+def test_merged_penalty_has_the_gradient_of_the_sum(tasks: int) -> None:
+    anchors, importances = penalties(tasks)
+    anchor, importance = torch.full_like(anchors[0], 7.0), torch.zeros_like(anchors[0])
+    for new_anchor, new_importance in zip(anchors, importances, strict=True):
+        anchor = merge_quadratics(anchor, importance, new_anchor, new_importance)
+        importance = importance + new_importance
+    assert bool(torch.isfinite(anchor).all())
+    theta = torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    theta.requires_grad_()
+    separate = sum(quadratic(theta, a, f) for a, f in zip(anchors, importances, strict=True))
+    (expected,) = torch.autograd.grad(separate, theta)
+    (merged,) = torch.autograd.grad(quadratic(theta, anchor, importance), theta)
+    torch.testing.assert_close(merged, expected, rtol=0, atol=1e-12 * importance.max().item())
+
+
+def test_merging_with_zero_importance_keeps_the_other_anchor() -> None:
+    m, new = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0, 6.0])
+    a, b = torch.tensor([0.0, 2.0, 0.0]), torch.tensor([3.0, 0.0, 0.0])
+    merged = merge_quadratics(m, a, new, b)
+    assert merged[:2].tolist() == [4.0, 2.0]
+    assert bool(torch.isfinite(merged).all())

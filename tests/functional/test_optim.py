@@ -1,0 +1,113 @@
+"""Optimizers and schedules against torch.optim."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cl_runner.config import SGD, Adam, Optimizer
+from cl_runner.functional import optim
+
+P, STEPS = 12, 30
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("sgd", {"lr": 0.1}),
+    ("sgd", {"lr": 0.1, "weight_decay": 0.05}),
+    ("sgd", {"lr": 0.05, "momentum": 0.9}),
+    ("sgd", {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
+    ("sgd", {"lr": 0.05, "momentum": 0.8, "nesterov": True, "weight_decay": 0.05}),
+    ("adam", {"lr": 0.01}),
+    ("adam", {"lr": 0.01, "weight_decay": 0.1}),
+    ("adam", {"lr": 0.02, "betas": [0.5, 0.9], "eps": 1e-3}),
+    ("adamw", {"lr": 0.01, "weight_decay": 0.0}),
+    ("adamw", {"lr": 0.01, "weight_decay": 0.1}),
+    ("adamw", {"lr": 0.02, "weight_decay": 0.5, "betas": [0.7, 0.95], "eps": 1e-4}),
+]
+TORCH = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+
+def configure(name: str, **keys: Any) -> Optimizer:
+    return (SGD if name == "sgd" else Adam)(name=name, **keys)
+
+
+def start() -> Tensor:
+    return torch.randn(P, generator=torch.Generator().manual_seed(0))
+
+
+def gradient(theta: Tensor, step: int) -> Tensor:
+    """Of a loss that is neither linear nor the same at each step."""
+    phase = torch.arange(P) * 0.7 + step
+    return theta.detach() + 2 * torch.sin(3 * theta.detach() + phase)
+
+
+@pytest.mark.parametrize(("name", "keys"), CASES)
+def test_same_parameters_as_torch_optim(name: str, keys: dict[str, Any]) -> None:
+    config = configure(name, **keys)
+    theta, reference = start(), torch.nn.Parameter(start())
+    theirs = TORCH[name]([reference], **keys)
+    slots = optim.init(config, theta)
+    for step in range(STEPS):
+        if step == STEPS // 2:  # as a schedule does
+            slots = slots | {"lr": slots["lr"] * 0.3}
+            theirs.param_groups[0]["lr"] *= 0.3
+        theta, slots = optim.update(config, theta, gradient(theta, step), slots)
+        reference.grad = gradient(reference, step)
+        theirs.step()
+        torch.testing.assert_close(theta, reference.detach(), rtol=0, atol=1e-6)
+    assert (theta - start()).abs().min() > 1e-4  # something has moved
+
+
+@pytest.mark.parametrize(("name", "keys"), CASES)
+def test_arguments_are_not_modified_and_not_shared(name: str, keys: dict[str, Any]) -> None:
+    # s.theta stays what it was until the step is committed: strategies need the move.
+    config = configure(name, **keys)
+    theta = start()
+    _, slots = optim.update(config, theta, gradient(theta, 0), optim.init(config, theta))
+    grad = gradient(theta, 1)
+    before = {"theta": theta.clone(), "grad": grad.clone()} | {
+        key: slot.clone() for key, slot in slots.items()
+    }
+    new_theta, new_slots = optim.update(config, theta, grad, slots)
+    after = {"theta": theta, "grad": grad, **slots}
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    new_theta.fill_(7)
+    for slot in new_slots.values():
+        if slot.dim():  # the learning rate may be the same tensor
+            slot.fill_(7)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize(("name", "keys"), CASES)
+def test_slots_are_tensors_of_the_parameters_size_or_scalars(
+    name: str, keys: dict[str, Any]
+) -> None:
+    config = configure(name, **keys)
+    slots = optim.init(config, start().requires_grad_())
+    assert slots["lr"].item() == pytest.approx(keys["lr"])
+    assert all(slot.shape in ((), (P,)) and not slot.requires_grad for slot in slots.values())
+    _, after = optim.update(config, start(), start(), slots)
+    assert {k: (v.shape, v.dtype) for k, v in after.items()} == {
+        k: (v.shape, v.dtype) for k, v in slots.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("schedule", "keys"),
+    [("constant", {}), ("cosine", {}), ("step", {"milestones": [0.5, 0.75], "decay": 0.2})],
+)
+def test_schedules_are_those_of_torch(schedule: str, keys: dict[str, Any]) -> None:
+    config = configure("sgd", lr=0.4, schedule=schedule, **keys)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(start())], lr=0.4)
+    rates = torch.optim.lr_scheduler
+    scheduler = {
+        "constant": lambda: rates.ConstantLR(optimizer, factor=1.0),
+        "cosine": lambda: rates.CosineAnnealingLR(optimizer, T_max=40),
+        "step": lambda: rates.MultiStepLR(optimizer, milestones=[20, 30], gamma=0.2),
+    }[schedule]()
+    for step in range(40):
+        rate = 0.4 * optim.rate_factor(config, step / 40)
+        assert rate == pytest.approx(scheduler.get_last_lr()[0], rel=1e-9)
+        optimizer.step()
+        scheduler.step()

@@ -1,0 +1,164 @@
+"""One vector behind all parameters: shared memory, one gradient, any other vector in its place."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from cl_runner.functional.losses import quadratic
+from cl_runner.nn.flat import Flat
+from cl_runner.nn.networks import CNN, MLP, ResNet
+
+
+def mlp() -> nn.Module:
+    return MLP(16, [6, 5], 3, "default", 0.0)
+
+
+def cnn() -> nn.Module:
+    return CNN((1, 4, 4), [3], 5, 3)
+
+
+def resnet() -> nn.Module:
+    return ResNet(1, (1, 1), 2, 3, "projection")
+
+
+NETWORKS = [mlp, cnn, resnet]
+
+
+def flat_of(make_net, seed: int = 0) -> Flat:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Flat(make_net())
+
+
+def inputs() -> Tensor:
+    return torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+def other_theta(flat: Flat) -> Tensor:
+    noise = torch.randn(len(flat.theta), generator=torch.Generator().manual_seed(2))
+    return flat.theta.detach() + 0.1 * noise
+
+
+@pytest.mark.parametrize("make_net", NETWORKS)
+def test_theta_is_the_parameters_in_their_order(make_net) -> None:
+    flat = flat_of(make_net)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        expected = parameters_to_vector(make_net().parameters())
+    assert torch.equal(flat.theta, expected)
+    assert flat.theta.is_leaf
+    assert flat.theta.requires_grad
+    named = dict(flat.module.named_parameters())
+    views = flat.views(flat.theta)
+    assert list(views) == list(named)
+    assert all(torch.equal(views[name], named[name]) for name in named)
+
+
+@pytest.mark.parametrize("make_net", NETWORKS)
+def test_theta_and_parameters_are_the_same_memory(make_net) -> None:
+    flat = flat_of(make_net)
+    with torch.no_grad():
+        flat.theta.copy_(torch.arange(len(flat.theta)))
+        assert torch.equal(
+            parameters_to_vector(flat.module.parameters()), torch.arange(len(flat.theta)).float()
+        )
+        for p in flat.module.parameters():
+            p.neg_()
+    assert torch.equal(flat.theta, -torch.arange(len(flat.theta)).float())
+
+
+@pytest.mark.parametrize("make_net", NETWORKS)
+def test_a_call_with_any_vector_is_the_module_with_those_parameters(make_net) -> None:
+    flat, separate = flat_of(make_net), make_net()
+    flat.module.eval()
+    separate.eval()
+    theta = other_theta(flat)
+    before = flat.theta.detach().clone()
+    for vector in (flat.theta, flat.theta.detach().clone(), theta):
+        vector_to_parameters(vector.detach().clone(), separate.parameters())
+        assert torch.equal(flat.call(vector, inputs(), 0), separate(inputs()))
+    assert torch.equal(flat.theta, before)  # the live parameters stay what they are
+    assert not torch.equal(flat.call(theta, inputs(), 0), flat.call(flat.theta, inputs(), 0))
+
+
+@pytest.mark.parametrize("make_net", NETWORKS)
+def test_penalty_and_network_accumulate_into_one_gradient_once(make_net) -> None:
+    flat = flat_of(make_net)
+    flat.module.eval()
+    y = torch.arange(8) % 3
+    anchor, importance = other_theta(flat), torch.rand(len(flat.theta)) + 0.5
+
+    def loss(theta: Tensor) -> Tensor:
+        network = F.cross_entropy(flat.call(theta, inputs(), 0), y)
+        return network + quadratic(theta, anchor, importance)
+
+    expected = torch.func.grad(loss)(flat.theta.detach().clone())
+    gradient = torch.full_like(expected, 9.0)  # what an earlier step may have left
+    flat.bind_gradient(gradient)
+    loss(flat.theta).backward()
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
+    network_alone = expected - importance * (flat.theta.detach() - anchor)
+    assert network_alone.abs().max() > 1e-3  # both parts matter to the comparison above
+
+
+@pytest.mark.parametrize("make_net", NETWORKS)
+def test_a_bound_gradient_keeps_the_earlier_one(make_net) -> None:
+    # A-GEM needs two gradients within one step.
+    flat = flat_of(make_net)
+    flat.module.eval()
+    first, second = (torch.zeros_like(flat.theta, requires_grad=False) for _ in range(2))
+    for gradient, factor in ((first, 1.0), (second, 3.0)):
+        flat.bind_gradient(gradient)
+        (factor * flat.call(flat.theta, inputs(), 0).square().sum()).backward()
+    torch.testing.assert_close(second, 3 * first, rtol=1e-4, atol=1e-4)
+    assert first.abs().max() > 0
+
+
+@pytest.mark.parametrize("make_net", NETWORKS)
+def test_commit_writes_into_the_live_storage(make_net) -> None:
+    flat = flat_of(make_net)
+    flat.module.eval()
+    theta = other_theta(flat)
+    leaf, address = flat.theta, flat.theta.data_ptr()
+    expected = flat.call(theta, inputs(), 0)
+    assert flat.commit(theta) is leaf is flat.theta
+    assert leaf.is_leaf
+    assert leaf.requires_grad
+    assert leaf.data_ptr() == address
+    assert torch.equal(flat.module(inputs()), expected)
+    with torch.no_grad():
+        theta.zero_()  # what was committed was copied
+    assert torch.equal(flat.module(inputs()), expected)
+    assert flat.commit(leaf) is leaf
+    assert torch.equal(flat.module(inputs()), expected)
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    net = mlp()
+    net.layers[0].requires_grad_(False)
+    frozen = net.layers[0].weight.detach().clone()
+    flat = Flat(net)
+    assert flat.names == [f"layers.{i}.{p}" for i in (1, 2) for p in ("weight", "bias")]
+    assert len(flat.theta) == 6 * 5 + 5 + 5 * 3 + 3
+    flat.commit(torch.zeros(len(flat.theta)))
+    assert torch.equal(net.layers[0].weight, frozen)
+
+
+def test_buffers_are_the_live_statistics_of_batchnorm() -> None:
+    flat = flat_of(resnet)
+    buffers = flat.buffers
+    assert {name.rpartition(".")[2] for name in buffers} == {
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+    }
+    before = {name: value.clone() for name, value in buffers.items()}
+    flat.module.eval()
+    flat.call(flat.theta, inputs(), 0)
+    assert all(torch.equal(buffers[name], before[name]) for name in buffers)
+    flat.module.train()
+    flat.call(flat.theta, inputs(), 0)
+    assert all(not torch.equal(buffers[name], before[name]) for name in buffers)
+    assert flat_of(mlp).buffers == {}

@@ -1,0 +1,255 @@
+"""Networks: their shapes, sizes, initialisation, and forward passes written out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cl_runner import config
+from cl_runner.errors import UserError
+from cl_runner.nn.networks import CNN, MLP, ResNet, Subsample, build, factory
+
+RESNETS = {"resnet18": 64, "reduced_resnet18": 20, "resnet32": 16}
+
+
+def model(name: str, **keys) -> config.Model:
+    if name in RESNETS:
+        keys = {"width": RESNETS[name], **keys}
+    return config.MODELS[name](name=name, **keys)
+
+
+def network(name: str, shape: tuple[int, int, int], outputs: int = 10, **keys) -> nn.Module:
+    return build(factory(model(name, **keys), shape, outputs), seed=0)
+
+
+def size(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+def images(number: int, *shape: int) -> Tensor:
+    return torch.randn(number, *shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("outputs", [2, 100])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("mlp", (1, 8, 8)),
+        ("mlp", (3, 32, 32)),
+        ("mlp", (1, 1, 5)),  # a feature vector
+        ("cnn", (1, 8, 8)),
+        ("cnn", (1, 28, 28)),
+        ("cnn", (3, 32, 20)),
+        ("resnet18", (3, 32, 32)),
+        ("reduced_resnet18", (3, 32, 32)),
+        ("reduced_resnet18", (1, 28, 28)),
+        ("resnet32", (1, 8, 8)),
+    ],
+)
+def test_logits_depend_on_each_sample_and_on_no_other(
+    name: str, shape: tuple[int, int, int], outputs: int
+) -> None:
+    net = network(name, shape, outputs).eval()
+    x = images(3, *shape)
+    logits = net(x, torch.zeros(3, dtype=torch.int64))
+    assert logits.shape == (3, outputs)
+    assert torch.equal(logits, net(x))  # these networks ignore the task
+    torch.testing.assert_close(net(x[1:2]), logits[1:2], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(logits[0], logits[1])
+
+
+@pytest.mark.parametrize("name", config.MODELS)
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    net = network(name, (3, 16, 16), 5, **({"hidden_sizes": [16, 12]} if name == "mlp" else {}))
+    F.cross_entropy(net(images(8, 3, 16, 16)), torch.arange(8) % 5).backward()
+    for key, p in net.named_parameters():
+        assert p.grad is not None, key
+        assert p.grad.abs().max() > 0, key
+
+
+def resnet18_size(width: int, channels: int, outputs: int) -> int:
+    """Two blocks in each of four stages, with 1x1 projections where the width doubles."""
+
+    def convolution(a: int, b: int, kernel: int) -> int:
+        return kernel * kernel * a * b + 2 * b  # with its BatchNorm
+
+    total = convolution(channels, width, 3)
+    for stage in range(4):
+        w = width * 2**stage
+        before = w if stage == 0 else w // 2
+        total += convolution(before, w, 3) + 3 * convolution(w, w, 3)
+        total += convolution(before, w, 1) if stage else 0
+    return total + (8 * width + 1) * outputs
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs", "expected"),
+    [
+        ("resnet18", 10, 11_173_962),  # as published for CIFAR-10 with a 3x3 stem
+        ("resnet18", 100, 11_220_132),
+        ("reduced_resnet18", 10, resnet18_size(20, 3, 10)),
+        ("resnet32", 10, 464_154),  # 0.46 M in He et al. 2016, table 6: no parameters in shortcuts
+    ],
+)
+def test_sizes_of_residual_networks(name: str, outputs: int, expected: int) -> None:
+    assert resnet18_size(64, 3, 10) == 11_173_962
+    assert size(network(name, (3, 32, 32), outputs)) == expected
+
+
+def test_sizes_of_the_other_networks() -> None:
+    assert size(network("mlp", (1, 28, 28))) == 784 * 256 + 256 + 256 * 256 + 256 + 256 * 10 + 10
+    assert size(network("mlp", (1, 8, 8), 3, hidden_sizes=[])) == 64 * 3 + 3
+    convolutions = 9 * 1 * 32 + 32 + 9 * 32 * 64 + 64
+    assert size(network("cnn", (1, 28, 28))) == convolutions + (7 * 7 * 64 + 1) * 128 + 129 * 10
+
+
+@pytest.mark.parametrize(
+    ("name", "sides"), [("resnet18", [32, 16, 8, 4]), ("resnet32", [32, 16, 8])]
+)
+def test_width_doubles_and_resolution_halves_from_stage_to_stage(
+    name: str, sides: list[int]
+) -> None:
+    net = network(name, (3, 32, 32), width=4)
+    shapes: list[tuple[int, int]] = []
+    for block in net.blocks:
+        block.register_forward_hook(lambda m, i, out: shapes.append((out.shape[1], out.shape[2])))
+    net(images(2, 3, 32, 32))
+    blocks_per_stage = 2 if name == "resnet18" else 5
+    assert shapes == [
+        (4 << stage, side) for stage, side in enumerate(sides) for _ in range(blocks_per_stage)
+    ]
+
+
+def test_the_shortcut_without_parameters_takes_every_other_pixel_and_adds_zeros() -> None:
+    x = images(2, 3, 6, 6)
+    out = Subsample(2, 4)(x)
+    assert out.shape == (2, 7, 3, 3)
+    for row in range(3):
+        for column in range(3):
+            assert torch.equal(out[:, :3, row, column], x[:, :, 2 * row, 2 * column])
+    assert bool((out[:, 3:] == 0).all())
+
+
+@pytest.mark.parametrize("shortcut", ["projection", "identity"])
+def test_blocks_add_their_shortcut(shortcut: str) -> None:
+    # With the last BatchNorm of each block at 0 nothing is left but ReLU of the shortcuts.
+    net = ResNet(2, (1, 1), 3, 4, shortcut).eval()
+    for block in net.blocks:
+        nn.init.zeros_(block.bn2.weight)
+    x = images(2, 2, 8, 8)
+    h = F.relu(net.bn(net.stem(x)))
+    for block in net.blocks:
+        h = F.relu(block.shortcut(h))
+    torch.testing.assert_close(net(x), net.output(h.mean((2, 3))))
+
+
+def test_mlp_written_out() -> None:
+    net = network("mlp", (1, 3, 4), 5, hidden_sizes=[7, 6])
+    x = images(4, 1, 3, 4)
+    h = x.numpy().reshape(4, 12)
+    for i, layer in enumerate(net.layers):
+        h = h @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
+        h = np.maximum(h, 0) if i < 2 else h
+    np.testing.assert_allclose(net(x).detach().numpy(), h, rtol=1e-5, atol=1e-6)
+
+
+def test_cnn_written_out() -> None:
+    net = network("cnn", (2, 9, 6), 5, channels=[3, 4], hidden_size=8)
+    x = images(3, 2, 9, 6)
+    h = x
+    for layer in net.convolutions:
+        h = F.relu(F.conv2d(F.pad(h, (1, 1, 1, 1)), layer.weight, layer.bias))
+        rows, columns = h.shape[2] // 2, h.shape[3] // 2
+        h = h[:, :, : 2 * rows, : 2 * columns].unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+        h = h.amax((3, 5))
+    assert h.shape == (3, 4, 2, 1)
+    expected = net.output(F.relu(net.hidden(h.flatten(1))))
+    torch.testing.assert_close(net(x), expected)
+
+
+def test_xavier_initialisation() -> None:
+    net = network("mlp", (1, 28, 28), hidden_sizes=[200, 100], init="xavier")
+    for layer in net.layers:
+        fan_out, fan_in = layer.weight.shape
+        bound = math.sqrt(6 / (fan_in + fan_out))
+        assert 0.98 * bound < layer.weight.abs().max() <= bound
+        assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+        assert bool((layer.bias == 0).all())
+
+
+def test_default_initialisation_is_that_of_torch() -> None:
+    net = network("mlp", (1, 28, 28), hidden_sizes=[200, 100])
+    for layer in net.layers:
+        bound = 1 / math.sqrt(layer.weight.shape[1])
+        assert 0.98 * bound < layer.weight.abs().max() <= bound
+        assert 0.9 * bound < layer.bias.abs().max() <= bound
+
+
+def test_residual_networks_have_the_initialisation_of_he() -> None:
+    for m in network("resnet18", (3, 32, 32)).modules():
+        if isinstance(m, nn.Conv2d):
+            deviation = math.sqrt(2 / (m.out_channels * m.kernel_size[0] * m.kernel_size[1]))
+            assert m.weight.std().item() == pytest.approx(deviation, rel=0.06)
+            assert m.bias is None
+
+
+@pytest.mark.parametrize("name", config.MODELS)
+def test_a_seed_decides_the_initialisation_and_nothing_else_is_touched(name: str) -> None:
+    make_net = factory(model(name), (3, 16, 16), 4)
+    state = torch.get_rng_state()
+    first, again, other = (
+        torch.cat([p.flatten() for p in build(make_net, seed).parameters()]) for seed in (5, 5, 6)
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_dropout_after_each_hidden_layer_in_training_only() -> None:
+    net = network("mlp", (1, 8, 8), hidden_sizes=[300, 200], dropout=0.3)
+    seen: list[Tensor] = []  # the inputs of each layer
+    for layer in net.layers:
+        layer.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0]))
+    x = images(50, 1, 8, 8).abs() + 0.1
+    for layer in net.layers:
+        nn.init.constant_(layer.weight, 0.1)  # no ReLU is at 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net.train()(x)
+    zeros = [(h == 0).float().mean().item() for h in seen]
+    assert zeros == pytest.approx([0, 0.3, 0.3], abs=0.02)
+    seen.clear()
+    plain = network("mlp", (1, 8, 8), hidden_sizes=[300, 200])
+    plain.load_state_dict(net.state_dict())
+    assert torch.equal(net.eval()(x), plain(x))
+    assert not any(bool((h == 0).any()) for h in seen)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "shape", "key"),
+    [
+        ("cnn", {"channels": [4, 4, 4, 4]}, (1, 8, 8), "model.channels"),
+        ("cnn", {"channels": [4, 4, 4]}, (1, 28, 7), "model.channels"),
+        ("cnn", {}, (1, 1, 30), "model.channels"),  # feature vectors
+        *((name, {}, (1, 1, 30), f"model={name}") for name in RESNETS),
+    ],
+)
+def test_a_network_that_does_not_fit_the_inputs_is_refused(
+    name: str, keys: dict, shape: tuple[int, int, int], key: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        factory(model(name, **keys), shape, 10)
+    assert key in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_deepest_cnn_that_fits_works() -> None:
+    assert isinstance(network("mlp", (1, 8, 8)), MLP)
+    net = network("cnn", (1, 8, 9), channels=[4, 4, 4])
+    assert isinstance(net, CNN)
+    assert net(images(2, 1, 8, 9)).shape == (2, 10)

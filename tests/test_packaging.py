@@ -1,0 +1,80 @@
+"""The wheel, not the checkout: what it holds, and that it runs from anywhere."""
+
+import os
+import shutil
+import site
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import cl_runner
+
+REPOSITORY = Path(__file__).parents[1]
+EVERY_YAML = {path.relative_to(REPOSITORY / "conf") for path in REPOSITORY.glob("conf/**/*.yaml")}
+
+
+def output(*command: str | Path, cwd: Path) -> str:
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    result = subprocess.run(
+        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy, so that the checkout is left as it was."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    for name in ("cl_runner", "conf"):
+        clean = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(REPOSITORY / name, source / name, ignore=clean)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source)
+    flags = ("--no-deps", "--no-build-isolation", "--wheel-dir", folder)
+    output(sys.executable, "-m", "pip", "wheel", *flags, source, cwd=folder)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_the_wheel_holds_every_module_and_every_yaml(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = {Path(name) for name in archive.namelist()}
+    assert EVERY_YAML
+    assert {Path("cl_runner/conf", path) for path in EVERY_YAML} <= names
+    modules = {path.relative_to(REPOSITORY) for path in REPOSITORY.glob("cl_runner/**/*.py")}
+    assert modules <= names
+    assert not [name for name in names if name.parts[0] == "tests"]
+
+
+def test_the_wheel_has_the_version_of_the_package(wheel: Path) -> None:
+    assert wheel.name.startswith(f"cl_runner-{cl_runner.__version__}-")
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_runs_from_another_folder(wheel: Path, tmp_path: Path) -> None:
+    environment, elsewhere = tmp_path / "environment", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    output(sys.executable, "-m", "venv", "--without-pip", environment, cwd=tmp_path)
+    python, cl_run = environment / "bin/python", environment / "bin/cl-run"
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    output(*pip, "install", "--no-deps", "--no-index", wheel, cwd=tmp_path)
+
+    # The dependencies are borrowed, after the wheel's own copy of cl_runner in the order of search.
+    own = Path(
+        output(python, "-c", "import site; print(site.getsitepackages()[0])", cwd=tmp_path).strip()
+    )
+    borrowed = [path for path in sys.path if path.endswith("-packages")] or site.getsitepackages()
+    (own / "borrowed.pth").write_text("\n".join(borrowed), encoding="utf-8")
+    code = "import cl_runner, cl_runner.conf; print(cl_runner.__file__, *cl_runner.conf.__path__)"
+    for path in output(python, "-c", code, cwd=elsewhere).split():
+        assert Path(path).is_relative_to(environment)
+
+    assert "strategy:\n  name: ewc\n" in output(cl_run, "--cfg", "job", cwd=elsewhere)
+    tiny = ("benchmark.num_tasks=2", "training.iterations=2", "model.hidden_sizes=[8]")
+    output(cl_run, *tiny, "device=cpu", "hydra.run.dir=out", cwd=elsewhere)
+    assert (elsewhere / "out/accuracy_matrix.csv").exists()

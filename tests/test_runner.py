@@ -1,0 +1,196 @@
+"""A run as a whole: the files that it leaves, whatever happens."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from cl_runner import runner
+from cl_runner.errors import Diverged, UserError
+from cl_runner.functional.metrics import summarise
+from cl_runner.results import read_accuracies, read_matrix
+from cl_runner.runner import run
+
+TOY = (
+    "benchmark=split_digits",
+    "benchmark.num_tasks=3",
+    "model.hidden_sizes=[24]",
+    "training.epochs=2",
+    "verbose=false",
+)
+FILES = {
+    "accuracies.csv",
+    "accuracy_matrix.csv",
+    "accuracy_matrix_task.csv",
+    "config.yaml",
+    "overrides.yaml",
+    "summary.csv",
+}
+
+
+def summary(out: Path) -> dict[str, str]:
+    with (out / "summary.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    return row
+
+
+def test_the_files_agree_with_each_other(configure, tmp_path):
+    config = configure(*TOY, "strategy=ewc", "strategy.lambda=3", "seed=5")
+    result = run(config, tmp_path / "run", ["seed=5"])
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FILES
+
+    row = summary(tmp_path / "run")
+    tidy = read_accuracies(tmp_path / "run" / "accuracies.csv")
+    assert list(tidy.columns) == ["after_task", "eval_task", "reading", "split", "accuracy"]
+    assert len(tidy) == 2 * 4 * 3
+    for reading, name, prefix in (
+        ("class", "accuracy_matrix.csv", ""),
+        ("task", "accuracy_matrix_task.csv", "task_"),
+    ):
+        R = read_matrix(tmp_path / "run" / name)
+        assert R.shape == (4, 3)
+        wide = tidy[tidy.reading == reading].pivot(
+            index="after_task", columns="eval_task", values="accuracy"
+        )
+        assert (wide.to_numpy() == R).all()
+        for metric, value in summarise(R).items():
+            assert float(row[prefix + metric]) == value
+    assert result == float(row["ACC"])
+    assert row["status"] == "complete"
+    assert (row["benchmark"], row["scenario"], row["strategy"]) == ("split_digits", "class", "ewc")
+    assert (row["seed"], row["strategy.lambda"], row["benchmark.num_tasks"]) == ("5", "3", "3")
+    assert row["intransigence"] == "" and row["buffer_samples"] == ""  # not measured: empty, not 0
+    stream = runner.prepare(config, runner.strategies.build(config.strategy)).stream
+    assert int(row["samples"]) == 2 * len(stream.x)
+    assert OmegaConf.load(tmp_path / "run" / "config.yaml").strategy["lambda"] == 3
+    assert list(OmegaConf.load(tmp_path / "run" / "overrides.yaml")) == ["seed=5"]
+
+
+@pytest.mark.parametrize("strategy", ["naive", "ewc", "er"])
+def test_the_same_command_gives_the_same_bytes(configure, tmp_path, strategy):
+    config = configure(*TOY, f"strategy={strategy}")
+    for name in ("a", "b"):
+        run(config, tmp_path / name)
+        torch.rand(7)  # whatever happens between two jobs of one process
+    for file in FILES - {"summary.csv"}:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+    a, b = summary(tmp_path / "a"), summary(tmp_path / "b")
+    assert {k: v for k, v in a.items() if "seconds" not in k} == {
+        k: v for k, v in b.items() if "seconds" not in k
+    }
+
+
+def test_the_stream_has_a_seed_of_its_own(configure, tmp_path):
+    """benchmark.seed fixes the permutations while the run's seed varies everything else."""
+    first, second, moved = (
+        configure("benchmark=permuted_digits", *TOY[1:], *seeds)
+        for seeds in (("seed=1",), ("seed=2", "benchmark.seed=1"), ("seed=1", "benchmark.seed=2"))
+    )
+    streams = [
+        runner.prepare(c, runner.strategies.build(c.strategy)).stream
+        for c in (first, second, moved)
+    ]
+    shown = [s.held_out("test", s[1])[0] for s in streams]
+    assert torch.equal(shown[0], shown[1]) and not torch.equal(shown[0], shown[2])
+
+
+def test_memory_is_reported(configure, tmp_path):
+    run(configure(*TOY, "strategy=er", "strategy.buffer_size=50"), tmp_path / "er")
+    row = summary(tmp_path / "er")
+    P = 64 * 24 + 24 + 24 * 10 + 10
+    assert int(row["parameters"]) == P and int(row["parameter_bytes"]) == 4 * P
+    assert row["buffer_samples"] == "50" and row["buffer_bytes"] == str(50 * 64)
+    run(configure(*TOY, "strategy=ewc"), tmp_path / "ewc")
+    assert int(summary(tmp_path / "ewc")["memory_bytes"]) == 2 * 4 * P  # Fisher and anchor
+
+
+def test_divergence_keeps_what_was_measured(configure, tmp_path):
+    config = configure(*TOY, "strategy=l2", "strategy.lambda=1e9")
+    with pytest.raises(Diverged, match=r"in task 2 at step \d+"):
+        run(config, tmp_path)
+    row = summary(tmp_path)
+    assert row["status"] == "failed" and row["ACC"] == ""
+    R = read_matrix(tmp_path / "accuracy_matrix.csv")
+    assert (R[:2] >= 0).all() and bool((R[2:] != R[2:]).all())
+    assert set(read_accuracies(tmp_path / "accuracies.csv").after_task) == {0, 1}
+
+
+def test_interruption_keeps_what_was_measured(configure, tmp_path, monkeypatch):
+    train_task = runner.train_task
+
+    def interrupt(strategy, s, task, *args, **kwargs):
+        if task.index == 1:
+            raise KeyboardInterrupt
+        return train_task(strategy, s, task, *args, **kwargs)
+
+    monkeypatch.setattr(runner, "train_task", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(configure(*TOY, "strategy=naive"), tmp_path)
+    assert summary(tmp_path)["status"] == "interrupted"
+    assert (read_matrix(tmp_path / "accuracy_matrix.csv")[:2] >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("benchmark.num_tasks=11",), "benchmark.num_tasks=11 is more than the 10 classes"),
+        (("strategy.lambda=-1",), "strategy.lambda must be at least 0, got -1.0"),
+        (("device=cuda",), "device=cuda: torch finds no usable CUDA GPU"),
+        (("benchmark=split_npz",), "data.path"),
+        (("benchmark=rotated_digits", "training.augment=crop_flip"), "training.augment"),
+        (("benchmark.mean=[0.5,0.5]", "benchmark.std=[1,1]"), "benchmark.std must hold 1"),
+        (("benchmark.pad_to=4",), "benchmark.pad_to=4"),
+        (("model=cnn", "model.channels=[2,2,2,2]"), "model.channels"),
+        (("benchmark.train_samples=3",), "has no training samples"),
+    ],
+)
+def test_mistakes_are_refused_before_anything_is_written(configure, tmp_path, overrides, message):
+    if "device=cuda" in overrides and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    base = () if overrides[0].startswith(("model=", "benchmark=")) else TOY
+    with pytest.raises(UserError) as caught:
+        run(configure(*base, "strategy=ewc", *overrides), tmp_path / "run")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_accuracy_is_what_a_search_gets(configure, tmp_path):
+    config = configure(*TOY, "strategy=naive", "benchmark.validation_fraction=0.3")
+    result = run(config, tmp_path)
+    row = summary(tmp_path)
+    assert result == float(row["validation_ACC"]) != float(row["ACC"])
+    R = read_matrix(tmp_path / "accuracy_matrix_validation.csv")
+    assert float(R[-1].mean()) == result
+
+
+def test_the_console_ends_with_table_metrics_and_folder(configure, tmp_path, capsys):
+    run(configure(*TOY[:-1], "strategy=naive"), tmp_path / "run")
+    *table, own, task, folder = capsys.readouterr().out.strip().splitlines()
+    R = read_matrix(tmp_path / "run" / "accuracy_matrix.csv")
+    assert len(table) == 5
+    assert table[-1].split() == ["3", *(f"{v:.3f}".removeprefix("0") for v in R[-1])]
+    assert own.startswith("class-IL reading:") and f"ACC {R[-1].mean():.4f}" in own
+    assert task.startswith("task-IL reading:") and str(tmp_path / "run") in folder
+
+
+def test_your_own_arrays_need_no_code(configure, tmp_path):
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    y = np.repeat(np.array([3, 5, 7, 9]), 40)
+    x = rng.normal(size=(160, 6)).astype(np.float32) + 4 * np.eye(10)[y][:, [3, 5, 7, 9, 0, 1]]
+    np.savez(tmp_path / "mine.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    config = configure(
+        "benchmark=split_npz",
+        "benchmark.num_tasks=2",
+        f"data.path={tmp_path / 'mine.npz'}",
+        "strategy=joint",
+        "training.epochs=30",
+        "training.batch_size=16",
+        "verbose=false",
+    )
+    assert run(config, tmp_path / "run") > 0.9
