@@ -133,7 +133,7 @@ class MLP:
 
 @dataclass(frozen=True, kw_only=True)
 class CNN:
-    """Small convolutional network: 3x3 convolutions with ReLU and 2x2 max pooling, one hidden layer."""
+    """3x3 convolutions with ReLU and 2x2 max pooling, then one hidden layer."""
 
     name: str
     channels: list[int] = field(default_factory=lambda: [32, 64])
@@ -196,9 +196,7 @@ class SGD(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(
-            0 <= self.momentum < 1, f"optimizer.momentum must lie in [0, 1), got {self.momentum}"
-        )
+        check(0 <= self.momentum < 1, f"optimizer.momentum must lie in [0, 1), got {self.momentum}")
         check(
             not self.nesterov or self.momentum > 0,
             "optimizer.nesterov needs optimizer.momentum > 0",
@@ -289,7 +287,7 @@ def parse(schema: type[T], node: Mapping[str, Any], section: str) -> T:
     merged = OmegaConf.structured(schema)
     OmegaConf.set_readonly(merged, False)  # the class is frozen, this copy is being filled
     for key, value in node.items():
-        try:
+        try:  # one by one, to tell which key is wrong
             OmegaConf.update(merged, names[str(key)], value)
         except OmegaConfBaseException as error:
             raise UserError(f"{prefix}{key}: {str(error).splitlines()[0]}") from None

@@ -12,14 +12,14 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """What one step is trained on. `None` stands for the trivial value, which then costs nothing."""
+    """What one step is trained on. `None` is the trivial value, which then costs nothing."""
 
     x: Tensor  # [B, C, H, W]  network input, normalised
     y: Tensor  # [B]           global class ids: positions in the network's output
     task: Tensor  # [B]           task indices; the network may use them only in task-IL
     active: Tensor | None  # [B, K] bool: the classes each sample is scored on; None: all
     weight: Tensor | None  # [B]    weight in the mean, 0 for an empty buffer; None: 1 each
-    index: Tensor  # [B]           rows of the training set: what buffers store
+    index: Tensor  # type: ignore[assignment]  # [B] rows of the training set: what buffers store
     noise: dict[str, Tensor]  # the uniforms that the strategy declared
 
 
@@ -84,7 +84,7 @@ class Stream:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width)"""
+        """(channels, height, width) of an input."""
         channels, height, width = self.x.shape[1:]
         return channels, height, width
 

@@ -22,8 +22,10 @@ FOLD_CHUNK = 1000  # samples per chunk of a pass that takes no steps
 
 
 class Env:
-    """Stream, network, optimizer and seeds of one run. Nothing in it changes during the run,
-    but the storage behind the live `theta` (see `Flat`) and the gradient buffers.
+    """Stream, network, optimizer and seeds of one run.
+
+    Nothing in it changes during the run but the storage behind the live `theta` (see `Flat`) and
+    the gradient buffers.
     """
 
     def __init__(
@@ -114,7 +116,7 @@ class Env:
         return Batch(x, y, tasks, self.active(tasks, t), weight, index, {})
 
     def inputs(self, images: Tensor, augment: Tensor | None) -> Tensor:
-        """Network inputs from images [B, C, H, W], augmented with uniforms [B, 3] if the run does."""
+        """Network inputs from images [B, C, H, W]; augmented with uniforms [B, 3] if the run is."""
         if self.augment == "crop_flip" and augment is not None:
             images = crop_flip(images, augment)
         return self.stream.normalise(images)
@@ -132,7 +134,8 @@ class Env:
 
     def concatenate(self, a: Batch, b: Batch) -> Batch:
         """One batch of both; they have weights, and the noise is that of the first."""
-        assert a.weight is not None and b.weight is not None
+        assert a.weight is not None
+        assert b.weight is not None
         return Batch(
             x=torch.cat([a.x, b.x]),
             y=torch.cat([a.y, b.y]),
@@ -154,10 +157,10 @@ class Env:
         *,
         samples: int | None = None,
     ) -> tuple[T, int]:
-        """carry <- function(carry, batch) over a task's training samples; (carry, their number).
+        """One pass: carry <- function(carry, batch) over a task's training samples.
 
-        samples: a random subset of that size. Each batch has a uniform per sample in noise["label"].
-        The network is in evaluation mode meanwhile.
+        Returns carry and the number of samples; `samples` asks for a random subset of that size.
+        Each batch has a uniform per sample in noise["label"]. The network is in evaluation mode.
         """
         index, t = task.train, task.index
         generator = generator_for(torch.device("cpu"), self.seed, "fold", t)

@@ -9,7 +9,7 @@ class UserError(Exception):
 
 
 class Diverged(Exception):
-    """The loss or the parameters are no longer finite; the run's status is `failed`, exit code 1."""
+    """The loss or the parameters are not finite any more: status `failed`, exit code 1."""
 
 
 def check(condition: bool, message: str) -> None:

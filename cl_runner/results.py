@@ -59,7 +59,7 @@ def _cell(value: object) -> str:
 
 
 def matrix_name(split: str, reading: str, own_reading: str) -> str:
-    """File name of a matrix: `accuracy_matrix.csv` is the scenario's own reading of the test data."""
+    """A matrix's file: `accuracy_matrix.csv` is the scenario's own reading of the test data."""
     parts = ["accuracy_matrix"]
     if split != "test":
         parts.append(split)

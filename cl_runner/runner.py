@@ -111,7 +111,9 @@ def choose_device(name: str) -> torch.device:
     """The device that `device=` names; `auto` is CUDA where there is a usable one."""
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise UserError("device=cuda: torch finds no usable CUDA GPU; use device=cpu or device=auto")
+        raise UserError(
+            "device=cuda: torch finds no usable CUDA GPU; use device=cpu or device=auto"
+        )
     device = torch.device("cuda" if available and name != "cpu" else "cpu")
     if device.type == "cuda":
         # The same command gives the same numbers: no algorithm that depends on timing.
@@ -166,7 +168,8 @@ class Record:
         resolved = {k: v for k, v in self.config.resolved.items() if k != "verbose"}
         flat = results.flatten(resolved)
         names = {
-            group: flat.pop(f"{group}.name") for group in ("benchmark", "strategy", "model", "optimizer")
+            group: flat.pop(f"{group}.name")
+            for group in ("benchmark", "strategy", "model", "optimizer")
         }
         metrics = results.metric_columns(self.matrices, self.own)
         return {

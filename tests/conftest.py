@@ -64,4 +64,3 @@ def prepared(configure):
         return config, strategy, prepare(config, strategy)
 
     return function
-

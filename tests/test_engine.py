@@ -149,7 +149,7 @@ def test_active_classes(prepared):
 def test_inactive_classes_get_no_gradient(prepared):
     """Multi-head: the outputs of other tasks do not move."""
     _, s, env, _ = train(prepared, "scenario=task", tasks=1)
-    _, start, fresh, _ = train(prepared, "scenario=task", tasks=0)
+    _, start, _, _ = train(prepared, "scenario=task", tasks=0)
     change = (s.theta - start.theta).detach()
     output = env.flat.views(change)["layers.1.weight"]
     assert output[:2].abs().sum() > 0 and output[2:].abs().sum() == 0

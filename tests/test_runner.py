@@ -84,7 +84,7 @@ def test_the_same_command_gives_the_same_bytes(configure, tmp_path, strategy):
     }
 
 
-def test_the_stream_has_a_seed_of_its_own(configure, tmp_path):
+def test_the_stream_has_a_seed_of_its_own(configure):
     """benchmark.seed fixes the permutations while the run's seed varies everything else."""
     first, second, moved = (
         configure("benchmark=permuted_digits", *TOY[1:], *seeds)

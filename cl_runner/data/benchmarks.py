@@ -61,7 +61,7 @@ def rotation_grid(degrees: Tensor, height: int, width: int) -> Tensor:
     """Sampling grid [T, H, W, 2] for counter-clockwise rotations by `degrees` [T]."""
     angle = torch.deg2rad(degrees.double())
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    # Pixel units on both sides of the rotation, so that an image that is not square keeps its shape.
+    # Rotate in units of pixels, so that an image that is not square keeps its shape.
     matrix = torch.stack(
         [cos, -sin * height / width, zero, sin * width / height, cos, zero], dim=1
     ).view(-1, 2, 3)

@@ -173,7 +173,7 @@ def _torchvision() -> Any:
         except RuntimeError as error:
             if "torchvision::nms" not in str(error):
                 raise
-            library: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+            library: Any = torch.library.Library("torchvision", "FRAGMENT")
             for name in ("nms", "qnms"):
                 library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
             _kept.append(library)
@@ -381,7 +381,7 @@ def _told(fault: str, remedy: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  they raise nearly everything
         raise UserError(f"{fault} ({_reason(error)}): {remedy}") from None
 
 

@@ -71,7 +71,7 @@ def balance(
     new_bins: Tensor,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """The buffer refilled so that every bin seen so far holds floor(K / bins) samples, or all it has.
+    """The buffer refilled so that each bin seen so far holds floor(K / bins) samples, or all.
 
     Old bins keep a random subset of what they hold, new bins get a random subset of the new
     samples. Loops over bins: for the end of a task, not for the training step.

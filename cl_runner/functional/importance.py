@@ -46,16 +46,17 @@ def score_cotangents(
 def squared_gradient_sum(
     module: nn.Module,
     forward: Callable[[], Tensor],
-    squares: Callable[[Tensor], Tensor],
+    per_sample: Callable[[Tensor], Tensor],
     cotangents_of: Callable[[Tensor], Sequence[Tensor]],
 ) -> Tensor:
     """sum_n sum_c (d <g_nc, f(x_n)> / d theta)^2 for a batch, as one vector [P].
 
     `forward()` is the logits [B, K] of the batch through `module`, `cotangents_of(logits)` the
-    vectors g_c [B, K]. Where each parameter belongs to a Linear layer that is used once, no sample's
-    gradient is ever formed: sum_n (delta_n a_n^T)^2 = (delta^2)^T (a^2), elementwise squares, is one
-    matrix product per layer, and the classes c share it. For other networks `squares(g)` must
-    give sum_n (d <g_n, f(x_n)> / d theta)^2, [P], from the samples' own gradients.
+    vectors g_c [B, K]. Where each parameter belongs to a Linear layer that is used once, no
+    sample's gradient is ever formed: sum_n (delta_n a_n^T)^2 = (delta^2)^T (a^2), elementwise
+    squares, is one matrix product per layer, and the classes c share it. For other networks
+    `per_sample(g)` must give sum_n (d <g_n, f(x_n)> / d theta)^2, [P], from the samples' own
+    gradients.
     """
     layers = [m for m in module.modules() if isinstance(m, nn.Linear)]
     owned = {id(p) for m in layers for p in m.parameters(recurse=False)}
@@ -80,7 +81,7 @@ def squared_gradient_sum(
         and all(a.dim() == 2 for _, a, _ in records)
     )
     if not dense:
-        return torch.stack([squares(g) for g in cotangents]).sum(0)
+        return torch.stack([per_sample(g) for g in cotangents]).sum(0)
 
     outputs = [z for _, _, z in records]
     deltas = [torch.zeros_like(z) for z in outputs]

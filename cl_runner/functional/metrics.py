@@ -46,9 +46,9 @@ def fwt(R: ArrayLike) -> float:
 
 
 def forgetting(R: ArrayLike) -> float:
-    """F = mean_{j < T} (max_{j <= l < T} R[l, j] - R[T, j]) (Chaudhry et al. 2018, 1801.10112).
+    """F = mean_{j < T} (max_{j <= l < T} R[l, j] - R[T, j]) (Chaudhry et al. 2018).
 
-    The maximum starts at l = j, when the task was trained. The paper's starts at l = 1, which differs
+    arXiv 1801.10112. The maximum starts at l = j, when the task was trained. The paper's starts at l = 1, which differs
     only where a task was solved better before it was trained. NaN for one task.
     """
     R = _matrix(R)
@@ -57,7 +57,7 @@ def forgetting(R: ArrayLike) -> float:
 
 
 def learning_accuracy(R: ArrayLike) -> float:
-    """LA = mean_i R[i, i], the accuracy on each task just trained (Riemer et al. 2019, 1810.11910)."""
+    """LA = mean_i R[i, i], on each task just trained (Riemer et al. 2019, arXiv 1810.11910)."""
     return float(np.diag(_matrix(R)[1:]).mean())
 
 

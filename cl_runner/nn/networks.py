@@ -7,6 +7,7 @@ network is the same network scored on the task's classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [inputs, *hidden_sizes, outputs]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.dropout = dropout
         if init == "xavier":
             for layer in self.layers:
@@ -51,9 +52,7 @@ class CNN(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [shape[0], *channels]
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(a, b, 3, padding=1) for a, b in zip(sizes, sizes[1:], strict=False)
-        )
+        self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(sizes))
         side = [extent >> len(channels) for extent in shape[1:]]
         self.hidden = nn.Linear(channels[-1] * side[0] * side[1], hidden)
         self.output = nn.Linear(hidden, outputs)

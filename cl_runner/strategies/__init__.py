@@ -15,9 +15,7 @@ from cl_runner.strategies.base import Strategy
 
 def available() -> tuple[str, ...]:
     """The names of all strategies: the modules of this package."""
-    return tuple(
-        sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
-    )
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base"))
 
 
 def find(name: str) -> type[Strategy]:

@@ -52,7 +52,7 @@ class Strategy:
     def training_set(
         self, s: TrainState, stream: Stream, t: int, env: Env
     ) -> tuple[Tensor, int | Tensor]:
-        """What is trained on in task t: rows [n] of the training set, and their task or tasks [n]."""
+        """What task t trains on: rows [n] of the training set, and their task or tasks [n]."""
         return stream[t].train, t
 
     def begin_task(self, s: TrainState, task: Task, env: Env) -> TrainState:

@@ -17,10 +17,11 @@ from cl_runner.strategies.base import Aux, Strategy
 
 @dataclass(frozen=True, kw_only=True)
 class EWC(Strategy):
-    """Loss + lambda / 2 sum_p F_p (theta_p - theta*_p)^2 (Kirkpatrick et al. 2017, 1612.00796, eq. 3).
+    """Loss + lambda / 2 sum_p F_p (theta_p - theta*_p)^2 (Kirkpatrick et al. 2017, eq. 3).
 
-    F is the diagonal of the Fisher information: the mean over a task's samples of each sample's
-    squared gradient (`functional.importance`), never the square of a batch's mean gradient.
+    arXiv 1612.00796. F is the diagonal of the Fisher information: the mean over a task's samples
+    of each sample's squared gradient (`functional.importance`), never the square of a batch's mean
+    gradient.
     - mode `separate`: one penalty per past task, around that task's own weights (the paper). Their
       sum is one quadratic, F = sum_t F_t around the F-weighted mean of the theta*_t, which is what
       is kept: the gradient is the same and the cost does not grow with the number of tasks.

@@ -76,7 +76,7 @@ def train(prepared, case, tasks: slice = slice(None), start: TrainState | None =
 
 
 def scenario_of(case: tuple[str, ...]) -> str:
-    """A benchmark with a softmax that differs between tasks, in a scenario the strategy supports."""
+    """Class-incremental where the strategy supports it, because there the tasks differ most."""
     supported = strategies.find(case[0].removeprefix("strategy=")).scenarios
     return "class" if "class" in supported else supported[0]
 
@@ -106,7 +106,7 @@ def test_resumed_equals_unbroken(prepared, case):
 
 @everywhere
 def test_state_is_allocated_at_full_size(prepared, case):
-    config, strategy, env = prepared(*TOY, *case)
+    _, strategy, env = prepared(*TOY, *case)
     before = {k: (v.shape, v.dtype) for k, v in leaves(initial_state(strategy, env)).items()}
     _, s, _ = train(prepared, case)
     assert {k: (v.shape, v.dtype) for k, v in leaves(s).items()} == before

@@ -32,7 +32,7 @@ def run(prepared, *overrides: str):
     return strategy, env, states
 
 
-def fishers(strategy, env, states) -> list[torch.Tensor]:
+def fishers(env, states) -> list[torch.Tensor]:
     """Each task's own Fisher, at that task's own weights."""
     found = []
     for s, task in zip(states, env.stream, strict=True):
@@ -42,8 +42,8 @@ def fishers(strategy, env, states) -> list[torch.Tensor]:
 
 
 def test_separate_mode_is_one_penalty_per_task_around_its_own_weights(prepared):
-    strategy, env, states = run(prepared, "strategy.lambda=50")
-    terms = list(zip(fishers(strategy, env, states), states, strict=True))
+    _, env, states = run(prepared, "strategy.lambda=50")
+    terms = list(zip(fishers(env, states), states, strict=True))
     theta = states[-1].theta + 0.1 * torch.randn(states[-1].theta.shape)
     expected = sum(F * (theta - s.theta) for F, s in terms)
     memory = states[-1].memory
@@ -52,10 +52,10 @@ def test_separate_mode_is_one_penalty_per_task_around_its_own_weights(prepared):
 
 
 def test_online_mode_decays_the_fisher_and_keeps_the_latest_weights(prepared):
-    strategy, env, states = run(
+    _, env, states = run(
         prepared, "strategy.lambda=50", "strategy.mode=online", "strategy.gamma=0.5"
     )
-    F = fishers(strategy, env, states)
+    F = fishers(env, states)
     torch.testing.assert_close(states[2].memory["fisher"], 0.25 * F[0] + 0.5 * F[1] + F[2])
     assert torch.equal(states[2].memory["anchor"], states[2].theta)
 
