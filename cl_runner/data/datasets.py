@@ -320,10 +320,10 @@ def _image(file: Path) -> NDArray[np.uint8]:
 
 def _read(file: Path, remedy: str) -> Decoded:
     """The four arrays of an .npz file. Raises UserError where it is damaged or lacks one."""
-    check(zipfile.is_zipfile(file), f"{file} is damaged or not an .npz file: {remedy}")
-    # numpy leaves a damaged file open if it opens it itself.
-    with _told(f"{file} cannot be read", remedy), file.open("rb") as stream:
-        archive = np.load(stream, allow_pickle=False)
+    with file.open("rb") as stream, _told(f"{file} cannot be read", remedy):
+        check(zipfile.is_zipfile(stream), f"{file} is damaged or not an .npz file: {remedy}")
+        stream.seek(0)
+        archive = np.load(stream, allow_pickle=False)  # of a path, numpy leaves it open on errors
         arrays = {key: archive[key] for key in KEYS if key in archive.files}
     missing = [key for key in KEYS if not isinstance(arrays.get(key), np.ndarray)]
     check(not missing, f"{file} lacks {', '.join(missing)}: {remedy}")
@@ -379,7 +379,7 @@ def _told(fault: str, remedy: str) -> Iterator[None]:
     """Turn whatever damaged input makes numpy, torchvision or PIL raise into one line."""
     try:
         yield
-    except UserError:
+    except (UserError, PermissionError):  # what may not be read is not damaged: never "delete it"
         raise
     except Exception as error:  # noqa: BLE001  they raise nearly everything
         raise UserError(f"{fault} ({_reason(error)}): {remedy}") from None

@@ -48,8 +48,9 @@ def fwt(R: ArrayLike) -> float:
 def forgetting(R: ArrayLike) -> float:
     """F = mean_{j < T} (max_{j <= l < T} R[l, j] - R[T, j]) (Chaudhry et al. 2018).
 
-    arXiv 1801.10112. The maximum starts at l = j, when the task was trained. The paper's starts at l = 1, which differs
-    only where a task was solved better before it was trained. NaN for one task.
+    arXiv 1801.10112. The maximum starts at l = j, when the task was trained. The paper's starts at
+    l = 1, which differs only where a task was solved better before it was trained. NaN for one
+    task.
     """
     R = _matrix(R)
     T = R.shape[1]

@@ -141,7 +141,8 @@ def test_proximal_step_minimises_its_objective(step: float) -> None:
     def objective(z: Tensor) -> Tensor:
         return 0.5 * (z - theta).square().sum() + step * quadratic(z, anchor, importance)
 
-    z = quadratic_proximal(theta, anchor, importance, torch.tensor(step)).requires_grad_()
+    size = torch.tensor(step, dtype=torch.float64)
+    z = quadratic_proximal(theta, anchor, importance, size).requires_grad_()
     (gradient,) = torch.autograd.grad(objective(z), z)  # zero at the minimum of a convex function
     assert gradient.abs().max().item() < 1e-12 * (1 + step * importance.max().item())
     assert objective(z) < objective(theta)
