@@ -1,0 +1,382 @@
+"""The schema: what it refuses and how it says so; the YAML files say exactly what it knows."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from cl_runner import config, strategies
+from cl_runner.config import Config, parse, validate
+from cl_runner.errors import UserError
+from cl_runner.strategies.er import ER
+from cl_runner.strategies.ewc import EWC
+from cl_runner.strategies.l2 import L2
+
+CONF = Path(__file__).parents[1] / "conf"
+Node = dict[str, Any]
+
+
+def refused(function: Callable[[], object]) -> str:
+    """The message of the UserError that it raises; always one line."""
+    with pytest.raises(UserError) as caught:
+        function()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Parsing.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    name: str
+    lambda_: float = 1.0
+    size: int | None = None
+    flag: bool = False
+    sizes: list[int] = field(default_factory=lambda: [3])
+
+
+def test_parse_fills_the_class_and_its_defaults() -> None:
+    assert parse(Example, {"name": "a"}, "x") == Example(name="a")
+    node = {"name": "b", "lambda": 2, "size": 4, "flag": True, "sizes": [1, 2]}
+    full = parse(Example, node, "x")
+    assert full == Example(name="b", lambda_=2.0, size=4, flag=True, sizes=[1, 2])
+    assert isinstance(full.lambda_, float)
+    assert type(full.sizes) is list
+    assert parse(Example, {"name": "b", "size": None}, "x").size is None
+
+
+@pytest.mark.parametrize(
+    ("node", "named"),
+    [
+        ({"name": "a", "lamda": 1.0}, "x.lamda"),
+        ({"name": "a", "lambda_": 1.0}, "x.lambda_"),  # written without the underscore
+        ({}, "x.name must be set"),
+        ({"name": "???"}, "x.name must be set"),
+        ({"name": None}, "x.name"),
+        ({"name": "a", "lambda": "big"}, "x.lambda"),
+        ({"name": "a", "lambda": None}, "x.lambda"),
+        ({"name": "a", "lambda": [1.0]}, "x.lambda"),
+        ({"name": "a", "size": 1.5}, "x.size"),
+        ({"name": "a", "size": "many"}, "x.size"),
+        ({"name": "a", "flag": "maybe"}, "x.flag"),
+        ({"name": "a", "sizes": 3}, "x.sizes"),
+        ({"name": "a", "sizes": ["a"]}, "x.sizes"),
+        ({"name": "a", "sizes": {"a": 1}}, "x.sizes"),
+        ({"name": {"a": 1}}, "x.name"),
+    ],
+)
+def test_parse_refuses_and_names_the_key(node: Node, named: str) -> None:
+    assert named in refused(lambda: parse(Example, node, "x"))
+
+
+def test_an_unknown_key_is_told_the_known_ones() -> None:
+    message = refused(lambda: parse(Example, {"nam": 1}, "x"))
+    assert all(f.name.rstrip("_") in message for f in dataclasses.fields(Example))
+
+
+def test_the_top_level_has_no_prefix() -> None:
+    assert refused(lambda: parse(Example, {"size": 1}, "")).startswith("name must be set")
+
+
+# Ranges: a value on each side of every limit.
+
+BENCHMARK: Node = {
+    "name": "b",
+    "kind": "k",
+    "dataset": "d",
+    "num_tasks": 2,
+    "default_scenario": "class",
+    "default_epochs": 1,
+    "seed": 0,
+}
+BASES: dict[type, Node] = {
+    config.Benchmark: BENCHMARK,
+    config.Split: BENCHMARK,
+    config.Permuted: BENCHMARK,
+    config.Rotated: BENCHMARK,
+    config.MLP: {"name": "mlp"},
+    config.CNN: {"name": "cnn"},
+    config.ResNet: {"name": "resnet18", "width": 8},
+    config.Optimizer: {"name": "sgd", "lr": 0.1},
+    config.SGD: {"name": "sgd", "lr": 0.1},
+    config.Adam: {"name": "adam", "lr": 0.1},
+    config.Training: {},
+    EWC: {"name": "ewc"},
+    L2: {"name": "l2"},
+    ER: {"name": "er"},
+}
+NAN = float("nan")
+WRONG: list[tuple[type, Node, str]] = [
+    *(
+        (schema, keys, key)
+        for schema in (config.Split, config.Permuted, config.Rotated)
+        for keys, key in (
+            ({"default_scenario": "classes"}, "benchmark.default_scenario"),
+            ({"num_tasks": 0}, "benchmark.num_tasks"),
+            ({"train_fraction": 0.0}, "benchmark.train_fraction"),
+            ({"train_fraction": 1.1}, "benchmark.train_fraction"),
+            ({"train_fraction": NAN}, "benchmark.train_fraction"),
+            ({"train_samples": 0}, "benchmark.train_samples"),
+            ({"train_samples": 10, "train_fraction": 0.5}, "benchmark.train_samples"),
+            ({"validation_fraction": -0.1}, "benchmark.validation_fraction"),
+            ({"validation_fraction": 1.0}, "benchmark.validation_fraction"),
+            ({"mean": [0.5]}, "benchmark.std"),
+            ({"std": [0.5]}, "benchmark.mean"),
+            ({"mean": [0.5], "std": [0.0]}, "benchmark.std"),
+            ({"mean": [0.5, 0.5], "std": [1.0, -1.0]}, "benchmark.std"),
+        )
+    ),
+    (config.Split, {"class_order": "random"}, "benchmark.class_order"),
+    (config.Rotated, {"angle_spacing": "odd"}, "benchmark.angle_spacing"),
+    (config.Rotated, {"angles": [1.0]}, "benchmark.angles"),
+    (config.Rotated, {"angles": []}, "benchmark.angles"),
+    (config.Rotated, {"angles": [1.0, 2.0, 3.0]}, "benchmark.angles"),
+    (config.MLP, {"init": "he"}, "model.init"),
+    (config.MLP, {"hidden_sizes": [10, 0]}, "model.hidden_sizes"),
+    (config.MLP, {"dropout": 1.0}, "model.dropout"),
+    (config.MLP, {"dropout": -0.1}, "model.dropout"),
+    (config.CNN, {"channels": []}, "model.channels"),
+    (config.CNN, {"channels": [4, 0]}, "model.channels"),
+    (config.CNN, {"hidden_size": 0}, "model.hidden_size"),
+    (config.ResNet, {"width": 0}, "model.width"),
+    *(
+        (schema, keys, key)
+        for schema in (config.SGD, config.Adam)
+        for keys, key in (
+            ({"schedule": "linear"}, "optimizer.schedule"),
+            ({"lr": 0.0}, "optimizer.lr"),
+            ({"lr": -0.1}, "optimizer.lr"),
+            ({"lr": NAN}, "optimizer.lr"),
+            ({"weight_decay": -0.1}, "optimizer.weight_decay"),
+            ({"milestones": [0.0], "schedule": "step"}, "optimizer.milestones"),
+            ({"milestones": [0.5, 1.0], "schedule": "step"}, "optimizer.milestones"),
+            ({"milestones": [0.5]}, "optimizer.milestones"),
+            ({"schedule": "step"}, "optimizer.milestones"),
+            ({"milestones": [0.5], "schedule": "cosine"}, "optimizer.milestones"),
+            ({"decay": 0.0, "milestones": [0.5], "schedule": "step"}, "optimizer.decay"),
+            ({"decay": -0.5, "milestones": [0.5], "schedule": "step"}, "optimizer.decay"),
+        )
+    ),
+    (config.SGD, {"momentum": 1.0}, "optimizer.momentum"),
+    (config.SGD, {"momentum": -0.1}, "optimizer.momentum"),
+    (config.SGD, {"nesterov": True}, "optimizer.nesterov"),
+    (config.Adam, {"betas": [0.9]}, "optimizer.betas"),
+    (config.Adam, {"betas": [0.9, 0.99, 0.999]}, "optimizer.betas"),
+    (config.Adam, {"betas": [0.9, 1.0]}, "optimizer.betas"),
+    (config.Adam, {"betas": [-0.1, 0.9]}, "optimizer.betas"),
+    (config.Adam, {"eps": 0.0}, "optimizer.eps"),
+    (config.Training, {"active_classes": "none"}, "training.active_classes"),
+    (config.Training, {"augment": "mixup"}, "training.augment"),
+    (config.Training, {"epochs": 0}, "training.epochs"),
+    (config.Training, {"iterations": 0}, "training.iterations"),
+    (config.Training, {"batch_size": 0}, "training.batch_size"),
+    (EWC, {"lambda_": -1.0}, "strategy.lambda"),
+    (EWC, {"lambda_": NAN}, "strategy.lambda"),
+    (EWC, {"mode": "both"}, "strategy.mode"),
+    (EWC, {"gamma": 0.0}, "strategy.gamma"),
+    (EWC, {"gamma": 1.5}, "strategy.gamma"),
+    (EWC, {"fisher_labels": "empirical"}, "strategy.fisher_labels"),
+    (EWC, {"fisher_samples": 0}, "strategy.fisher_samples"),
+    (EWC, {"penalty": "hard"}, "strategy.penalty"),
+    (L2, {"lambda_": -1.0}, "strategy.lambda"),
+    (ER, {"buffer_size": 0}, "strategy.buffer_size"),
+    (ER, {"replay_batch_size": 0}, "strategy.replay_batch_size"),
+    (ER, {"policy": "herding"}, "strategy.policy"),
+    (ER, {"weighting": "half"}, "strategy.weighting"),
+]
+RIGHT: list[tuple[type, Node]] = [
+    *((schema, {}) for schema in BASES),
+    (config.Benchmark, {"num_tasks": 1, "train_fraction": 0.001, "validation_fraction": 0.999}),
+    (config.Benchmark, {"train_samples": 1, "mean": [0.0], "std": [1e-9]}),
+    (config.Rotated, {"angles": [-90.0, 400.0], "angle_spacing": "random"}),
+    (config.MLP, {"hidden_sizes": [], "dropout": 0.999, "init": "xavier"}),
+    (config.CNN, {"channels": [1], "hidden_size": 1}),
+    (config.Optimizer, {"milestones": [0.001, 0.999], "schedule": "step"}),
+    (config.SGD, {"momentum": 0.999, "nesterov": True}),
+    (config.Adam, {"betas": [0.0, 0.0], "schedule": "cosine"}),
+    (config.Training, {"iterations": 1, "batch_size": 1, "active_classes": "current"}),
+    (EWC, {"lambda_": 0.0, "gamma": 1e-9, "fisher_samples": 1}),
+    (ER, {"buffer_size": 1, "replay_batch_size": 1, "policy": "ring"}),
+]
+
+
+@pytest.mark.parametrize(("schema", "keys", "key"), WRONG)
+def test_a_value_out_of_range_is_refused_with_its_key(schema: type, keys: Node, key: str) -> None:
+    assert key in refused(lambda: schema(**{**BASES[schema], **keys}))
+    written = {name.rstrip("_"): value for name, value in {**BASES[schema], **keys}.items()}
+    section = key.partition(".")[0]
+    assert key in refused(lambda: parse(schema, written, section))
+
+
+@pytest.mark.parametrize(("schema", "keys"), RIGHT)
+def test_the_limits_themselves_are_accepted(schema: type, keys: Node) -> None:
+    made = schema(**{**BASES[schema], **keys})
+    assert all(getattr(made, key) == value for key, value in keys.items())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.name = "other"
+
+
+# Whole configurations.
+
+
+@pytest.fixture
+def node(configure: Callable[..., Config]) -> Node:
+    """The default configuration as plain values."""
+    return OmegaConf.to_container(OmegaConf.create(dict(configure().resolved)))  # a copy
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        ("seed", -1, "seed"),
+        ("seed", "x", "seed"),
+        ("seed", None, "seed"),
+        ("scenario", "klass", "scenario"),
+        ("device", "tpu", "device"),
+        ("threads", 0, "threads"),
+        ("verbose", "loud", "verbose"),
+        ("sede", 1, "sede"),
+        ("benchmark", None, "benchmark"),
+        ("strategy", "ewc", "strategy"),
+        ("benchmark.kind", "merged", "benchmark.kind"),
+        ("benchmark.kind", None, "benchmark.kind"),
+        ("benchmark.class_order", "natural", "benchmark.class_order"),  # the default is permuted
+        ("benchmark.num_tasks", "ten", "benchmark.num_tasks"),
+        ("model.name", "vit", "model.name"),
+        ("model.width", 3, "model.width"),
+        ("optimizer.name", "lion", "optimizer.name"),
+        ("optimizer.betas", [0.9, 0.99], "optimizer.betas"),
+        ("optimizer.lr", -1, "optimizer.lr"),
+        ("training.epoch", 3, "training.epoch"),
+        ("data.path", [1], "data.path"),
+        ("scenario", "${nowhere}", "nowhere"),
+    ],
+)
+def test_validate_refuses_and_names_the_key(
+    node: Node, path: str, value: object, named: str
+) -> None:
+    *outer, last = path.split(".")
+    inner = node[outer[0]] if outer else node
+    inner[last] = value
+    assert named in refused(lambda: validate(OmegaConf.create(node)))
+
+
+@pytest.mark.parametrize("section", ["data", "benchmark", "model", "optimizer", "training"])
+def test_a_missing_section_is_named(node: Node, section: str) -> None:
+    del node[section]
+    assert section in refused(lambda: validate(OmegaConf.create(node)))
+
+
+def test_the_default_configuration(configure: Callable[..., Config]) -> None:
+    cfg = configure()
+    assert (cfg.benchmark.name, cfg.model.name, cfg.optimizer.name) == (
+        "permuted_digits",
+        "mlp",
+        "sgd",
+    )
+    assert cfg.scenario == cfg.benchmark.default_scenario == "domain"
+    assert cfg.strategy["name"] == "ewc"
+    assert cfg.resolved["benchmark"]["num_tasks"] == cfg.benchmark.num_tasks
+    assert type(strategies.build(cfg.strategy)) is EWC
+
+
+def test_a_benchmarks_defaults_yield_to_the_user(configure: Callable[..., Config]) -> None:
+    cfg = configure("benchmark=split_cifar100", "seed=7")
+    assert (cfg.scenario, cfg.training.epochs, cfg.benchmark.seed) == ("class", 5, 7)
+    cfg = configure(
+        "benchmark=split_cifar100", "seed=7", "scenario=task", "training.epochs=2", "benchmark.seed=1"
+    )
+    assert (cfg.scenario, cfg.training.epochs, cfg.benchmark.seed) == ("task", 2, 1)
+
+
+def test_strategies_are_built_from_their_section() -> None:
+    assert strategies.build({"name": "l2", "lambda": 3}) == L2(name="l2", lambda_=3.0)
+    assert "strategy.name" in refused(lambda: strategies.build({}))
+    assert "strategy.name" in refused(lambda: strategies.build({"name": "base"}))
+    assert "strategy.name" in refused(lambda: strategies.build({"name": "gem"}))
+    assert "strategy.buffer_size" in refused(
+        lambda: strategies.build({"name": "naive", "buffer_size": 3})
+    )
+
+
+# The YAML files.
+
+
+def schema_of(group: str, node: Mapping[str, Any]) -> type:
+    return {
+        "benchmark": lambda: config.BENCHMARKS[node["kind"]],
+        "model": lambda: config.MODELS[node["name"]],
+        "optimizer": lambda: config.OPTIMIZERS[node["name"]],
+        "training": lambda: config.Training,
+        "strategy": lambda: strategies.find(node["name"]),
+    }[group]()
+
+
+GROUPS = ("benchmark", "model", "optimizer", "training", "strategy")
+FILES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(("group", "name"), FILES)
+def test_a_yaml_file_holds_exactly_its_schema(
+    configure: Callable[..., Config], group: str, name: str
+) -> None:
+    cfg = configure(f"{group}={name}")
+    node = cfg.resolved[group]
+    schema = schema_of(group, node)
+    assert set(node) == {f.name.rstrip("_") for f in dataclasses.fields(schema)}
+    assert group == "training" or node["name"] == name
+    parsed = strategies.build(node) if group == "strategy" else getattr(cfg, group)
+    assert type(parsed) is schema
+    assert {f.name.rstrip("_"): getattr(parsed, f.name) for f in dataclasses.fields(schema)} == node
+
+
+@pytest.mark.parametrize(("group", "name"), [f for f in FILES if f[0] in ("model", "strategy")])
+def test_a_yaml_file_repeats_the_defaults_of_its_schema(group: str, name: str) -> None:
+    # A default lives in the class; the file shows it to the user.
+    node = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    for f in dataclasses.fields(schema_of(group, node)):
+        default = f.default
+        if f.default_factory is not dataclasses.MISSING:
+            default = f.default_factory()
+        if default is not dataclasses.MISSING:
+            assert node[f.name.rstrip("_")] == default
+
+
+def test_there_is_a_file_for_each_name_and_a_name_for_each_file() -> None:
+    names = {group: {name for g, name in FILES if g == group} for group in GROUPS}
+    assert names["model"] == set(config.MODELS)
+    assert names["optimizer"] == set(config.OPTIMIZERS)
+    assert names["strategy"] == set(strategies.available())
+    kinds = {name.partition("_")[0] for name in names["benchmark"]}
+    assert kinds == set(config.BENCHMARKS)
+
+
+@pytest.mark.parametrize("name", strategies.available())
+def test_a_strategys_module_defines_one_strategy(name: str) -> None:
+    assert strategies.find(name).__module__ == f"cl_runner.strategies.{name}"
+    assert importlib.import_module(f"cl_runner.strategies.{name}").__doc__
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_and_validates(
+    configure: Callable[..., Config], name: str
+) -> None:
+    cfg = configure(f"+experiment={name}")
+    strategy = strategies.build(cfg.strategy)
+    assert cfg.scenario in strategy.scenarios
+    # What the file sets arrives, and the user's overrides win over it.
+    for section, keys in OmegaConf.load(CONF / "experiment" / f"{name}.yaml").items():
+        if section not in ("defaults", "scenario"):
+            assert keys.items() <= cfg.resolved[section].items()
+    other = configure(f"+experiment={name}", "training.batch_size=77", "seed=5", "scenario=domain")
+    assert (other.training.batch_size, other.seed, other.scenario) == (77, 5, "domain")
+    assert other.benchmark.seed == 5
