@@ -172,6 +172,7 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         one_of("optimizer.schedule", self.schedule, ("constant", "cosine", "step"))
+        check(self.decay > 0, f"optimizer.decay must be positive, got {self.decay}")
         check(self.lr > 0, f"optimizer.lr must be positive, got {self.lr}")
         check(
             self.weight_decay >= 0,

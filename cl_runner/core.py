@@ -105,7 +105,7 @@ class Stream:
     def held_out(self, split: str, task: Task) -> tuple[Tensor, Tensor]:
         """Images and global class ids of a task's `test` or `validation` samples.
 
-        Kept where the task changes the images, because they are needed after each task.
+        Kept, because they are needed after each task.
         """
         key = (split, task.index)
         if key in self.cache:

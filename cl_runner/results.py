@@ -105,15 +105,22 @@ def read_matrix(path: str | Path) -> Matrix:
         with path.open(encoding="utf-8", newline="") as file:
             header, *rows = list(csv.reader(file))
         T = len(header) - 1
-        expected = ["after_task", *(f"task_{j + 1}" for j in range(T))]
-        if header != expected or [row[0] for row in rows] != [str(i) for i in range(T + 1)]:
+        columns = ["after_task", *(f"task_{j + 1}" for j in range(T))]
+        if T < 1 or header != columns or [row[0] for row in rows] != list(map(str, range(T + 1))):
             raise ValueError("its rows or columns are not those of a run")
-        R = np.array([[float(cell) if cell else math.nan for cell in row[1:]] for row in rows])
-        if R.shape != (T + 1, T) or bool(((R < 0) | (R > 1)).any()):
-            raise ValueError("cells are missing or not fractions in [0, 1]")
-    except (OSError, ValueError, IndexError, UnicodeDecodeError) as error:
+        if any(len(row) != T + 1 for row in rows):
+            raise ValueError("cells are missing")
+        R = np.array([[_fraction(cell) for cell in row[1:]] for row in rows])
+    except (OSError, ValueError, IndexError, csv.Error) as error:
         raise UserError(f"{path} is not an accuracy matrix of cl-run: {error}") from None
     return R
+
+
+def _fraction(cell: str) -> float:
+    value = float(cell) if cell else math.nan
+    if cell and not 0 <= value <= 1:
+        raise ValueError(f"{cell} is no fraction in [0, 1]")
+    return value
 
 
 def read_accuracies(path: str | Path) -> pd.DataFrame:

@@ -291,9 +291,8 @@ def test_the_default_configuration(configure: Callable[..., Config]) -> None:
 def test_a_benchmarks_defaults_yield_to_the_user(configure: Callable[..., Config]) -> None:
     cfg = configure("benchmark=split_cifar100", "seed=7")
     assert (cfg.scenario, cfg.training.epochs, cfg.benchmark.seed) == ("class", 5, 7)
-    cfg = configure(
-        "benchmark=split_cifar100", "seed=7", "scenario=task", "training.epochs=2", "benchmark.seed=1"
-    )
+    own = ("scenario=task", "training.epochs=2", "benchmark.seed=1")
+    cfg = configure("benchmark=split_cifar100", "seed=7", *own)
     assert (cfg.scenario, cfg.training.epochs, cfg.benchmark.seed) == ("task", 2, 1)
 
 

@@ -65,7 +65,7 @@ def imports(module: str, *, at_import: bool = False) -> set[str]:
 
 
 def own_modules(names: set[str]) -> set[str]:
-    """The modules of cl_runner among imported names: `cl_runner.a.b.thing` is a.b if that exists."""
+    """The modules of cl_runner among imported names: of `cl_runner.a.b.thing`, a.b."""
     modules = set()
     for name in names:
         parts = name.split(".")
@@ -79,15 +79,15 @@ def own_modules(names: set[str]) -> set[str]:
 
 
 def test_every_module_has_its_layer() -> None:
-    assert {module.split(".")[0] for module in MODULES} - {"__init__"} == set(LEVEL)
+    assert {module.partition(".")[0] for module in MODULES} - {"__init__"} == set(LEVEL)
     assert own_modules(imports("env")) >= {"config", "core", "nn.flat", "data.augment"}
 
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - {"__init__"}))
 def test_a_module_imports_only_from_above(module: str) -> None:
-    layer = module.split(".")[0]
+    layer = module.partition(".")[0]
     for other in own_modules(imports(module)):
-        above = other.split(".")[0]
+        above = other.partition(".")[0]
         assert LEVEL[above] <= LEVEL[layer], f"{module} imports {other}"
         # Within one level only parts of the same package, or the command line's modules.
         assert LEVEL[above] < LEVEL[layer] or above == layer or layer in LAYERS[-1]
@@ -102,13 +102,13 @@ def test_no_two_modules_import_each_other() -> None:
 @pytest.mark.parametrize("module", LIGHT)
 def test_what_answers_at_once_imports_nothing_heavy(module: str) -> None:
     names = imports(module, at_import=True)
-    assert not {name.split(".")[0] for name in names} & HEAVY
+    assert not {name.partition(".")[0] for name in names} & HEAVY
     assert own_modules(names) <= set(LIGHT)
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_what_few_runs_need_is_imported_on_demand(module: str) -> None:
-    assert not {name.split(".")[0] for name in imports(module, at_import=True)} & ON_DEMAND
+    assert not {name.partition(".")[0] for name in imports(module, at_import=True)} & ON_DEMAND
 
 
 def test_the_command_line_is_loaded_without_torch() -> None:

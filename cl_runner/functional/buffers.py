@@ -74,7 +74,8 @@ def balance(
     """The buffer refilled so that each bin seen so far holds floor(K / bins) samples, or all.
 
     Old bins keep a random subset of what they hold, new bins get a random subset of the new
-    samples. Loops over bins: for the end of a task, not for the training step.
+    samples. (A bin with both would be a subset of what was held and all that is new.) Loops over
+    bins: for the end of a task, not for the training step.
     """
     held = index >= 0
     rows = torch.cat([index[held], new_index])

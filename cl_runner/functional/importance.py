@@ -35,7 +35,8 @@ def score_cotangents(
     if rule == "exact":
         return [p[:, c, None].sqrt() * ((classes == c).to(p) - p) for c in range(p.shape[1])]
     if rule == "sampled":
-        label = (p.cumsum(1) <= uniform[:, None]).sum(1).clamp_max(p.shape[1] - 1)
+        mass = p.cumsum(1)  # its end, 1 but for rounding, stays above uniform * end
+        label = (mass <= uniform[:, None] * mass[:, -1:]).sum(1)
     elif rule == "predicted":
         label = p.argmax(1)
     else:
@@ -58,9 +59,10 @@ def squared_gradient_sum(
     `per_sample(g)` must give sum_n (d <g_n, f(x_n)> / d theta)^2, [P], from the samples' own
     gradients.
     """
-    layers = [m for m in module.modules() if isinstance(m, nn.Linear)]
-    owned = {id(p) for m in layers for p in m.parameters(recurse=False)}
     trainable = [p for p in module.parameters() if p.requires_grad]
+    linear = [m for m in module.modules() if isinstance(m, nn.Linear)]
+    layers = [m for m in linear if any(p.requires_grad for p in m.parameters())]
+    owned = [id(p) for m in layers for p in m.parameters() if p.requires_grad]
     records: list[tuple[nn.Linear, Tensor, Tensor]] = []
 
     def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -76,7 +78,7 @@ def squared_gradient_sum(
             handle.remove()
     cotangents = cotangents_of(logits.detach())
     dense = (
-        all(id(p) in owned for p in trainable)
+        sorted(owned) == sorted(id(p) for p in trainable)  # each in one layer, none shared
         and len(records) == len({id(layer) for layer, _, _ in records}) == len(layers)
         and all(a.dim() == 2 for _, a, _ in records)
     )

@@ -10,9 +10,13 @@ def mask_logits(logits: Tensor, active: Tensor | None) -> Tensor:
 
 
 def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
-    """sum_b w_b v_b / sum_b w_b; 0 where all weights are 0. Shapes [B], [B] or None."""
+    """sum_b w_b v_b / sum_b w_b; 0 where all weights are 0. Shapes [B], [B] or None.
+
+    A value of weight 0 may be infinite, as the loss of a sample whose class is not active.
+    """
     if weight is None:
         return values.mean()
+    values = values.masked_fill(weight == 0, 0.0)
     return (weight * values).sum() / weight.sum().clamp_min(1e-12)
 
 

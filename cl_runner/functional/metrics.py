@@ -73,7 +73,10 @@ def intransigence(R: ArrayLike, joint: ArrayLike) -> float:
     joint: (T,), the accuracy on task k of a network trained on tasks 1 .. k together, such as the
     diagonal of a `cumulative` run's matrix.
     """
-    return float((np.asarray(joint, dtype=np.float64) - np.diag(_matrix(R)[1:])).mean())
+    learned, bound = np.diag(_matrix(R)[1:]), np.asarray(joint, dtype=np.float64)
+    if bound.shape != learned.shape:
+        raise ValueError(f"joint must have shape {learned.shape}, got {bound.shape}")
+    return float((bound - learned).mean())
 
 
 def _mean(values: Matrix) -> float:

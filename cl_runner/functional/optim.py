@@ -28,7 +28,7 @@ def init(config: Optimizer, theta: Tensor) -> Slots:
 
 
 def update(config: Optimizer, theta: Tensor, grad: Tensor, slots: Slots) -> tuple[Tensor, Slots]:
-    """One step: (new theta [P], new slots), neither sharing memory with the old ones."""
+    """One step: (new theta [P], new slots); no tensor that was passed in is changed."""
     decoupled = config.name == "adamw"
     if config.weight_decay and not decoupled:
         grad = torch.add(grad, theta, alpha=config.weight_decay)
@@ -50,12 +50,17 @@ def _adam(
     lr, steps = slots["lr"], slots["steps"] + 1
     m = torch.lerp(slots["m"], grad, 1 - beta1)
     v = torch.mul(slots["v"], beta2).addcmul_(grad, grad, value=1 - beta2)
-    size = lr / (1 - beta1**steps)
-    denominator = v.sqrt().div_((1 - beta2**steps).sqrt()).add_(config.eps)
+    size = lr / _bias(beta1, steps)
+    denominator = v.sqrt().div_(_bias(beta2, steps).sqrt()).add_(config.eps)
     if decay:
         theta = theta * (1 - lr * decay)
     theta = torch.addcmul(theta, m.div(denominator), size, value=-1)
     return theta, {"lr": lr, "m": m, "v": v, "steps": steps}
+
+
+def _bias(beta: float, steps: Tensor) -> Tensor:
+    """1 - beta^steps, without the cancellation that costs three of seven digits at step 1."""
+    return -torch.expm1(steps * math.log(beta)) if beta else torch.ones_like(steps)
 
 
 def rate_factor(config: Optimizer, progress: float) -> float:

@@ -63,7 +63,7 @@ def test_batched_reservoir_is_algorithm_r(
 @pytest.mark.parametrize("capacity", [1, 3, 8])
 @pytest.mark.parametrize("n", [0, 2, 3, 8, 9, 50, 1000])
 def test_item_n_is_kept_with_probability_capacity_over_n_plus_1(n: int, capacity: int) -> None:
-    # One uniform from each of n + 1 equal parts of [0, 1): exactly `capacity` of them keep the item.
+    # One uniform from each of n + 1 equal parts of [0, 1): `capacity` of them keep the item.
     # Counting one item too few keeps the first item after the buffer is full with certainty.
     uniform = (torch.arange(n + 1) + 0.5) / (n + 1)
     targets = [
@@ -192,9 +192,7 @@ def refill(
     bins = index.clamp_min(0) // 100
     generator = torch.Generator().manual_seed(seed)
     new_bins = arriving // 100
-    index, task = buffers.balance(
-        index, task, bins, arriving, new_bins + 10, new_bins, generator
-    )
+    index, task = buffers.balance(index, task, bins, arriving, new_bins + 10, new_bins, generator)
     return index, task, index[index >= 0] // 100, {*old.tolist(), *arriving.tolist()}
 
 

@@ -61,7 +61,7 @@ def environment(
     )
     env = Env(
         stream=stream,
-        make_net=lambda env: make_net().double(),
+        make_net=lambda _: make_net().double(),
         optimizer=SGD(name="sgd", lr=0.1),
         seed=seed,
         active_classes=active_classes,
@@ -303,9 +303,7 @@ def test_the_chunk_size_does_not_matter(
 
 @pytest.mark.parametrize("rule", LABEL_RULES)
 @pytest.mark.parametrize("make_net", [mlp, cnn])
-def test_inactive_classes_contribute_nothing(
-    make_net: Callable[[], nn.Module], rule: str
-) -> None:
+def test_inactive_classes_contribute_nothing(make_net: Callable[[], nn.Module], rule: str) -> None:
     env, s = environment(make_net, active_classes="current")
     name = env.flat.names[-2]  # the last layer's weight, a row per class
 
@@ -381,9 +379,7 @@ def test_a_subset_gives_the_mean_over_the_subset(make_net: Callable[[], nn.Modul
     assert torch.equal(chosen(0, 1000), task.train)  # more than there are: all of them
     fisher = fisher_diagonal(s, task, env, labels="true", samples=6)
     subset = Task(0, task.classes, task.names, rows, none, none)
-    torch.testing.assert_close(
-        fisher, brute_force(env, s, subset, "true"), rtol=1e-9, atol=1e-14
-    )
+    torch.testing.assert_close(fisher, brute_force(env, s, subset, "true"), rtol=1e-9, atol=1e-14)
 
 
 def test_dropout_is_off_and_nothing_is_changed() -> None:

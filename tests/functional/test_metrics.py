@@ -67,9 +67,7 @@ def by_loops(R: Matrix) -> dict[str, float]:
         "ACC": acc[-1],
         "BWT": mean([at(T, i) - at(i, i) for i in range(1, T)]),
         "FWT": mean([at(i - 1, i) - at(0, i) for i in range(2, T + 1)]),
-        "forgetting": mean(
-            [max(at(k, j) for k in range(j, T)) - at(T, j) for j in range(1, T)]
-        ),
+        "forgetting": mean([max(at(k, j) for k in range(j, T)) - at(T, j) for j in range(1, T)]),
         "learning_accuracy": mean([at(i, i) for i in range(1, T + 1)]),
         "average_incremental_accuracy": mean(acc),
     }
@@ -87,9 +85,7 @@ def test_any_matrix_against_the_formulas(R: Matrix) -> None:
 
 @steady
 @given(accuracy_matrices(), st.floats(-1, 1))
-def test_a_shift_of_all_accuracies_moves_levels_and_no_differences(
-    R: Matrix, shift: float
-) -> None:
+def test_a_shift_of_all_accuracies_moves_levels_and_no_differences(R: Matrix, shift: float) -> None:
     before, after = summarise(R), summarise(R + shift)
     for name in METRICS:
         moved = 0.0 if name in ("BWT", "FWT", "forgetting") else shift
@@ -166,5 +162,5 @@ def test_a_wrong_shape_is_refused(name: str, shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 4])
 def test_a_joint_bound_of_another_length_is_refused(length: int) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="shape"):
         intransigence(R, [0.9] * length)

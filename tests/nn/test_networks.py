@@ -117,7 +117,7 @@ def test_width_doubles_and_resolution_halves_from_stage_to_stage(
     net = network(name, (3, 32, 32), width=4)
     shapes: list[tuple[int, int]] = []
     for block in net.blocks:
-        block.register_forward_hook(lambda m, i, out: shapes.append((out.shape[1], out.shape[2])))
+        block.register_forward_hook(lambda _m, _i, out: shapes.append((out.shape[1], out.shape[2])))
     net(images(2, 3, 32, 32))
     blocks_per_stage = 2 if name == "resnet18" else 5
     assert shapes == [
@@ -214,7 +214,7 @@ def test_dropout_after_each_hidden_layer_in_training_only() -> None:
     net = network("mlp", (1, 8, 8), hidden_sizes=[300, 200], dropout=0.3)
     seen: list[Tensor] = []  # the inputs of each layer
     for layer in net.layers:
-        layer.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0]))
+        layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     x = images(50, 1, 8, 8).abs() + 0.1
     for layer in net.layers:
         nn.init.constant_(layer.weight, 0.1)  # no ReLU is at 0
