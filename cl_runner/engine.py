@@ -175,8 +175,7 @@ def evaluate(strategy: Strategy, s: TrainState, env: Env) -> Rows:
     for split in ("test", "validation") if len(stream[0].validation) else ("test",):
         for task in stream:
             images, y = stream.held_out(split, task)
-            own = torch.zeros(env.num_classes, dtype=torch.bool, device=env.device)
-            own[list(task.classes)] = True
+            own = env.own_classes[task.index]
             hits = torch.zeros(len(readings(stream.scenario)), dtype=torch.int64, device=env.device)
             for x, target in zip(
                 images.split(EVALUATION_CHUNK), y.split(EVALUATION_CHUNK), strict=True

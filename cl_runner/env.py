@@ -47,6 +47,7 @@ class Env:
         self.num_classes = stream.num_classes
         self.input_shape = stream.input_shape
         self.num_bins = self.num_classes * (self.num_tasks if stream.scenario == "domain" else 1)
+        self.own_classes = own_classes(stream)  # [T, K] bool
         self.active_table = active_table(stream, active_classes)
         self.flat = Flat(build(lambda: make_net(self), seed_for(seed, "init")).to(self.device))
         self._gradients: list[Tensor] = []
@@ -186,12 +187,17 @@ def active_table(stream: Stream, active_classes: str) -> Tensor | None:
     """
     if stream.scenario == "domain" or (stream.scenario == "class" and active_classes == "all"):
         return None
-    T, K = len(stream), stream.num_classes
-    own = torch.zeros(T, K, dtype=torch.bool)
-    for task in stream:
-        own[task.index, list(task.classes)] = True
+    own, T, K = own_classes(stream), len(stream), stream.num_classes
     if stream.scenario == "class" and active_classes == "seen":
         table = own.cumsum(0).bool()[:, None].expand(T, T, K)
     else:
         table = own.expand(T, T, K)
-    return table.contiguous().to(stream.x.device)
+    return table.contiguous()
+
+
+def own_classes(stream: Stream) -> Tensor:
+    """Which outputs are a task's own, [T, K] bool; in domain-incremental learning all are."""
+    own = torch.zeros(len(stream), stream.num_classes, dtype=torch.bool)
+    for task in stream:
+        own[task.index, list(task.classes)] = True
+    return own.to(stream.x.device)

@@ -1,7 +1,8 @@
-"""The diagonal of the Fisher information, from the gradients of single samples.
+"""Importances of parameters, from the gradients of single samples.
 
-F_p = E_x E_{y ~ rule} (d log p(y | x) / d theta_p)^2. Squaring the gradient of a batch's mean is a
-different quantity, which shrinks with the batch; it is not offered.
+The diagonal of the Fisher information, F_p = E_x E_{y ~ rule} (d log p(y | x) / d theta_p)^2, and
+the output sensitivity of MAS. Squaring the gradient of a batch's mean is a different quantity,
+which shrinks with the batch; it is not offered.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from cl_runner.functional.losses import mask_logits
 if TYPE_CHECKING:
     from cl_runner.env import Env
 
+Size = Callable[[Tensor], Tensor]  # elementwise and multiplicative: torch.square or torch.abs
 LABEL_RULES = ("exact", "sampled", "true", "predicted")
 
 
@@ -44,20 +46,21 @@ def score_cotangents(
     return [(classes == label[:, None]).to(p) - p]
 
 
-def squared_gradient_sum(
+def gradient_sizes(
     module: nn.Module,
     forward: Callable[[], Tensor],
     per_sample: Callable[[Tensor], Tensor],
     cotangents_of: Callable[[Tensor], Sequence[Tensor]],
+    size: Size,
 ) -> Tensor:
-    """sum_n sum_c (d <g_nc, f(x_n)> / d theta)^2 for a batch, as one vector [P].
+    """sum_n sum_c size(d <g_nc, f(x_n)> / d theta) for a batch, as one vector [P].
 
     `forward()` is the logits [B, K] of the batch through `module`, `cotangents_of(logits)` the
     vectors g_c [B, K]. Where each parameter belongs to a Linear layer that is used once, no
-    sample's gradient is ever formed: sum_n (delta_n a_n^T)^2 = (delta^2)^T (a^2), elementwise
-    squares, is one matrix product per layer, and the classes c share it. For other networks
-    `per_sample(g)` must give sum_n (d <g_n, f(x_n)> / d theta)^2, [P], from the samples' own
-    gradients.
+    sample's gradient is ever formed: size(delta a) = size(delta) size(a), so that
+    sum_n size(delta_n a_n^T) is one matrix product per layer, and the classes c share it. For other
+    networks `per_sample(g)` must give sum_n size(d <g_n, f(x_n)> / d theta), [P], from the samples'
+    own gradients.
     """
     trainable = [p for p in module.parameters() if p.requires_grad]
     linear = [m for m in module.modules() if isinstance(m, nn.Linear)]
@@ -91,13 +94,13 @@ def squared_gradient_sum(
         for delta, d in zip(
             deltas, torch.autograd.grad(logits, outputs, g, retain_graph=True), strict=True
         ):
-            delta.addcmul_(d, d)
-    squares: dict[int, Tensor] = {}
+            delta.add_(size(d))
+    sizes: dict[int, Tensor] = {}
     for (layer, a, _), delta in zip(records, deltas, strict=True):
-        squares[id(layer.weight)] = delta.T @ a.square()
+        sizes[id(layer.weight)] = delta.T @ size(a)
         if layer.bias is not None:
-            squares[id(layer.bias)] = delta.sum(0)
-    return torch.cat([squares[id(p)].flatten() for p in trainable])
+            sizes[id(layer.bias)] = delta.sum(0)
+    return torch.cat([sizes[id(p)].flatten() for p in trainable])
 
 
 def merge_quadratics(
@@ -113,35 +116,65 @@ def merge_quadratics(
     return torch.lerp(anchor, new_anchor, share)
 
 
-def fisher_diagonal(
-    s: TrainState, task: Task, env: Env, *, labels: str, samples: int | None
+def mean_gradient_sizes(
+    s: TrainState,
+    task: Task,
+    env: Env,
+    cotangents_of: Callable[[Tensor, Batch], Sequence[Tensor]],
+    size: Size,
+    samples: int | None,
 ) -> Tensor:
-    """F [P]: mean over a task's training samples (or `samples` of them) of squared gradients.
+    """Mean over a task's training samples of sum_c size(d <g_c, f(x)> / d theta), as [P].
 
-    labels: one of LABEL_RULES. The classes are those active in training; dropout is off and
-    BatchNorm uses its running statistics.
+    `cotangents_of(logits, batch)` gives the vectors g_c [B, K]. `samples` asks for a random subset.
+    Dropout is off and BatchNorm uses its running statistics.
     """
 
     def add(total: Tensor, batch: Batch) -> Tensor:
-        def squares(g: Tensor) -> Tensor:
+        def per_sample(g: Tensor) -> Tensor:
             def score(theta: Tensor, x: Tensor, task: Tensor, g: Tensor) -> Tensor:
                 return (env.net(theta, x[None], task[None]) * g).sum()
 
-            per_sample = torch.func.vmap(torch.func.grad(score), in_dims=(None, 0, 0, 0))
+            gradients = torch.func.vmap(torch.func.grad(score), in_dims=(None, 0, 0, 0))
             theta = s.theta.detach()
             chunk = max(1, 2**26 // theta.numel())  # at most 256 MiB of gradients at once
             parts = zip(batch.x.split(chunk), batch.task.split(chunk), g.split(chunk), strict=True)
-            return torch.stack([per_sample(theta, *part).square().sum(0) for part in parts]).sum(0)
+            return torch.stack([size(gradients(theta, *part)).sum(0) for part in parts]).sum(0)
 
-        return total + squared_gradient_sum(
+        return total + gradient_sizes(
             env.flat.module,
             lambda: env.net(s.theta, batch.x, batch.task),
-            squares,
-            lambda logits: score_cotangents(
-                logits, batch.y, batch.active, labels, batch.noise["label"]
-            ),
+            per_sample,
+            lambda logits: cotangents_of(logits, batch),
+            size,
         )
 
     total = torch.zeros_like(s.theta, requires_grad=False)
     total, count = env.fold(add, total, s, task, samples=samples)
     return total / count
+
+
+def fisher_diagonal(
+    s: TrainState, task: Task, env: Env, *, labels: str, samples: int | None
+) -> Tensor:
+    """F [P]: mean over a task's training samples (or `samples` of them) of squared scores.
+
+    labels: one of LABEL_RULES. The classes are those active in training.
+    """
+
+    def scores(logits: Tensor, batch: Batch) -> Sequence[Tensor]:
+        return score_cotangents(logits, batch.y, batch.active, labels, batch.noise["label"])
+
+    return mean_gradient_sizes(s, task, env, scores, torch.square, samples)
+
+
+def output_sensitivity(s: TrainState, task: Task, env: Env, *, samples: int | None) -> Tensor:
+    """Omega [P]: mean over samples of |d |f(x)|^2 / d theta|, of the outputs active in training.
+
+    Aljundi et al. 2018, arXiv 1711.09601, eq. 2 and section 4.1: needs no labels.
+    """
+
+    def outputs(logits: Tensor, batch: Batch) -> Sequence[Tensor]:
+        return [2 * (logits if batch.active is None else logits * batch.active)]
+
+    return mean_gradient_sizes(s, task, env, outputs, torch.abs, samples)

@@ -33,6 +33,19 @@ def cross_entropy(
     return weighted_mean(F.cross_entropy(logits, y, reduction="none"), weight)
 
 
+def distillation(logits: Tensor, target: Tensor, classes: Tensor, temperature: float) -> Tensor:
+    """-sum_c p_c log q_c, p and q the softmax over some classes of target / T and logits / T.
+
+    Hinton et al. 2015, arXiv 1503.02531, without the factor T^2. Shapes: logits and target
+    [..., B, K]; classes [..., 1 or B, K] bool; result [..., B], in nats. Over no class at all it is
+    over every one: finite, and for the caller to weigh with 0.
+    """
+    classes = classes | ~classes.any(-1, keepdim=True)
+    p = (target / temperature).masked_fill(~classes, float("-inf")).softmax(-1)
+    log_q = (logits / temperature).masked_fill(~classes, float("-inf")).log_softmax(-1)
+    return -(p * log_q.masked_fill(~classes, 0.0)).sum(-1)
+
+
 def quadratic(theta: Tensor, anchor: Tensor, importance: Tensor) -> Tensor:
     """1/2 sum_p importance_p (theta_p - anchor_p)^2, all [P]; importance may be a scalar."""
     return 0.5 * (importance * (theta - anchor).square()).sum()

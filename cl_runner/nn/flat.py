@@ -41,13 +41,33 @@ class Flat:
         return dict(zip(self.names, self._split(theta), strict=True))
 
     def call(self, theta: Tensor, x: Tensor, task: Tensor | int) -> Tensor:
-        """The module's output [B, K] with the parameters theta."""
-        output: Tensor = (
-            self.module(x, task)
-            if theta is self.theta
-            else functional_call(self.module, self.views(theta), (x, task))
-        )
+        """The module's output [B, K] with the parameters theta.
+
+        Only the live theta's forward passes move the module's buffers.
+        """
+        output: Tensor
+        if theta is self.theta:
+            output = self.module(x, task)
+        else:
+            buffers = {name: value.clone() for name, value in self.buffers.items()}
+            output = functional_call(self.module, self.views(theta) | buffers, (x, task))
         return output
+
+    def output_mask(self, classes: Tensor) -> Tensor:
+        """Which parameters [P] belong to the output units of `classes` [K] bool, as bool.
+
+        The output layer is the last Linear layer, which has a unit for each of the K classes.
+        """
+        name, layer = [(n, m) for n, m in self.module.named_modules() if isinstance(m, nn.Linear)][
+            -1
+        ]
+        assert layer.out_features == len(classes)
+        shown = {f"{name}.weight": classes[:, None], f"{name}.bias": classes}
+        parts = [
+            shown.get(n, classes.new_zeros(())).expand(shape).flatten()
+            for n, shape in zip(self.names, self.shapes, strict=True)
+        ]
+        return torch.cat(parts)
 
     def bind_gradient(self, gradient: Tensor) -> None:
         """Let the next backward pass accumulate into `gradient` [P], which it clears."""

@@ -66,9 +66,10 @@ class Strategy:
     # Hot: once per step.
 
     def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
-        """The loss, 0-d, whose gradient in theta [P] the step takes."""
+        """The loss, 0-d, whose gradient in theta [P] the step takes; aux holds the `logits`."""
         logits = env.net(theta, batch.x, batch.task)
-        return cross_entropy(logits, batch.y, batch.active, batch.weight), {}
+        loss = cross_entropy(logits, batch.y, batch.active, batch.weight)
+        return loss, {"logits": logits}
 
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         """One training step; aux holds the `loss`."""

@@ -1,0 +1,88 @@
+"""Learning without forgetting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cl_runner.core import Batch, Task, TrainState
+from cl_runner.env import Env
+from cl_runner.errors import check, one_of
+from cl_runner.functional.losses import distillation
+from cl_runner.strategies.base import Aux, Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class LwF(Strategy):
+    """Loss + weight * distillation of the old network's answers (Li & Hoiem 2017, 1606.09282).
+
+    The old network is the one at the end of the last task; it answers the new task's inputs, and
+    -sum_c p_c log q_c at the temperature T (eq. 2 to 4) keeps these answers: in task-incremental
+    learning for each old task's outputs apart (the mean over tasks), in class-incremental learning
+    over all old classes together, in domain-incremental learning over all outputs.
+    - weight `fixed`: lambda (the paper's lambda_o); `growing`: lambda (t - 1) in task t, so that
+      every task counts alike (van de Ven et al. 2022, Nature Machine Intelligence 4, 1185).
+    - squared_temperature: times T^2 (Hinton et al. 2015, 1503.02531), which the paper has not.
+    - warm_up: so many steps at the beginning of a task, from the second on, train nothing but the
+      new task's outputs (the paper trains them to convergence first).
+    BatchNorm of the old network uses the batch's statistics.
+    """
+
+    lambda_: float = 1.0
+    temperature: float = 2.0
+    weight: str = "fixed"
+    squared_temperature: bool = False
+    warm_up: int = 0
+
+    def __post_init__(self) -> None:
+        check(self.lambda_ >= 0, f"strategy.lambda must be at least 0, got {self.lambda_}")
+        check(
+            self.temperature > 0, f"strategy.temperature must be positive, got {self.temperature}"
+        )
+        one_of("strategy.weight", self.weight, ("fixed", "growing"))
+        check(self.warm_up >= 0, f"strategy.warm_up must be at least 0 steps, got {self.warm_up}")
+
+    def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
+        return {
+            "old": theta.detach().clone(),
+            "free": torch.ones_like(theta, dtype=torch.bool),  # what a warm-up step may change
+            "steps": torch.zeros((), dtype=torch.int64, device=env.device),  # of this task
+        }
+
+    def begin_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
+        free = env.flat.output_mask(env.own_classes[task.index])
+        steps = torch.zeros_like(s.memory["steps"])
+        return s._replace(
+            memory={
+                "old": s.theta.detach().clone(),
+                "free": free if task.index else torch.ones_like(free),
+                "steps": steps,
+            }
+        )
+
+    def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
+        loss, aux = super().loss(theta, s, batch, env)
+        past = torch.arange(env.num_tasks, device=s.t.device) < s.t  # [T]
+        if env.stream.scenario == "task":
+            heads = env.own_classes[:, None]  # [T, 1, K]
+            weight = past.float() / s.t.clamp_min(1)
+        else:
+            heads = (env.own_classes & past[:, None]).any(0)[None, None]  # [1, 1, K]
+            weight = past[:1].float()  # 0 in the first task
+        answers = env.net(s.memory["old"], batch.x, batch.task).detach()
+        kept = distillation(aux["logits"], answers, heads, self.temperature).mean(-1)
+        factor = self.lambda_ * (s.t if self.weight == "growing" else 1)
+        if self.squared_temperature:
+            factor = factor * self.temperature**2
+        return loss + factor * (weight * kept).sum(), aux
+
+    def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
+        new, aux = super().step(s, batch, env)
+        if not self.warm_up:
+            return new, aux
+        free = s.memory["free"] | (s.memory["steps"] >= self.warm_up)
+        theta = torch.where(free, new.theta, s.theta.detach())
+        memory = s.memory | {"steps": s.memory["steps"] + 1}
+        return new._replace(theta=theta, memory=memory), aux

@@ -1,0 +1,48 @@
+"""Memory aware synapses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cl_runner.core import Batch, Task, TrainState
+from cl_runner.env import Env
+from cl_runner.errors import check
+from cl_runner.functional.importance import output_sensitivity
+from cl_runner.functional.losses import quadratic
+from cl_runner.strategies.base import Aux, Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAS(Strategy):
+    """Loss + lambda sum_p Omega_p (theta_p - theta*_p)^2 (Aljundi et al. 2018, 1711.09601, eq. 3).
+
+    There is no 1/2. Omega_p is the mean over samples, one by one, of |d |f(x)|^2 / d theta_p|, the
+    sensitivity of the squared norm of the output; it needs no labels, and the tasks' sum is kept.
+    """
+
+    lambda_: float = 1.0
+    samples: int | None = None
+
+    def __post_init__(self) -> None:
+        check(self.lambda_ >= 0, f"strategy.lambda must be at least 0, got {self.lambda_}")
+        check(
+            self.samples is None or self.samples >= 1,
+            f"strategy.samples must be at least 1, got {self.samples}",
+        )
+
+    def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
+        anchor = theta.detach().clone()
+        return {"anchor": anchor, "importance": torch.zeros_like(anchor)}
+
+    def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
+        loss, aux = super().loss(theta, s, batch, env)
+        penalty = quadratic(theta, s.memory["anchor"], s.memory["importance"])
+        return loss + 2 * self.lambda_ * penalty, aux  # 2, because quadratic has 1/2
+
+    def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
+        new = output_sensitivity(s, task, env, samples=self.samples)
+        importance = s.memory["importance"] + new
+        return s._replace(memory={"anchor": s.theta.detach().clone(), "importance": importance})

@@ -1,0 +1,69 @@
+"""Synaptic intelligence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cl_runner.core import Batch, Task, TrainState
+from cl_runner.env import Env
+from cl_runner.errors import check, one_of
+from cl_runner.functional.losses import quadratic
+from cl_runner.strategies.base import Aux, Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class SI(Strategy):
+    """Loss + lambda sum_p Omega_p (theta_p - theta*_p)^2 (Zenke et al. 2017, 1703.04200, eq. 4).
+
+    lambda is the paper's c; there is no 1/2. Along the way, omega_p = -sum g_p (change of theta_p)
+    is what parameter p contributed to the decrease of the loss (eq. 3), and at the end of a task
+    Omega_p += omega_p / (Delta_p^2 + damping), Delta_p being p's change during the task (eq. 5;
+    damping is the paper's xi).
+    - gradient `task`: g is the gradient of the loss without the penalty (the paper); `total`: with
+      it, as some implementations have it.
+    - clip: negative omega_p, by which the loss grew, count as 0.
+    """
+
+    lambda_: float = 0.1
+    damping: float = 0.1
+    gradient: str = "task"
+    clip: bool = True
+
+    def __post_init__(self) -> None:
+        check(self.lambda_ >= 0, f"strategy.lambda must be at least 0, got {self.lambda_}")
+        check(self.damping > 0, f"strategy.damping must be positive, got {self.damping}")
+        one_of("strategy.gradient", self.gradient, ("task", "total"))
+
+    def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
+        anchor = theta.detach().clone()
+        return {
+            "anchor": anchor,
+            "importance": torch.zeros_like(anchor),
+            "path": torch.zeros_like(anchor),
+        }
+
+    def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
+        loss, aux = super().loss(theta, s, batch, env)
+        penalty = quadratic(theta, s.memory["anchor"], s.memory["importance"])
+        return loss + 2 * self.lambda_ * penalty, aux  # 2, because quadratic has 1/2
+
+    def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
+        memory, before = s.memory, s.theta.detach()
+        grad, (loss, aux) = env.grad_and_value(self.loss)(s.theta, s, batch, env)
+        s = env.update(s, grad)
+        if self.gradient == "task":
+            pull = memory["importance"] * (before - memory["anchor"])
+            grad = grad - 2 * self.lambda_ * pull
+        path = torch.addcmul(memory["path"], grad, s.theta - before, value=-1)
+        return s._replace(memory=memory | {"path": path}), {**aux, "loss": loss}
+
+    def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
+        theta, path = s.theta.detach().clone(), s.memory["path"]
+        moved = theta - s.memory["anchor"]
+        gained = path.clamp_min(0) if self.clip else path
+        importance = s.memory["importance"] + gained / (moved.square() + self.damping)
+        memory = {"anchor": theta, "importance": importance, "path": torch.zeros_like(path)}
+        return s._replace(memory=memory)

@@ -1,0 +1,83 @@
+"""The main job on real MNIST, through the installed command."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cl_runner.functional.metrics import summarise
+from cl_runner.results import read_matrix
+
+CL_RUN = Path(sys.executable).with_name("cl-run")
+pytestmark = pytest.mark.slow
+
+
+def cl_run(folder: Path, data: Path, *arguments: str) -> dict[str, str]:
+    """The row of summary.csv after a run in `folder`."""
+    out = folder / "out"
+    fixed = ["device=cpu", "threads=1", f"data.root={data}", f"hydra.run.dir={out}"]
+    command = [CL_RUN, *arguments, *fixed]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert str(out) in done.stdout.splitlines()[-1]
+    with (out / "summary.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    R = read_matrix(out / "accuracy_matrix.csv")
+    for name, value in summarise(R).items():
+        assert float(row[name]) == value
+    return row
+
+
+def test_the_main_job(real_data, tmp_path):
+    row = cl_run(tmp_path, real_data, "strategy=ewc", "benchmark=permuted_mnist")
+    assert row["benchmark.num_tasks"] == "10"
+    assert float(row["ACC"]) > 0.8
+    assert 0.05 < float(row["FWT"]) + 0.1 < 0.15  # permutations have nothing in common: chance
+
+
+@pytest.mark.parametrize(
+    ("experiment", "column", "low", "high"),
+    [
+        ("der-sgd-cil", "ACC", 0.186, 0.206),
+        ("der-sgd-til", "task_ACC", 0.914, 0.985),
+        ("hsu-adam-cil", "ACC", 0.187, 0.207),
+    ],
+)
+def test_published_cells(real_data, tmp_path, experiment, column, low, high):
+    """One seed; README.md has five. The bounds are those of the README's table."""
+    row = cl_run(tmp_path, real_data, f"+experiment={experiment}")
+    assert low <= float(row[column]) <= high
+
+
+def test_the_decoded_copy_is_all_that_is_needed_afterwards(real_data, tmp_path):
+    """What a user carries to a machine without internet: one file."""
+    options = ("strategy=naive", "benchmark=split_mnist", "benchmark.train_samples=2000")
+    (tmp_path / "first").mkdir()
+    first = cl_run(tmp_path / "first", real_data, *options)
+    carried = tmp_path / "carried"
+    carried.mkdir()
+    (carried / "mnist.npz").symlink_to(real_data / "mnist.npz")
+    (tmp_path / "second").mkdir()
+    assert cl_run(tmp_path / "second", carried, *options)["ACC"] == first["ACC"]
+
+
+def test_replay_keeps_what_naive_forgets_on_split_cifar10(real_data, tmp_path):
+    """Colour images through a convolutional network with augmentation; a budget of seconds."""
+    options = (
+        "benchmark=split_cifar10",
+        "model=cnn",
+        "optimizer=adam",
+        "training.augment=crop_flip",
+        "training.iterations=60",
+        "benchmark.train_samples=5000",
+    )
+    accuracy = {}
+    for strategy in ("naive", "er"):
+        (tmp_path / strategy).mkdir()
+        row = cl_run(tmp_path / strategy, real_data, f"strategy={strategy}", *options)
+        accuracy[strategy] = float(row["ACC"])
+    assert accuracy["er"] > accuracy["naive"] + 0.03
