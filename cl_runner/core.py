@@ -23,6 +23,24 @@ class Batch(NamedTuple):
     noise: dict[str, Tensor]  # the uniforms that the strategy declared
 
 
+def concatenate(a: Batch, b: Batch) -> Batch:
+    """One batch of both; they have weights, and the noise is that of the first."""
+    assert a.weight is not None
+    assert b.weight is not None
+    active = None
+    if a.active is not None and b.active is not None:
+        active = torch.cat([a.active, b.active])
+    return Batch(
+        x=torch.cat([a.x, b.x]),
+        y=torch.cat([a.y, b.y]),
+        task=torch.cat([a.task, b.task]),
+        active=active,
+        weight=torch.cat([a.weight, b.weight]),
+        index=torch.cat([a.index, b.index]),
+        noise=a.noise,
+    )
+
+
 class TrainState(NamedTuple):
     """Everything that training changes. Saved, it is a checkpoint; restored, the run goes on."""
 

@@ -133,22 +133,6 @@ class Env:
         y = self.stream.labels(index, task)
         return y + task * self.num_classes if self.num_bins > self.num_classes else y
 
-    def concatenate(self, a: Batch, b: Batch) -> Batch:
-        """One batch of both; they have weights, and the noise is that of the first."""
-        assert a.weight is not None
-        assert b.weight is not None
-        return Batch(
-            x=torch.cat([a.x, b.x]),
-            y=torch.cat([a.y, b.y]),
-            task=torch.cat([a.task, b.task]),
-            active=None
-            if a.active is None or b.active is None
-            else torch.cat([a.active, b.active]),
-            weight=torch.cat([a.weight, b.weight]),
-            index=torch.cat([a.index, b.index]),
-            noise=a.noise,
-        )
-
     def fold(
         self,
         function: Callable[[T, Batch], T],

@@ -8,13 +8,22 @@ host: their randomness is passed in as uniforms in [0, 1).
 import torch
 from torch import Tensor
 
+Slots = dict[str, Tensor]  # "index" [K], "task" [K], and whatever else is kept per sample, [K, ...]
 
-def _write(slots: Tensor, values: Tensor, target: Tensor) -> Tensor:
-    """`slots` [K] with slots[target[i]] = values[i] in order of i; targets >= K are dropped."""
+
+def add(slots: Slots, new: Slots, target: Tensor) -> Slots:
+    """The slots after writing a batch of B samples to `target` [B], in order; K means nowhere."""
+    capacity = len(slots["index"])
     order = torch.arange(len(target), device=target.device)
-    last = torch.full((len(slots) + 1,), -1, device=target.device)
-    last = last.scatter_reduce(0, target.clamp_max(len(slots)), order, "amax")[:-1]
-    return torch.where(last >= 0, values[last.clamp_min(0)], slots)
+    last = torch.full((capacity + 1,), -1, device=target.device)
+    last = last.scatter_reduce(0, target.clamp_max(capacity), order, "amax")[:-1]
+    written, source = last >= 0, last.clamp_min(0)
+
+    def write(name: str) -> Tensor:
+        old, values = slots[name], new[name].index_select(0, source)
+        return torch.where(written.view(-1, *[1] * (old.dim() - 1)), values, old)
+
+    return {name: write(name) for name in slots}
 
 
 def reservoir_targets(seen: Tensor, capacity: int, arrived: Tensor, uniform: Tensor) -> Tensor:
@@ -45,13 +54,6 @@ def ring_targets(
     return torch.where(arrived, slot, total)
 
 
-def add(
-    index: Tensor, task: Tensor, new_index: Tensor, new_task: Tensor, target: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The buffer (index [K], task [K]) after writing a batch [B] to `target` [B], in order."""
-    return _write(index, new_index, target), _write(task, new_task, target)
-
-
 def draw(index: Tensor, uniform: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """`size` filled slots, uniformly and without replacement: (slots [size], filled [size] bool).
 
@@ -62,33 +64,34 @@ def draw(index: Tensor, uniform: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return order, index[order] >= 0
 
 
-def balance(
-    index: Tensor,
-    task: Tensor,
-    bins: Tensor,
-    new_index: Tensor,
-    new_task: Tensor,
-    new_bins: Tensor,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """The buffer refilled so that each bin seen so far holds floor(K / bins) samples, or all.
+def balance(bins: Tensor, filled: Tensor, new_bins: Tensor, generator: torch.Generator) -> Tensor:
+    """Which of K slots and n new samples to hold, so that the bins get equal shares.
 
-    Old bins keep a random subset of what they hold, new bins get a random subset of the new
-    samples. (A bin with both would be a subset of what was held and all that is new.) Loops over
-    bins: for the end of a task, not for the training step.
+    bins: [K]; filled: [K] bool; new_bins: [n]. The result, at most K positions in the K slots
+    followed by the new samples, has floor(K / bins present) of each bin or all there are, drawn at
+    random. (From a bin that has both old and new samples it draws as if all had been there, which
+    is uniform only if none was dropped before.) Loops over bins: for the end of a task.
     """
-    held = index >= 0
-    rows = torch.cat([index[held], new_index])
-    tasks = torch.cat([task[held], new_task])
-    member = torch.cat([bins[held], new_bins])
+    candidates = torch.cat(
+        [filled.nonzero()[:, 0], len(bins) + torch.arange(len(new_bins), device=bins.device)]
+    )
+    member = torch.cat([bins, new_bins])[candidates]
     present = member.unique()
-    share = len(index) // len(present)
+    share = len(bins) // len(present)
     chosen = []
     for b in present:
-        candidates = (member == b).nonzero()[:, 0]
-        order = torch.randperm(len(candidates), generator=generator, device=index.device)
-        chosen.append(candidates[order[:share]])
-    keep = torch.cat(chosen)
-    out_index, out_task = torch.full_like(index, -1), torch.zeros_like(task)
-    out_index[: len(keep)], out_task[: len(keep)] = rows[keep], tasks[keep]
-    return out_index, out_task
+        own = candidates[member == b]
+        order = torch.randperm(len(own), generator=generator, device=own.device)
+        chosen.append(own[order[:share]])
+    return torch.cat(chosen)
+
+
+def refill(slots: Slots, new: Slots, keep: Tensor) -> Slots:
+    """The slots holding the samples at positions `keep` of the slots followed by the new ones."""
+
+    def fill(name: str) -> Tensor:
+        out = torch.full_like(slots[name], -1 if name == "index" else 0)
+        out[: len(keep)] = torch.cat([slots[name], new[name]])[keep]
+        return out
+
+    return {name: fill(name) for name in slots}

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cl_runner.core import Batch, Task, TrainState, generator_for
+from cl_runner.core import Batch, Task, TrainState, concatenate, generator_for
 from cl_runner.env import Env
 from cl_runner.errors import check, one_of
 from cl_runner.functional import buffers
+from cl_runner.functional.buffers import Slots
 from cl_runner.strategies.base import Aux, Strategy
 
+PREFIX = "buffer_"
 POLICIES = ("reservoir", "class_balanced", "ring")
 
 
@@ -68,38 +70,54 @@ class ER(Strategy):
             f"{self.policy}, which needs at least one place for each of {env.num_bins} classes",
         )
         empty = torch.full((self.buffer_size,), -1, device=env.device)
-        return {
-            "buffer_index": empty,
-            "buffer_task": torch.zeros_like(empty),
-            "seen": torch.zeros(env.num_bins, dtype=torch.int64, device=env.device),
+        slots = {"index": empty, "task": torch.zeros_like(empty), **self.empty_slots(theta, env)}
+        return store(slots) | {
+            "seen": torch.zeros(env.num_bins, dtype=torch.int64, device=env.device)
         }
 
+    def empty_slots(self, theta: Tensor, env: Env) -> Slots:
+        """What a variant keeps of each sample besides its row and task, [K, ...], empty."""
+        return {}
+
+    def keep(self, s: TrainState, batch: Batch, aux: Aux, env: Env) -> Slots:
+        """What a variant keeps of the samples of a batch, [B, ...]; aux is that of the step."""
+        return {}
+
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
-        s, aux = super().step(s, self.with_replay(s, batch, env), env)
-        if self.policy != "class_balanced":
-            s = s._replace(memory=self.remember(s.memory, batch, env))
-        return s, aux
+        replay = self.replay(s, batch, env)
+        s, aux = super().step(s, self.join(s, batch, replay), env)
+        return self.remember(s, batch, aux, env), aux
 
-    def with_replay(self, s: TrainState, batch: Batch, env: Env) -> Batch:
-        """The batch and the replayed samples, weighted; what the buffer lacks has weight 0.
+    def replay(self, s: TrainState, batch: Batch, env: Env, which: str = "") -> Batch:
+        """Samples drawn from the buffer; weight 0 where it holds fewer than asked for.
 
+        `which` names the noise of a second, independent draw; noise["slot"] tells the slots.
         Places without a sample show one of the batch again, so that BatchNorm sees nothing else.
         """
-        index, task = s.memory["buffer_index"], s.memory["buffer_task"]
-        slot, filled = buffers.draw(index, batch.noise["draw"], self.replayed)
-        B = len(batch.y)
-        again = torch.arange(self.replayed, device=index.device) % B
-        index = torch.where(filled, index[slot], batch.index[again])
-        task = torch.where(filled, task[slot], batch.task[again])
-        new, old = torch.ones(B, device=index.device), filled.float()
+        slots = load(s.memory)
+        chosen, filled = buffers.draw(slots["index"], batch.noise["draw" + which], self.replayed)
+        again = torch.arange(self.replayed, device=chosen.device) % len(batch.y)
+        index = torch.where(filled, slots["index"][chosen], batch.index[again])
+        task = torch.where(filled, slots["task"][chosen], batch.task[again])
+        augment = batch.noise["replay_augment" + which]
+        replay = env.gather(index, task, s.t, weight=filled.float(), augment=augment)
+        replay.noise["slot"] = chosen
+        return replay
+
+    def join(self, s: TrainState, batch: Batch, replay: Batch) -> Batch:
+        """One batch of both, weighted as `weighting` says."""
+        assert replay.weight is not None
+        new, old = torch.ones_like(batch.y, dtype=torch.float32), replay.weight
         if self.weighting == "task_share":
             share = 1 / (s.t + 1)
-            new, old = new * share / B, old * (1 - share) / old.sum().clamp_min(1)
-        replay = env.gather(index, task, s.t, weight=old, augment=batch.noise["replay_augment"])
-        return env.concatenate(batch._replace(weight=new), replay)
+            new, old = new * share / len(new), old * (1 - share) / old.sum().clamp_min(1)
+        return concatenate(batch._replace(weight=new), replay._replace(weight=old))
 
-    def remember(self, memory: dict[str, Tensor], batch: Batch, env: Env) -> dict[str, Tensor]:
-        """The memory after the batch's samples have been offered to the buffer."""
+    def remember(self, s: TrainState, batch: Batch, aux: Aux, env: Env) -> TrainState:
+        """The state after the batch's samples have been offered to the buffer."""
+        if self.policy == "class_balanced":
+            return s
+        memory, slots = s.memory, load(s.memory)
         seen, bins = memory["seen"], env.bins(batch.index, batch.task)
         arrived = torch.ones_like(bins, dtype=torch.bool)
         if self.policy == "ring":
@@ -108,25 +126,37 @@ class ER(Strategy):
         else:
             uniform = batch.noise["reservoir"][: len(bins)]
             target = buffers.reservoir_targets(seen.sum(), self.buffer_size, arrived, uniform)
-        index, task = buffers.add(
-            memory["buffer_index"], memory["buffer_task"], batch.index, batch.task, target
-        )
+        new = {"index": batch.index, "task": batch.task, **self.keep(s, batch, aux, env)}
         seen = seen.scatter_add(0, bins, arrived.long())
-        return {"buffer_index": index, "buffer_task": task, "seen": seen}
+        return s._replace(memory=memory | store(buffers.add(slots, new, target)) | {"seen": seen})
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
         if self.policy != "class_balanced":
             return s
-        index, tasks = s.memory["buffer_index"], s.memory["buffer_task"]
-        held = index.clamp_min(0)
-        new_tasks = torch.full_like(task.train, task.index)
-        index, tasks = buffers.balance(
-            index,
-            tasks,
-            env.bins(held, tasks),
-            task.train,
-            new_tasks,
-            env.bins(task.train, new_tasks),
-            generator_for(env.device, env.seed, "buffer", task.index),
+        slots = load(s.memory)
+        filled = slots["index"] >= 0
+        generator = generator_for(env.device, env.seed, "buffer", task.index)
+        tasks = torch.full_like(task.train, task.index)
+        keep = buffers.balance(
+            env.bins(slots["index"].clamp_min(0), slots["task"]),
+            filled,
+            env.bins(task.train, tasks),
+            generator,
         )
-        return s._replace(memory=s.memory | {"buffer_index": index, "buffer_task": tasks})
+        chosen = keep[keep >= len(filled)] - len(filled)  # of the new samples, only these are kept
+        index = task.train[chosen]
+        batch = env.gather(index, task.index, s.t)
+        new = {"index": index, "task": tasks[chosen], **self.keep(s, batch, {}, env)}
+        renumbered = keep.clone()
+        renumbered[keep >= len(filled)] = len(filled) + torch.arange(len(chosen), device=env.device)
+        return s._replace(memory=s.memory | store(buffers.refill(slots, new, renumbered)))
+
+
+def load(memory: dict[str, Tensor]) -> Slots:
+    """The buffer's slots in a strategy's memory."""
+    return {k.removeprefix(PREFIX): v for k, v in memory.items() if k.startswith(PREFIX)}
+
+
+def store(slots: Slots) -> dict[str, Tensor]:
+    """Slots by the names that they have in a strategy's memory."""
+    return {PREFIX + k: v for k, v in slots.items()}

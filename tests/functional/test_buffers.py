@@ -32,6 +32,30 @@ def algorithm_r(items: list[int], uniforms: list[float], capacity: int) -> list[
     return slots
 
 
+def add(
+    index: Tensor, task: Tensor, rows: Tensor, tasks: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`buffers.add` for a buffer of rows and tasks alone."""
+    slots = buffers.add({"index": index, "task": task}, {"index": rows, "task": tasks}, target)
+    return slots["index"], slots["task"]
+
+
+def balance(
+    index: Tensor,
+    task: Tensor,
+    bins: Tensor,
+    rows: Tensor,
+    tasks: Tensor,
+    new_bins: Tensor,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """`buffers.balance` and `buffers.refill` for a buffer of rows and tasks alone."""
+    keep = buffers.balance(bins, index >= 0, new_bins, generator)
+    old, new = {"index": index, "task": task}, {"index": rows, "task": tasks}
+    slots = buffers.refill(old, new, keep)
+    return slots["index"], slots["task"]
+
+
 @steady
 @given(
     capacity=st.integers(1, 12),
@@ -51,7 +75,7 @@ def test_batched_reservoir_is_algorithm_r(
         batch = len(items) + torch.arange(len(flags)) + 100  # padding repeats some of the numbers
         batch[arrived] = len(items) + torch.arange(int(arrived.sum()))
         target = buffers.reservoir_targets(seen, capacity, arrived, uniform)
-        index, task = buffers.add(index, task, batch, batch + 1000, target)
+        index, task = add(index, task, batch, batch + 1000, target)
         seen = seen + arrived.sum()
         items += batch[arrived].tolist()
         uniforms += uniform[arrived].tolist()
@@ -87,7 +111,7 @@ def test_every_item_is_held_with_the_same_probability() -> None:
         for at in (0, 10):
             part = slice(at, at + 10)
             target = buffers.reservoir_targets(torch.tensor(at), capacity, arrived, uniform[part])
-            index, task = buffers.add(index, task, number[part], number[part], target)
+            index, task = add(index, task, number[part], number[part], target)
         held[index] += 1
     assert held.sum() == trials * capacity
     # The counts have the covariance of draws without replacement, hence the factors.
@@ -127,7 +151,7 @@ def test_rings_are_deques(
         rows = item + torch.arange(len(batch))
         item += len(batch)
         target = buffers.ring_targets(counts, per_bin, bins, arrived, total)
-        index, task = buffers.add(index, task, rows, rows + 1000, target)
+        index, task = add(index, task, rows, rows + 1000, target)
         counts = counts.scatter_add(0, bins, arrived.long())
         for row, b, flag in zip(rows.tolist(), bins.tolist(), arrived.tolist(), strict=True):
             if flag:
@@ -144,7 +168,7 @@ def test_adding_changes_no_argument() -> None:
     target = buffers.reservoir_targets(
         torch.tensor(0), 3, torch.ones(2, dtype=torch.bool), torch.rand(2)
     )
-    new, _ = buffers.add(index, task, torch.tensor([7, 8]), torch.tensor([1, 1]), target)
+    new, _ = add(index, task, torch.tensor([7, 8]), torch.tensor([1, 1]), target)
     assert new.tolist() == [7, 8, -1]
     assert index.tolist() == [-1, -1, -1]
     assert task.tolist() == [0, 0, 0]
@@ -192,7 +216,7 @@ def refill(
     bins = index.clamp_min(0) // 100
     generator = torch.Generator().manual_seed(seed)
     new_bins = arriving // 100
-    index, task = buffers.balance(index, task, bins, arriving, new_bins + 10, new_bins, generator)
+    index, task = balance(index, task, bins, arriving, new_bins + 10, new_bins, generator)
     return index, task, index[index >= 0] // 100, {*old.tolist(), *arriving.tolist()}
 
 
@@ -233,7 +257,7 @@ def test_after_any_number_of_refills_every_sample_of_a_bin_is_held_equally_often
             bins = torch.full_like(rows, b)
             old = index.clamp_min(0) // size
             generator = torch.Generator().manual_seed(3 * seed + b)
-            index, task = buffers.balance(index, task, old, rows, bins, bins, generator)
+            index, task = balance(index, task, old, rows, bins, bins, generator)
         held.view(-1)[index[index >= 0]] += 1
     assert held.sum(1).tolist() == [4 * trials] * 3
     p = 4 / size

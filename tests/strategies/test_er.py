@@ -79,7 +79,7 @@ def next_batch(prepared, *overrides: str, task: int = 2):
 @pytest.mark.parametrize("weighting", ["concatenation", "task_share"])
 def test_the_loss_is_the_stated_mean_over_new_and_old(prepared, weighting):
     strategy, env, s, batch = next_batch(prepared, f"strategy.weighting={weighting}")
-    both = strategy.with_replay(s, batch, env)
+    both = strategy.join(s, batch, strategy.replay(s, batch, env))
     loss, _ = strategy.loss(s.theta, s, both, env)
     losses = F.cross_entropy(env.net(s.theta, both.x, both.task), both.y, reduction="none")
     new, old = losses[:16].mean(), losses[16:].mean()
@@ -93,7 +93,7 @@ def test_a_replayed_sample_looks_as_it_did_in_its_own_task(prepared, benchmark):
     strategy, env, s, batch = next_batch(
         prepared, f"benchmark={benchmark}", "benchmark.num_tasks=5"
     )
-    both = strategy.with_replay(s, batch, env)
+    both = strategy.join(s, batch, strategy.replay(s, batch, env))
     for x, y, row, task in zip(
         both.x[16:], both.y[16:], both.index[16:], both.task[16:], strict=True
     ):
@@ -103,7 +103,7 @@ def test_a_replayed_sample_looks_as_it_did_in_its_own_task(prepared, benchmark):
 
 def test_an_empty_buffer_changes_nothing(prepared):
     strategy, env, s, batch = next_batch(prepared, task=0)
-    both = strategy.with_replay(s, batch, env)
+    both = strategy.join(s, batch, strategy.replay(s, batch, env))
     assert both.weight is not None and both.weight.tolist() == [1.0] * 16 + [0.0] * 10
     loss, _ = strategy.loss(s.theta, s, both, env)
     plain, _ = strategy.loss(s.theta, s, batch, env)

@@ -1,0 +1,40 @@
+"""Dark experience replay with labels: DER++."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from cl_runner.core import Batch, TrainState
+from cl_runner.env import Env
+from cl_runner.errors import check
+from cl_runner.functional.losses import cross_entropy
+from cl_runner.strategies.base import Aux
+from cl_runner.strategies.der import DER
+
+
+@dataclass(frozen=True, kw_only=True)
+class DERPP(DER):
+    """DER's loss + beta CE(f(x''), y'') (Buzzega et al. 2020, arXiv 2004.07211, eq. 6).
+
+    (x'', y'') is a second batch from the buffer, drawn independently of DER's.
+    """
+
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.beta >= 0, f"strategy.beta must be at least 0, got {self.beta}")
+
+    def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
+        shapes = super().noise(batch_size)
+        again = {f"{name}_labels": shapes[name] for name in ("draw", "replay_augment")}
+        return shapes | again
+
+    def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
+        loss, aux = super().loss(theta, s, batch, env)
+        replay = self.replay(s, batch, env, "_labels")
+        logits = env.net(theta, replay.x, replay.task)
+        labelled = cross_entropy(logits, replay.y, replay.active, replay.weight)
+        return loss + self.beta * labelled, aux

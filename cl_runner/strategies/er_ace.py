@@ -1,0 +1,43 @@
+"""Experience replay with asymmetric cross-entropy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cl_runner.core import Batch, TrainState
+from cl_runner.env import Env
+from cl_runner.errors import check
+from cl_runner.functional.losses import cross_entropy
+from cl_runner.strategies.base import Aux
+from cl_runner.strategies.er import ER
+
+
+@dataclass(frozen=True, kw_only=True)
+class ERACE(ER):
+    """CE of the incoming samples over their own classes + CE of the replayed ones over all seen.
+
+    Caccia et al. 2022, arXiv 2104.05025, eq. 2: the incoming batch does not push the old classes
+    down. Its own classes are those that occur in it; the classes of the replayed samples are those
+    active in training (`training.active_classes`). The two means are added; `weighting` has no
+    meaning here and must stay as it is.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self.weighting == "concatenation",
+            f"strategy.weighting has no meaning for strategy={self.name}: the means are added",
+        )
+
+    def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
+        assert batch.weight is not None
+        logits = env.net(theta, batch.x, batch.task)
+        B = len(batch.y) - self.replayed
+        present = torch.zeros_like(logits[0], dtype=torch.bool).scatter(0, batch.y[:B], True)
+        new = cross_entropy(logits[:B], batch.y[:B], present.expand(B, -1))
+        active = None if batch.active is None else batch.active[B:]
+        old = cross_entropy(logits[B:], batch.y[B:], active, batch.weight[B:])
+        return new + old, {"logits": logits}

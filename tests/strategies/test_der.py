@@ -1,0 +1,94 @@
+"""Dark experience replay, DER++ and ER-ACE: what is stored, and the loss by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cl_runner.engine import Source, initial_state, train_task
+
+TOY = (
+    "benchmark=split_digits",
+    "strategy.buffer_size=40",
+    "strategy.replay_batch_size=10",
+    "model.hidden_sizes=[24]",
+    "training.batch_size=16",
+    "training.epochs=1",
+)
+
+
+def run(prepared, *overrides: str, tasks: int = 2):
+    config, strategy, env = prepared(*TOY, *overrides)
+    s = initial_state(strategy, env)
+    for task in env.stream[:tasks]:
+        s, _, _ = train_task(strategy, s, task, env, config.training)
+    s = s._replace(t=torch.full_like(s.t, tasks))
+    source = Source(env, s, tasks, env.stream[tasks].train, tasks)
+    return strategy, env, s, list(source.epoch(strategy, config.training, 0, 3))
+
+
+def test_the_logits_are_those_before_the_step_that_saw_the_sample(prepared):
+    strategy, env, s, batches = run(prepared, "strategy=der", tasks=0)
+    answers = {}
+    with torch.no_grad():
+        for batch in batches:
+            logits = env.net(s.theta, batch.x, batch.task)
+            answers |= {int(i): z.clone() for i, z in zip(batch.index, logits, strict=True)}
+            s, _ = strategy.step(s, batch, env)
+            s = env.commit(s)
+    held = s.memory["buffer_index"]
+    assert int((held >= 0).sum()) == 40
+    for row, stored in zip(held.tolist(), s.memory["buffer_logits"], strict=True):
+        torch.testing.assert_close(stored, answers[row], rtol=1e-5, atol=1e-6)
+
+
+def test_der_is_cross_entropy_plus_mean_squared_distance(prepared):
+    strategy, env, s, (batch, *_) = run(prepared, "strategy=der", "strategy.alpha=0.7")
+    loss, _ = strategy.loss(s.theta, s, batch, env)
+    replay = strategy.replay(s, batch, env)
+    stored = s.memory["buffer_logits"][replay.noise["slot"]]
+    expected = F.cross_entropy(env.net(s.theta, batch.x, batch.task), batch.y)
+    expected = expected + 0.7 * F.mse_loss(env.net(s.theta, replay.x, replay.task), stored)
+    torch.testing.assert_close(loss, expected)
+    held = s.memory["buffer_index"][replay.noise["slot"]]
+    assert torch.equal(held, replay.index)  # logits and sample are of the same slot
+
+
+def test_derpp_adds_cross_entropy_on_a_draw_of_its_own(prepared):
+    strategy, env, s, (batch, *_) = run(prepared, "strategy=derpp", "strategy.beta=0.3")
+    first, second = strategy.replay(s, batch, env), strategy.replay(s, batch, env, "_labels")
+    assert set(first.index.tolist()) != set(second.index.tolist())
+    loss, _ = strategy.loss(s.theta, s, batch, env)
+    without, _ = type(strategy).__mro__[1].loss(strategy, s.theta, s, batch, env)
+    labelled = F.cross_entropy(env.net(s.theta, second.x, second.task), second.y)
+    torch.testing.assert_close(loss - without, 0.3 * labelled)
+
+
+@pytest.mark.parametrize("name", ["der", "derpp"])
+def test_an_empty_buffer_changes_nothing(prepared, name):
+    strategy, env, s, (batch, *_) = run(prepared, f"strategy={name}", tasks=0)
+    loss, _ = strategy.loss(s.theta, s, batch, env)
+    expected = F.cross_entropy(env.net(s.theta, batch.x, batch.task), batch.y)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_class_balanced_refilling_stores_the_logits_at_the_end_of_the_task(prepared):
+    _, env, s, _ = run(prepared, "strategy=der", "strategy.policy=class_balanced", tasks=1)
+    rows = s.memory["buffer_index"]
+    batch = env.gather(rows, 0, s.t)
+    expected = env.net(s.theta, batch.x, batch.task).detach()
+    torch.testing.assert_close(s.memory["buffer_logits"], expected)
+
+
+def test_er_ace_scores_incoming_samples_on_their_own_classes_only(prepared):
+    strategy, env, s, (batch, *_) = run(prepared, "strategy=er_ace")
+    replay = strategy.replay(s, batch, env)
+    both = strategy.join(s, batch, replay)
+    loss, _ = strategy.loss(s.theta, s, both, env)
+    present = batch.y.unique()
+    assert present.tolist() == [4, 5]
+    new = env.net(s.theta, batch.x, batch.task)[:, present]
+    expected = F.cross_entropy(new, torch.searchsorted(present, batch.y))
+    expected = expected + F.cross_entropy(env.net(s.theta, replay.x, replay.task), replay.y)
+    torch.testing.assert_close(loss, expected)

@@ -1,0 +1,93 @@
+"""Learning without forgetting: whose answers are kept, over which classes, by which weight."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from cl_runner.engine import Source, initial_state, train_task
+from cl_runner.strategies.naive import Naive
+
+TOY = (
+    "strategy=lwf",
+    "benchmark=split_digits",
+    "model.hidden_sizes=[24]",
+    "training.batch_size=16",
+    "training.epochs=1",
+)
+
+
+def mid_run(prepared, *overrides: str, tasks: int = 2):
+    config, strategy, env = prepared(*TOY, *overrides)
+    s = initial_state(strategy, env)
+    for task in env.stream[:tasks]:
+        s, _, _ = train_task(strategy, s, task, env, config.training)
+    s = strategy.begin_task(s._replace(t=torch.full_like(s.t, tasks)), env.stream[tasks], env)
+    old = s.theta.detach().clone()
+    source = Source(env, s, tasks, env.stream[tasks].train, tasks)
+    batches = list(source.epoch(strategy, config.training, 0, 4))
+    with torch.no_grad():
+        s, _ = strategy.step(s, batches[0], env)  # so that old and new network differ
+        s = env.commit(s)
+    return strategy, env, s, batches[1:], old
+
+
+def kept(strategy, env, s, batch) -> float:
+    loss, _ = strategy.loss(s.theta, s, batch, env)
+    return (loss - Naive(name="naive").loss(s.theta, s, batch, env)[0]).item()
+
+
+@pytest.mark.parametrize("scenario", ["task", "class", "domain"])
+@pytest.mark.parametrize("weight", ["fixed", "growing"])
+def test_the_distillation_by_hand(prepared, scenario, weight):
+    strategy, env, s, (batch, *_), old = mid_run(
+        prepared,
+        f"scenario={scenario}",
+        f"strategy.weight={weight}",
+        "strategy.lambda=0.7",
+        "strategy.temperature=3",
+    )
+    answers = env.net(old, batch.x, batch.task).detach()
+    logits = env.net(s.theta, batch.x, batch.task).detach()
+    heads = {"task": [[0, 1], [2, 3]], "class": [[0, 1, 2, 3]], "domain": [[0, 1]]}[scenario]
+    terms = [
+        -((answers[:, c] / 3).softmax(1) * (logits[:, c] / 3).log_softmax(1)).sum(1).mean()
+        for c in heads
+    ]
+    expected = 0.7 * float(sum(terms)) / len(terms) * (2 if weight == "growing" else 1)
+    assert kept(strategy, env, s, batch) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_factor_of_the_squared_temperature(prepared):
+    strategy, env, s, (batch, *_), _ = mid_run(prepared, "strategy.temperature=3")
+    scaled = dataclasses.replace(strategy, squared_temperature=True)
+    plain = kept(strategy, env, s, batch)
+    assert plain > 0
+    assert kept(scaled, env, s, batch) == pytest.approx(9 * plain, rel=1e-4)
+
+
+def test_the_first_task_has_nothing_to_keep(prepared):
+    strategy, env, s, (batch, *_), _ = mid_run(prepared, tasks=0)
+    assert kept(strategy, env, s, batch) == 0
+
+
+def test_warm_up_trains_the_new_outputs_only(prepared):
+    config, strategy, env = prepared(*TOY, "scenario=task", "strategy.warm_up=2")
+    s = initial_state(strategy, env)
+    s, _, _ = train_task(strategy, s, env.stream[0], env, config.training)
+    s = strategy.begin_task(s._replace(t=torch.ones_like(s.t)), env.stream[1], env)
+    source = Source(env, s, 1, env.stream[1].train, 1)
+    own = env.flat.output_mask(env.own_classes[1])
+    assert int(own.sum()) == 2 * (24 + 1)
+    before = s.theta.detach().clone()
+    changed = []
+    with torch.no_grad():
+        for batch in source.epoch(strategy, config.training, 0, 3):
+            s, _ = strategy.step(s, batch, env)
+            s = env.commit(s)
+            changed.append(s.theta.detach() != before)
+    for step in (0, 1):
+        assert bool((changed[step] <= own).all()) and bool(changed[step].any())
+    assert bool((changed[2] & ~own).any())

@@ -1,0 +1,55 @@
+"""Memory aware synapses: the importance against one backward pass per sample."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cl_runner.engine import initial_state, train_task
+from cl_runner.functional.importance import output_sensitivity
+
+CASES = [
+    ("model.hidden_sizes=[12]", "scenario=task"),
+    ("model.hidden_sizes=[12,8]", "scenario=class"),
+    ("model=cnn", "model.channels=[3]", "model.hidden_size=8", "scenario=class"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=" ".join)
+def test_against_autograd(prepared, case):
+    config, strategy, env = prepared(
+        "strategy=mas", "benchmark=split_digits", "benchmark.train_samples=80", *case
+    )
+    s = initial_state(strategy, env)
+    s, _, _ = train_task(strategy, s, env.stream[0], env, config.training)
+    task = env.stream[0]
+    expected = torch.zeros_like(s.theta, requires_grad=False)
+    for row in task.train:
+        batch = env.gather(row[None], 0, s.t)
+        z = env.net(s.theta, batch.x, batch.task)
+        if batch.active is not None:
+            z = z[batch.active]
+        gradients = torch.autograd.grad(z.square().sum(), env.flat.parameters)
+        expected += torch.cat([g.flatten() for g in gradients]).abs() / len(task.train)
+    actual = output_sensitivity(s, task, env, samples=None)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(s.memory["importance"], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_it_needs_no_labels(prepared):
+    config, strategy, env = prepared("strategy=mas", "benchmark.train_samples=80")
+    s = initial_state(strategy, env)
+    s, _, _ = train_task(strategy, s, env.stream[0], env, config.training)
+    before = output_sensitivity(s, env.stream[0], env, samples=None)
+    env.stream.y.copy_(env.stream.y.flip(0))
+    assert torch.equal(before, output_sensitivity(s, env.stream[0], env, samples=None))
+
+
+def test_importance_adds_up_over_tasks(prepared):
+    config, strategy, env = prepared("strategy=mas", "benchmark.train_samples=80")
+    s = initial_state(strategy, env)
+    total = torch.zeros_like(s.theta, requires_grad=False)
+    for task in env.stream[:3]:
+        s, _, _ = train_task(strategy, s, task, env, config.training)
+        total += output_sensitivity(s, task, env, samples=None)
+    torch.testing.assert_close(s.memory["importance"], total)
