@@ -1,0 +1,48 @@
+"""The GPU path: the same numbers as the CPU's within rounding, twice the same bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cl_runner import strategies
+from cl_runner.engine import evaluate, initial_state, train_task
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
+TOY = (
+    "benchmark.num_tasks=2",
+    "benchmark.train_samples=200",
+    "model.hidden_sizes=[24]",
+    "training.batch_size=20",
+    "training.epochs=1",
+)
+
+
+def train(prepared, device: str, *overrides: str):
+    config, strategy, env = prepared(*TOY, *overrides, f"device={device}")
+    s = initial_state(strategy, env)
+    for task in env.stream:
+        s, _, _ = train_task(strategy, s, task, env, config.training)
+    return s.theta.detach().clone().cpu(), evaluate(strategy, s, env)
+
+
+@pytest.mark.parametrize("name", strategies.available())
+def test_a_gpu_trains_as_a_cpu_does(prepared, name):
+    theta, rows = train(prepared, "cuda", f"strategy={name}")
+    again, _ = train(prepared, "cuda", f"strategy={name}")
+    expected, _ = train(prepared, "cpu", f"strategy={name}")
+    assert torch.equal(theta, again)
+    torch.testing.assert_close(theta, expected, rtol=1e-2, atol=1e-3)
+    assert all(0 <= value <= 1 for row in rows.values() for value in row)
+
+
+def test_convolutions_and_augmentation_are_reproducible(prepared):
+    options = ("benchmark=split_digits", "training.augment=crop_flip", "model=cnn", "device=cuda")
+    thetas = []
+    for _ in range(2):
+        config, strategy, env = prepared("strategy=er", "benchmark.num_tasks=2", *options)
+        assert env.device.type == "cuda"
+        s = initial_state(strategy, env)
+        s, _, _ = train_task(strategy, s, env.stream[0], env, config.training)
+        thetas.append(s.theta.detach().clone())
+    assert torch.equal(*thetas)
