@@ -58,7 +58,7 @@ def train_task(
     """
     s = s._replace(t=torch.full_like(s.t, task.index))
     if env.optimizer.reset:
-        s = s._replace(opt=optim.init(env.optimizer, s.theta.detach()))
+        s = env.restart(s, s.theta)
     s = env.commit(strategy.begin_task(s, task, env))
     index, label = strategy.training_set(s, env.stream, task.index, env)
     per_epoch = -(-len(index) // training.batch_size)

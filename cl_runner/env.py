@@ -90,6 +90,10 @@ class Env:
         theta, opt = optim.update(self.optimizer, s.theta.detach(), grad, s.opt)
         return s._replace(theta=theta, opt=opt)
 
+    def restart(self, s: TrainState, theta: Tensor) -> TrainState:
+        """The state with weights theta [P] and an optimizer that has taken no step yet."""
+        return s._replace(theta=theta, opt=optim.init(self.optimizer, theta.detach()))
+
     def commit(self, s: TrainState) -> TrainState:
         """The state with theta written into the live storage; gradients of the step are void."""
         self._gradients_used = 0

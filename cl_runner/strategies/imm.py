@@ -1,0 +1,60 @@
+"""Incremental moment matching: the networks of the tasks, averaged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cl_runner.core import Task, TrainState
+from cl_runner.env import Env
+from cl_runner.errors import check, one_of
+from cl_runner.functional.importance import LABEL_RULES, fisher_diagonal, merge_quadratics
+from cl_runner.strategies.base import Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class IMM(Strategy):
+    """Predicts with the average of the weights after each task (Lee et al. 2017, 1703.08475).
+
+    - merge `mean`: theta* = mean_k theta_k (mean-IMM).
+    - merge `mode`: theta* = sum_k F_k theta_k / sum_k F_k with the diagonal Fisher information F_k
+      of task k (mode-IMM). All tasks count alike.
+    Training goes on from theta_k, not from the average (the paper's weight transfer; its L2 and
+    drop transfer are not here). In task-incremental learning a task's own outputs are averaged from
+    that task on, because before it they are untrained.
+    """
+
+    merge: str = "mode"
+    fisher_labels: str = "exact"
+    fisher_samples: int | None = 5000
+
+    def __post_init__(self) -> None:
+        one_of("strategy.merge", self.merge, ("mean", "mode"))
+        one_of("strategy.fisher_labels", self.fisher_labels, LABEL_RULES)
+        check(
+            self.fisher_samples is None or self.fisher_samples >= 1,
+            f"strategy.fisher_samples must be at least 1, got {self.fisher_samples}",
+        )
+
+    def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
+        merged = theta.detach().clone()
+        return {"merged": merged, "weight": torch.zeros_like(merged)}
+
+    def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
+        theta, weight = s.theta.detach().clone(), s.memory["weight"]
+        if self.merge == "mean":
+            new = torch.ones_like(weight)
+            if env.stream.scenario == "task":
+                later = env.own_classes[task.index + 1 :].any(0)
+                new = torch.where(env.flat.output_mask(later), 0.0, new)
+        else:
+            new = fisher_diagonal(
+                s, task, env, labels=self.fisher_labels, samples=self.fisher_samples
+            )
+        merged = merge_quadratics(s.memory["merged"], weight, theta, new)
+        return s._replace(memory={"merged": merged, "weight": weight + new})
+
+    def predict(self, s: TrainState, x: Tensor, task: int, env: Env) -> Tensor:
+        return super().predict(s._replace(theta=s.memory["merged"]), x, task, env)
