@@ -12,8 +12,9 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -54,16 +55,14 @@ def app(cfg: DictConfig) -> float | None:
     try:
         if in_sweep and (result := sweep.earlier(out)) is not None:
             return result
-        taken = not in_sweep and (out / sweep.SUMMARY).exists()
-        check(not taken, f"{out} already holds a run; choose another hydra.run.dir or remove it")
+        there = [] if in_sweep else [name for name in sweep.FILES if (out / name).exists()]
+        message = f"{out} already holds {', '.join(there)}; choose another hydra.run.dir"
+        check(not there, message)
         config = validate(cfg)
+        check_strategy_keys(config.strategy)
         from cl_runner.runner import run  # torch, not before the configuration is valid
 
         return run(config, out, overrides)
-    except KeyboardInterrupt:
-        if in_sweep:
-            sweep.merge(Path(job.runtime.cwd, job.sweep.dir))
-        raise
     except Exception as caught:  # noqa: BLE001 - a bug in one job must not end a sweep
         error = caught if isinstance(caught, UserError | Diverged) else bug(caught, out)
         if not in_sweep:
@@ -102,6 +101,8 @@ def main() -> None:
         error = caught
     else:
         return
+    if isinstance(error, KeyboardInterrupt):
+        sweep.merge_interrupted()
     sweep.discard()
     sys.exit(tell(error))
 
@@ -113,6 +114,15 @@ def tell(error: BaseException) -> int:
         traceback.print_exception(error)
     print(f"cl-run: {message}", file=sys.stderr)
     return 1 if code is None else code
+
+
+def check_strategy_keys(node: Mapping[str, Any]) -> None:
+    """Refuse keys that the strategy's own YAML has not, without importing torch for its class."""
+    yaml_file = files("cl_runner.conf") / "strategy" / f"{node.get('name')}.yaml"
+    if yaml_file.is_file():
+        known = [str(key) for key in OmegaConf.create(yaml_file.read_text(encoding="utf-8"))]
+        for key in node:
+            check(key in known, f"unknown key strategy.{key}; known are {', '.join(known)}")
 
 
 def check_flags() -> None:

@@ -9,6 +9,7 @@ is answered at once.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -28,6 +29,9 @@ class Data:
 
     root: str  # the cache folder
     path: str | None = None  # your own data: an .npz file or a folder of images
+
+    def __post_init__(self) -> None:
+        check(bool(self.root.strip()), "data.root must not be empty (nor CL_RUNNER_DATA)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,7 @@ class Benchmark:
 
     def __post_init__(self) -> None:
         one_of("benchmark.default_scenario", self.default_scenario, SCENARIOS)
+        check(self.seed >= 0, f"benchmark.seed must be at least 0, got {self.seed}")
         check(self.num_tasks >= 1, f"benchmark.num_tasks must be at least 1, got {self.num_tasks}")
         check(
             0 < self.train_fraction <= 1,
@@ -279,7 +284,8 @@ def parse(schema: type[T], node: Mapping[str, Any], section: str) -> T:
     type, or a value that the schema's own checks refuse.
     """
     prefix = f"{section}." if section else ""
-    names = {f.name.rstrip("_"): f.name for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    names = {name.rstrip("_"): name for name in fields}
     for key in node:
         check(
             str(key) in names,
@@ -288,10 +294,14 @@ def parse(schema: type[T], node: Mapping[str, Any], section: str) -> T:
     merged = OmegaConf.structured(schema)
     OmegaConf.set_readonly(merged, False)  # the class is frozen, this copy is being filled
     for key, value in node.items():
+        field_ = fields[names[str(key)]]
         try:  # one by one, to tell which key is wrong
-            OmegaConf.update(merged, names[str(key)], value)
-        except OmegaConfBaseException as error:
-            raise UserError(f"{prefix}{key}: {str(error).splitlines()[0]}") from None
+            OmegaConf.update(merged, field_.name, value)
+        except OmegaConfBaseException:
+            raise UserError(f"{prefix}{key} must be {field_.type}, got {value!r}") from None
+        numbers = value if isinstance(value, list) else [value]
+        finite = all(math.isfinite(n) for n in numbers if isinstance(n, float))
+        check(finite, f"{prefix}{key} must be finite, got {value!r}")
     missing = [key for key, name in names.items() if OmegaConf.is_missing(merged, name)]
     check(not missing, f"{prefix}{', '.join(missing)} must be set")
     result: T = OmegaConf.to_object(merged)  # type: ignore[assignment]
@@ -340,6 +350,6 @@ class _Top:
         one_of("device", self.device, ("auto", "cpu", "cuda"))
         check(self.seed >= 0, f"seed must be at least 0, got {self.seed}")
         check(
-            self.threads is None or self.threads >= 1,
-            f"threads must be at least 1, got {self.threads}",
+            self.threads is None or 1 <= self.threads <= 1024,
+            f"threads must lie between 1 and 1024, got {self.threads}",
         )

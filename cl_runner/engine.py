@@ -62,7 +62,9 @@ def train_task(
     s = env.commit(strategy.begin_task(s, task, env))
     index, label = strategy.training_set(s, env.stream, task.index, env)
     per_epoch = -(-len(index) // training.batch_size)
-    total = (training.iterations or training.epochs * per_epoch) if per_epoch else 0
+    total = training.epochs * per_epoch
+    if training.iterations is not None and per_epoch:
+        total = training.iterations * (env.num_tasks if strategy.whole_sequence else 1)
     epochs = -(-total // per_epoch) if per_epoch else 0
     source = Source(env, s, task.index, index, label)
     samples = 0
@@ -123,7 +125,7 @@ class Source:
         order = order.to(env.device)
         index, y, tasks = self.index[order], self.y[order], self.tasks[order]
         shown = env.active(tasks[:1], self.seen) if isinstance(self.task, int) else None
-        shapes = strategy.noise(size)
+        shapes = strategy.noise(min(size, n))
         if env.augment != "none":
             shapes["augment"] = (size, 3)
         noise: dict[str, Tensor] = {}

@@ -64,10 +64,11 @@ def display(num_tasks: int, verbose: bool) -> Iterator[Display | None]:
 
     with Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
+        BarColumn(bar_width=24),
         TextColumn("{task.fields[loss]}"),
         TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
+        TextColumn("task ends in"),
+        TimeRemainingColumn(compact=True),
         console=Console(stderr=True),
         transient=True,
     ) as progress:

@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,10 @@ Matrices = dict[tuple[str, str], Matrix]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name, flush it to the disk and rename it into place."""
+    """Write a file under a temporary name, flush it to the disk and rename it into place.
+
+    Raises UserError where that fails, for a disk that is full or a folder that is read-only.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with temporary.open("w", encoding="utf-8", newline="") as file:
@@ -36,8 +40,11 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -171,14 +178,13 @@ def format_matrix(R: Matrix) -> str:
 
 
 def format_metrics(columns: Mapping[str, float | None], readings: Iterable[str]) -> str:
-    """The metrics as text, one line per reading; the first is the scenario's own."""
-    lines = []
+    """The metrics as text, a row per reading; the first is the scenario's own."""
+    names = ("ACC", "forgetting", "BWT", "FWT", "learning_accuracy")
+    lines = ["reading   " + "  ".join(name.rjust(7) for name in names)]
     for i, reading in enumerate(readings):
-        prefix = "" if i == 0 else f"{reading}_"
-        values = " · ".join(
-            f"{name} {'-' if value is None or math.isnan(value) else format(value, '.4f')}"
-            for name in ("ACC", "forgetting", "BWT", "FWT", "learning_accuracy")
-            for value in [columns.get(prefix + name)]
-        )
-        lines.append(f"{reading + '-IL reading:':18} {values}")
+        values = [columns.get(name if i == 0 else f"{reading}_{name}") for name in names]
+        cells = ["-" if v is None or math.isnan(v) else f"{v:.4f}" for v in values]
+        widths = [max(len(name), 7) for name in names]
+        row = "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True))
+        lines.append(f"{reading + '-IL':10}{row}")
     return "\n".join(lines)

@@ -30,15 +30,31 @@ from cl_runner.progress import display
 from cl_runner.strategies.base import Strategy
 
 log = logging.getLogger(__name__)
+DEFAULT_THREADS = torch.get_num_threads()  # torch's own choice, whatever an earlier job set
 
 
 def run(config: Config, out: Path, overrides: Sequence[str] = ()) -> float:
     """Train on the tasks one after another and write the results into the folder `out`.
 
     Returns the final ACC: on the validation data where there are any, so that a search never sees
-    the test data. Raises UserError before anything is written; Diverged, KeyboardInterrupt and
-    unforeseen errors after what was measured so far is written with its status.
+    the test data. Raises UserError before anything is written, or when memory or disk are full;
+    Diverged, KeyboardInterrupt and unforeseen errors after what was measured so far is written with
+    its status.
     """
+    try:
+        return _run(config, out, overrides)
+    except (MemoryError, RuntimeError) as error:
+        # torch raises a plain RuntimeError when the CPU's memory is exhausted.
+        text = str(error)
+        if not (isinstance(error, MemoryError) or "out of memory" in text or "allocate" in text):
+            raise
+        raise UserError(
+            "not enough memory: lower model.hidden_sizes, training.batch_size, "
+            "strategy.buffer_size, benchmark.num_tasks or benchmark.pad_to"
+        ) from error
+
+
+def _run(config: Config, out: Path, overrides: Sequence[str]) -> float:
     started = time.perf_counter()
     strategy = strategies.build(config.strategy)
     env = prepare(config, strategy)
@@ -83,8 +99,7 @@ def prepare(config: Config, strategy: Strategy) -> Env:
         f"{', '.join(strategy.scenarios)}",
     )
     device = choose_device(config.device)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.threads or DEFAULT_THREADS)
     path = None if config.data.path is None else Path(config.data.path)
     arrays = load(config.benchmark.dataset, Path(config.data.root), path)
     stream = build_stream(
@@ -141,7 +156,10 @@ class Record:
         self.memory: dict[str, int | None] = {}
         self.train_seconds = self.evaluation_seconds = self.seconds = 0.0
         self.steps = self.samples = 0
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write {out}: {error.strerror}") from None
         results.write_text(out / "config.yaml", OmegaConf.to_yaml(dict(config.resolved)))
         results.write_text(out / "overrides.yaml", OmegaConf.to_yaml(list(overrides)))
 

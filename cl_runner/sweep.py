@@ -8,6 +8,8 @@ machine a job ran on.
 from __future__ import annotations
 
 import csv
+import logging
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -21,10 +23,12 @@ from omegaconf.errors import OmegaConfBaseException
 from cl_runner.errors import UserError
 
 SUMMARY, ERROR = "summary.csv", "error.txt"
-SHOWN = ("run", "ACC", "forgetting", "status")  # the final table's columns
+FILES = (SUMMARY, "config.yaml", "overrides.yaml", "accuracies.csv", "accuracy_matrix.csv")
+SHOWN = ("benchmark", "strategy", "seed", "ACC", "forgetting", "status", "run")  # final table
 REMOVABLE = {"multirun.yaml", "cl-run.log"}  # what Hydra may have left in a refused run's folder
 
 _created: list[Path] = []  # folders that this command makes, innermost first
+_sweeps: list[Path] = []  # the folder of the sweep that is running
 
 
 class Folders(Callback):
@@ -43,6 +47,7 @@ class Folders(Callback):
         if folder is not None and next(folder.rglob(SUMMARY), None) is not None:
             message = f"{folder} already holds results; choose another hydra.sweep.dir or remove it"
             raise SystemExit(1) from UserError(message)
+        _sweeps[:] = [] if folder is None else [folder]
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Merge and report. Exits if jobs failed: 2 for mistakes only, 1 for anything else."""
@@ -73,8 +78,16 @@ def _note(config: DictConfig, mode: str) -> Path | None:
     return folder
 
 
+def merge_interrupted() -> None:
+    """Gather what the jobs of a sweep that is being stopped have left."""
+    for folder in _sweeps:
+        if next(folder.rglob(SUMMARY), None) is not None:
+            merge(folder)
+
+
 def discard() -> None:
     """Remove the folders that this command made, if nothing but Hydra's own files lies in them."""
+    logging.disable()  # what is still logged at exit would make a folder's log file anew
     for folder in _created:
         files = list(folder.iterdir()) if folder.is_dir() else []
         if REMOVABLE.issuperset(file.name for file in files):
@@ -119,9 +132,14 @@ def merge(folder: Path) -> list[dict[str, str]]:
         if path.parent != folder:
             run = path.parent.relative_to(folder).as_posix()
             rows[run] = {"run": run, **_row(path)}
-    merged = [rows[run] for run in sorted(rows)]
+    merged = [rows[run] for run in sorted(rows, key=_natural)]
     write_rows(folder / SUMMARY, merged)
     return merged
+
+
+def _natural(run: str) -> list[tuple[int, str]]:
+    """A key that sorts seed=2 before seed=10."""
+    return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", run)]
 
 
 def _row(path: Path) -> dict[str, str]:
@@ -140,8 +158,8 @@ def table(rows: list[dict[str, str]]) -> str:
 
 
 def _short(cell: str) -> str:
-    """A fraction with four digits; any other cell as it is."""
+    """A fraction with four digits; any other cell, cut where it is long."""
     try:
-        return f"{float(cell):.4f}"
+        return f"{float(cell):.4f}" if "." in cell else cell
     except ValueError:
-        return cell
+        return cell if len(cell) <= 48 else f"{cell[:30]}...{cell[-15:]}"

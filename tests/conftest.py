@@ -48,7 +48,7 @@ def configure(data_root: Path):
 
     def function(*overrides: str, root: Path = data_root) -> Config:
         with initialize_config_module("cl_runner.conf", version_base="1.3"):
-            node = compose("config", [f"data.root={root}", "device=cpu", *overrides])
+            node = compose("config", [f"data.root={root}", "device=cpu", "threads=1", *overrides])
         return validate(node)
 
     return function

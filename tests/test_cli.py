@@ -301,8 +301,16 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     result = stubbed("hydra.run.dir=a/b", "seed=1", cwd=tmp_path)
     assert result.returncode == 2
-    assert "already holds a run" in result.stderr
+    assert "already holds summary.csv" in result.stderr
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_folder_with_files_of_the_users_own_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("my: precious")
+    result = stubbed("hydra.run.dir=.", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "already holds config.yaml" in result.stderr
+    assert (tmp_path / "config.yaml").read_text() == "my: precious"
 
 
 def test_the_log_is_in_the_folder_and_not_on_the_console(tmp_path: Path) -> None:
@@ -345,7 +353,7 @@ def test_a_sweep_goes_on_when_jobs_fail(tmp_path: Path) -> None:
     assert [p.parent.name[:6] for p in out.glob("*/traceback.txt")] == ["seed=9"]
 
     *shown, final = result.stdout.splitlines()
-    assert any(re.fullmatch(r"seed=2\S+ +0\.2000 +0\.2500 +complete", line) for line in shown)
+    assert any(re.search(r"\b2 +0\.2000 +0\.2500 +complete +seed=2", line) for line in shown)
     assert "out/summary.csv" in final
     listed = result.stderr.partition("3 of 6 runs failed:\n")[2].splitlines()
     assert [line.strip().partition(": ")[0] for line in listed] == [

@@ -300,7 +300,7 @@ def test_strategies_are_built_from_their_section() -> None:
     assert strategies.build({"name": "l2", "lambda": 3}) == L2(name="l2", lambda_=3.0)
     assert "strategy.name" in refused(lambda: strategies.build({}))
     assert "strategy.name" in refused(lambda: strategies.build({"name": "base"}))
-    assert "strategy.name" in refused(lambda: strategies.build({"name": "gem"}))
+    assert "strategy.name" in refused(lambda: strategies.build({"name": "no_such"}))
     assert "strategy.buffer_size" in refused(
         lambda: strategies.build({"name": "naive", "buffer_size": 3})
     )

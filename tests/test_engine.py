@@ -62,6 +62,11 @@ def test_joint_trains_once_on_the_union_of_all_tasks(prepared):
     assert min(evaluate(strategy, s, env)["test", "class"]) > 0.3
 
 
+def test_the_budget_of_joint_is_that_of_the_sequence(prepared):
+    _, _, _, counts = train(prepared, "strategy=joint", "training.iterations=7")
+    assert [steps for steps, _ in counts] == [5 * 7, 0, 0, 0, 0]
+
+
 @pytest.mark.parametrize("active", ["seen", "all", "current"])
 def test_joint_scores_all_classes_from_the_start(prepared, active):
     _, s, _, _ = train(prepared, "strategy=joint", f"training.active_classes={active}", tasks=1)

@@ -144,6 +144,14 @@ def test_interruption_keeps_what_was_measured(configure, tmp_path, monkeypatch):
         (("benchmark=rotated_digits", "training.augment=crop_flip"), "training.augment"),
         (("benchmark.mean=[0.5,0.5]", "benchmark.std=[1,1]"), "benchmark.std must hold 1"),
         (("benchmark.pad_to=4",), "benchmark.pad_to=4"),
+        (("model.hidden_sizes=[2000000000]",), "not enough memory"),
+        (("threads=100000000",), "threads must lie between 1 and 1024"),
+        (("strategy.lambda=inf",), "strategy.lambda must be finite"),
+        (("optimizer.lr=nan",), "optimizer.lr must be finite"),
+        (("benchmark.seed=-5",), "benchmark.seed must be at least 0"),
+        (("model.hidden_sizes=100",), "model.hidden_sizes must be list[int], got 100"),
+        (("seed=null",), "seed must be int, got None"),
+        (("data.root=",), "data.root must not be empty"),
         (("model=cnn", "model.channels=[2,2,2,2]"), "model.channels"),
         (("benchmark.train_samples=3",), "has no training samples"),
     ],
@@ -158,6 +166,23 @@ def test_mistakes_are_refused_before_anything_is_written(configure, tmp_path, ov
     assert not (tmp_path / "run").exists()
 
 
+def test_a_full_disk_or_a_folder_that_cannot_be_written_is_told_in_one_line(configure, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match="cannot write") as caught:
+        run(configure(*TOY, "strategy=naive"), tmp_path / "file" / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_threads_of_one_job_are_not_those_of_the_next(configure, tmp_path):
+    before = torch.get_num_threads()
+    try:
+        for threads, used in (("2", 2), ("null", runner.DEFAULT_THREADS)):
+            run(configure(*TOY, "strategy=naive", f"threads={threads}"), tmp_path / threads)
+            assert summary(tmp_path / threads)["used_threads"] == str(used)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_validation_accuracy_is_what_a_search_gets(configure, tmp_path):
     config = configure(*TOY, "strategy=naive", "benchmark.validation_fraction=0.3")
     result = run(config, tmp_path)
@@ -169,12 +194,14 @@ def test_validation_accuracy_is_what_a_search_gets(configure, tmp_path):
 
 def test_the_console_ends_with_table_metrics_and_folder(configure, tmp_path, capsys):
     run(configure(*TOY[:-1], "strategy=naive"), tmp_path / "run")
-    *table, own, task, folder = capsys.readouterr().out.strip().splitlines()
+    *table, names, own, task, folder = capsys.readouterr().out.strip().splitlines()
     R = read_matrix(tmp_path / "run" / "accuracy_matrix.csv")
     assert len(table) == 5
     assert table[-1].split() == ["3", *(f"{v:.3f}".removeprefix("0") for v in R[-1])]
-    assert own.startswith("class-IL reading:") and f"ACC {R[-1].mean():.4f}" in own
-    assert task.startswith("task-IL reading:") and str(tmp_path / "run") in folder
+    assert names.split()[:3] == ["reading", "ACC", "forgetting"]
+    assert own.split()[:2] == ["class-IL", f"{R[-1].mean():.4f}"]
+    assert task.startswith("task-IL") and str(tmp_path / "run") in folder
+    assert all(len(line) <= 80 for line in (*table, names, own, task))
 
 
 def test_your_own_arrays_need_no_code(configure, tmp_path):

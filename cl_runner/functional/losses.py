@@ -1,5 +1,6 @@
 """Losses on logits and penalties on parameters."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -57,5 +58,5 @@ def quadratic_proximal(theta: Tensor, anchor: Tensor, importance: Tensor, step: 
     = (theta + step importance anchor) / (1 + step importance): the penalty's implicit gradient
     step, which stays finite however large the importance is (Parikh & Boyd 2014, section 1.1).
     """
-    stiffness = step * importance
-    return theta + stiffness / (1 + stiffness) * (anchor - theta)
+    step = step.clamp_max(torch.finfo(step.dtype).max)  # infinity times importance 0 is no number
+    return theta + (1 - 1 / (1 + step * importance)) * (anchor - theta)

@@ -27,6 +27,8 @@ class Strategy:
     """
 
     scenarios: ClassVar[tuple[str, ...]] = SCENARIOS  # those in which the method is defined
+    one_graph: ClassVar[bool] = True  # a step can be compiled, captured and stacked as one graph
+    whole_sequence: ClassVar[bool] = False  # the first task's training stands for all tasks'
 
     name: str
 

@@ -15,6 +15,7 @@ from cl_runner.functional.buffers import Slots
 from cl_runner.strategies.base import Aux, Strategy
 
 PREFIX = "buffer_"
+LARGEST = 1_000_000  # samples; drawing from a buffer takes time in proportion to its size
 POLICIES = ("reservoir", "class_balanced", "ring")
 
 
@@ -41,8 +42,8 @@ class ER(Strategy):
 
     def __post_init__(self) -> None:
         check(
-            self.buffer_size >= 1,
-            f"strategy.buffer_size must be at least 1, got {self.buffer_size}",
+            1 <= self.buffer_size <= LARGEST,
+            f"strategy.buffer_size must lie between 1 and {LARGEST}, got {self.buffer_size}",
         )
         check(
             self.replay_batch_size >= 1,

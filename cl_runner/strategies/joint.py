@@ -22,9 +22,12 @@ def union(tasks: tuple[Task, ...]) -> tuple[Tensor, Tensor]:
 class Joint(Strategy):
     """Trains once, while the first task lasts, on the shuffled union of all tasks.
 
-    The budget (`training.epochs` or `training.iterations`) is that of one task; the later tasks
-    train nothing, so the accuracy matrix's rows 1 .. T are equal.
+    The budget is that of the whole sequence: `training.epochs` over all data, or T times
+    `training.iterations`. The later tasks train nothing, so the accuracy matrix's rows 1 .. T are
+    equal.
     """
+
+    whole_sequence = True
 
     def begin_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
         return s._replace(t=torch.full_like(s.t, len(env.stream) - 1))  # all classes are seen

@@ -113,7 +113,7 @@ def test_an_empty_buffer_changes_nothing(prepared):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("strategy.buffer_size=0",), "strategy.buffer_size must be at least 1, got 0"),
+        (("strategy.buffer_size=0",), "strategy.buffer_size must lie between 1 and 1000000, got 0"),
         (("strategy.buffer_size=9", "strategy.policy=ring"), "one place for each of 10 classes"),
         (("strategy.replay_batch_size=0",), "strategy.replay_batch_size"),
         (("strategy.policy=fifo",), "strategy.policy must be one of reservoir"),

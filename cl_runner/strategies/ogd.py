@@ -1,0 +1,71 @@
+"""Orthogonal gradient descent: OGD."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cl_runner.core import Batch, Task, TrainState
+from cl_runner.env import Env
+from cl_runner.errors import check, one_of
+from cl_runner.functional.projection import logit_gradients, new_directions, project_out
+from cl_runner.strategies.base import Aux, Strategy
+
+MEMORY_LIMIT = 4 * 2**30  # bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class OGD(Strategy):
+    """Steps orthogonal to the gradients of old samples' logits (Farajtabar et al. 2020).
+
+    arXiv 1910.07104, algorithm 1. At the end of a task the gradients in theta of the logits of
+    random samples of it are made an orthonormal basis, together with those of all earlier tasks;
+    later gradients lose their components along it, so that these logits stay as they are to first
+    order.
+    - logits `ground_truth`: one direction per sample, of its true class's logit (OGD-GTL, the
+      paper's choice); `all`: one per class active in training (OGD-ALL), so of fewer samples.
+    With plain SGD the step is the projected gradient. Momentum is a sum of projected gradients,
+    orthogonal too with optimizer.reset=true. Adam scales each parameter apart and weight decay
+    pulls at theta: their steps are not orthogonal to the basis.
+    The basis takes num_tasks * directions * P numbers, and each step reads all of them twice.
+    """
+
+    directions: int = 200
+    logits: str = "ground_truth"
+
+    def __post_init__(self) -> None:
+        check(
+            self.directions >= 1, f"strategy.directions must be at least 1, got {self.directions}"
+        )
+        one_of("strategy.logits", self.logits, ("ground_truth", "all"))
+
+    def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
+        check(
+            self.logits == "ground_truth" or self.directions >= env.num_classes,
+            f"strategy.directions={self.directions} is too small for strategy.logits=all, which "
+            f"needs at least one for each of {env.num_classes} classes",
+        )
+        rows, P = env.num_tasks * self.directions, theta.numel()
+        size = rows * P * theta.element_size()
+        check(
+            size <= MEMORY_LIMIT,
+            f"strategy.directions={self.directions} for each of {env.num_tasks} tasks and {P} "
+            f"parameters takes {size / 2**30:.1f} GiB; strategy={self.name} may take "
+            f"{MEMORY_LIMIT / 2**30:.0f} GiB: fewer directions, or a smaller model",
+        )
+        return {"basis": torch.zeros(rows, P, dtype=theta.dtype, device=env.device)}
+
+    def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
+        grad, (loss, aux) = env.grad_and_value(self.loss)(s.theta, s, batch, env)
+        return env.update(s, project_out(grad, s.memory["basis"])), {**aux, "loss": loss}
+
+    def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
+        gradients = logit_gradients(
+            s, task, env, number=self.directions, every=self.logits == "all"
+        )
+        new = new_directions(gradients, s.memory["basis"])
+        basis, first = s.memory["basis"].clone(), task.index * self.directions
+        basis[first : first + len(new)] = new
+        return s._replace(memory={"basis": basis})

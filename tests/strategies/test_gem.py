@@ -1,0 +1,97 @@
+"""GEM: what the memories hold, how many constraints there are, and that the step keeps them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cl_runner.engine import Source, initial_state, train_task
+from cl_runner.errors import UserError
+from cl_runner.functional.projection import project_cone
+from cl_runner.strategies import gem
+
+TOY = (
+    "strategy=gem",
+    "benchmark=split_digits",
+    "strategy.buffer_size=64",
+    "model.hidden_sizes=[24]",
+    "optimizer.lr=0.1",
+    "training.batch_size=16",
+    "training.epochs=1",
+)
+
+
+def run(prepared, *overrides: str, tasks: int = 3):
+    """The state after some tasks, and the batches of the next."""
+    config, strategy, env = prepared(*TOY, *overrides)
+    s = initial_state(strategy, env)
+    for task in env.stream[:tasks]:
+        s, _, _ = train_task(strategy, s, task, env, config.training)
+    s = s._replace(t=torch.full_like(s.t, tasks))
+    source = Source(env, s, tasks, env.stream[tasks].train, tasks)
+    return strategy, env, s, list(source.epoch(strategy, config.training, 0, 15))
+
+
+def test_each_task_s_memory_is_the_last_samples_of_it(prepared):
+    strategy, env, s, batches = run(prepared, tasks=1)
+    assert len(strategy.recall(s, 0, env).y) == 64 // 5
+    assert set(strategy.recall(s, 0, env).index.tolist()) <= set(env.stream[0].train.tolist())
+    seen: list[int] = []
+    with torch.no_grad():
+        for batch in batches:
+            s, _ = strategy.step(s, batch, env)
+            s = env.commit(s)
+            seen += batch.index.tolist()
+            held = strategy.recall(s, 1, env)
+            assert set(held.index.tolist()) == set(seen[-12:])
+            assert set(held.y.tolist()) <= {2, 3}
+
+
+@pytest.mark.parametrize("tasks", [0, 1, 3])
+def test_there_is_one_constraint_for_each_previous_task(prepared, tasks, monkeypatch):
+    strategy, env, s, (batch, *_) = run(prepared, tasks=tasks)
+    received = []
+
+    def watched(g, references, margin):
+        received.extend([g, *references])
+        return project_cone(g, references, margin)
+
+    monkeypatch.setattr(gem, "project_cone", watched)
+    with torch.no_grad():
+        strategy.step(s, batch, env)
+    assert len(received) == 1 + tasks
+    for k, g in enumerate(received[1:]):
+        held = strategy.recall(s, k, env)
+        loss = F.cross_entropy(env.net(s.theta, held.x, held.task), held.y)
+        expected = torch.autograd.grad(loss, env.flat.parameters)
+        torch.testing.assert_close(g, torch.cat([e.flatten() for e in expected]))
+
+
+@pytest.mark.parametrize("margin", [0, 0.5])
+def test_no_step_raises_a_previous_task_s_loss_to_first_order(prepared, margin):
+    strategy, env, s, batches = run(prepared, f"strategy.margin={margin}")
+    conflicts = 0
+    for batch in batches:
+        loss = env.grad_and_value(strategy.loss)
+        frozen = s._replace(theta=s.theta.detach().clone())
+        g, _ = loss(frozen.theta, frozen, batch, env)
+        G = torch.stack(
+            [loss(frozen.theta, frozen, strategy.recall(s, k, env), env)[0] for k in range(3)]
+        )
+        with torch.no_grad():
+            s, _ = strategy.step(s, batch, env)
+        direction = (frozen.theta - s.theta) / 0.1
+        s = env.commit(s)
+        if bool((G @ g >= 0).all()):
+            torch.testing.assert_close(direction, g, rtol=1e-3, atol=1e-5)
+            continue
+        conflicts += 1
+        tolerance = 1e-4 * float(G.norm() * direction.norm())
+        assert float((G @ direction).min()) >= -tolerance
+    assert conflicts > 3
+
+
+def test_too_small_a_memory_is_refused(prepared):
+    with pytest.raises(UserError, match="at least one place for each of 5 tasks"):
+        prepared(*TOY, "strategy.buffer_size=4")
