@@ -7,11 +7,14 @@ which shrinks with the batch; it is not offered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from cl_runner.core import Batch, Task, TrainState
 from cl_runner.functional.losses import mask_logits
@@ -20,7 +23,10 @@ if TYPE_CHECKING:
     from cl_runner.env import Env
 
 Size = Callable[[Tensor], Tensor]  # elementwise and multiplicative: torch.square or torch.abs
+Product = Callable[[Tensor, Tensor], Tensor]
 LABEL_RULES = ("exact", "sampled", "true", "predicted")
+FACTOR_BYTES = 2**28  # of unfolded inputs, or of whole gradients of single samples, at once
+BLOCK_BYTES = 2**23  # of one layer's gradients of single samples: more of them leave the cache
 
 
 def score_cotangents(
@@ -34,8 +40,9 @@ def score_cotangents(
     """
     p = torch.softmax(mask_logits(logits, active), 1)
     classes = torch.arange(p.shape[1], device=p.device)
-    if rule == "exact":
-        return [p[:, c, None].sqrt() * ((classes == c).to(p) - p) for c in range(p.shape[1])]
+    if rule == "exact":  # classes that are active for no sample have p = 0 throughout
+        shown = classes if active is None else classes[active.any(0)]
+        return [p[:, c, None].sqrt() * ((classes == c).to(p) - p) for c in shown.tolist()]
     if rule == "sampled":
         mass = p.cumsum(1)  # its end, 1 but for rounding, stays above uniform * end
         label = (mass <= uniform[:, None] * mass[:, -1:]).sum(1)
@@ -46,61 +53,139 @@ def score_cotangents(
     return [(classes == label[:, None]).to(p) - p]
 
 
-def gradient_sizes(
-    module: nn.Module,
-    forward: Callable[[], Tensor],
-    per_sample: Callable[[Tensor], Tensor],
-    cotangents_of: Callable[[Tensor], Sequence[Tensor]],
-    size: Size,
-) -> Tensor:
-    """sum_n sum_c size(d <g_nc, f(x_n)> / d theta) for a batch, as one vector [P].
+def linear_factor(_: nn.Linear, a: Tensor) -> Tensor:
+    """Inputs a [B, I], at the one position that there is: [B, I, 1]."""
+    return a[..., None]
 
-    `forward()` is the logits [B, K] of the batch through `module`, `cotangents_of(logits)` the
-    vectors g_c [B, K]. Where each parameter belongs to a Linear layer that is used once, no
-    sample's gradient is ever formed: size(delta a) = size(delta) size(a), so that
-    sum_n size(delta_n a_n^T) is one matrix product per layer, and the classes c share it. For other
-    networks `per_sample(g)` must give sum_n size(d <g_n, f(x_n)> / d theta), [P], from the samples'
-    own gradients.
-    """
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    linear = [m for m in module.modules() if isinstance(m, nn.Linear)]
-    layers = [m for m in linear if any(p.requires_grad for p in m.parameters())]
-    owned = [id(p) for m in layers for p in m.parameters() if p.requires_grad]
-    records: list[tuple[nn.Linear, Tensor, Tensor]] = []
+
+def conv2d_factor(layer: nn.Conv2d, a: Tensor) -> Tensor:
+    """What of a [B, C, H, W] lies under the kernel at each of L positions: [B, C * kh * kw, L]."""
+    assert isinstance(layer.padding, tuple)  # see has_rule
+    return F.unfold(a, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+
+
+def batchnorm2d_factor(layer: nn.BatchNorm2d, a: Tensor) -> Tensor:
+    """(a - running mean) / sqrt(running variance + eps) of a [B, C, H, W], as [B, C, H * W]."""
+    return F.batch_norm(a, layer.running_mean, layer.running_var, eps=layer.eps).flatten(2)
+
+
+def outer(delta: Tensor, factor: Tensor) -> Tensor:
+    """sum_l delta_ol factor_il for each sample: [B, O, L], [B, I, L] -> [B, O, I]."""
+    return delta @ factor.mT
+
+
+def inner(delta: Tensor, factor: Tensor) -> Tensor:
+    """sum_l delta_cl factor_cl for each sample: [B, C, L] twice -> [B, C]."""
+    return (delta * factor).sum(2)
+
+
+# A sample's gradient is product(delta, factor(layer, input)) for the weight and sum_l delta_l for
+# the bias, delta [B, O, L] being the derivative with respect to the layer's output.
+RULES: dict[type[nn.Module], tuple[Callable[[Any, Tensor], Tensor], Product]] = {
+    nn.Linear: (linear_factor, outer),
+    nn.Conv2d: (conv2d_factor, outer),
+    nn.BatchNorm2d: (batchnorm2d_factor, inner),
+}
+
+
+class Use(NamedTuple):
+    """One use of a layer in a forward pass."""
+
+    layer: nn.Module
+    output: GradientEdge  # not the tensor, which an activation in place may overwrite
+    factor: Tensor  # [B, I, L]
+
+
+def has_rule(layer: nn.Module) -> bool:
+    """Whether RULES hold for this layer."""
+    if isinstance(layer, nn.Conv2d) and not (
+        layer.groups == 1 and layer.padding_mode == "zeros" and isinstance(layer.padding, tuple)
+    ):
+        return False
+    if isinstance(layer, nn.BatchNorm2d) and (layer.training or layer.running_mean is None):
+        return False
+    return type(layer) in RULES  # a subclass may compute something else
+
+
+def ruled_layers(module: nn.Module) -> list[nn.Module]:
+    """The layers that hold the trainable parameters; none, unless each is in one under RULES."""
+    trainable = {id(p) for p in module.parameters() if p.requires_grad}
+    held = [
+        (m, id(p))
+        for m in module.modules()
+        if has_rule(m)
+        for p in (m.weight, m.bias)
+        if id(p) in trainable
+    ]
+    each_once = sorted(p for _, p in held) == sorted(trainable)
+    return list(dict.fromkeys(m for m, _ in held)) if each_once else []
+
+
+def traced(layers: list[nn.Module], forward: Callable[[], Tensor]) -> tuple[Tensor, list[Use]]:
+    """forward(), with its graph, and each use that it makes of the layers."""
+    uses: list[Use] = []
 
     def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(layer, nn.Linear)
-        records.append((layer, inputs[0].detach(), output))
+        factor, _ = RULES[type(layer)]
+        uses.append(Use(layer, get_gradient_edge(output), factor(layer, inputs[0].detach())))
 
     handles = [layer.register_forward_hook(record) for layer in layers]
     try:
         with torch.enable_grad():
-            logits = forward()
+            return forward(), uses
     finally:
         for handle in handles:
             handle.remove()
-    cotangents = cotangents_of(logits.detach())
-    dense = (
-        sorted(owned) == sorted(id(p) for p in trainable)  # each in one layer, none shared
-        and len(records) == len({id(layer) for layer, _, _ in records}) == len(layers)
-        and all(a.dim() == 2 for _, a, _ in records)
-    )
-    if not dense:
-        return torch.stack([per_sample(g) for g in cotangents]).sum(0)
 
-    outputs = [z for _, _, z in records]
-    deltas = [torch.zeros_like(z) for z in outputs]
-    for g in cotangents:
-        for delta, d in zip(
-            deltas, torch.autograd.grad(logits, outputs, g, retain_graph=True), strict=True
-        ):
-            delta.add_(size(d))
-    sizes: dict[int, Tensor] = {}
-    for (layer, a, _), delta in zip(records, deltas, strict=True):
-        sizes[id(layer.weight)] = delta.T @ size(a)
-        if layer.bias is not None:
-            sizes[id(layer.bias)] = delta.sum(0)
-    return torch.cat([sizes[id(p)].flatten() for p in trainable])
+
+def add_sizes(
+    sums: dict[int, Tensor], layer: nn.Module, delta: Tensor, factor: Tensor, size: Size
+) -> None:
+    """sums[id(p)] += sum_n size(gradient_n of p) for the layer's p; [B, O, L] and [B, I, L]."""
+    _, product = RULES[type(layer)]
+    if (weight := sums.get(id(layer.weight))) is not None:
+        block = max(1, BLOCK_BYTES // weight.nbytes)
+        for d, f in zip(delta.split(block), factor.split(block), strict=True):
+            weight += size(product(d, f)).sum(0).view_as(weight)
+    if (bias := sums.get(id(layer.bias))) is not None:
+        bias += size(delta.sum(2)).sum(0)
+
+
+def add_gradient_sizes(
+    sums: dict[int, Tensor],
+    layers: list[nn.Module],
+    forward: Callable[[], Tensor],
+    cotangents_of: Callable[[Tensor], Sequence[Tensor]],
+    size: Size,
+) -> None:
+    """sums[id(p)] += sum_n sum_c size(d <g_nc, f(x_n)> / d p) for the parameters p of the layers.
+
+    `forward()` is the logits f(x) [B, K], `cotangents_of(logits)` the vectors g_c [B, K]. Their
+    backward passes go to the layers' outputs only. With a single position the weight's gradient is
+    delta_n a_n^T, and size(delta_n a_n^T) = size(delta_n) size(a_n)^T: no sample's gradient is ever
+    formed, the sum over n is one matrix product, and the cotangents share it.
+    """
+    logits, uses = traced(layers, forward)
+    outputs = [use.output for use in uses]
+    single: dict[nn.Module, Tensor] = {}  # sum_c size(delta) [B, O, 1], of one position
+    for g in cotangents_of(logits.detach()):
+        deltas: Sequence[Tensor | None] = torch.autograd.grad(
+            logits, outputs, g, retain_graph=True, allow_unused=True
+        )
+        for (layer, _, factor), d in zip(uses, deltas, strict=True):
+            if d is None:  # the logits do not depend on this layer
+                continue
+            delta = d.reshape(*d.shape[:2], -1)  # [B, O, L]
+            if factor.shape[2] > 1:
+                add_sizes(sums, layer, delta, factor, size)
+            elif layer in single:
+                single[layer] += size(delta)
+            else:
+                single[layer] = size(delta)
+    for layer, _, factor in uses:
+        if layer in single:  # the samples take the place of the positions: [1, O, B] and [1, I, B]
+            delta, factor = (v.transpose(0, 2) for v in (single[layer], size(factor)))
+            add_sizes(sums, layer, delta, factor, lambda v: v)
 
 
 def merge_quadratics(
@@ -127,31 +212,56 @@ def mean_gradient_sizes(
     """Mean over a task's training samples of sum_c size(d <g_c, f(x)> / d theta), as [P].
 
     `cotangents_of(logits, batch)` gives the vectors g_c [B, K]. `samples` asks for a random subset.
-    Dropout is off and BatchNorm uses its running statistics.
+    Dropout is off and BatchNorm uses its running statistics. Networks that RULES do not cover, or
+    that use a layer more than once, differentiate sample by sample.
     """
 
+    def forward(batch: Batch) -> Tensor:
+        return env.net(s.theta, batch.x, batch.task)
+
     def add(total: Tensor, batch: Batch) -> Tensor:
-        def per_sample(g: Tensor) -> Tensor:
-            def score(theta: Tensor, x: Tensor, task: Tensor, g: Tensor) -> Tensor:
-                return (env.net(theta, x[None], task[None]) * g).sum()
+        layers = ruled_layers(env.flat.module)
+        _, uses = traced(layers, lambda: forward(next(split(batch, 1))))
+        if (
+            not layers
+            or sorted(id(use.layer) for use in uses) != sorted(map(id, layers))
+            or any(use.factor.shape[0] != 1 or use.factor.dim() != 3 for use in uses)
+        ):
+            return total + sample_by_sample(batch)
+        sums = torch.zeros_like(total)
+        views = env.flat.views(sums).values()
+        named = {id(p): view for p, view in zip(env.flat.parameters, views, strict=True)}
+        chunk = max(1, FACTOR_BYTES // sum(use.factor.nbytes for use in uses))
+        for part in split(batch, chunk):
+            add_gradient_sizes(
+                named, layers, partial(forward, part), lambda f, b=part: cotangents_of(f, b), size
+            )
+        return total + sums
 
-            gradients = torch.func.vmap(torch.func.grad(score), in_dims=(None, 0, 0, 0))
-            theta = s.theta.detach()
-            chunk = max(1, 2**26 // theta.numel())  # at most 256 MiB of gradients at once
-            parts = zip(batch.x.split(chunk), batch.task.split(chunk), g.split(chunk), strict=True)
-            return torch.stack([size(gradients(theta, *part)).sum(0) for part in parts]).sum(0)
+    def sample_by_sample(batch: Batch) -> Tensor:
+        def score(theta: Tensor, x: Tensor, task: Tensor, g: Tensor) -> Tensor:
+            return (env.net(theta, x[None], task[None]) * g).sum()
 
-        return total + gradient_sizes(
-            env.flat.module,
-            lambda: env.net(s.theta, batch.x, batch.task),
-            per_sample,
-            lambda logits: cotangents_of(logits, batch),
-            size,
-        )
+        gradients = torch.func.vmap(torch.func.grad(score), in_dims=(None, 0, 0, 0))
+        theta, sums = s.theta.detach(), torch.zeros_like(s.theta, requires_grad=False)
+        for part in split(batch, max(1, FACTOR_BYTES // theta.nbytes)):
+            with torch.no_grad():
+                logits = forward(part)
+            for g in cotangents_of(logits, part):
+                sums += size(gradients(theta, part.x, part.task, g)).sum(0)
+        return sums
 
     total = torch.zeros_like(s.theta, requires_grad=False)
     total, count = env.fold(add, total, s, task, samples=samples)
     return total / count
+
+
+def split(batch: Batch, size: int) -> Iterator[Batch]:
+    """The batch in parts of `size` samples; the last one may be smaller."""
+    for at in range(0, len(batch.x), size):
+        rows = slice(at, at + size)
+        parts = [None if v is None else v[rows] for v in batch[:-1]]
+        yield Batch._make([*parts, {name: u[rows] for name, u in batch.noise.items()}])
 
 
 def fisher_diagonal(

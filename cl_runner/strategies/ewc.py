@@ -32,7 +32,7 @@ class EWC(Strategy):
       optimizer's own, with the step size lr; it is stable at any lambda.
     """
 
-    lambda_: float = 1.0
+    lambda_: float = 3.0
     mode: str = "separate"
     gamma: float = 1.0
     fisher_labels: str = "exact"

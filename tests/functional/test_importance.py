@@ -215,7 +215,7 @@ def test_logistic_regression_in_closed_form(rule: str) -> None:
 @pytest.mark.parametrize("active_classes", ["all", "current"])
 @pytest.mark.parametrize(
     ("make_net", "fast"),
-    [(mlp, True), (Raw, False), (cnn, False), (small_resnet, False)],
+    [(mlp, True), (Raw, False), (cnn, True), (small_resnet, True)],
     ids=["mlp", "raw", "cnn", "resnet"],
 )
 def test_any_network_against_one_gradient_per_sample(
