@@ -45,14 +45,15 @@ def main() -> None:
                 mean.index, mean - spread, mean + spread, color=COLOURS[strategy], alpha=0.2, lw=0
             )
         axis.axvspan(0.5, task - 0.5, color="0.93", lw=0)
-        axis.text(0.7, 0.56, f"task {task}", fontsize=9)
+        axis.text(0.7, 0.28, f"task {task}", fontsize=9)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set(xlim=(0.5, last + 0.5), ylim=(0.5, 1.0), yticks=(0.5, 0.75, 1.0))
+    axes[0].set(xlim=(0.5, last + 0.5), ylim=(0.2, 1.0), yticks=(0.2, 0.6, 1.0))
     axes[-1].set(xlabel="tasks trained so far (grey: not yet trained)", xticks=range(1, last + 1))
     figure.supylabel("test accuracy", fontsize=10)
     seeds = table.groupby("strategy").run.nunique().min()
-    figure.suptitle(f"Permuted MNIST, {last} tasks, MLP, mean and SD of {seeds} seeds", fontsize=10)
+    title = f"Permuted MNIST, {last} tasks: mean and SD of {seeds} seeds"
+    figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, ncols=2, loc="upper right", fontsize=9, frameon=False)
     figure.tight_layout()

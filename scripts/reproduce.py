@@ -1,0 +1,120 @@
+"""Run experiments of published cells over five seeds and hold the means against the papers.
+
+    python scripts/reproduce.py                          all of results/published.csv
+    python scripts/reproduce.py hsu-ewc-til der-sgd-cil  some
+    python scripts/reproduce.py --from multirun/...      finished sweeps, instead of running
+
+Each is `cl-run -m +experiment=NAME seed=0,1,2,3,4`. Writes results/reproduction.csv and the table
+in README.md between its two markers; exits with 1 if a mean lies outside its interval, which is the
+published mean +- max(0.02, 3 SD sqrt(1/5 + 1/n)), narrower near chance and ceiling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).resolve().parents[1]
+MARKERS = ("<!-- reproduction: made by scripts/reproduce.py -->", "<!-- end of reproduction -->")
+SEEDS = "0,1,2,3,4"
+
+
+def run(experiments: list[str], folder: Path, threads: int) -> None:
+    """One sweep over the experiments and the seeds, in `folder`."""
+    command = [
+        str(Path(sys.executable).with_name("cl-run")),
+        *("-m", f"+experiment={','.join(experiments)}", f"seed={SEEDS}"),
+        *(f"threads={threads}", "verbose=false", f"hydra.sweep.dir={folder}"),
+    ]
+    subprocess.run(command, check=True)
+
+
+def read(folders: list[Path]) -> pd.DataFrame:
+    """The summaries of all complete runs below the folders, with the experiment of each."""
+    rows = []
+    for path in (p for folder in folders for p in sorted(folder.glob("*/summary.csv"))):
+        overrides = list(OmegaConf.load(path.with_name("overrides.yaml")))
+        names = [o.split("=", 1)[1] for o in overrides if o.startswith("+experiment=")]
+        summary = pd.read_csv(path)
+        if names and summary.loc[0, "status"] == "complete":
+            rows.append(summary.assign(experiment=names[0]))
+    return pd.concat(rows, ignore_index=True)
+
+
+def compare(published: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """A row per published cell that was run."""
+    rows = []
+    for cell in published.itertuples():
+        name = cell.experiment.replace("sgd-til", "sgd-cil") if "reading" in cell.scenario else ""
+        own = runs[runs.experiment.isin([cell.experiment, name])].drop_duplicates("seed")
+        if len(own):
+            values = own[cell.column]
+            rows.append(
+                {
+                    **cell._asdict(),
+                    "our_mean": values.mean(),
+                    "our_sd": values.std(),
+                    "our_n": len(values),
+                    "seconds": own.seconds.median(),
+                    "inside": bool(cell.low <= values.mean() <= cell.high),
+                }
+            )
+    return pd.DataFrame(rows).drop(columns="Index")
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The README's table."""
+    lines = [
+        "| strategy | stream | scenario | published | here | interval | `+experiment=` |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in table.itertuples():
+        spread = "" if math.isnan(row.our_sd) else f" ± {row.our_sd:.4f}"
+        mark = "" if row.inside else " **outside**"
+        lines.append(
+            f"| {row.strategy} | {row.stream} | {row.scenario} | {row.mean:.4f} ± {row.sd:.4f} "
+            f"(n = {row.n}) | {row.our_mean:.4f}{spread} (n = {row.our_n}){mark} "
+            f"| {row.low:.3f} to {row.high:.3f} | `{row.experiment}` |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run or read, compare, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("experiments", nargs="*", help="default: all of results/published.csv")
+    parser.add_argument("--from", dest="folders", nargs="+", type=Path, help="finished sweeps")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run")
+    arguments = parser.parse_args()
+    published = pd.read_csv(ROOT / "results" / "published.csv")
+    unknown = set(arguments.experiments) - set(published.experiment)
+    if unknown:
+        parser.error(f"unknown {', '.join(sorted(unknown))}; see results/published.csv")
+    if arguments.experiments:
+        published = published[published.experiment.isin(arguments.experiments)]
+    if arguments.folders:
+        table = compare(published, read(arguments.folders))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            run(list(published.experiment), Path(folder), arguments.threads)
+            table = compare(published, read([Path(folder)]))
+    if not arguments.experiments:
+        table.to_csv(ROOT / "results" / "reproduction.csv", index=False)
+        readme = ROOT / "README.md"
+        before, rest = readme.read_text(encoding="utf-8").split(MARKERS[0])
+        after = rest.split(MARKERS[1])[1]
+        text = f"{before}{MARKERS[0]}\n{markdown(table)}\n{MARKERS[1]}{after}"
+        readme.write_text(text, encoding="utf-8")
+    print(markdown(table))
+    sys.exit(0 if table.inside.all() else 1)
+
+
+if __name__ == "__main__":
+    main()
