@@ -8,7 +8,6 @@ which shrinks with the batch; it is not offered.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -23,10 +22,12 @@ if TYPE_CHECKING:
     from cl_runner.env import Env
 
 Size = Callable[[Tensor], Tensor]  # elementwise and multiplicative: torch.square or torch.abs
+Forward = Callable[[Batch], Tensor]  # logits [B, K]
+Cotangents = Callable[[Tensor, Batch], Sequence[Tensor]]  # from logits [B, K], each [B, K]
 Product = Callable[[Tensor, Tensor], Tensor]
 LABEL_RULES = ("exact", "sampled", "true", "predicted")
 FACTOR_BYTES = 2**28  # of unfolded inputs, or of whole gradients of single samples, at once
-BLOCK_BYTES = 2**23  # of one layer's gradients of single samples: more of them leave the cache
+BLOCK_BYTES = 2**22  # of one layer's gradients of single samples: more of them leave the cache
 
 
 def score_cotangents(
@@ -121,8 +122,8 @@ def ruled_layers(module: nn.Module) -> list[nn.Module]:
     return list(dict.fromkeys(m for m, _ in held)) if each_once else []
 
 
-def traced(layers: list[nn.Module], forward: Callable[[], Tensor]) -> tuple[Tensor, list[Use]]:
-    """forward(), with its graph, and each use that it makes of the layers."""
+def traced(layers: list[nn.Module], forward: Forward, batch: Batch) -> tuple[Tensor, list[Use]]:
+    """forward(batch), with its graph, and each use that it makes of the layers."""
     uses: list[Use] = []
 
     def record(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -132,7 +133,7 @@ def traced(layers: list[nn.Module], forward: Callable[[], Tensor]) -> tuple[Tens
     handles = [layer.register_forward_hook(record) for layer in layers]
     try:
         with torch.enable_grad():
-            return forward(), uses
+            return forward(batch), uses
     finally:
         for handle in handles:
             handle.remove()
@@ -146,34 +147,38 @@ def add_sizes(
     if (weight := sums.get(id(layer.weight))) is not None:
         block = max(1, BLOCK_BYTES // weight.nbytes)
         for d, f in zip(delta.split(block), factor.split(block), strict=True):
-            weight += size(product(d, f)).sum(0).view_as(weight)
+            sizes = size(product(d, f))
+            total = sizes[0] if len(sizes) == 1 else sizes.sum(0)  # the sum of one would copy it
+            weight += total.view_as(weight)
     if (bias := sums.get(id(layer.bias))) is not None:
         bias += size(delta.sum(2)).sum(0)
+
+
+def derivatives(logits: Tensor, uses: list[Use], g: Tensor) -> Sequence[Tensor | None]:
+    """Those of <g, f> with respect to the outputs of layers; None where f does not depend on it."""
+    outputs = [use.output for use in uses]
+    return torch.autograd.grad(logits, outputs, g, retain_graph=True, allow_unused=True)
 
 
 def add_gradient_sizes(
     sums: dict[int, Tensor],
     layers: list[nn.Module],
-    forward: Callable[[], Tensor],
-    cotangents_of: Callable[[Tensor], Sequence[Tensor]],
+    forward: Forward,
+    batch: Batch,
+    cotangents_of: Cotangents,
     size: Size,
 ) -> None:
     """sums[id(p)] += sum_n sum_c size(d <g_nc, f(x_n)> / d p) for the parameters p of the layers.
 
-    `forward()` is the logits f(x) [B, K], `cotangents_of(logits)` the vectors g_c [B, K]. Their
-    backward passes go to the layers' outputs only. With a single position the weight's gradient is
-    delta_n a_n^T, and size(delta_n a_n^T) = size(delta_n) size(a_n)^T: no sample's gradient is ever
-    formed, the sum over n is one matrix product, and the cotangents share it.
+    The backward passes go to the layers' outputs only. With a single position the weight's gradient
+    is delta_n a_n^T, and size(delta_n a_n^T) = size(delta_n) size(a_n)^T: no sample's gradient is
+    ever formed, the sum over n is one matrix product, and the vectors g_c share it.
     """
-    logits, uses = traced(layers, forward)
-    outputs = [use.output for use in uses]
+    logits, uses = traced(layers, forward, batch)
     single: dict[nn.Module, Tensor] = {}  # sum_c size(delta) [B, O, 1], of one position
-    for g in cotangents_of(logits.detach()):
-        deltas: Sequence[Tensor | None] = torch.autograd.grad(
-            logits, outputs, g, retain_graph=True, allow_unused=True
-        )
-        for (layer, _, factor), d in zip(uses, deltas, strict=True):
-            if d is None:  # the logits do not depend on this layer
+    for g in cotangents_of(logits.detach(), batch):
+        for (layer, _, factor), d in zip(uses, derivatives(logits, uses, g), strict=True):
+            if d is None:
                 continue
             delta = d.reshape(*d.shape[:2], -1)  # [B, O, L]
             if factor.shape[2] > 1:
@@ -184,8 +189,8 @@ def add_gradient_sizes(
                 single[layer] = size(delta)
     for layer, _, factor in uses:
         if layer in single:  # the samples take the place of the positions: [1, O, B] and [1, I, B]
-            delta, factor = (v.transpose(0, 2) for v in (single[layer], size(factor)))
-            add_sizes(sums, layer, delta, factor, lambda v: v)
+            swapped = size(factor).transpose(0, 2)
+            add_sizes(sums, layer, single[layer].transpose(0, 2), swapped, lambda v: v)
 
 
 def merge_quadratics(
@@ -205,7 +210,7 @@ def mean_gradient_sizes(
     s: TrainState,
     task: Task,
     env: Env,
-    cotangents_of: Callable[[Tensor, Batch], Sequence[Tensor]],
+    cotangents_of: Cotangents,
     size: Size,
     samples: int | None,
 ) -> Tensor:
@@ -213,7 +218,7 @@ def mean_gradient_sizes(
 
     `cotangents_of(logits, batch)` gives the vectors g_c [B, K]. `samples` asks for a random subset.
     Dropout is off and BatchNorm uses its running statistics. Networks that RULES do not cover, or
-    that use a layer more than once, differentiate sample by sample.
+    that use a layer more than once, are differentiated sample by sample.
     """
 
     def forward(batch: Batch) -> Tensor:
@@ -221,21 +226,16 @@ def mean_gradient_sizes(
 
     def add(total: Tensor, batch: Batch) -> Tensor:
         layers = ruled_layers(env.flat.module)
-        _, uses = traced(layers, lambda: forward(next(split(batch, 1))))
-        if (
-            not layers
-            or sorted(id(use.layer) for use in uses) != sorted(map(id, layers))
-            or any(use.factor.shape[0] != 1 or use.factor.dim() != 3 for use in uses)
-        ):
+        _, uses = traced(layers, forward, next(split(batch, 1)))
+        each_once = sorted(id(use.layer) for use in uses) == sorted(id(layer) for layer in layers)
+        as_ruled = all(use.factor.dim() == 3 and len(use.factor) == 1 for use in uses)
+        if not (layers and each_once and as_ruled):
             return total + sample_by_sample(batch)
         sums = torch.zeros_like(total)
         views = env.flat.views(sums).values()
-        named = {id(p): view for p, view in zip(env.flat.parameters, views, strict=True)}
-        chunk = max(1, FACTOR_BYTES // sum(use.factor.nbytes for use in uses))
-        for part in split(batch, chunk):
-            add_gradient_sizes(
-                named, layers, partial(forward, part), lambda f, b=part: cotangents_of(f, b), size
-            )
+        sums_of = {id(p): view for p, view in zip(env.flat.parameters, views, strict=True)}
+        for part in split(batch, FACTOR_BYTES // sum(use.factor.nbytes for use in uses)):
+            add_gradient_sizes(sums_of, layers, forward, part, cotangents_of, size)
         return total + sums
 
     def sample_by_sample(batch: Batch) -> Tensor:
@@ -243,8 +243,9 @@ def mean_gradient_sizes(
             return (env.net(theta, x[None], task[None]) * g).sum()
 
         gradients = torch.func.vmap(torch.func.grad(score), in_dims=(None, 0, 0, 0))
-        theta, sums = s.theta.detach(), torch.zeros_like(s.theta, requires_grad=False)
-        for part in split(batch, max(1, FACTOR_BYTES // theta.nbytes)):
+        theta = s.theta.detach()
+        sums = torch.zeros_like(theta)
+        for part in split(batch, FACTOR_BYTES // theta.nbytes):
             with torch.no_grad():
                 logits = forward(part)
             for g in cotangents_of(logits, part):
@@ -257,9 +258,10 @@ def mean_gradient_sizes(
 
 
 def split(batch: Batch, size: int) -> Iterator[Batch]:
-    """The batch in parts of `size` samples; the last one may be smaller."""
-    for at in range(0, len(batch.x), size):
-        rows = slice(at, at + size)
+    """The batch in parts of `size` samples, but at least one; the last part may be smaller."""
+    step = max(1, size)
+    for at in range(0, len(batch.x), step):
+        rows = slice(at, at + step)
         parts = [None if v is None else v[rows] for v in batch[:-1]]
         yield Batch._make([*parts, {name: u[rows] for name, u in batch.noise.items()}])
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import cl_runner.env
+import cl_runner.functional.importance
 from cl_runner.config import SGD
 from cl_runner.core import Stream, Task, TrainState
 from cl_runner.env import Env
@@ -18,6 +19,7 @@ from cl_runner.functional.importance import (
     LABEL_RULES,
     fisher_diagonal,
     merge_quadratics,
+    output_sensitivity,
     score_cotangents,
 )
 from cl_runner.functional.losses import mask_logits, quadratic
@@ -110,6 +112,17 @@ def brute_force(env: Env, s: TrainState, task: Task, rule: str) -> Tensor:
     return total / len(task.train)
 
 
+def brute_force_sensitivity(env: Env, s: TrainState, task: Task) -> Tensor:
+    """Omega by its definition: for each sample the gradient of |f|^2, absolute values added."""
+    net, total = env.flat.module.eval(), torch.zeros_like(s.theta).detach()
+    for row in task.train.tolist():
+        square = net(env.stream.x[row : row + 1]).square().sum()
+        parts = torch.autograd.grad(square, env.flat.parameters, materialize_grads=True)
+        total += torch.cat([g.flatten() for g in parts]).abs()
+    net.train()
+    return total / len(task.train)
+
+
 class Raw(nn.Module):
     """The MLP 16-6-4 without nn.Linear: its parameters are the module's own."""
 
@@ -161,6 +174,62 @@ def small_resnet() -> nn.Module:
             for p in (m.weight, m.bias, m.running_mean, m.running_var):
                 nn.init.uniform_(p, 0.5, 2.0)
     return net
+
+
+class Images(nn.Module):
+    """Convolutions of 1x8x8 images, with one peculiarity each."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        options = {
+            "grouped": {"groups": 2},
+            "circular": {"padding": 1, "padding_mode": "circular"},
+            "same": {"padding": "same"},
+            "dilated": {"dilation": 2, "padding": 2},
+            "strided": {"stride": (2, 1), "padding": (0, 2)},
+            "no bias": {"bias": False},
+        }.get(kind, {})
+        self.stem = nn.Conv2d(1, 4, (3, 2), stride=2, padding=(1, 0))  # to 4x4
+        self.conv = nn.Conv2d(4, 4, 3, **({"padding": 1} | options))
+        self.norm = nn.LayerNorm(4) if kind == "layer norm" else nn.BatchNorm2d(4)
+        self.idle = nn.Conv2d(4, 2, 1) if kind == "idle" else None
+        self.relu = nn.ReLU(inplace=kind == "in place")
+        self.last = nn.Conv2d(4, 3, 1)
+        self.output = nn.Linear(3, K)
+        if kind == "shared":
+            self.last = nn.Conv2d(4, 4, 3, padding=1)
+            self.last.weight = self.conv.weight
+            self.output = nn.Linear(4, K)
+        if kind == "frozen":
+            self.conv.weight.requires_grad_(False)
+            self.norm.bias.requires_grad_(False)
+
+    def forward(self, x: Tensor, task: Tensor | None = None) -> Tensor:
+        x = self.relu(self.conv(self.relu(self.stem(x))))
+        if self.kind == "used twice":
+            x = self.conv(x)
+        x = (
+            self.norm(x.movedim(1, -1)).movedim(-1, 1)
+            if self.kind == "layer norm"
+            else self.norm(x)
+        )
+        if self.idle is not None:
+            self.idle(x)
+        logits: Tensor = self.output(self.last(self.relu(x)).mean((2, 3)))
+        return logits
+
+
+def trained(make_net: Callable[[], nn.Module], side: int, rows: int) -> tuple[Env, TrainState]:
+    """After steps that move BatchNorm's statistics and affine maps from the initial ones."""
+    x = 2 * torch.randn(rows, 1, side, side, generator=torch.Generator().manual_seed(4)).double()
+    env, s = environment(make_net, x=x + 1)
+    optimizer = torch.optim.SGD(env.flat.parameters, lr=0.02)
+    for _ in range(5):
+        optimizer.zero_grad()
+        F.cross_entropy(env.flat.module(x), env.stream.y).backward()
+        optimizer.step()
+    return env, s
 
 
 def linear() -> nn.Module:
@@ -248,6 +317,102 @@ def test_the_fast_path_is_taken_only_where_it_holds(
     fisher = fisher_diagonal(s, task, env, labels="exact", samples=None)
     torch.testing.assert_close(fisher, brute_force(env, s, task, "exact"), rtol=1e-9, atol=1e-14)
     assert (not vmaps) == fast
+
+
+@pytest.mark.parametrize(
+    ("kind", "fast"),
+    [
+        ("plain", True),
+        ("in place", True),
+        ("strided", True),
+        ("dilated", True),
+        ("no bias", True),
+        ("frozen", True),
+        ("idle", True),
+        ("used twice", False),
+        ("shared", False),
+        ("grouped", False),
+        ("circular", False),
+        ("same", False),
+        ("layer norm", False),
+    ],
+)
+def test_convolutions_of_any_kind_against_one_gradient_per_sample(
+    vmaps: list[None], kind: str, fast: bool
+) -> None:
+    env, s = trained(lambda: Images(kind), 8, 9)
+    task = env.stream[0]
+    fisher = fisher_diagonal(s, task, env, labels="exact", samples=None)
+    torch.testing.assert_close(fisher, brute_force(env, s, task, "exact"), rtol=1e-9, atol=1e-14)
+    omega = output_sensitivity(s, task, env, samples=None)
+    torch.testing.assert_close(omega, brute_force_sensitivity(env, s, task), rtol=1e-9, atol=1e-14)
+    assert (not vmaps) == fast
+    assert bool((fisher > 0).any())
+
+
+@pytest.mark.parametrize("shortcut", ["projection", "identity"])
+@pytest.mark.parametrize(("side", "rows"), [(8, 9), (32, 6)])
+def test_trained_resnets_against_one_gradient_per_sample(
+    vmaps: list[None], side: int, rows: int, shortcut: str
+) -> None:
+    # At 8x8 the last stage has one position, where the cotangents share one matrix product.
+    env, s = trained(lambda: ResNet(1, (1, 1, 1, 1), 2, K, shortcut), side, rows)
+    buffers = {name: v.clone() for name, v in env.flat.buffers.items()}
+    task = env.stream[0]
+    fisher = fisher_diagonal(s, task, env, labels="exact", samples=None)
+    omega = output_sensitivity(s, task, env, samples=None)
+    assert not vmaps
+    assert all(torch.equal(v, buffers[name]) for name, v in env.flat.buffers.items())
+    torch.testing.assert_close(fisher, brute_force(env, s, task, "exact"), rtol=1e-9, atol=1e-14)
+    torch.testing.assert_close(omega, brute_force_sensitivity(env, s, task), rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("rule", LABEL_RULES)
+@pytest.mark.parametrize(
+    ("kind", "numbers"),  # per sample: factors of five layers, or gradients of all parameters
+    [("plain", 6 * 16 + 36 * 16 + 4 * 16 + 4 * 16 + 3), ("grouped", 28 + 76 + 8 + 15 + 16)],
+)
+def test_the_memory_bounds_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, kind: str, numbers: int, rule: str
+) -> None:
+    module = cl_runner.functional.importance
+    env, s = trained(lambda: Images(kind), 8, 14)
+    split, parts = module.split, []
+
+    def counted(batch, size):
+        for part in split(batch, size):
+            parts.append(len(part.x))
+            yield part
+
+    whole = fisher_diagonal(s, env.stream[0], env, labels=rule, samples=None)
+    monkeypatch.setattr(module, "split", counted)
+    for samples, largest in ((0, 1), (3, 3)):
+        monkeypatch.setattr(module, "FACTOR_BYTES", samples * numbers * 8)
+        monkeypatch.setattr(module, "BLOCK_BYTES", samples * 400)
+        parts.clear()
+        fisher = fisher_diagonal(s, env.stream[0], env, labels=rule, samples=None)
+        torch.testing.assert_close(fisher, whole, rtol=1e-12, atol=1e-15)
+        assert max(parts) == largest
+
+
+def test_the_classes_share_one_matrix_product_per_linear_layer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = cl_runner.functional.importance
+    calls, outer = [], module.outer
+    counted = (module.linear_factor, lambda *args: calls.append(None) or outer(*args))
+    monkeypatch.setitem(module.RULES, nn.Linear, counted)
+    env, s = environment(mlp)
+    fisher_diagonal(s, env.stream[0], env, labels="exact", samples=None)
+    assert len(calls) == 2
+
+
+def test_exact_labels_cost_a_backward_pass_per_active_class_only() -> None:
+    active = torch.tensor([[True, False, True, False], [False, False, True, False]])
+    labels, uniform = torch.zeros(2).long(), torch.zeros(2)
+    logits = torch.randn(2, K, generator=torch.Generator().manual_seed(5))
+    assert len(score_cotangents(logits, labels, active, "exact", uniform)) == 2
+    assert len(score_cotangents(logits, labels, None, "exact", uniform)) == K
 
 
 @pytest.mark.parametrize("rule", LABEL_RULES)
