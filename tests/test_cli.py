@@ -429,3 +429,20 @@ def test_a_mistake_that_needs_torch_leaves_nothing_behind(args: list[str], tmp_p
     assert result.returncode == 2
     assert re.fullmatch(r"cl-run: .+\n", result.stderr), result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_stopped_between_two_jobs_is_merged_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "seed=0").mkdir()
+    (tmp_path / "seed=0" / "summary.csv").write_text("status,ACC\ncomplete,0.5\n")
+    monkeypatch.setattr(sweep, "_sweeps", [tmp_path])
+    sweep.merge_interrupted()
+    assert (tmp_path / "summary.csv").read_text() == "run,status,ACC\nseed=0,complete,0.5\n"
+
+
+def test_the_runs_of_a_sweep_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for seed in (10, 9, 1):
+        (tmp_path / f"seed={seed}").mkdir()
+        (tmp_path / f"seed={seed}" / "summary.csv").write_text(f"seed\n{seed}\n")
+    assert [row["seed"] for row in sweep.merge(tmp_path)] == ["1", "9", "10"]

@@ -166,3 +166,13 @@ def test_proximal_step_ends_at_the_anchor_under_a_huge_importance(importance: fl
     # The explicit step, which it replaces, is of no use there.
     explicit = theta - 0.1 * stiff * (theta - anchor)
     assert explicit.abs().max().item() > 1e9
+
+
+def test_the_proximal_step_is_finite_at_any_size() -> None:
+    theta, anchor = torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3)
+    importance = torch.tensor([0.0, 1e-30, 1e30])
+    for step in (1e30, float("inf")):  # lambda may be larger than float32 can tell
+        moved = quadratic_proximal(theta, anchor, importance, torch.tensor(step))
+        assert moved[0] == 1.0
+        assert moved[2] == 0.0
+        assert bool(torch.isfinite(moved).all())
