@@ -7,7 +7,7 @@ test sets before training and after each task (R of 11 x 10), float32. The lean 
 and nothing else: no configuration, no files but the data set. Both need MNIST in the cache folder
 (`data.root` or CL_RUNNER_DATA); the first run of `cl-run benchmark=permuted_mnist` puts it there.
 The two take turns, so that a machine whose speed drifts does so for both; what counts is the ratio.
-Both wait for their threads in the same way (OMP_WAIT_POLICY=PASSIVE, which cl-run sets for itself).
+Both wait for their threads in the same way (GOMP_SPINCOUNT=1000, which cl-run sets for itself).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def lean(data: Path, threads: int) -> None:
 def timed(command: list[str], folder: Path) -> tuple[float, float]:
     """Wall and processor seconds of a process. Raises RuntimeError if it fails."""
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}  # as cl-run sets it for itself
+    environment = os.environ | {"GOMP_SPINCOUNT": "1000"}  # as cl-run sets it for itself
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
