@@ -12,6 +12,8 @@ from hydra import compose, initialize_config_module
 
 from cl_runner import strategies
 from cl_runner.config import Config, validate
+from cl_runner.core import Batch, TrainState
+from cl_runner.engine import Source, initial_state, train_task
 from cl_runner.env import Env
 from cl_runner.runner import prepare
 from cl_runner.strategies.base import Strategy
@@ -62,5 +64,22 @@ def prepared(configure):
         config = configure(*overrides, **keys)
         strategy = strategies.build(config.strategy)
         return config, strategy, prepare(config, strategy)
+
+    return function
+
+
+@pytest.fixture
+def mid_run(prepared):
+    """mid_run(..., tasks=2) -> (strategy, env, state after 2 tasks, the batches of the next)."""
+
+    def function(*overrides: str, tasks: int) -> tuple[Strategy, Env, TrainState, list[Batch]]:
+        config, strategy, env = prepared(*overrides)
+        s = initial_state(strategy, env)
+        for task in env.stream[:tasks]:
+            s, _, _ = train_task(strategy, s, task, env, config.training)
+        s = s._replace(t=torch.full_like(s.t, tasks))
+        source = Source(env, s, tasks, env.stream[tasks].train, tasks)
+        steps = -(-len(env.stream[tasks].train) // config.training.batch_size)
+        return strategy, env, s, list(source.epoch(strategy, config.training, 0, steps))
 
     return function

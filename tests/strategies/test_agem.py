@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cl_runner.engine import Source, initial_state, train_task
 from cl_runner.errors import UserError
 
 TOY = (
@@ -22,20 +21,15 @@ TOY = (
 POLICIES = ("reservoir", "ring", "class_balanced")
 
 
-def run(prepared, *overrides: str, tasks: int = 2):
-    """The state after some tasks, and the batches of the next."""
-    config, strategy, env = prepared(*TOY, *overrides)
-    s = initial_state(strategy, env)
-    for task in env.stream[:tasks]:
-        s, _, _ = train_task(strategy, s, task, env, config.training)
-    s = s._replace(t=torch.full_like(s.t, tasks))
-    source = Source(env, s, tasks, env.stream[tasks].train, tasks)
-    return strategy, env, s, list(source.epoch(strategy, config.training, 0, 15))
+def run(mid_run, *overrides: str, tasks: int = 2):
+    """The state after some tasks, and the first batches of the next."""
+    strategy, env, s, batches = mid_run(*TOY, *overrides, tasks=tasks)
+    return strategy, env, s, batches[:15]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_the_reference_is_drawn_from_previous_tasks_only(prepared, policy):
-    strategy, env, s, batches = run(prepared, f"strategy.policy={policy}")
+def test_the_reference_is_drawn_from_previous_tasks_only(mid_run, policy):
+    strategy, env, s, batches = run(mid_run, f"strategy.policy={policy}")
     drawn: set[int] = set()
     with torch.no_grad():
         for batch in batches:
@@ -52,8 +46,8 @@ def test_the_reference_is_drawn_from_previous_tasks_only(prepared, policy):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_in_the_first_task_there_is_no_reference(prepared, policy):
-    strategy, env, s, batches = run(prepared, f"strategy.policy={policy}", tasks=0)
+def test_in_the_first_task_there_is_no_reference(mid_run, policy):
+    strategy, env, s, batches = run(mid_run, f"strategy.policy={policy}", tasks=0)
     with torch.no_grad():
         for batch in batches:
             assert not strategy.replay(s, batch, env).weight.any()
@@ -64,8 +58,8 @@ def test_in_the_first_task_there_is_no_reference(prepared, policy):
             torch.testing.assert_close(s.theta.detach(), before - 0.1 * g)
 
 
-def test_the_step_is_along_equation_11(prepared):
-    strategy, env, s, batches = run(prepared)
+def test_the_step_is_along_equation_11(mid_run):
+    strategy, env, s, batches = run(mid_run)
 
     def gradient(batch):
         loss = F.cross_entropy(env.net(s.theta, batch.x, batch.task), batch.y)

@@ -6,8 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cl_runner.engine import Source, initial_state, train_task
-
 TOY = (
     "benchmark=split_digits",
     "strategy.buffer_size=40",
@@ -18,18 +16,14 @@ TOY = (
 )
 
 
-def run(prepared, *overrides: str, tasks: int = 2):
-    config, strategy, env = prepared(*TOY, *overrides)
-    s = initial_state(strategy, env)
-    for task in env.stream[:tasks]:
-        s, _, _ = train_task(strategy, s, task, env, config.training)
-    s = s._replace(t=torch.full_like(s.t, tasks))
-    source = Source(env, s, tasks, env.stream[tasks].train, tasks)
-    return strategy, env, s, list(source.epoch(strategy, config.training, 0, 3))
+def run(mid_run, *overrides: str, tasks: int = 2):
+    """The state after some tasks, and the first batches of the next."""
+    strategy, env, s, batches = mid_run(*TOY, *overrides, tasks=tasks)
+    return strategy, env, s, batches[:3]
 
 
-def test_the_logits_are_those_before_the_step_that_saw_the_sample(prepared):
-    strategy, env, s, batches = run(prepared, "strategy=der", tasks=0)
+def test_the_logits_are_those_before_the_step_that_saw_the_sample(mid_run):
+    strategy, env, s, batches = run(mid_run, "strategy=der", tasks=0)
     answers = {}
     with torch.no_grad():
         for batch in batches:
@@ -43,8 +37,8 @@ def test_the_logits_are_those_before_the_step_that_saw_the_sample(prepared):
         torch.testing.assert_close(stored, answers[row], rtol=1e-5, atol=1e-6)
 
 
-def test_der_is_cross_entropy_plus_mean_squared_distance(prepared):
-    strategy, env, s, (batch, *_) = run(prepared, "strategy=der", "strategy.alpha=0.7")
+def test_der_is_cross_entropy_plus_mean_squared_distance(mid_run):
+    strategy, env, s, (batch, *_) = run(mid_run, "strategy=der", "strategy.alpha=0.7")
     loss, _ = strategy.loss(s.theta, s, batch, env)
     replay = strategy.replay(s, batch, env)
     stored = s.memory["buffer_logits"][replay.noise["slot"]]
@@ -55,8 +49,8 @@ def test_der_is_cross_entropy_plus_mean_squared_distance(prepared):
     assert torch.equal(held, replay.index)  # logits and sample are of the same slot
 
 
-def test_derpp_adds_cross_entropy_on_a_draw_of_its_own(prepared):
-    strategy, env, s, (batch, *_) = run(prepared, "strategy=derpp", "strategy.beta=0.3")
+def test_derpp_adds_cross_entropy_on_a_draw_of_its_own(mid_run):
+    strategy, env, s, (batch, *_) = run(mid_run, "strategy=derpp", "strategy.beta=0.3")
     first, second = strategy.replay(s, batch, env), strategy.replay(s, batch, env, "_labels")
     assert set(first.index.tolist()) != set(second.index.tolist())
     loss, _ = strategy.loss(s.theta, s, batch, env)
@@ -66,23 +60,23 @@ def test_derpp_adds_cross_entropy_on_a_draw_of_its_own(prepared):
 
 
 @pytest.mark.parametrize("name", ["der", "derpp"])
-def test_an_empty_buffer_changes_nothing(prepared, name):
-    strategy, env, s, (batch, *_) = run(prepared, f"strategy={name}", tasks=0)
+def test_an_empty_buffer_changes_nothing(mid_run, name):
+    strategy, env, s, (batch, *_) = run(mid_run, f"strategy={name}", tasks=0)
     loss, _ = strategy.loss(s.theta, s, batch, env)
     expected = F.cross_entropy(env.net(s.theta, batch.x, batch.task), batch.y)
     torch.testing.assert_close(loss, expected)
 
 
-def test_class_balanced_refilling_stores_the_logits_at_the_end_of_the_task(prepared):
-    _, env, s, _ = run(prepared, "strategy=der", "strategy.policy=class_balanced", tasks=1)
+def test_class_balanced_refilling_stores_the_logits_at_the_end_of_the_task(mid_run):
+    _, env, s, _ = run(mid_run, "strategy=der", "strategy.policy=class_balanced", tasks=1)
     rows = s.memory["buffer_index"]
     batch = env.gather(rows, 0, s.t)
     expected = env.net(s.theta, batch.x, batch.task).detach()
     torch.testing.assert_close(s.memory["buffer_logits"], expected)
 
 
-def test_er_ace_scores_incoming_samples_on_their_own_classes_only(prepared):
-    strategy, env, s, (batch, *_) = run(prepared, "strategy=er_ace")
+def test_er_ace_scores_incoming_samples_on_their_own_classes_only(mid_run):
+    strategy, env, s, (batch, *_) = run(mid_run, "strategy=er_ace")
     replay = strategy.replay(s, batch, env)
     both = strategy.join(s, batch, replay)
     loss, _ = strategy.loss(s.theta, s, both, env)

@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cl_runner.engine import Source, initial_state, train_task
 from cl_runner.errors import UserError
 from cl_runner.functional.projection import project_cone
 from cl_runner.strategies import gem
@@ -22,19 +21,14 @@ TOY = (
 )
 
 
-def run(prepared, *overrides: str, tasks: int = 3):
-    """The state after some tasks, and the batches of the next."""
-    config, strategy, env = prepared(*TOY, *overrides)
-    s = initial_state(strategy, env)
-    for task in env.stream[:tasks]:
-        s, _, _ = train_task(strategy, s, task, env, config.training)
-    s = s._replace(t=torch.full_like(s.t, tasks))
-    source = Source(env, s, tasks, env.stream[tasks].train, tasks)
-    return strategy, env, s, list(source.epoch(strategy, config.training, 0, 15))
+def run(mid_run, *overrides: str, tasks: int = 3):
+    """The state after some tasks, and the first batches of the next."""
+    strategy, env, s, batches = mid_run(*TOY, *overrides, tasks=tasks)
+    return strategy, env, s, batches[:15]
 
 
-def test_each_task_s_memory_is_the_last_samples_of_it(prepared):
-    strategy, env, s, batches = run(prepared, tasks=1)
+def test_each_task_s_memory_is_the_last_samples_of_it(mid_run):
+    strategy, env, s, batches = run(mid_run, tasks=1)
     assert len(strategy.recall(s, 0, env).y) == 64 // 5
     assert set(strategy.recall(s, 0, env).index.tolist()) <= set(env.stream[0].train.tolist())
     seen: list[int] = []
@@ -49,8 +43,8 @@ def test_each_task_s_memory_is_the_last_samples_of_it(prepared):
 
 
 @pytest.mark.parametrize("tasks", [0, 1, 3])
-def test_there_is_one_constraint_for_each_previous_task(prepared, tasks, monkeypatch):
-    strategy, env, s, (batch, *_) = run(prepared, tasks=tasks)
+def test_there_is_one_constraint_for_each_previous_task(mid_run, tasks, monkeypatch):
+    strategy, env, s, (batch, *_) = run(mid_run, tasks=tasks)
     received = []
 
     def watched(g, references, margin):
@@ -69,8 +63,8 @@ def test_there_is_one_constraint_for_each_previous_task(prepared, tasks, monkeyp
 
 
 @pytest.mark.parametrize("margin", [0, 0.5])
-def test_no_step_raises_a_previous_task_s_loss_to_first_order(prepared, margin):
-    strategy, env, s, batches = run(prepared, f"strategy.margin={margin}")
+def test_no_step_raises_a_previous_task_s_loss_to_first_order(mid_run, margin):
+    strategy, env, s, batches = run(mid_run, f"strategy.margin={margin}")
     conflicts = 0
     for batch in batches:
         loss = env.grad_and_value(strategy.loss)

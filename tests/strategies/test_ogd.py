@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cl_runner.engine import Source, initial_state, train_task
 from cl_runner.errors import UserError
 from cl_runner.strategies.naive import Naive
 
@@ -21,15 +20,10 @@ TOY = (
 )
 
 
-def run(prepared, *overrides: str, tasks: int = 2):
-    """The state after some tasks, and the batches of the next."""
-    config, strategy, env = prepared(*TOY, *overrides)
-    s = initial_state(strategy, env)
-    for task in env.stream[:tasks]:
-        s, _, _ = train_task(strategy, s, task, env, config.training)
-    s = s._replace(t=torch.full_like(s.t, tasks))
-    source = Source(env, s, tasks, env.stream[tasks].train, tasks)
-    return strategy, env, s, list(source.epoch(strategy, config.training, 0, 5))
+def run(mid_run, *overrides: str, tasks: int = 2):
+    """The state after some tasks, and the first batches of the next."""
+    strategy, env, s, batches = mid_run(*TOY, *overrides, tasks=tasks)
+    return strategy, env, s, batches[:5]
 
 
 @pytest.mark.parametrize(
@@ -42,8 +36,8 @@ def run(prepared, *overrides: str, tasks: int = 2):
         (("benchmark.train_samples=25",), 25),
     ],
 )
-def test_the_basis_is_orthonormal_and_has_each_task_s_directions(prepared, overrides, per_task):
-    _, _, s, _ = run(prepared, *overrides)
+def test_the_basis_is_orthonormal_and_has_each_task_s_directions(mid_run, overrides, per_task):
+    _, _, s, _ = run(mid_run, *overrides)
     basis = s.memory["basis"]
     rows = basis[basis.any(1)]
     assert len(rows) == 2 * per_task
@@ -58,8 +52,8 @@ def stored(env, s, t: int, per_task: int = 40):
     return batch
 
 
-def test_the_basis_spans_the_gradients_of_the_true_logits(prepared):
-    _, env, s, _ = run(prepared, tasks=1)
+def test_the_basis_spans_the_gradients_of_the_true_logits(mid_run):
+    _, env, s, _ = run(mid_run, tasks=1)
     basis, batch = s.memory["basis"], stored(env, s, 0)
     logits = env.net(s.theta, batch.x, batch.task)
     for n in range(40):
@@ -69,8 +63,8 @@ def test_the_basis_spans_the_gradients_of_the_true_logits(prepared):
         assert float(outside.norm()) < 1e-4 * float(g.norm())
 
 
-def test_steps_are_orthogonal_to_the_basis(prepared):
-    strategy, env, s, batches = run(prepared)
+def test_steps_are_orthogonal_to_the_basis(mid_run):
+    strategy, env, s, batches = run(mid_run)
     with torch.no_grad():
         for batch in batches:
             before = s.theta.detach().clone()
@@ -92,8 +86,8 @@ def change(env, s, direction, size: float, batch) -> float:
     return float((logits(theta - size * unit) - logits(theta)).abs().mean())
 
 
-def test_the_stored_logits_change_to_second_order_only(prepared):
-    strategy, env, s, (batch, *_) = run(prepared, tasks=1)
+def test_the_stored_logits_change_to_second_order_only(mid_run):
+    strategy, env, s, (batch, *_) = run(mid_run, tasks=1)
     kept = stored(env, s, 0)
     with torch.no_grad():
         after, _ = strategy.step(s, batch, env)
@@ -108,8 +102,8 @@ def test_the_stored_logits_change_to_second_order_only(prepared):
         assert small < 0.05 * large
 
 
-def test_in_the_first_task_it_is_naive(prepared):
-    strategy, env, s, (batch, *_) = run(prepared, tasks=0)
+def test_in_the_first_task_it_is_naive(mid_run):
+    strategy, env, s, (batch, *_) = run(mid_run, tasks=0)
     s = s._replace(theta=s.theta.detach().clone())
     expected, _ = Naive(name="naive").step(s, batch, env)
     actual, _ = strategy.step(s, batch, env)
