@@ -8,6 +8,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +225,8 @@ def footprint(s: TrainState, env: Env) -> dict[str, int | None]:
     """
     index = s.memory.get("buffer_index")
     samples = None if index is None else int((index >= 0).sum())
-    rest = sum(v.nbytes for k, v in s.memory.items() if not k.startswith("buffer_"))
+    rows = ("buffer_index", "buffer_task")  # in the place of the samples
+    rest = sum(v.nbytes for k, v in s.memory.items() if k not in rows)
     return {
         "parameters": s.theta.numel(),
         "parameter_bytes": s.theta.nbytes,
@@ -246,6 +248,7 @@ def versions(device: torch.device) -> dict[str, Any]:
     }
 
 
+@cache
 def commit() -> str | None:
     """The commit of the source tree that runs, marked `+` if changed; None outside a checkout."""
     source = Path(__file__).parent

@@ -108,6 +108,14 @@ def test_memory_is_reported(configure, tmp_path):
     assert int(summary(tmp_path / "ewc")["memory_bytes"]) == 2 * 4 * P  # Fisher and anchor
 
 
+def test_the_logits_in_a_buffer_are_counted(configure, tmp_path):
+    """A sample is 64 bytes; its 10 logits are 40 more, which are no samples."""
+    run(configure(*TOY, "strategy=der", "strategy.buffer_size=50"), tmp_path)
+    row = summary(tmp_path)
+    seen = 8 * 10  # how many of each class came by
+    assert (row["buffer_bytes"], row["memory_bytes"]) == (str(50 * 64), str(50 * 10 * 4 + seen))
+
+
 def test_divergence_keeps_what_was_measured(configure, tmp_path):
     config = configure(*TOY, "strategy=l2", "strategy.lambda=1e9")
     with pytest.raises(Diverged, match=r"in task 2 at step \d+"):
