@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from cl_runner.config import Optimizer
+from cl_runner.config import Optimizer, Training
 from cl_runner.core import Batch, Stream, Task, TrainState, generator_for, seed_for
 from cl_runner.data.augment import crop_flip
 from cl_runner.functional import optim
@@ -21,11 +21,38 @@ Gradient = Callable[..., tuple[Tensor, tuple[Tensor, dict[str, Any]]]]
 FOLD_CHUNK = 1000  # samples per chunk of a pass that takes no steps
 
 
+class Display(Protocol):
+    """What the training loop tells of its progress."""
+
+    def begin(self, task: int, epochs: int, steps: int) -> None: ...
+    def step(self, epoch: int, samples: int, loss: Tensor) -> None: ...
+
+
+class Meter:
+    """Counts the optimizer steps of a run and the samples they took from the stream."""
+
+    def __init__(self) -> None:
+        self.steps = self.samples = 0
+        self.display: Display | None = None
+
+    def begin(self, task: int, epochs: int, steps: int) -> None:
+        """A phase of so many epochs and steps begins."""
+        if self.display:
+            self.display.begin(task, epochs, steps)
+
+    def step(self, epoch: int, samples: int, loss: Tensor) -> None:
+        """Count a step."""
+        self.steps += 1
+        self.samples += samples
+        if self.display:
+            self.display.step(epoch, samples, loss)
+
+
 class Env:
     """Stream, network, optimizer and seeds of one run.
 
-    Nothing in it changes during the run but the storage behind the live `theta` (see `Flat`) and
-    the gradient buffers.
+    Nothing in it changes during the run but the storage behind the live `theta` (see `Flat`), the
+    gradient buffers and the meter.
     """
 
     def __init__(
@@ -34,30 +61,41 @@ class Env:
         stream: Stream,
         make_net: Callable[[Env], nn.Module],
         optimizer: Optimizer,
+        training: Training,
         seed: int,
-        active_classes: str = "all",
-        augment: str = "none",
     ) -> None:
         self.stream = stream
         self.optimizer = optimizer
+        self.training = training
         self.seed = seed
-        self.augment = augment
+        self.meter = Meter()
         self.device = stream.x.device
         self.num_tasks = len(stream)
         self.num_classes = stream.num_classes
         self.input_shape = stream.input_shape
         self.num_bins = self.num_classes * (self.num_tasks if stream.scenario == "domain" else 1)
         self.own_classes = own_classes(stream)  # [T, K] bool
-        self.active_table = active_table(stream, active_classes)
+        self.active_table = active_table(stream, training.active_classes)
         self.flat = Flat(build(lambda: make_net(self), seed_for(seed, "init")).to(self.device))
+        # The network draws from torch's global generator, which is then seeded at each step.
+        self.stochastic = any(getattr(m, "dropout", 0) for m in self.flat.module.modules())
         self._gradients: list[Tensor] = []
         self._gradients_used = 0
 
     # The network and its gradient.
 
-    def net(self, theta: Tensor, x: Tensor, task: Tensor) -> Tensor:
-        """Logits [B, K] of the network with parameters theta [P]."""
-        return self.flat.call(theta, x, task)
+    def net(
+        self, theta: Tensor, x: Tensor, task: Tensor, *, first: int = 0, last: int | None = None
+    ) -> Tensor:
+        """Logits [B, K] of the network with parameters theta [P].
+
+        first, last: run only these stages (see `nn.networks.Network`), from the activations before
+        stage `first` to those before stage `last`: last=-1 gives the features [B, ...] that the
+        output layer sees.
+        """
+        if first == 0 and last is None:
+            return self.flat.call(theta, x, task)
+        return self.flat.call(theta, x, task, first=first, last=last)
 
     def grad_and_value(self, loss: Loss) -> Gradient:
         """f(theta, ...) -> (gradient [P], (loss, aux)) for loss(theta, s, batch, env).
@@ -122,7 +160,7 @@ class Env:
 
     def inputs(self, images: Tensor, augment: Tensor | None) -> Tensor:
         """Network inputs from images [B, C, H, W]; augmented with uniforms [B, 3] if the run is."""
-        if self.augment == "crop_flip" and augment is not None:
+        if self.training.augment == "crop_flip" and augment is not None:
             images = crop_flip(images, augment)
         return self.stream.normalise(images)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from cl_runner.engine import Display
+from cl_runner.env import Display
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -27,7 +27,7 @@ class Bar:
         self.epochs = 1
         self.started = self.shown = time.perf_counter()
 
-    def begin_task(self, task: int, epochs: int, steps: int) -> None:
+    def begin(self, task: int, epochs: int, steps: int) -> None:
         """Start over for a task of so many epochs and steps."""
         self.name, self.epochs, self.steps, self.samples = f"task {task + 1}", epochs, 0, 0
         self.started = time.perf_counter()

@@ -22,6 +22,7 @@ from cl_runner.functional.metrics import Matrix, summarise
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
 Row = Mapping[str, Any]
 # R by (split, reading): shape (T + 1, T), NaN where not measured. See cl_runner.functional.metrics.
@@ -29,14 +30,19 @@ Matrices = dict[tuple[str, str], Matrix]
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all. Raises UserError for a full disk or read-only folder."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, flush it to the disk and rename it into place.
 
     Raises UserError where that fails, for a disk that is full or a folder that is read-only.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -45,6 +51,24 @@ def write_text(path: Path, text: str) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def write_grid(path: Path, images: Tensor) -> None:
+    """Images [n, C, H, W] in [0, 1], C 1 or 3, as one PNG: eight a row, a pixel between them."""
+    from PIL import Image
+
+    n, C, H, W = images.shape
+    columns = min(n, 8)
+    rows = -(-n // columns)
+    sheet = np.full((rows * (H + 1) - 1, columns * (W + 1) - 1, C), 128, dtype=np.uint8)
+    pixels = (images.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    for i, image in enumerate(pixels):
+        y, x = i // columns * (H + 1), i % columns * (W + 1)
+        sheet[y : y + H, x : x + W] = image
+    path.parent.mkdir(exist_ok=True)
+    png = io.BytesIO()
+    Image.fromarray(sheet[:, :, 0] if C == 1 else sheet).save(png, format="PNG")
+    write_bytes(path, png.getvalue())
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 import cl_runner
 from cl_runner import results, strategies
-from cl_runner.config import MLP, Config
+from cl_runner.config import Config
 from cl_runner.core import TrainState
 from cl_runner.data.benchmarks import build_stream
 from cl_runner.data.datasets import load
@@ -62,22 +62,14 @@ def _run(config: Config, out: Path, overrides: Sequence[str]) -> float:
     own, *others = readings(config.scenario)
     record = Record(config, strategy, env, out, overrides, started)
     try:
-        with display(len(env.stream), config.verbose) as bar:
+        with display(len(env.stream), config.verbose) as env.meter.display:
             s = initial_state(strategy, env)
             record.evaluated(0, strategy, s)
             for task in env.stream:
                 log.info("task %d: classes %s", task.index + 1, ", ".join(task.names))
                 begun = time.perf_counter()
-                s, steps, samples = train_task(
-                    strategy,
-                    s,
-                    task,
-                    env,
-                    config.training,
-                    bar,
-                    stochastic=isinstance(config.model, MLP) and config.model.dropout > 0,
-                )
-                record.trained(steps, samples, time.perf_counter() - begun)
+                s = train_task(strategy, s, task, env)
+                record.train_seconds += time.perf_counter() - begun
                 record.evaluated(task.index + 1, strategy, s)
         record.write("complete")
     except BaseException as error:
@@ -115,9 +107,8 @@ def prepare(config: Config, strategy: Strategy) -> Env:
         stream=stream,
         make_net=lambda env: strategy.wrap(make_net, env),
         optimizer=config.optimizer,
+        training=config.training,
         seed=config.seed,
-        active_classes=config.training.active_classes,
-        augment=config.training.augment,
     )
     strategy.init(env.flat.theta, env)  # its checks against the stream
     return env
@@ -156,19 +147,12 @@ class Record:
         self.matrices: results.Matrices = {}
         self.memory: dict[str, int | None] = {}
         self.train_seconds = self.evaluation_seconds = self.seconds = 0.0
-        self.steps = self.samples = 0
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write {out}: {error.strerror}") from None
         results.write_text(out / "config.yaml", OmegaConf.to_yaml(dict(config.resolved)))
         results.write_text(out / "overrides.yaml", OmegaConf.to_yaml(list(overrides)))
-
-    def trained(self, steps: int, samples: int, seconds: float) -> None:
-        """Count a task's training."""
-        self.steps += steps
-        self.samples += samples
-        self.train_seconds += seconds
 
     def evaluated(self, after_task: int, strategy: Strategy, s: TrainState) -> None:
         """Evaluate, fill row `after_task` of each R, and write what is known."""
@@ -178,8 +162,11 @@ class Record:
             R = self.matrices.setdefault(key, np.full((T + 1, T), np.nan))
             R[after_task] = row
         self.evaluation_seconds += time.perf_counter() - begun
-        self.memory = footprint(s, self.env)
+        self.memory = footprint(strategy, s, self.env)
         log.info("after task %d: %s", after_task, self.matrices["test", self.own][after_task])
+        if after_task:
+            for name, images in strategy.pictures(s, self.env).items():
+                results.write_grid(self.out / "pictures" / f"{name}_{after_task}.png", images)
         self.write("running")
 
     def columns(self) -> dict[str, Any]:
@@ -200,8 +187,8 @@ class Record:
             "seconds": self.seconds,
             "train_seconds": self.train_seconds,
             "evaluation_seconds": self.evaluation_seconds,
-            "steps": self.steps,
-            "samples": self.samples,
+            "steps": self.env.meter.steps,
+            "samples": self.env.meter.samples,
             **self.memory,
             "model": names["model"],
             "optimizer": names["optimizer"],
@@ -217,21 +204,26 @@ class Record:
         results.write_rows(self.out / "summary.csv", [{"status": status, **self.columns()}])
 
 
-def footprint(s: TrainState, env: Env) -> dict[str, int | None]:
+def footprint(strategy: Strategy, s: TrainState, env: Env) -> dict[str, int | None]:
     """What a state holds: parameters, buffered samples, and the rest of the strategy's memory.
 
     Buffers store row numbers; what is counted is the samples they stand for, at the data set's own
-    precision, because that is what a method that may not keep the data would have to store.
+    precision, because that is what a method that may not keep the data would have to store; not so
+    where a strategy keeps something else in their place. Of the parameters, those of a generator
+    are also counted apart.
     """
     index = s.memory.get("buffer_index")
     samples = None if index is None else int((index >= 0).sum())
+    size = env.stream.x[0].nbytes if strategy.buffers_inputs else 0
     rows = ("buffer_index", "buffer_task")  # in the place of the samples
     rest = sum(v.nbytes for k, v in s.memory.items() if k not in rows)
+    generator = [v for k, v in env.flat.views(s.theta.detach()).items() if "generator." in k]
     return {
         "parameters": s.theta.numel(),
         "parameter_bytes": s.theta.nbytes,
+        "generator_parameters": sum(v.numel() for v in generator) if generator else None,
         "buffer_samples": samples,
-        "buffer_bytes": None if samples is None else samples * env.stream.x[0].nbytes,
+        "buffer_bytes": None if samples is None else samples * size,
         "memory_bytes": rest,
     }
 

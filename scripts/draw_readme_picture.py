@@ -1,6 +1,6 @@
 """Draw docs/permuted_mnist.png: accuracy on each task while ten tasks are learnt, as EWC's fig. 2A.
 
-    cl-run -m +experiment=permuted-mnist-naive,permuted-mnist-ewc hydra.sweep.dir=DIR
+    cl-run -m +experiment=kirkpatrick-naive,kirkpatrick-ewc hydra.sweep.dir=DIR
     python scripts/draw_readme_picture.py DIR
 
 One panel per task (Kirkpatrick et al. 2017, arXiv 1612.00796, figure 2A has three); each curve

@@ -13,8 +13,9 @@ from hydra import compose, initialize_config_module
 from cl_runner import strategies
 from cl_runner.config import Config, validate
 from cl_runner.core import Batch, TrainState
-from cl_runner.engine import Source, initial_state, train_task
+from cl_runner.engine import initial_state, train_task
 from cl_runner.env import Env
+from cl_runner.fit import Source
 from cl_runner.runner import prepare
 from cl_runner.strategies.base import Strategy
 
@@ -76,10 +77,10 @@ def mid_run(prepared):
         config, strategy, env = prepared(*overrides)
         s = initial_state(strategy, env)
         for task in env.stream[:tasks]:
-            s, _, _ = train_task(strategy, s, task, env, config.training)
+            s = train_task(strategy, s, task, env)
         s = s._replace(t=torch.full_like(s.t, tasks))
-        source = Source(env, s, tasks, env.stream[tasks].train, tasks)
+        source = Source(env, s, tasks, env.stream[tasks].train, tasks, strategy)
         steps = -(-len(env.stream[tasks].train) // config.training.batch_size)
-        return strategy, env, s, list(source.epoch(strategy, config.training, 0, steps))
+        return strategy, env, s, list(source.epoch(0, steps))
 
     return function

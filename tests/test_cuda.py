@@ -19,10 +19,10 @@ TOY = (
 
 
 def train(prepared, device: str, *overrides: str):
-    config, strategy, env = prepared(*TOY, *overrides, f"device={device}")
+    _, strategy, env = prepared(*TOY, *overrides, f"device={device}")
     s = initial_state(strategy, env)
     for task in env.stream:
-        s, _, _ = train_task(strategy, s, task, env, config.training)
+        s = train_task(strategy, s, task, env)
     return s.theta.detach().clone().cpu(), evaluate(strategy, s, env)
 
 
@@ -40,9 +40,9 @@ def test_convolutions_and_augmentation_are_reproducible(prepared):
     options = ("benchmark=split_digits", "training.augment=crop_flip", "model=cnn", "device=cuda")
     thetas = []
     for _ in range(2):
-        config, strategy, env = prepared("strategy=er", "benchmark.num_tasks=2", *options)
+        _, strategy, env = prepared("strategy=er", "benchmark.num_tasks=2", *options)
         assert env.device.type == "cuda"
         s = initial_state(strategy, env)
-        s, _, _ = train_task(strategy, s, env.stream[0], env, config.training)
+        s = train_task(strategy, s, env.stream[0], env)
         thetas.append(s.theta.detach().clone())
     assert torch.equal(*thetas)

@@ -7,24 +7,23 @@ import dataclasses
 import pytest
 import torch
 
-from cl_runner.engine import Source, evaluate, initial_state, train_task
+from cl_runner.engine import evaluate, initial_state, train_task
 from cl_runner.env import active_table
 from cl_runner.errors import Diverged
+from cl_runner.fit import Source
 from cl_runner.functional import optim
 
 TOY = ("strategy=naive", "benchmark=split_digits", "model.hidden_sizes=[24]", "training.epochs=2")
 
 
 def train(prepared, *overrides: str, tasks: int = 5):
-    config, strategy, env = prepared(*TOY, *overrides)
+    _, strategy, env = prepared(*TOY, *overrides)
     s = initial_state(strategy, env)
     counts = []
     for task in env.stream[:tasks]:
-        stochastic = getattr(config.model, "dropout", 0) > 0
-        s, steps, samples = train_task(
-            strategy, s, task, env, config.training, stochastic=stochastic
-        )
-        counts.append((steps, samples))
+        steps, samples = env.meter.steps, env.meter.samples
+        s = train_task(strategy, s, task, env)
+        counts.append((env.meter.steps - steps, env.meter.samples - samples))
     return strategy, s, env, counts
 
 
@@ -41,14 +40,11 @@ def test_iterations_replace_epochs(prepared):
 
 
 def test_an_epoch_shows_each_sample_once_in_an_order_of_its_own(prepared):
-    config, strategy, env = prepared(*TOY, "training.batch_size=32")
+    _, strategy, env = prepared(*TOY, "training.batch_size=32")
     s = initial_state(strategy, env)
-    source = Source(env, s, 0, env.stream[0].train, 0)
+    source = Source(env, s, 0, env.stream[0].train, 0, strategy)
     n = -(-len(env.stream[0].train) // 32)
-    orders = [
-        torch.cat([b.index for b in source.epoch(strategy, config.training, epoch, n)])
-        for epoch in (0, 1)
-    ]
+    orders = [torch.cat([b.index for b in source.epoch(epoch, n)]) for epoch in (0, 1)]
     for order in orders:
         assert torch.equal(order.sort().values, env.stream[0].train)
     assert not torch.equal(*orders)
@@ -80,14 +76,14 @@ def test_cumulative_trains_on_everything_so_far(prepared):
 
 
 def test_test_data_have_no_influence_on_training(prepared):
-    config, strategy, env = prepared(*TOY)
+    _, strategy, env = prepared(*TOY)
     thetas = []
     for stream in (env.stream, dataclasses.replace(env.stream, y_test=env.stream.y_test.flip(0))):
         _, _, fresh = prepared(*TOY)
         fresh.stream = dataclasses.replace(stream, cache={})
         s = initial_state(strategy, fresh)
         for task in fresh.stream:
-            s, _, _ = train_task(strategy, s, task, fresh, config.training)
+            s = train_task(strategy, s, task, fresh)
             evaluate(strategy, s, fresh)
         thetas.append(s.theta.detach().clone())
     assert torch.equal(*thetas)
@@ -95,9 +91,9 @@ def test_test_data_have_no_influence_on_training(prepared):
 
 def test_evaluating_changes_nothing(prepared):
     options = ("model=reduced_resnet18", "model.width=2", "benchmark.train_samples=90")
-    config, strategy, env = prepared("strategy=naive", "benchmark=split_digits", *options)
+    _, strategy, env = prepared("strategy=naive", "benchmark=split_digits", *options)
     s = initial_state(strategy, env)
-    s, _, _ = train_task(strategy, s, env.stream[0], env, config.training)
+    s = train_task(strategy, s, env.stream[0], env)
     before = [s.theta.detach().clone(), *(v.clone() for v in env.flat.buffers.values())]
     evaluate(strategy, s, env)
     after = [s.theta.detach(), *env.flat.buffers.values()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -40,17 +42,18 @@ class Flat:
         """A vector [P] as the module's named parameters."""
         return dict(zip(self.names, self._split(theta), strict=True))
 
-    def call(self, theta: Tensor, x: Tensor, task: Tensor | int) -> Tensor:
-        """The module's output [B, K] with the parameters theta.
+    def call(self, theta: Tensor, x: Tensor, task: Tensor | int, **options: Any) -> Tensor:
+        """The module's output, as a rule [B, K], with the parameters theta.
 
         Only the live theta's forward passes move the module's buffers.
         """
         output: Tensor
         if theta is self.theta:
-            output = self.module(x, task)
+            output = self.module(x, task, **options)
         else:
             buffers = {name: value.clone() for name, value in self.buffers.items()}
-            output = functional_call(self.module, self.views(theta) | buffers, (x, task))
+            values = self.views(theta) | buffers
+            output = functional_call(self.module, values, (x, task), options)
         return output
 
     def output_mask(self, classes: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ network is the same network scored on the task's classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -16,8 +17,29 @@ from torch import Tensor, nn
 from cl_runner import config
 from cl_runner.errors import check
 
+Stage = Callable[[Tensor], Tensor]
 
-class MLP(nn.Module):
+
+class Network(nn.Module):
+    """Stages one after another; the last one is the output layer.
+
+    Between them lie the activations that a strategy may store, gate or compare.
+    """
+
+    def stages(self) -> Sequence[Stage]:
+        """The network's parts in order: [B, ...] -> [B, ...]."""
+        raise NotImplementedError
+
+    def forward(
+        self, x: Tensor, task: Tensor | int | None = None, first: int = 0, last: int | None = None
+    ) -> Tensor:
+        """The activations after the stages first .. last - 1; by default, logits [B, K]."""
+        for stage in self.stages()[first:last]:
+            x = stage(x)
+        return x
+
+
+class MLP(Network):
     """Fully connected network with ReLU, dropout after each hidden layer if asked for."""
 
     def __init__(
@@ -33,18 +55,20 @@ class MLP(nn.Module):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, task: Tensor | int | None = None) -> Tensor:
-        x = x.flatten(1)
+    def stages(self) -> Sequence[Stage]:
         *hidden, last = self.layers
-        for layer in hidden:
-            x = F.relu(layer(x))
-            if self.dropout:
-                x = F.dropout(x, self.dropout, self.training)
-        output: Tensor = last(x)
-        return output
+        return [partial(self._hidden, layer) for layer in hidden] + [partial(self._last, last)]
+
+    def _hidden(self, layer: nn.Module, x: Tensor) -> Tensor:
+        x = F.relu(layer(x.flatten(1)))
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+    def _last(self, layer: nn.Module, x: Tensor) -> Tensor:
+        logits: Tensor = layer(x.flatten(1))
+        return logits
 
 
-class CNN(nn.Module):
+class CNN(Network):
     """3x3 convolutions with ReLU, each followed by 2x2 max pooling, and one hidden layer."""
 
     def __init__(
@@ -57,11 +81,12 @@ class CNN(nn.Module):
         self.hidden = nn.Linear(channels[-1] * side[0] * side[1], hidden)
         self.output = nn.Linear(hidden, outputs)
 
-    def forward(self, x: Tensor, task: Tensor | int | None = None) -> Tensor:
-        for convolution in self.convolutions:
-            x = F.max_pool2d(F.relu(convolution(x)), 2)
-        logits: Tensor = self.output(F.relu(self.hidden(x.flatten(1))))
-        return logits
+    def stages(self) -> Sequence[Stage]:
+        blocks = [partial(self._block, convolution) for convolution in self.convolutions]
+        return [*blocks, lambda x: F.relu(self.hidden(x.flatten(1))), self.output]
+
+    def _block(self, convolution: nn.Module, x: Tensor) -> Tensor:
+        return F.max_pool2d(F.relu(convolution(x)), 2)
 
 
 class Block(nn.Module):
@@ -100,7 +125,7 @@ class Subsample(nn.Module):
         return F.pad(x, (0, 0, 0, 0, 0, self.new_channels))
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """Residual network with a 3x3 stem (He et al. 2016, arXiv 1512.03385).
 
     The width doubles and the resolution halves from stage to stage. `shortcut`: "projection" (1x1
@@ -127,10 +152,29 @@ class ResNet(nn.Module):
             if isinstance(m, nn.Conv2d):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x: Tensor, task: Tensor | int | None = None) -> Tensor:
-        x = self.blocks(F.relu(self.bn(self.stem(x))))
-        logits: Tensor = self.output(x.mean((2, 3)))
-        return logits
+    def stages(self) -> Sequence[Stage]:
+        return [
+            lambda x: F.relu(self.bn(self.stem(x))),
+            *self.blocks,
+            lambda x: x.mean((2, 3)),
+            self.output,
+        ]
+
+
+def activation_shapes(
+    network: nn.Module, input_shape: tuple[int, int, int]
+) -> tuple[tuple[int, ...], ...]:
+    """The shape of one sample after each stage of a Network, that of the logits last."""
+    assert isinstance(network, Network)
+    x, shapes = next(network.parameters()).detach().new_zeros(1, *input_shape), []
+    training = network.training
+    network.eval()
+    with torch.no_grad():
+        for stage in network.stages():
+            x = stage(x)
+            shapes.append(tuple(x.shape[1:]))
+    network.train(training)
+    return tuple(shapes)
 
 
 def factory(

@@ -29,6 +29,7 @@ class Strategy:
     scenarios: ClassVar[tuple[str, ...]] = SCENARIOS  # those in which the method is defined
     one_graph: ClassVar[bool] = True  # a step can be compiled, captured and stacked as one graph
     whole_sequence: ClassVar[bool] = False  # the first task's training stands for all tasks'
+    buffers_inputs: ClassVar[bool] = True  # a buffered sample takes the room of its input
 
     name: str
 
@@ -64,6 +65,10 @@ class Strategy:
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
         """After a task's last step, before evaluation."""
         return s
+
+    def pictures(self, s: TrainState, env: Env) -> dict[str, Tensor]:
+        """Images to look at after a task, [n, C, H, W] in [0, 1] by name, such as samples."""
+        return {}
 
     # Hot: once per step.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import cl_runner.env
 import cl_runner.functional.importance
-from cl_runner.config import SGD
+from cl_runner.config import SGD, Training
 from cl_runner.core import Stream, Task, TrainState
 from cl_runner.env import Env
 from cl_runner.functional.importance import (
@@ -65,8 +65,8 @@ def environment(
         stream=stream,
         make_net=lambda _: make_net().double(),
         optimizer=SGD(name="sgd", lr=0.1),
+        training=Training(active_classes=active_classes),
         seed=seed,
-        active_classes=active_classes,
     )
     return env, TrainState(env.flat.theta, env.flat.buffers, {}, {}, torch.tensor(0))
 

@@ -11,7 +11,8 @@ from torch.utils._pytree import tree_map
 
 from cl_runner import strategies
 from cl_runner.core import Batch, TrainState
-from cl_runner.engine import Source, evaluate, initial_state, train_task
+from cl_runner.engine import evaluate, initial_state, train_task
+from cl_runner.fit import Source
 
 TOY = (
     "benchmark.num_tasks=3",
@@ -86,10 +87,10 @@ def stack(*tensors: Tensor) -> Tensor:
 
 
 def train(prepared, case, tasks: slice = slice(None), start: TrainState | None = None):
-    config, strategy, env = prepared(*TOY, *case)
+    _, strategy, env = prepared(*TOY, *case)
     s = initial_state(strategy, env) if start is None else env.commit(start)
     for task in env.stream[tasks]:
-        s, _, _ = train_task(strategy, s, task, env, config.training)
+        s = train_task(strategy, s, task, env)
     return strategy, snapshot(s), env
 
 
@@ -134,14 +135,14 @@ def test_state_is_allocated_at_full_size(prepared, case):
 
 def a_step(prepared, case, task: int = 1) -> tuple[Any, TrainState, list[Batch], Any]:
     """A state in mid-run and the next batches."""
-    config, strategy, env = prepared(*TOY, *case)
+    _, strategy, env = prepared(*TOY, *case)
     s = initial_state(strategy, env)
     for earlier in env.stream[:task]:
-        s, _, _ = train_task(strategy, s, earlier, env, config.training)
+        s = train_task(strategy, s, earlier, env)
     s = s._replace(t=torch.full_like(s.t, task))
     s = strategy.begin_task(s, env.stream[task], env)
-    source = Source(env, s, task, env.stream[task].train, task)
-    return strategy, s, list(source.epoch(strategy, config.training, 0, 3)), env
+    source = Source(env, s, task, env.stream[task].train, task, strategy)
+    return strategy, s, list(source.epoch(0, 3)), env
 
 
 @everywhere

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cl_runner.engine import Source, initial_state, train_task
+from cl_runner.engine import initial_state, train_task
 from cl_runner.errors import UserError
+from cl_runner.fit import Source
 
 TOY = (
     "strategy=er",
@@ -24,7 +25,7 @@ def run(prepared, *overrides: str, tasks: int = 5):
     config, strategy, env = prepared(*TOY, *overrides)
     s = initial_state(strategy, env)
     for task in env.stream[:tasks]:
-        s, _, _ = train_task(strategy, s, task, env, config.training)
+        s = train_task(strategy, s, task, env)
     return config, strategy, env, s
 
 
@@ -70,10 +71,10 @@ def test_in_domain_incremental_learning_the_ring_keeps_every_task(prepared):
 
 
 def next_batch(prepared, *overrides: str, task: int = 2):
-    config, strategy, env, s = run(prepared, *overrides, tasks=task)
+    _, strategy, env, s = run(prepared, *overrides, tasks=task)
     s = s._replace(t=torch.full_like(s.t, task))
-    source = Source(env, s, task, env.stream[task].train, task)
-    return strategy, env, s, next(iter(source.epoch(strategy, config.training, 0, 1)))
+    source = Source(env, s, task, env.stream[task].train, task, strategy)
+    return strategy, env, s, next(iter(source.epoch(0, 1)))
 
 
 @pytest.mark.parametrize("weighting", ["concatenation", "task_share"])

@@ -22,11 +22,11 @@ TOY = (
 
 def run(prepared, *overrides: str):
     """The state after each task (theta and memory copied), and the environment."""
-    config, strategy, env = prepared(*TOY, *overrides)
+    _, strategy, env = prepared(*TOY, *overrides)
     s = initial_state(strategy, env)
     states = []
     for task in env.stream:
-        s, _, _ = train_task(strategy, s, task, env, config.training)
+        s = train_task(strategy, s, task, env)
         memory = {k: v.clone() for k, v in s.memory.items()}
         states.append(s._replace(theta=s.theta.detach().clone(), memory=memory))
     return strategy, env, states
@@ -63,11 +63,11 @@ def test_online_mode_decays_the_fisher_and_keeps_the_latest_weights(prepared):
 @pytest.mark.parametrize("penalty", ["loss", "proximal"])
 def test_lambda_zero_is_naive(prepared, penalty):
     _, _, states = run(prepared, "strategy.lambda=0", f"strategy.penalty={penalty}")
-    config, _, env = prepared(*TOY)
+    _, _, env = prepared(*TOY)
     naive = Naive(name="naive")
     s = initial_state(naive, env)
     for task in env.stream:
-        s, _, _ = train_task(naive, s, task, env, config.training)
+        s = train_task(naive, s, task, env)
     torch.testing.assert_close(states[-1].theta, s.theta.detach(), rtol=1e-5, atol=1e-7)
 
 
@@ -99,7 +99,7 @@ def test_the_proximal_step_stays_finite_where_the_explicit_one_diverges(prepared
 
 def test_the_fisher_of_a_network_with_convolutions_and_batchnorm(prepared):
     """Against one backward pass per sample, in evaluation mode; BatchNorm's statistics stay."""
-    config, strategy, env = prepared(
+    _, strategy, env = prepared(
         "strategy=ewc",
         "benchmark=split_digits",
         "benchmark.num_tasks=2",
@@ -110,7 +110,7 @@ def test_the_fisher_of_a_network_with_convolutions_and_batchnorm(prepared):
         "training.batch_size=20",
     )
     s = initial_state(strategy, env)
-    s, _, _ = train_task(strategy, s, env.stream[0], env, config.training)
+    s = train_task(strategy, s, env.stream[0], env)
     before = {k: v.clone() for k, v in env.flat.buffers.items()}
     actual = fisher_diagonal(s, env.stream[0], env, labels="true", samples=None)
     assert all(torch.equal(v, before[k]) for k, v in env.flat.buffers.items())

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cl_runner.engine import Source, initial_state, train_task
+from cl_runner.engine import initial_state, train_task
 from cl_runner.errors import UserError
+from cl_runner.fit import Source
 from cl_runner.strategies.naive import Naive
 
 TOY = (
@@ -27,10 +28,10 @@ def run(prepared, *overrides: str, tasks: int = 1, model: tuple[str, ...] = MLP)
     config, strategy, env = prepared(*TOY, *model, *overrides)
     s = initial_state(strategy, env)
     for task in env.stream[:tasks]:
-        s, _, _ = train_task(strategy, s, task, env, config.training)
+        s = train_task(strategy, s, task, env)
     s = s._replace(t=torch.full_like(s.t, tasks))
-    source = Source(env, s, tasks, env.stream[tasks].train, tasks)
-    return config, strategy, env, s, list(source.epoch(strategy, config.training, 0, 2))
+    source = Source(env, s, tasks, env.stream[tasks].train, tasks, strategy)
+    return config, strategy, env, s, list(source.epoch(0, 2))
 
 
 def answers(env, theta: Tensor, t: int) -> dict[str, Tensor]:
@@ -54,9 +55,9 @@ def test_with_the_whole_subspace_no_old_representation_moves(prepared, scenario)
     """threshold 1 and all samples: exact in every layer that is projected."""
     few = "benchmark.train_samples=40"  # so that the first task leaves directions to learn in
     whole = ("strategy.threshold=[1.0]", "strategy.samples=1000")
-    config, strategy, env, s, _ = run(prepared, f"scenario={scenario}", few, *whole)
+    _, strategy, env, s, _ = run(prepared, f"scenario={scenario}", few, *whole)
     old, start = answers(env, s.theta, 0), s.theta.detach().clone()
-    s, _, _ = train_task(strategy, s, env.stream[1], env, config.training)
+    s = train_task(strategy, s, env.stream[1], env)
     assert float((s.theta.detach() - start).norm()) > 0.05
     new = answers(env, s.theta, 0)
     assert set(s.memory) == set(old) - ({"layers.2"} if scenario == "task" else set())

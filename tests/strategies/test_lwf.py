@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from cl_runner.engine import Source, initial_state, train_task
+from cl_runner.engine import initial_state, train_task
+from cl_runner.fit import Source
 from cl_runner.strategies.naive import Naive
 
 TOY = (
@@ -20,14 +21,14 @@ TOY = (
 
 
 def mid_run(prepared, *overrides: str, tasks: int = 2):
-    config, strategy, env = prepared(*TOY, *overrides)
+    _, strategy, env = prepared(*TOY, *overrides)
     s = initial_state(strategy, env)
     for task in env.stream[:tasks]:
-        s, _, _ = train_task(strategy, s, task, env, config.training)
+        s = train_task(strategy, s, task, env)
     s = strategy.begin_task(s._replace(t=torch.full_like(s.t, tasks)), env.stream[tasks], env)
     old = s.theta.detach().clone()
-    source = Source(env, s, tasks, env.stream[tasks].train, tasks)
-    batches = list(source.epoch(strategy, config.training, 0, 4))
+    source = Source(env, s, tasks, env.stream[tasks].train, tasks, strategy)
+    batches = list(source.epoch(0, 4))
     with torch.no_grad():
         s, _ = strategy.step(s, batches[0], env)  # so that old and new network differ
         s = env.commit(s)
@@ -74,17 +75,17 @@ def test_the_first_task_has_nothing_to_keep(prepared):
 
 
 def test_warm_up_trains_the_new_outputs_only(prepared):
-    config, strategy, env = prepared(*TOY, "scenario=task", "strategy.warm_up=2")
+    _, strategy, env = prepared(*TOY, "scenario=task", "strategy.warm_up=2")
     s = initial_state(strategy, env)
-    s, _, _ = train_task(strategy, s, env.stream[0], env, config.training)
+    s = train_task(strategy, s, env.stream[0], env)
     s = strategy.begin_task(s._replace(t=torch.ones_like(s.t)), env.stream[1], env)
-    source = Source(env, s, 1, env.stream[1].train, 1)
+    source = Source(env, s, 1, env.stream[1].train, 1, strategy)
     own = env.flat.output_mask(env.own_classes[1])
     assert int(own.sum()) == 2 * (24 + 1)
     before = s.theta.detach().clone()
     changed = []
     with torch.no_grad():
-        for batch in source.epoch(strategy, config.training, 0, 3):
+        for batch in source.epoch(0, 3):
             s, _ = strategy.step(s, batch, env)
             s = env.commit(s)
             changed.append(s.theta.detach() != before)

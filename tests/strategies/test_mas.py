@@ -17,11 +17,11 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
 def test_against_autograd(prepared, case):
-    config, strategy, env = prepared(
+    _, strategy, env = prepared(
         "strategy=mas", "benchmark=split_digits", "benchmark.train_samples=80", *case
     )
     s = initial_state(strategy, env)
-    s, _, _ = train_task(strategy, s, env.stream[0], env, config.training)
+    s = train_task(strategy, s, env.stream[0], env)
     task = env.stream[0]
     expected = torch.zeros_like(s.theta, requires_grad=False)
     for row in task.train:
@@ -37,19 +37,19 @@ def test_against_autograd(prepared, case):
 
 
 def test_it_needs_no_labels(prepared):
-    config, strategy, env = prepared("strategy=mas", "benchmark.train_samples=80")
+    _, strategy, env = prepared("strategy=mas", "benchmark.train_samples=80")
     s = initial_state(strategy, env)
-    s, _, _ = train_task(strategy, s, env.stream[0], env, config.training)
+    s = train_task(strategy, s, env.stream[0], env)
     before = output_sensitivity(s, env.stream[0], env, samples=None)
     env.stream.y.copy_(env.stream.y.flip(0))
     assert torch.equal(before, output_sensitivity(s, env.stream[0], env, samples=None))
 
 
 def test_importance_adds_up_over_tasks(prepared):
-    config, strategy, env = prepared("strategy=mas", "benchmark.train_samples=80")
+    _, strategy, env = prepared("strategy=mas", "benchmark.train_samples=80")
     s = initial_state(strategy, env)
     total = torch.zeros_like(s.theta, requires_grad=False)
     for task in env.stream[:3]:
-        s, _, _ = train_task(strategy, s, task, env, config.training)
+        s = train_task(strategy, s, task, env)
         total += output_sensitivity(s, task, env, samples=None)
     torch.testing.assert_close(s.memory["importance"], total)

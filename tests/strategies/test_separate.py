@@ -18,7 +18,7 @@ def run(prepared, *overrides: str):
     s = initial_state(strategy, env)
     states, rows = [], []
     for task in env.stream:
-        s, _, _ = train_task(strategy, s, task, env, config.training)
+        s = train_task(strategy, s, task, env)
         rows.append(evaluate(strategy, s, env)["test", config.scenario])
         states.append(s._replace(theta=s.theta.detach().clone()))
     return env, states, rows

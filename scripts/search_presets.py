@@ -1,0 +1,197 @@
+"""Search hyper-parameters on validation data and write the presets of conf/experiment/.
+
+    python scripts/search_presets.py --folder DIR                       all presets
+    python scripts/search_presets.py --folder DIR split-mnist-class-er  some
+
+A preset is one of PROTOCOLS with one strategy. Its grid is one sweep of cl-run with a tenth of the
+training samples kept for validation; the point of the highest validation ACC is written, with the
+command and the grid, to conf/experiment/NAME.yaml. Finished sweeps in DIR are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).resolve().parents[1]
+SPLIT = "benchmark=split_mnist optimizer=adam training.iterations=500"
+PROTOCOLS = {
+    "split-mnist-task": f"{SPLIT} scenario=task",
+    "split-mnist-class": f"{SPLIT} scenario=class",
+    "permuted-mnist": "benchmark=permuted_mnist optimizer=adam",
+}
+TITLES = {
+    "split-mnist-task": "Split MNIST, task-incremental",
+    "split-mnist-class": "Split MNIST, class-incremental",
+    "permuted-mnist": "Permuted MNIST, ten tasks, domain-incremental",
+}
+PINNED = {  # the keys that make up a protocol; of the strategy all are pinned
+    "benchmark": ("num_tasks", "class_order", "first_identity"),
+    "model": ("hidden_sizes", "init", "dropout"),
+    "optimizer": ("lr", "momentum", "betas", "weight_decay", "reset", "schedule"),
+    "training": ("epochs", "iterations", "batch_size", "active_classes"),
+}
+RATE = "optimizer.lr=0.0003,0.001,0.003"
+PLAIN = "optimizer=sgd optimizer.lr=0.01,0.03,0.1"  # methods that constrain a gradient want SGD
+BUFFER = "strategy.buffer_size=500"
+POLICIES = "strategy.policy=reservoir,class_balanced,ring,herding"
+GRIDS: dict[str, str | dict[str, str]] = {
+    "naive": RATE,
+    "joint": RATE,
+    "cumulative": RATE,
+    "separate": RATE,
+    "frozen_features": RATE,
+    "l2": "strategy.lambda=0.001,0.01,0.1,1,10",
+    "ewc": "strategy.lambda=1,10,100,1000,10000",
+    "si": "strategy.lambda=0.1,1,10,100 strategy.damping=0.001,0.1",
+    "mas": "strategy.lambda=0.01,0.1,1,10,100",
+    "lwf": "strategy.lambda=0.3,1,3 strategy.weight=fixed,growing",
+    "er": f"{BUFFER} {POLICIES} strategy.weighting=concatenation,task_share",
+    "er_ace": f"{BUFFER} {POLICIES}",
+    "der": f"{BUFFER} strategy.alpha=0.1,0.3,1,3",
+    "derpp": f"{BUFFER} strategy.alpha=0.1,0.3,1 strategy.beta=0.5,1",
+    "agem": f"{BUFFER} {PLAIN} strategy.policy=reservoir,ring",
+    "gem": f"{BUFFER} {PLAIN} strategy.margin=0,0.5",
+    "ogd": PLAIN,
+    "gpm": f"{PLAIN} strategy.threshold=[0.9],[0.95],[0.99]",
+    "imm": f"strategy.merge=mean,mode {RATE}",
+}
+
+
+def presets() -> dict[str, tuple[str, str, str]]:
+    """Name of a preset -> (protocol, strategy, grid)."""
+    found = {}
+    for strategy, grids in GRIDS.items():
+        for protocol in PROTOCOLS:
+            grid = grids if isinstance(grids, str) else grids.get(protocol)
+            if grid is not None and supports(strategy, protocol):
+                found[f"{protocol}-{strategy.replace('_', '-')}"] = (protocol, strategy, grid)
+    return found
+
+
+def supports(strategy: str, protocol: str) -> bool:
+    """Whether a strategy is defined in the scenario of a protocol."""
+    from cl_runner import strategies
+
+    scenario = {"permuted-mnist": "domain"}.get(protocol, protocol.rpartition("-")[2])
+    return scenario in strategies.find(strategy).scenarios
+
+
+def arguments_of(protocol: str, strategy: str, grid: str) -> list[str]:
+    """The search as arguments of cl-run."""
+    given = f"-m strategy={strategy} {PROTOCOLS[protocol]} benchmark.validation_fraction=0.1"
+    overrides = f"{given} {grid}".split()
+    keys = [o.partition("=")[0] for o in overrides]
+    return [o for i, o in enumerate(overrides) if keys[i] not in keys[i + 1 :]]  # the last one wins
+
+
+def search(name: str, folder: Path, threads: int) -> Path:
+    """Run a preset's sweep, unless it is there; the folder of the sweep."""
+    out = folder / name
+    if not (out / "summary.csv").exists():
+        command = [
+            *(sys.executable, "-c", "from cl_runner.cli import main; main()"),
+            *arguments_of(*presets()[name]),
+            *(f"threads={threads}", "verbose=false", f"hydra.sweep.dir={out}"),
+        ]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        print(f"{name}: exit {done.returncode}\n{done.stderr[-2000:]}", flush=True)
+    return out
+
+
+def best(out: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+    """The resolved configuration of the best run of a sweep, and all complete runs."""
+    runs = []
+    for path in sorted(out.glob("*/summary.csv")):
+        row = pd.read_csv(path)
+        if row.loc[0, "status"] == "complete":
+            runs.append(row.assign(folder=path.parent))
+    table = pd.concat(runs, ignore_index=True).sort_values("validation_ACC", ascending=False)
+    config = OmegaConf.to_container(OmegaConf.load(table.iloc[0].folder / "config.yaml"))
+    return config, table
+
+
+def write(name: str, out: Path) -> None:
+    """conf/experiment/NAME.yaml from a finished sweep."""
+    protocol, strategy, grid = presets()[name]
+    config, table = best(out)
+    swept = [o.partition("=")[0] for o in grid.split() if "," in o.replace("],[", ",")]
+    points = ", ".join(f"{key}={value(config, key)}" for key in swept)
+    command = " ".join(["cl-run", *map(shlex.quote, arguments_of(protocol, strategy, grid))])
+    scores = table.validation_ACC
+    groups = ("benchmark", "strategy", "model", "optimizer", "training")
+    chosen = {group: config[group].get("name", "default") for group in groups}
+    body = {
+        "defaults": [{f"override /{group}": choice} for group, choice in chosen.items()],
+        "scenario": config["scenario"],
+        **{
+            group: {k: config[group][k] for k in keys if k in config[group]}
+            for group, keys in PINNED.items()
+        },
+        "strategy": {k: v for k, v in config["strategy"].items() if k != "name"},
+    }
+    body = {k: v for k, v in body.items() if v}
+    header = [
+        "# @package _global_",
+        f"# {TITLES[protocol]}: {strategy}, by a search on validation data (seed 0):",
+        *wrapped(command),
+        f"# Best of {len(table)}: {points}; validation ACC {scores.iloc[0]:.4f}"
+        + (f", the worst {scores.iloc[-1]:.4f}." if len(table) > 1 else "."),
+    ]
+    text = yaml.safe_dump(body, sort_keys=False, default_flow_style=None, width=90)
+    path = ROOT / "conf" / "experiment" / f"{name}.yaml"
+    path.write_text("\n".join(header) + "\n" + text, encoding="utf-8")
+    print(header[-1], path.name, flush=True)
+
+
+def value(config: dict[str, Any], key: str) -> Any:
+    """The value of a dotted key; the name of a group."""
+    found = OmegaConf.select(OmegaConf.create(config), key)
+    return found["name"] if OmegaConf.is_dict(found) else found
+
+
+def wrapped(command: str) -> list[str]:
+    """A command as comment lines."""
+    lines, line = [], "#  "
+    for word in command.split(" "):
+        if len(line) + len(word) > 96:
+            lines.append(line + " \\")
+            line = "#    "
+        line += f" {word}"
+    return [*lines, line]
+
+
+def main() -> None:
+    """Search and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("presets", nargs="*", help="default: all")
+    parser.add_argument("--folder", type=Path, required=True, help="of the sweeps")
+    parser.add_argument("--jobs", type=int, default=1, help="sweeps at the same time")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run")
+    parser.add_argument("--only-search", action="store_true", help="write no preset")
+    arguments = parser.parse_args()
+    known = presets()
+    unknown = set(arguments.presets) - set(known)
+    if unknown:
+        parser.error(f"unknown {', '.join(sorted(unknown))}; known are {', '.join(known)}")
+    names = arguments.presets or list(known)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        folders = pool.map(lambda n: search(n, arguments.folder, arguments.threads), names)
+        for name, out in zip(names, folders, strict=True):
+            if not arguments.only_search:
+                write(name, out)
+
+
+if __name__ == "__main__":
+    main()
