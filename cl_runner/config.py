@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cl_runner.errors import UserError, check, one_of
 
 SCENARIOS = ("task", "domain", "class")
+PRECISIONS = ("auto", "float32", "float32_onednn", "tf32", "bfloat16")
 T = TypeVar("T")
 
 
@@ -265,6 +266,7 @@ class Config:
     seed: int
     scenario: str
     device: str
+    precision: str
     threads: int | None
     verbose: bool
     data: Data
@@ -342,12 +344,14 @@ class _Top:
     seed: int
     scenario: str
     device: str
+    precision: str
     threads: int | None
     verbose: bool
 
     def __post_init__(self) -> None:
         one_of("scenario", self.scenario, SCENARIOS)
         one_of("device", self.device, ("auto", "cpu", "cuda"))
+        one_of("precision", self.precision, PRECISIONS)
         check(self.seed >= 0, f"seed must be at least 0, got {self.seed}")
         check(
             self.threads is None or 1 <= self.threads <= 1024,

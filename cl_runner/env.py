@@ -63,11 +63,13 @@ class Env:
         optimizer: Optimizer,
         training: Training,
         seed: int,
+        precision: str = "float32",
     ) -> None:
         self.stream = stream
         self.optimizer = optimizer
         self.training = training
         self.seed = seed
+        self.precision = precision  # what kernels.choose set torch up for
         self.meter = Meter()
         self.device = stream.x.device
         self.num_tasks = len(stream)
@@ -76,7 +78,8 @@ class Env:
         self.num_bins = self.num_classes * (self.num_tasks if stream.scenario == "domain" else 1)
         self.own_classes = own_classes(stream)  # [T, K] bool
         self.active_table = active_table(stream, training.active_classes)
-        self.flat = Flat(build(lambda: make_net(self), seed_for(seed, "init")).to(self.device))
+        network = build(lambda: make_net(self), seed_for(seed, "init")).to(self.device)
+        self.flat = Flat(network, mixed=precision == "bfloat16")
         # The network draws from torch's global generator, which is then seeded at each step.
         self.stochastic = any(getattr(m, "dropout", 0) for m in self.flat.module.modules())
         self._gradients: list[Tensor] = []

@@ -17,7 +17,7 @@ import torch
 from omegaconf import OmegaConf
 
 import cl_runner
-from cl_runner import results, strategies
+from cl_runner import kernels, results, strategies
 from cl_runner.config import Config
 from cl_runner.core import TrainState
 from cl_runner.data.benchmarks import build_stream
@@ -93,6 +93,7 @@ def prepare(config: Config, strategy: Strategy) -> Env:
     )
     device = choose_device(config.device)
     torch.set_num_threads(config.threads or DEFAULT_THREADS)
+    precision = kernels.choose(config.precision, device)
     path = None if config.data.path is None else Path(config.data.path)
     arrays = load(config.benchmark.dataset, Path(config.data.root), path)
     stream = build_stream(
@@ -106,6 +107,7 @@ def prepare(config: Config, strategy: Strategy) -> Env:
     env = Env(
         stream=stream,
         make_net=lambda env: strategy.wrap(make_net, env),
+        precision=precision,
         optimizer=config.optimizer,
         training=config.training,
         seed=config.seed,
@@ -193,7 +195,7 @@ class Record:
             "model": names["model"],
             "optimizer": names["optimizer"],
             **flat,
-            **versions(self.env.device),
+            **versions(self.env),
         }
 
     def write(self, status: str) -> None:
@@ -228,10 +230,11 @@ def footprint(strategy: Strategy, s: TrainState, env: Env) -> dict[str, int | No
     }
 
 
-def versions(device: torch.device) -> dict[str, Any]:
+def versions(env: Env) -> dict[str, Any]:
     """What the numbers depend on besides the configuration."""
     return {
-        "used_device": torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+        "used_device": torch.cuda.get_device_name() if env.device.type == "cuda" else "cpu",
+        "used_precision": env.precision,
         "used_threads": torch.get_num_threads(),
         "cl_runner_version": cl_runner.__version__,
         "commit": commit(),

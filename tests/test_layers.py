@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "cl_runner"
 LAYERS = (  # from the top down; a module of a sub-package counts as that sub-package
     ("errors",),
     ("config",),
-    ("core",),
+    ("core", "kernels"),
     ("functional",),
     ("data",),
     ("nn",),

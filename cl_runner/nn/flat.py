@@ -17,8 +17,9 @@ class Flat:
     gradient, so neither a split of theta nor a concatenation of gradients is ever paid for.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, mixed: bool = False) -> None:
         self.module = module
+        self.mixed = mixed  # training in bfloat16 where autocast deems it safe
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         self.parameters = [p for _, p in named]
         self.names = [name for name, _ in named]
@@ -47,6 +48,12 @@ class Flat:
 
         Only the live theta's forward passes move the module's buffers.
         """
+        if self.mixed and self.module.training:
+            with torch.autocast(theta.device.type, dtype=torch.bfloat16):
+                return self._call(theta, x, task, **options).float()
+        return self._call(theta, x, task, **options)
+
+    def _call(self, theta: Tensor, x: Tensor, task: Tensor | int, **options: Any) -> Tensor:
         output: Tensor
         if theta is self.theta:
             output = self.module(x, task, **options)

@@ -1,0 +1,83 @@
+"""The choice of kernels: by the CPU and by their error."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cl_runner import kernels
+from cl_runner.errors import UserError
+from cl_runner.results import read_accuracies
+from cl_runner.runner import run
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _as_before():
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    ("amd", "exact", "expected"),
+    [
+        (True, True, "float32_onednn"),
+        (True, False, "float32"),
+        (False, True, "float32"),
+    ],
+)
+def test_auto_follows_the_cpu_and_the_error(monkeypatch, amd, exact, expected):
+    monkeypatch.setattr(kernels, "on_amd", lambda: amd)
+    monkeypatch.setattr(kernels, "onednn_is_float32", lambda: exact)
+    assert kernels.choose("auto", CPU) == expected
+    level = {"float32_onednn": "medium", "float32": "highest"}[expected]
+    assert torch.get_float32_matmul_precision() == level
+
+
+def test_the_probe_tells_bfloat16_from_float32(monkeypatch):
+    assert all(kernels.error(*shape) < kernels.TOLERANCE / 5 for shape in kernels.SHAPES)
+    matmul = torch.Tensor.__matmul__
+
+    def rounding(a, b):
+        if a.dtype == torch.float32:
+            a, b = a.bfloat16().float(), b.bfloat16().float()
+        return matmul(a, b)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", rounding)
+    assert all(kernels.error(*shape) > kernels.TOLERANCE * 5 for shape in kernels.SHAPES)
+    assert not kernels.onednn_is_float32()
+    with pytest.raises(UserError, match="precision=float32_onednn"):
+        kernels.choose("float32_onednn", CPU)
+
+
+def test_the_probe_leaves_torch_as_it_was():
+    torch.set_float32_matmul_precision("high")
+    kernels.onednn_is_float32()
+    assert torch.get_float32_matmul_precision() == "high"
+
+
+def test_tf32_is_for_gpus():
+    with pytest.raises(UserError, match="precision=tf32 needs a CUDA GPU"):
+        kernels.choose("tf32", CPU)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_choice_is_in_the_summary(configure, tmp_path, precision):
+    options = ("strategy=ewc", "benchmark=split_digits", "benchmark.num_tasks=2")
+    run(configure(*options, "training.epochs=2", f"precision={precision}"), tmp_path)
+    header, row = (tmp_path / "summary.csv").read_text().splitlines()
+    assert dict(zip(header.split(","), row.split(","), strict=False))["precision"] == precision
+    assert f",{precision}," in row.split("complete")[1]
+    assert read_accuracies(tmp_path / "accuracies.csv").accuracy.max() > 0.5
+
+
+def test_bfloat16_rounds_the_logits_of_float32(prepared):
+    _, _, env = prepared("strategy=naive", "precision=float32")
+    _, _, mixed = prepared("strategy=naive", "precision=bfloat16")
+    x = torch.rand(50, *env.input_shape, generator=torch.Generator().manual_seed(0))
+    task = torch.zeros(50, dtype=torch.int64)
+    exact, rounded = (e.net(e.flat.theta, x, task) for e in (env, mixed))
+    assert rounded.dtype == torch.float32
+    assert 1e-5 < (exact - rounded).abs().max() < 0.05
