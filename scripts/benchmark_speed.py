@@ -1,10 +1,14 @@
 """How far `cl-run` is from a hand-written loop: whole processes, side by side, in one run.
 
-    python scripts/benchmark_speed.py [--repeat 3] [--threads 2]
+    python scripts/benchmark_speed.py [W1 W2 W3] [--repeat 3] [--threads 2]
 
-Work W1: permuted MNIST, naive, 10 tasks x 1 epoch, MLP 784-256-256-10, batch 128, SGD 0.1, all 10
-test sets before training and after each task (R of 11 x 10), float32. The lean loop does the same
-and nothing else: no configuration, no files but the data set. Both need MNIST in the cache folder
+All on real MNIST, float32, with the kernels that `precision=auto` chooses here:
+W1: permuted MNIST, naive, 10 tasks x 1 epoch, MLP 784-256-256-10, batch 128, SGD 0.1, all 10 test
+    sets before training and after each task (R of 11 x 10).
+W2: the same with EWC, the Fisher of all 60,000 training samples with their own labels.
+W3: split MNIST, class-incremental replay, 5 tasks x 1 epoch, batch 32 + 32, reservoir of 500.
+
+The loops of scripts/lean_loops.py do the same and nothing else. Both need MNIST in the cache folder
 (`data.root` or CL_RUNNER_DATA); the first run of `cl-run benchmark=permuted_mnist` puts it there.
 The two take turns, so that a machine whose speed drifts does so for both; what counts is the ratio.
 Both wait for their threads in the same way (GOMP_SPINCOUNT=1000, which cl-run sets for itself).
@@ -24,54 +28,17 @@ import tempfile
 import time
 from pathlib import Path
 
-TASKS, BATCH, RATE, CHUNK = 10, 128, 0.1, 2000
-
-
-def lean(data: Path, threads: int) -> None:
-    """W1 as one would write it by hand, with nn.Module, autograd and torch.optim."""
-    import numpy as np
-    import torch
-    import torch.nn.functional as F
-
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    with np.load(data / "mnist.npz") as arrays:
-        x, y, x_test, y_test = (
-            torch.from_numpy(arrays[k]) for k in ("x_train", "y_train", "x_test", "y_test")
-        )
-    x, x_test, y, y_test = x.flatten(1), x_test.flatten(1), y.long(), y_test.long()
-    net = torch.nn.Sequential(
-        torch.nn.Linear(784, 256),
-        torch.nn.ReLU(),
-        torch.nn.Linear(256, 256),
-        torch.nn.ReLU(),
-        torch.nn.Linear(256, 10),
-    )
-    optimizer = torch.optim.SGD(net.parameters(), RATE, fused=True)
-    orders = [torch.randperm(784) for _ in range(TASKS)]
-    tests = [x_test[:, order] for order in orders]
-
-    @torch.no_grad()
-    def evaluate() -> list[float]:
-        return [
-            sum(
-                int((net(part.float().mul_(1 / 255)).argmax(1) == target).sum())
-                for part, target in zip(test.split(CHUNK), y_test.split(CHUNK), strict=True)
-            )
-            / len(test)
-            for test in tests
-        ]
-
-    rows = [evaluate()]
-    for order in orders:
-        shown = x[:, order]
-        for index in torch.randperm(len(x)).split(BATCH):
-            optimizer.zero_grad()
-            loss = F.cross_entropy(net(shown[index].float().mul_(1 / 255)), y[index])
-            loss.backward()
-            optimizer.step()
-        rows.append(evaluate())
-    print(f"ACC {sum(rows[-1]) / TASKS:.4f}")
+SHARED = "model.hidden_sizes=[256,256] optimizer=sgd optimizer.lr=0.1 training.epochs=1 device=cpu"
+PERMUTED = "benchmark=permuted_mnist benchmark.num_tasks=10 training.batch_size=128"
+FISHER = "strategy.lambda=1 strategy.fisher_labels=true strategy.fisher_samples=null"
+WORKS = {
+    "W1": f"strategy=naive {PERMUTED} {SHARED}",
+    "W2": f"strategy=ewc {FISHER} {PERMUTED} {SHARED}",
+    "W3": (
+        "strategy=er strategy.buffer_size=500 strategy.replay_batch_size=32 "
+        f"benchmark=split_mnist training.batch_size=32 {SHARED}"
+    ),
+}
 
 
 def timed(command: list[str], folder: Path) -> tuple[float, float]:
@@ -87,9 +54,44 @@ def timed(command: list[str], folder: Path) -> tuple[float, float]:
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+def compare(work: str, arguments: argparse.Namespace, installed: str, level: str) -> None:
+    """Run a work by hand and by cl-run in turns; print medians and ratios."""
+    threads = str(arguments.threads)
+    commands = {
+        "lean loop": [
+            *(sys.executable, str(Path(__file__).resolve().with_name("lean_loops.py")), work),
+            *("--data", str(arguments.data), "--threads", threads, "--precision", level),
+        ],
+        "cl-run": [
+            *(installed, *WORKS[work].split()),
+            *(f"data.root={arguments.data}", f"threads={threads}"),
+        ],
+    }
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(arguments.repeat):
+            for name, command in commands.items():
+                seconds[name].append(timed(command, Path(folder)))
+    for name, runs in seconds.items():
+        wall, cpu = ([run[i] for run in runs] for i in (0, 1))
+        print(
+            f"{work} {name:10} median {statistics.median(wall):6.2f} s wall "
+            f"({min(wall):.2f} to {max(wall):.2f}), {statistics.median(cpu):6.2f} s CPU, "
+            f"n = {len(runs)}"
+        )
+    pairs = zip(seconds["cl-run"], seconds["lean loop"], strict=True)
+    ratios = sorted(ours[0] / theirs[0] for ours, theirs in pairs)
+    print(
+        f"{work} cl-run / lean loop: median {statistics.median(ratios):.2f} "
+        f"({ratios[0]:.2f} to {ratios[-1]:.2f}), wall, pair by pair",
+        flush=True,
+    )
+
+
 def main() -> None:
     """Take turns, then print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("works", nargs="*", help="of W1, W2 and W3 (default: all)")
     parser.add_argument("--repeat", type=int, default=3, help="turns of each (default 3)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of each")
     parser.add_argument(
@@ -98,46 +100,27 @@ def main() -> None:
         default=os.environ.get("CL_RUNNER_DATA", "~/.cache/cl_runner"),
         help="the folder that holds mnist.npz",
     )
-    parser.add_argument("--lean", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.lean:
-        lean(arguments.data, arguments.threads)
-        return
+    if unknown := set(arguments.works) - set(WORKS):
+        parser.error(f"unknown {', '.join(sorted(unknown))}; known are {', '.join(WORKS)}")
     if not (arguments.data / "mnist.npz").exists():
         parser.error(f"{arguments.data}/mnist.npz is missing: run cl-run benchmark=permuted_mnist")
     installed = shutil.which("cl-run", path=str(Path(sys.executable).parent))
     if installed is None:
         parser.error("cl-run is not installed beside this Python")
-    shared = ["--data", str(arguments.data), "--threads", str(arguments.threads)]
-    works = {
-        "lean loop": [sys.executable, str(Path(__file__).resolve()), "--lean", *shared],
-        "cl-run": [
-            installed,
-            *("strategy=naive", "benchmark=permuted_mnist", "model.hidden_sizes=[256,256]"),
-            *(f"benchmark.num_tasks={TASKS}", "training.epochs=1", f"training.batch_size={BATCH}"),
-            *("optimizer=sgd", f"optimizer.lr={RATE}", "device=cpu"),
-            *(f"data.root={arguments.data}", f"threads={arguments.threads}"),
-        ],
-    }
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in range(arguments.repeat):
-            for name, command in works.items():
-                seconds[name].append(timed(command, Path(folder)))
-    print(f"{processor()}, {arguments.threads} threads, Python {platform.python_version()}")
-    for name, runs in seconds.items():
-        wall, cpu = ([run[i] for run in runs] for i in (0, 1))
-        print(
-            f"W1 {name:10} median {statistics.median(wall):6.2f} s wall "
-            f"({min(wall):.2f} to {max(wall):.2f}), {statistics.median(cpu):6.2f} s CPU, "
-            f"n = {len(runs)}"
-        )
-    pairs = zip(seconds["cl-run"], seconds["lean loop"], strict=True)
-    ratios = sorted(ours[0] / theirs[0] for ours, theirs in pairs)
+    import torch
+
+    from cl_runner import kernels
+
+    precision = kernels.choose("auto", torch.device("cpu"))
+    level = torch.get_float32_matmul_precision()
     print(
-        f"W1 cl-run / lean loop: median {statistics.median(ratios):.2f} "
-        f"({ratios[0]:.2f} to {ratios[-1]:.2f}), wall, pair by pair"
+        f"{processor()}, {arguments.threads} threads, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, {precision}",
+        flush=True,
     )
+    for work in arguments.works or WORKS:
+        compare(work, arguments, installed, level)
 
 
 def processor() -> str:
