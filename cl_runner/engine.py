@@ -6,7 +6,7 @@ import torch
 
 from cl_runner.core import Task, TrainState
 from cl_runner.env import Env
-from cl_runner.fit import fit
+from cl_runner.fit import Samples, fit
 from cl_runner.functional import optim
 from cl_runner.functional.losses import mask_logits
 from cl_runner.strategies.base import Strategy
@@ -29,13 +29,25 @@ def initial_state(strategy: Strategy, env: Env) -> TrainState:
 
 def train_task(strategy: Strategy, s: TrainState, task: Task, env: Env) -> TrainState:
     """The state after training on one task. Raises Diverged where numbers are no longer finite."""
+    s, samples = begin_task(strategy, s, task, env)
+    times = env.num_tasks if strategy.whole_sequence else 1
+    s = fit(s, env, strategy, samples, times=times, t=task.index)
+    return end_task(strategy, s, task, env)
+
+
+def begin_task(
+    strategy: Strategy, s: TrainState, task: Task, env: Env
+) -> tuple[TrainState, Samples]:
+    """The state before a task's first step, and what the task trains on."""
     s = s._replace(t=torch.full_like(s.t, task.index))
     if env.optimizer.reset:
         s = env.restart(s, s.theta)
     s = env.commit(strategy.begin_task(s, task, env))
-    samples = strategy.training_set(s, env.stream, task.index, env)
-    times = env.num_tasks if strategy.whole_sequence else 1
-    s = fit(s, env, strategy, samples, times=times)
+    return s, strategy.training_set(s, env.stream, task.index, env)
+
+
+def end_task(strategy: Strategy, s: TrainState, task: Task, env: Env) -> TrainState:
+    """The state after what a strategy does at the end of a task."""
     with torch.no_grad():
         return env.commit(strategy.end_task(s, task, env))
 

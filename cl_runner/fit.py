@@ -8,7 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from cl_runner.config import Training
 from cl_runner.core import Batch, TrainState, generator_for, seed_for
+from cl_runner.data.augment import crop_flip
 from cl_runner.env import Env
 from cl_runner.errors import Diverged
 from cl_runner.functional import optim
@@ -33,20 +35,17 @@ def fit(
     *,
     times: int = 1,
     epochs: int | None = None,
+    t: int | None = None,
     phase: str = "",
 ) -> TrainState:
-    """The state after `learner` has taken its steps over the samples of the current task.
+    """The state after `learner` has taken its steps over the samples of task t, the current one.
 
     Their number is that of `training.epochs` or `training.iterations`, `times` over, or that of
     `epochs`. An extra phase of a strategy (retraining after pruning, say) has a name, which gives
     it random orders of its own. Raises Diverged if the loss or theta is no longer finite.
     """
-    t, (index, label) = int(s.t), samples
-    per_epoch = -(-len(index) // env.training.batch_size)
-    total = (epochs or env.training.epochs) * per_epoch
-    if epochs is None and env.training.iterations is not None and per_epoch:
-        total = env.training.iterations * times
-    epochs = -(-total // per_epoch) if per_epoch else 0
+    t, (index, label) = int(s.t) if t is None else t, samples
+    epochs, per_epoch, total = plan(len(index), env.training, times, epochs)
     source = Source(env, s, t, index, label, learner, phase)
     env.meter.begin(t, epochs, total)
     env.flat.module.train()
@@ -67,6 +66,19 @@ def fit(
                 env.meter.step(epoch, len(batch.y), aux["loss"])
             check_finite(s.theta, torch.stack(losses), t, first)
     return s
+
+
+def plan(
+    samples: int, training: Training, times: int = 1, epochs: int | None = None
+) -> tuple[int, int, int]:
+    """Epochs, steps of a whole epoch, and steps in all, for so many samples (see `fit`)."""
+    per_epoch = -(-samples // training.batch_size)
+    if not per_epoch:
+        return 0, 0, 0
+    total = (epochs or training.epochs) * per_epoch
+    if epochs is None and training.iterations is not None:
+        total = training.iterations * times
+    return -(-total // per_epoch), per_epoch, total
 
 
 def check_finite(theta: Tensor, losses: Tensor, t: int, first_step: int) -> None:
@@ -103,18 +115,12 @@ class Source:
     def epoch(self, epoch: int, steps: int) -> Iterator[Batch]:
         """The first `steps` batches of an epoch, in its own random order, with their noise."""
         env, n, size = self.env, len(self.index), self.env.training.batch_size
-        key = (self.t, epoch)
-        generator = generator_for(CPU, env.seed, f"order{self.phase}", *key)
-        order = torch.randperm(n, generator=generator).to(env.device)
-        index, y, tasks = self.index[order], self.y[order], self.tasks[order]
+        index, y, tasks = self.shuffled(epoch)
         shown = env.active(tasks[:1], self.seen) if isinstance(self.task, int) else None
-        shapes = self.learner.noise(min(size, n))
-        if env.training.augment != "none":
-            shapes["augment"] = (size, 3)
         noise: dict[str, Tensor] = {}
         for step in range(steps):
             if step % NOISE_BLOCK == 0:
-                noise = draw_noise(env, shapes, (*key, step // NOISE_BLOCK), self.phase)
+                noise = self.noise(epoch, step // NOISE_BLOCK)
             part = slice(step * size, min((step + 1) * size, n))
             B = part.stop - part.start
             uniforms = {name: values[step % NOISE_BLOCK] for name, values in noise.items()}
@@ -128,14 +134,51 @@ class Source:
             x = env.inputs(images, augment)
             yield Batch(x, y[part], tasks[part], active, None, index[part], uniforms)
 
+    def blocks(self, epoch: int, steps: int, length: int) -> Iterator[dict[str, Any]]:
+        """The same batches, up to `length` at once, as fields [steps, B, ...] without None.
 
-def draw_noise(
-    env: Env, shapes: dict[str, tuple[int, ...]], key: tuple[int, ...], phase: str = ""
-) -> dict[str, Tensor]:
-    """Uniforms [NOISE_BLOCK, *shape] for a block of steps, each name from a seed of its own."""
-    return {
-        name: torch.rand(
-            NOISE_BLOCK, *shape, generator=generator_for(CPU, env.seed, name + phase, *key)
-        ).to(env.device)
-        for name, shape in shapes.items()
-    }
+        The images are raw: what remains to be done is Stream.normalise. The batches of a block are
+        of one size.
+        """
+        env, n, size = self.env, len(self.index), self.env.training.batch_size
+        index, y, tasks = self.shuffled(epoch)
+        noise: dict[str, Tensor] = {}
+        step = 0
+        while step < steps:
+            B = min(size, n - step * size)
+            count = min(length, steps - step, NOISE_BLOCK - step % NOISE_BLOCK)
+            count = min(count, max(1, n // size - step))  # the last batch may be smaller
+            if step % NOISE_BLOCK == 0:
+                noise = self.noise(epoch, step // NOISE_BLOCK)
+            part = slice(step * size, step * size + count * B)
+            at = slice(step % NOISE_BLOCK, step % NOISE_BLOCK + count)
+            task = self.task if isinstance(self.task, int) else tasks[part]
+            images = env.stream.images(index[part], task)
+            if "augment" in noise:
+                images = crop_flip(images, noise["augment"][at, :B].flatten(0, 1))
+            fields = {"x": images, "y": y[part], "task": tasks[part], "index": index[part]}
+            if (active := env.active(tasks[part], self.seen)) is not None:
+                fields["active"] = active
+            block: dict[str, Any] = {k: v.unflatten(0, (count, B)) for k, v in fields.items()}
+            yield block | {"noise": {name: values[at] for name, values in noise.items()}}
+            step += count
+
+    def shuffled(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, classes and tasks [n] in the order of an epoch."""
+        generator = generator_for(CPU, self.env.seed, f"order{self.phase}", self.t, epoch)
+        order = torch.randperm(len(self.index), generator=generator).to(self.env.device)
+        return self.index[order], self.y[order], self.tasks[order]
+
+    def noise(self, epoch: int, block: int) -> dict[str, Tensor]:
+        """Uniforms [NOISE_BLOCK, ...] for a block of steps, each name from a seed of its own."""
+        size = self.env.training.batch_size
+        shapes = self.learner.noise(min(size, len(self.index)))
+        if self.env.training.augment != "none":
+            shapes["augment"] = (size, 3)
+
+        def draw(name: str, shape: tuple[int, ...]) -> Tensor:
+            key = (name + self.phase, self.t, epoch, block)
+            generator = generator_for(CPU, self.env.seed, *key)
+            return torch.rand(NOISE_BLOCK, *shape, generator=generator).to(self.env.device)
+
+        return {name: draw(name, shape) for name, shape in shapes.items()}

@@ -26,14 +26,14 @@ from omegaconf import OmegaConf
 ROOT = Path(__file__).resolve().parents[1]
 SPLIT = "benchmark=split_mnist optimizer=adam training.iterations=500"
 PROTOCOLS = {
-    "split-mnist-task": f"{SPLIT} scenario=task",
-    "split-mnist-class": f"{SPLIT} scenario=class",
+    "split-mnist-task": SPLIT,
+    "split-mnist-class": SPLIT,
     "permuted-mnist": "benchmark=permuted_mnist optimizer=adam",
 }
 TITLES = {
-    "split-mnist-task": "Split MNIST, task-incremental",
-    "split-mnist-class": "Split MNIST, class-incremental",
-    "permuted-mnist": "Permuted MNIST, ten tasks, domain-incremental",
+    "split-mnist-task": "Split MNIST",
+    "split-mnist-class": "Split MNIST",
+    "permuted-mnist": "Permuted MNIST, ten tasks",
 }
 PINNED = {  # the keys that make up a protocol; of the strategy all are pinned
     "benchmark": ("num_tasks", "class_order", "first_identity"),
@@ -42,9 +42,11 @@ PINNED = {  # the keys that make up a protocol; of the strategy all are pinned
     "training": ("epochs", "iterations", "batch_size", "active_classes"),
 }
 RATE = "optimizer.lr=0.0003,0.001,0.003"
-PLAIN = "optimizer=sgd optimizer.lr=0.01,0.03,0.1"  # methods that constrain a gradient want SGD
+PLAIN = "optimizer=sgd optimizer.lr=0.03,0.1"  # methods that constrain a gradient want SGD
 BUFFER = "strategy.buffer_size=500"
 POLICIES = "strategy.policy=reservoir,class_balanced,ring,herding"
+# The authors of MER train on 1,000 samples of each task, one after another.
+MER = f"{PLAIN} {BUFFER} training.batch_size=10 training.iterations=100 strategy.beta=0.1,0.3"
 GRIDS: dict[str, str | dict[str, str]] = {
     "naive": RATE,
     "joint": RATE,
@@ -60,11 +62,29 @@ GRIDS: dict[str, str | dict[str, str]] = {
     "er_ace": f"{BUFFER} {POLICIES}",
     "der": f"{BUFFER} strategy.alpha=0.1,0.3,1,3",
     "derpp": f"{BUFFER} strategy.alpha=0.1,0.3,1 strategy.beta=0.5,1",
+    "mir": f"{BUFFER} strategy.replay_batch_size=128 strategy.candidates=250,500",
+    "mer": MER,
+    "er_ewc": f"{BUFFER} strategy.lambda=1,10,100",
+    "latent_replay": {
+        "split-mnist-task": f"{BUFFER} strategy.layer=1,2 strategy.lower_lr_factor=0,0.01",
+        "split-mnist-class": f"{BUFFER} strategy.layer=1,2 strategy.lower_lr_factor=0,0.01",
+        "permuted-mnist": f"{BUFFER} strategy.layer=1 strategy.lower_lr_factor=0.01,0.1,0.3",
+    },
+    "icarl": f"{BUFFER} {RATE}",
+    "gdumb": f"{BUFFER} strategy.epochs=32,128 optimizer.lr=0.0003,0.001",
     "agem": f"{BUFFER} {PLAIN} strategy.policy=reservoir,ring",
     "gem": f"{BUFFER} {PLAIN} strategy.margin=0,0.5",
-    "ogd": PLAIN,
+    "ogd": f"{PLAIN} strategy.directions=100",
     "gpm": f"{PLAIN} strategy.threshold=[0.9],[0.95],[0.99]",
     "imm": f"strategy.merge=mean,mode {RATE}",
+    "packnet": "strategy.prune=0.5,0.75,0.9",
+    "hat": "strategy.lambda=0.1,0.75 strategy.s_max=50,400",
+    "xdg": "optimizer.reset=true strategy.gated=0.5,0.8 strategy.lambda=0,0.035,1",
+    "pnn": {
+        "split-mnist-task": "strategy.alpha_init=1,0.1,0.01",
+        "permuted-mnist": "strategy.adapter_size=32 strategy.alpha_init=1,0.1",
+    },
+    "soft_sharing": "strategy.lambda=0.0001,0.001,0.01",
 }
 
 
@@ -74,17 +94,23 @@ def presets() -> dict[str, tuple[str, str, str]]:
     for strategy, grids in GRIDS.items():
         for protocol in PROTOCOLS:
             grid = grids if isinstance(grids, str) else grids.get(protocol)
-            if grid is not None and supports(strategy, protocol):
-                found[f"{protocol}-{strategy.replace('_', '-')}"] = (protocol, strategy, grid)
+            scenario = scenario_of(protocol, strategy)
+            if grid is not None and scenario is not None:
+                name = f"{protocol}-{strategy.replace('_', '-')}"
+                found[name] = (protocol, strategy, f"scenario={scenario} {grid}")
     return found
 
 
-def supports(strategy: str, protocol: str) -> bool:
-    """Whether a strategy is defined in the scenario of a protocol."""
+def scenario_of(protocol: str, strategy: str) -> str | None:
+    """The scenario of a strategy's preset; None where it is not defined there.
+
+    Permuted MNIST is domain-incremental; for strategies that need the task, task-incremental.
+    """
     from cl_runner import strategies
 
-    scenario = {"permuted-mnist": "domain"}.get(protocol, protocol.rpartition("-")[2])
-    return scenario in strategies.find(strategy).scenarios
+    supported = strategies.find(strategy).scenarios
+    wanted = ("domain", "task") if protocol == "permuted-mnist" else protocol.split("-")[-1:]
+    return next((scenario for scenario in wanted if scenario in supported), None)
 
 
 def arguments_of(protocol: str, strategy: str, grid: str) -> list[str]:
@@ -144,7 +170,7 @@ def write(name: str, out: Path) -> None:
     body = {k: v for k, v in body.items() if v}
     header = [
         "# @package _global_",
-        f"# {TITLES[protocol]}: {strategy}, by a search on validation data (seed 0):",
+        f"# {TITLES[protocol]}, {config['scenario']}-incremental: {strategy}, by a search on validation data (seed 0):",
         *wrapped(command),
         f"# Best of {len(table)}: {points}; validation ACC {scores.iloc[0]:.4f}"
         + (f", the worst {scores.iloc[-1]:.4f}." if len(table) > 1 else "."),

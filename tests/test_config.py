@@ -189,7 +189,7 @@ WRONG: list[tuple[type, Node, str]] = [
     (L2, {"lambda_": -1.0}, "strategy.lambda"),
     (ER, {"buffer_size": 0}, "strategy.buffer_size"),
     (ER, {"replay_batch_size": 0}, "strategy.replay_batch_size"),
-    (ER, {"policy": "herding"}, "strategy.policy"),
+    (ER, {"policy": "fifo"}, "strategy.policy"),
     (ER, {"weighting": "half"}, "strategy.weighting"),
 ]
 RIGHT: list[tuple[type, Node]] = [

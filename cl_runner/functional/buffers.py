@@ -5,10 +5,15 @@ has index -1. All functions are pure, and those for the training step draw nothi
 host: their randomness is passed in as uniforms in [0, 1).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 Slots = dict[str, Tensor]  # "index" [K], "task" [K], and whatever else is kept per sample, [K, ...]
+Ranking = Callable[
+    [Tensor, int], Tensor
+]  # (candidates of a bin, k) -> k of them or all, best first
 
 
 def add(slots: Slots, new: Slots, target: Tensor) -> Slots:
@@ -64,13 +69,23 @@ def draw(index: Tensor, uniform: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return order, index[order] >= 0
 
 
-def balance(bins: Tensor, filled: Tensor, new_bins: Tensor, generator: torch.Generator) -> Tensor:
+def shuffled(generator: torch.Generator) -> Ranking:
+    """Ranks at random."""
+
+    def some(candidates: Tensor, k: int) -> Tensor:
+        order = torch.randperm(len(candidates), generator=generator, device=candidates.device)
+        return candidates[order[:k]]
+
+    return some
+
+
+def balance(bins: Tensor, filled: Tensor, new_bins: Tensor, best: Ranking) -> Tensor:
     """Which of K slots and n new samples to hold, so that the bins get equal shares.
 
     bins: [K]; filled: [K] bool; new_bins: [n]. The result, at most K positions in the K slots
-    followed by the new samples, has floor(K / bins present) of each bin or all there are, drawn at
-    random. (From a bin that has both old and new samples it draws as if all had been there, which
-    is uniform only if none was dropped before.) Loops over bins: for the end of a task.
+    followed by the new samples, has floor(K / bins present) of each bin or all there are, the
+    `best`. (From a bin that has both old and new samples `shuffled` draws as if all had been there,
+    which is uniform only if none was dropped before.) Loops over bins: for the end of a task.
     """
     candidates = torch.cat(
         [filled.nonzero()[:, 0], len(bins) + torch.arange(len(new_bins), device=bins.device)]
@@ -78,20 +93,56 @@ def balance(bins: Tensor, filled: Tensor, new_bins: Tensor, generator: torch.Gen
     member = torch.cat([bins, new_bins])[candidates]
     present = member.unique()
     share = len(bins) // len(present)
-    chosen = []
-    for b in present:
-        own = candidates[member == b]
-        order = torch.randperm(len(own), generator=generator, device=own.device)
-        chosen.append(own[order[:share]])
-    return torch.cat(chosen)
+    return torch.cat([best(candidates[member == b], share) for b in present])
+
+
+def greedy(bins: Tensor, filled: Tensor, new_bins: Tensor, generator: torch.Generator) -> Tensor:
+    """Which of K slots and n new samples are held after these have come one by one, in any order.
+
+    The greedy balancing sampler of GDumb (Prabhu et al. 2020): a sample enters if its bin is new or
+    holds less than K / (bins present); where there is no room, a random sample of the largest bin
+    makes way, of a random one of these. bins: [K]; filled: [K] bool; new_bins: [n]; the result as
+    that of `balance`. The generator is the CPU's. Loops over samples: for the end of a task.
+    """
+    held: dict[int, list[int]] = {}
+    for slot, b in enumerate(bins.where(filled, -1).tolist()):
+        if b >= 0:
+            held.setdefault(b, []).append(slot)
+    size = sum(len(own) for own in held.values())
+    order = torch.randperm(len(new_bins), generator=generator)
+    uniforms = torch.rand(len(new_bins), 2, generator=generator, dtype=torch.float64)
+    arriving = zip(order.tolist(), new_bins.cpu()[order].tolist(), uniforms.tolist(), strict=True)
+    for i, b, (u, v) in arriving:
+        if b in held and len(held[b]) * len(held) >= len(bins):
+            continue
+        if size == len(bins):
+            most = max(len(own) for own in held.values())
+            largest = [own for own in held.values() if len(own) == most]
+            largest[int(u * len(largest))].pop(int(v * most))
+            size -= 1
+        held.setdefault(b, []).append(len(bins) + i)
+        size += 1
+    return torch.tensor([i for own in held.values() for i in own], device=bins.device)
+
+
+def arrivals(slots: Slots, keep: Tensor) -> Tensor:
+    """Which of the new samples are among the positions `keep`, in its order."""
+    capacity = len(slots["index"])
+    return keep[keep >= capacity] - capacity
 
 
 def refill(slots: Slots, new: Slots, keep: Tensor) -> Slots:
-    """The slots holding the samples at positions `keep` of the slots followed by the new ones."""
+    """The slots holding the samples at positions `keep` of the slots followed by the new ones.
+
+    new: what is held of the new samples that are kept, in the order of `arrivals`.
+    """
+    held = keep < len(slots["index"])
 
     def fill(name: str) -> Tensor:
         out = torch.full_like(slots[name], -1 if name == "index" else 0)
-        out[: len(keep)] = torch.cat([slots[name], new[name]])[keep]
+        kept = out[: len(keep)]
+        kept[held] = slots[name][keep[held]]
+        kept[~held] = new[name]
         return out
 
     return {name: fill(name) for name in slots}

@@ -49,7 +49,7 @@ def _adam(
     beta1, beta2 = config.betas
     lr, steps = slots["lr"], slots["steps"] + 1
     m = torch.lerp(slots["m"], grad, 1 - beta1)
-    v = torch.mul(slots["v"], beta2).addcmul_(grad, grad, value=1 - beta2)
+    v = torch.addcmul(torch.mul(slots["v"], beta2), grad, grad, value=1 - beta2)
     size = lr / _bias(beta1, steps)
     denominator = v.sqrt().div_(_bias(beta2, steps).sqrt()).add_(config.eps)
     if decay:

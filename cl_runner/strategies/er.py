@@ -12,11 +12,14 @@ from cl_runner.env import Env
 from cl_runner.errors import check, one_of
 from cl_runner.functional import buffers
 from cl_runner.functional.buffers import Slots
+from cl_runner.functional.exemplars import herded
+from cl_runner.nn.networks import Network
 from cl_runner.strategies.base import Aux, Strategy
 
 PREFIX = "buffer_"
 LARGEST = 1_000_000  # samples; drawing from a buffer takes time in proportion to its size
-POLICIES = ("reservoir", "class_balanced", "ring")
+REFILLED = ("class_balanced", "herding")  # at the end of each task, not after each step
+POLICIES = ("reservoir", "ring", *REFILLED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +29,10 @@ class ER(Strategy):
     Chaudhry et al. 2019, arXiv 1902.10486 (reservoir and ring); Rolnick et al. 2019, 1811.11682.
     - policy `reservoir`: every sample of the stream is held with equal probability; `ring`: the
       latest of each class; both fed after each step. `class_balanced`: at the end of each task all
-      classes seen so far get equal random shares. In domain-incremental learning, where the tasks
-      share their classes, "class" means a task's class for ring and class_balanced.
+      classes seen so far get equal random shares; `herding`: equal shares of the samples whose mean
+      feature is closest to their class's, the best first, and of old classes the best stay (Rebuffi
+      et al. 2017, 1611.07725, algorithms 4 and 5). In domain-incremental learning, where the tasks
+      share their classes, "class" means a task's class for all but reservoir.
     - weighting `concatenation`: one mean over the batch and the replayed samples; `task_share`:
       1/t and 1 - 1/t of their two means in task t (the weights of generative replay in van de Ven
       et al. 2022, Nature Machine Intelligence 4, 1185).
@@ -70,6 +75,8 @@ class ER(Strategy):
             f"strategy.buffer_size={self.buffer_size} is too small for strategy.policy="
             f"{self.policy}, which needs at least one place for each of {env.num_bins} classes",
         )
+        if self.policy == "herding":
+            check_features("strategy.policy=herding", env)
         empty = torch.full((self.buffer_size,), -1, device=env.device)
         slots = {"index": empty, "task": torch.zeros_like(empty), **self.empty_slots(theta, env)}
         return store(slots) | {
@@ -116,7 +123,7 @@ class ER(Strategy):
 
     def remember(self, s: TrainState, batch: Batch, aux: Aux, env: Env) -> TrainState:
         """The state after the batch's samples have been offered to the buffer."""
-        if self.policy == "class_balanced":
+        if self.policy in REFILLED:
             return s
         memory, slots = s.memory, load(s.memory)
         seen, bins = memory["seen"], env.bins(batch.index, batch.task)
@@ -132,25 +139,39 @@ class ER(Strategy):
         return s._replace(memory=memory | store(buffers.add(slots, new, target)) | {"seen": seen})
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
-        if self.policy != "class_balanced":
+        if self.policy not in REFILLED:
             return s
+        best = buffers.shuffled(generator_for(env.device, env.seed, "buffer", task.index))
+        if self.policy == "herding":
+            best = herded(s, task, env, self.buffer_size)
         slots = load(s.memory)
-        filled = slots["index"] >= 0
-        generator = generator_for(env.device, env.seed, "buffer", task.index)
-        tasks = torch.full_like(task.train, task.index)
-        keep = buffers.balance(
-            env.bins(slots["index"].clamp_min(0), slots["task"]),
-            filled,
-            env.bins(task.train, tasks),
-            generator,
-        )
-        chosen = keep[keep >= len(filled)] - len(filled)  # of the new samples, only these are kept
-        index = task.train[chosen]
-        batch = env.gather(index, task.index, s.t)
-        new = {"index": index, "task": tasks[chosen], **self.keep(s, batch, {}, env)}
-        renumbered = keep.clone()
-        renumbered[keep >= len(filled)] = len(filled) + torch.arange(len(chosen), device=env.device)
-        return s._replace(memory=s.memory | store(buffers.refill(slots, new, renumbered)))
+        keep = buffers.balance(*bins_of(slots, task, env), best)
+        new = arrived(slots, task, keep)
+        batch = env.gather(new["index"], task.index, s.t)
+        new |= self.keep(s, batch, {}, env)
+        return s._replace(memory=s.memory | store(buffers.refill(slots, new, keep)))
+
+
+def check_features(what: str, env: Env) -> None:
+    """Refuse a network that does not show the activations before its output layer."""
+    check(
+        isinstance(env.flat.module, Network),
+        f"{what} needs the features before the output layer, which this strategy's network, "
+        "wrapped as it is, does not show",
+    )
+
+
+def bins_of(slots: Slots, task: Task, env: Env) -> tuple[Tensor, Tensor, Tensor]:
+    """The slots' bins [K], which are filled [K], and the bins of the task's samples [n]."""
+    held = env.bins(slots["index"].clamp_min(0), slots["task"])
+    new = env.bins(task.train, torch.full_like(task.train, task.index))
+    return held, slots["index"] >= 0, new
+
+
+def arrived(slots: Slots, task: Task, keep: Tensor) -> Slots:
+    """Row and task of the task's samples that are among the positions `keep`."""
+    index = task.train[buffers.arrivals(slots, keep)]
+    return {"index": index, "task": torch.full_like(index, task.index)}
 
 
 def load(memory: dict[str, Tensor]) -> Slots:

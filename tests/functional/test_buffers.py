@@ -50,9 +50,10 @@ def balance(
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """`buffers.balance` and `buffers.refill` for a buffer of rows and tasks alone."""
-    keep = buffers.balance(bins, index >= 0, new_bins, generator)
-    old, new = {"index": index, "task": task}, {"index": rows, "task": tasks}
-    slots = buffers.refill(old, new, keep)
+    keep = buffers.balance(bins, index >= 0, new_bins, buffers.shuffled(generator))
+    old = {"index": index, "task": task}
+    chosen = buffers.arrivals(old, keep)
+    slots = buffers.refill(old, {"index": rows[chosen], "task": tasks[chosen]}, keep)
     return slots["index"], slots["task"]
 
 
@@ -259,6 +260,89 @@ def test_after_any_number_of_refills_every_sample_of_a_bin_is_held_equally_often
             generator = torch.Generator().manual_seed(3 * seed + b)
             index, task = balance(index, task, old, rows, bins, bins, generator)
         held.view(-1)[index[index >= 0]] += 1
+    assert held.sum(1).tolist() == [4 * trials] * 3
+    p = 4 / size
+    statistics = ((held - trials * p) ** 2).sum(1) / (trials * p * (1 - p)) * (size - 1) / size
+    assert bool((torch.from_numpy(chi2.sf(statistics.numpy(), size - 1)) > RARE).all())
+
+
+def greedy_by_hand(
+    capacity: int, held: list[tuple[int, int]], arriving: list[tuple[int, int]], draws: list
+) -> list[tuple[int, int]]:
+    """GDumb's sampler with one list of (sample, bin) and nothing else kept; `draws` in [0, 1)^2."""
+    memory = list(held)
+    for (sample, b), (u, v) in zip(arriving, draws, strict=True):
+        counts = Counter(bin_ for _, bin_ in memory)
+        if b in counts and counts[b] >= capacity / len(counts):
+            continue
+        if len(memory) == capacity:
+            largest = [c for c in counts if counts[c] == max(counts.values())]
+            victims = [item for item in memory if item[1] == largest[int(u * len(largest))]]
+            memory.remove(victims[int(v * len(victims))])
+        memory.append((sample, b))
+    return memory
+
+
+def pass_greedy(slots: buffers.Slots, rows: Tensor, of_row, seed: int) -> buffers.Slots:
+    """The slots after rows have passed the sampler; `of_row` gives their bins."""
+    generator = torch.Generator().manual_seed(seed)
+    old = of_row(slots["index"].clamp_min(0))
+    keep = buffers.greedy(old, slots["index"] >= 0, of_row(rows), generator)
+    chosen = buffers.arrivals(slots, keep)
+    new = {"index": rows[chosen], "task": rows[chosen] + 1000}
+    return buffers.refill(slots, new, keep)
+
+
+@steady
+@given(
+    capacity=st.integers(3, 14),
+    tasks=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=40), min_size=1, max_size=4),
+    shared=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_the_greedy_sampler_item_by_item(
+    capacity: int, tasks: list[list[int]], shared: bool, seed: int
+) -> None:
+    bins = torch.tensor([b + (0 if shared else 3 * t) for t, own in enumerate(tasks) for b in own])
+    index, task = empty(max(capacity, len(bins.unique())))  # a place for each
+    slots, first = {"index": index, "task": task}, 0
+    for own in tasks:
+        rows = first + torch.arange(len(own))
+        first += len(own)
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(rows), generator=generator)
+        draws = torch.rand(len(rows), 2, generator=generator, dtype=torch.float64).tolist()
+        held = [(int(i), int(bins[i])) for i in slots["index"] if i >= 0]
+        arriving = [(int(i), int(bins[i])) for i in rows[order]]
+        expected = greedy_by_hand(len(index), held, arriving, draws)
+        slots = pass_greedy(slots, rows, lambda r: bins[r], seed)
+        kept = slots["index"][slots["index"] >= 0]
+        assert sorted(kept.tolist()) == sorted(i for i, _ in expected)
+        assert torch.equal(slots["task"][: len(kept)], kept + 1000)
+
+
+@pytest.mark.parametrize("capacity", [12, 25, 31])
+def test_the_greedy_sampler_fills_the_buffer_and_balances_it_within_one(capacity: int) -> None:
+    index, task = empty(capacity)
+    slots = {"index": index, "task": task}
+    for seed, (before, bins) in enumerate([(0, 2), (2, 4), (4, 7), (7, 10)]):
+        rows = torch.arange(100 * before, 100 * bins)  # 100 samples of each new bin
+        slots = pass_greedy(slots, rows, lambda r: r // 100, seed)
+        counts = Counter((slots["index"] // 100).tolist())
+        assert -1 not in counts and len(counts) == bins
+        assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_the_greedy_sampler_holds_every_sample_of_a_bin_equally_often() -> None:
+    capacity, size, trials = 12, 9, 1500
+    held = torch.zeros(3, size)
+    for seed in range(trials):
+        index, task = empty(capacity)
+        slots = {"index": index, "task": task}
+        for b in range(3):
+            rows = size * b + torch.arange(size)
+            slots = pass_greedy(slots, rows, lambda r: r // size, 3 * seed + b)
+        held.view(-1)[slots["index"][slots["index"] >= 0]] += 1
     assert held.sum(1).tolist() == [4 * trials] * 3
     p = 4 / size
     statistics = ((held - trials * p) ** 2).sum(1) / (trials * p * (1 - p)) * (size - 1) / size

@@ -22,26 +22,50 @@ TOY = (
     "training.epochs=2",
 )
 VARIANTS = {
+    "cls_er": ("scenario=task strategy.stable_rate=0.5",),
+    "er_ewc": ("strategy.policy=class_balanced",),
+    "expandable_head": ("strategy.new_units=imprinted",),
+    "rwalk": ("strategy.interval=2",),
     "agem": ("strategy.policy=ring", "strategy.policy=class_balanced"),
+    "den": ("strategy.tau=100 strategy.phase_epochs=1",),
     "gem": ("scenario=task strategy.margin=0",),
     "gpm": ("scenario=task strategy.threshold=[1.0]",),
     "ogd": ("scenario=task", "strategy.logits=all strategy.directions=50"),
     "ewc": ("strategy.mode=online", "strategy.penalty=proximal", "strategy.fisher_labels=sampled"),
-    "der": ("strategy.policy=class_balanced", "strategy.policy=ring"),
+    "der": (
+        "strategy.policy=class_balanced",
+        "strategy.policy=ring",
+        "strategy.policy=herding",
+    ),
     "lwf": ("scenario=task", "strategy.warm_up=5 strategy.weight=growing"),
     "imm": ("strategy.merge=mean scenario=task",),
     "si": ("strategy.gradient=total",),
+    "generative_replay": (
+        "strategy.generator=gan strategy.critic_steps=2 strategy.hidden_sizes=[50]",
+        "strategy.labels=distillation scenario=task strategy.replay_batch_size=9",
+    ),
+    "hat": ("model.hidden_sizes=[24,12] training.iterations=7",),
+    "packnet": ("strategy.retrain_epochs=0",),
+    "pnn": ("strategy.adapter_size=5 model.hidden_sizes=[24,12]",),
+    "soft_sharing": ("strategy.penalty=proximal",),
+    "mir": ("scenario=task strategy.policy=ring",),
+    "latent_replay": ("scenario=task strategy.policy=class_balanced",),
     "er": (
         "strategy.policy=ring",
         "strategy.policy=class_balanced strategy.weighting=task_share",
+        "strategy.policy=herding",
     ),
 }
+
+
+COSTLY = {"gdumb": ("strategy.epochs=2",)}  # what keeps a toy run short
 
 
 def somewhere(name: str) -> tuple[str, ...]:
     """Where to run a strategy that does not support the toy benchmark's own scenario."""
     supported = strategies.find(name).scenarios
-    return () if "domain" in supported else (f"scenario={supported[0]}",)
+    scenario = () if "domain" in supported else (f"scenario={supported[0]}",)
+    return (*scenario, *COSTLY.get(name, ()))
 
 
 CASES = [
@@ -202,6 +226,7 @@ def test_members_stacked_by_vmap_equal_members_alone(prepared, case):
 
 
 FIRST_TASK_IS_NAIVE = [
+    ("strategy=rwalk",),
     ("strategy=ewc",),
     ("strategy=ewc", "strategy.penalty=proximal"),
     ("strategy=l2",),
@@ -210,6 +235,7 @@ FIRST_TASK_IS_NAIVE = [
     ("strategy=gem",),
     ("strategy=ogd",),
     ("strategy=gpm",),
+    ("strategy=latent_replay",),
 ]
 
 
@@ -241,9 +267,27 @@ CLAIMS = [
         ("benchmark=split_digits",),
         0.3,
     ),
+    (
+        ("strategy=er", "strategy.buffer_size=100", "strategy.policy=herding"),
+        ("benchmark=split_digits",),
+        0.3,
+    ),
+    (("strategy=icarl", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),
+    (
+        ("strategy=gdumb", "strategy.buffer_size=100", "strategy.epochs=40"),
+        ("benchmark=split_digits",),
+        0.3,
+    ),
     (("strategy=der", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),
     (("strategy=derpp", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),
     (("strategy=er_ace", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),
+    (("strategy=mir", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),
+    (
+        ("strategy=mer", "strategy.buffer_size=100"),
+        ("benchmark=split_digits", "training.epochs=1"),
+        0.3,
+    ),
+    (("strategy=latent_replay", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.2),
     (("strategy=si", "strategy.lambda=1"), ("benchmark=permuted_digits",), 0.05),
     (("strategy=mas", "strategy.lambda=0.1"), ("benchmark=permuted_digits",), 0.05),
     (
@@ -258,7 +302,60 @@ CLAIMS = [
     (("strategy=gem", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),
     (("strategy=ogd",), ("benchmark=permuted_digits",), 0.08),
     (("strategy=gpm",), ("benchmark=permuted_digits",), 0.1),
+    (("strategy=rwalk",), ("benchmark=permuted_digits",), 0.05),
+    (("strategy=er_ewc", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),
+    (
+        ("strategy=cls_er", "strategy.buffer_size=100", "strategy.replay_batch_size=16"),
+        ("benchmark=split_digits",),
+        0.3,
+    ),
+    (
+        ("strategy=generative_replay", "strategy.hidden_sizes=[100]", "strategy.latent_size=20"),
+        ("benchmark=split_digits",),
+        0.3,
+    ),
+    (
+        (
+            "strategy=generative_replay",
+            "strategy.generator=gan",
+            "strategy.critic_steps=1",
+            "strategy.hidden_sizes=[50]",
+            "strategy.latent_size=10",
+            "strategy.generator_lr=3e-3",
+            "training.batch_size=32",
+        ),
+        ("benchmark=split_digits",),
+        0.2,
+    ),
+    (
+        ("strategy=den",),
+        ("benchmark=split_digits", "scenario=task", "benchmark.num_tasks=5", "optimizer.lr=0.3"),
+        0.01,
+    ),
     (("strategy=cumulative",), ("benchmark=split_digits",), 0.5),
+    (("strategy=pnn",), ("benchmark=rotated_digits", "scenario=task", "optimizer=adam"), 0.03),
+    (
+        ("strategy=soft_sharing",),
+        ("benchmark=rotated_digits", "scenario=task", "optimizer=adam"),
+        0.04,
+    ),
+    *(
+        (
+            (f"strategy={name}",),
+            (
+                "benchmark=permuted_digits",
+                "scenario=task",
+                "benchmark.num_tasks=4",
+                "model.hidden_sizes=[128,128]",
+                "optimizer=adam",
+                "optimizer.lr=0.01",
+                "training.batch_size=32",
+                "training.epochs=8",
+            ),
+            margin,
+        )
+        for name, margin in (("xdg", 0.05), ("hat", 0.05), ("packnet", 0.08))
+    ),
     (("strategy=joint",), ("benchmark=split_digits",), 0.5),
 ]
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from cl_runner.engine import initial_state, train_task
 from cl_runner.errors import UserError
 from cl_runner.fit import Source
+from cl_runner.strategies.er import ER
 
 TOY = (
     "strategy=er",
@@ -19,6 +20,18 @@ TOY = (
     "training.batch_size=16",
     "training.epochs=1",
 )
+
+
+class Wrapped(torch.nn.Module):
+    """A network that shows nothing but its logits."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.network(x, task)
+        return logits
 
 
 def run(prepared, *overrides: str, tasks: int = 5):
@@ -70,6 +83,75 @@ def test_in_domain_incremental_learning_the_ring_keeps_every_task(prepared):
     assert [tasks.count(t) for t in range(5)] == [20] * 5
 
 
+def best_of_a_class(env, s, task, label: int, k: int) -> list[int]:
+    """Rows of the k exemplars of a class by algorithm 4 of iCaRL as it is written."""
+    rows = [int(i) for i in env.stream[task].train if int(env.stream.y[i]) == label]
+    x = env.gather(torch.tensor(rows), task, s.t).x.flatten(1)
+    for layer in env.flat.module.layers[:-1]:
+        x = F.relu(layer(x))
+    features = (x / x.norm(dim=1, keepdim=True)).detach().double()
+    chosen: list[int] = []
+    for _ in range(k):
+        distance = {
+            i: float((features.mean(0) - features[[*chosen, i]].mean(0)).norm())
+            for i in range(len(rows))
+            if i not in chosen
+        }
+        chosen.append(min(distance, key=distance.__getitem__))
+    return [rows[i] for i in chosen]
+
+
+@pytest.mark.parametrize("strategy", ["er", "er_ace", "der", "derpp", "agem", "icarl"])
+def test_herding_holds_the_best_of_new_classes_and_keeps_the_best_of_old_ones(prepared, strategy):
+    own = [] if strategy == "icarl" else ["strategy.policy=herding"]
+    small = [override for override in TOY if "replay" not in override or strategy != "icarl"]
+    _, strategy, env = prepared(*small[1:], f"strategy={strategy}", *own)
+    s = initial_state(strategy, env)
+    ranked: dict[int, list[int]] = {}
+    for task in env.stream[:3]:
+        s = train_task(strategy, s, task, env)
+        share = 60 // (2 * task.index + 2)
+        for label in task.classes:
+            ranked[label] = best_of_a_class(env, s, task.index, label, share)
+        classes = [int(env.stream.y[row]) for row, _ in held(s)]
+        for label in range(2 * task.index + 2):
+            mine = [row for (row, _), c in zip(held(s), classes, strict=True) if c == label]
+            assert mine == ranked[label][:share]
+
+
+def test_what_is_kept_of_a_sample_moves_with_it(prepared):
+    """DER's logits belong to the sample, at the end of the sample's own task."""
+    _, strategy, env = prepared(*TOY[1:], "strategy=der", "strategy.policy=herding")
+    s = initial_state(strategy, env)
+    answers: dict[int, torch.Tensor] = {}
+    for task in env.stream[:3]:
+        s = train_task(strategy, s, task, env)
+        x = env.gather(task.train, task.index, s.t).x
+        logits = env.net(s.theta, x, torch.full_like(task.train, task.index)).detach()
+        answers |= {int(i): z for i, z in zip(task.train, logits, strict=True)}
+    for (row, _), stored in zip(held(s), s.memory["buffer_logits"], strict=True):
+        torch.testing.assert_close(stored, answers[row], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["class_balanced", "herding"])
+def test_in_domain_incremental_learning_every_task_has_its_share(prepared, policy):
+    _, _, env, s = run(
+        prepared,
+        "benchmark=permuted_digits",
+        f"strategy.policy={policy}",
+        "strategy.buffer_size=100",
+    )
+    bins = [(task, int(env.stream.y[row])) for row, task in held(s)]
+    assert [bins.count((t, c)) for t in range(5) for c in range(10)] == [2] * 50
+
+
+def test_herding_needs_a_network_that_shows_its_features(prepared, monkeypatch):
+    monkeypatch.setattr(ER, "wrap", lambda *arguments: Wrapped(arguments[1]()))
+    prepared(*TOY)
+    with pytest.raises(UserError, match="policy=herding needs the features before the output"):
+        prepared(*TOY, "strategy.policy=herding")
+
+
 def next_batch(prepared, *overrides: str, task: int = 2):
     _, strategy, env, s = run(prepared, *overrides, tasks=task)
     s = s._replace(t=torch.full_like(s.t, task))
@@ -116,6 +198,7 @@ def test_an_empty_buffer_changes_nothing(prepared):
     [
         (("strategy.buffer_size=0",), "strategy.buffer_size must lie between 1 and 1000000, got 0"),
         (("strategy.buffer_size=9", "strategy.policy=ring"), "one place for each of 10 classes"),
+        (("strategy.buffer_size=9", "strategy.policy=herding"), "one place for each of 10 classes"),
         (("strategy.replay_batch_size=0",), "strategy.replay_batch_size"),
         (("strategy.policy=fifo",), "strategy.policy must be one of reservoir"),
     ],

@@ -1,0 +1,60 @@
+"""Experience replay with the penalty of EWC: an example of how two strategies combine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from cl_runner.core import Batch, Task, TrainState
+from cl_runner.env import Env
+from cl_runner.errors import check, one_of
+from cl_runner.functional.importance import LABEL_RULES, fisher_diagonal, merge_quadratics
+from cl_runner.functional.losses import quadratic
+from cl_runner.strategies.base import Aux
+from cl_runner.strategies.er import ER
+
+
+@dataclass(frozen=True, kw_only=True)
+class EREWC(ER):
+    """ER's loss + lambda / 2 sum_p F_p (theta_p - theta*_p)^2: replay and EWC at once.
+
+    No paper's method, but an example to write your own combination after: one strategy is the base
+    class, the other comes in through the functions that it is made of. Here ER draws, joins and
+    remembers; what EWC adds is two vectors of memory, a term of the loss and a Fisher at the end of
+    a task. The penalties of the tasks are merged into one, as strategy=ewc does in its mode
+    `separate`; the Fisher is that of the task's own samples, not of the buffer's. The keys mean
+    what they mean for strategy=er and strategy=ewc.
+    """
+
+    lambda_: float = 3.0
+    fisher_labels: str = "exact"
+    fisher_samples: int | None = 5000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.lambda_ >= 0, f"strategy.lambda must be at least 0, got {self.lambda_}")
+        one_of("strategy.fisher_labels", self.fisher_labels, LABEL_RULES)
+        check(
+            self.fisher_samples is None or self.fisher_samples >= 1,
+            f"strategy.fisher_samples must be at least 1, got {self.fisher_samples}",
+        )
+
+    def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
+        anchor = theta.detach().clone()
+        return super().init(theta, env) | {
+            "fisher": anchor.new_zeros(len(anchor)),
+            "anchor": anchor,
+        }
+
+    def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
+        loss, aux = super().loss(theta, s, batch, env)  # batch: the incoming and the replayed
+        penalty = quadratic(theta, s.memory["anchor"], s.memory["fisher"])
+        return loss + self.lambda_ * penalty, aux
+
+    def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
+        s = super().end_task(s, task, env)
+        old, theta = s.memory["fisher"], s.theta.detach().clone()
+        new = fisher_diagonal(s, task, env, labels=self.fisher_labels, samples=self.fisher_samples)
+        anchor = merge_quadratics(s.memory["anchor"], old, theta, new)
+        return s._replace(memory=s.memory | {"fisher": old + new, "anchor": anchor})

@@ -1,0 +1,116 @@
+"""Incremental classifier and representation learning: iCaRL."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cl_runner.core import Batch, Stream, Task, TrainState
+from cl_runner.env import Env
+from cl_runner.errors import check
+from cl_runner.functional import buffers
+from cl_runner.functional.exemplars import class_means, features_of, herded, nearest_mean, unit
+from cl_runner.functional.losses import weighted_mean
+from cl_runner.nn.networks import activation_shapes
+from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.strategies.er import LARGEST, arrived, bins_of, check_features, load, store
+
+
+@dataclass(frozen=True, kw_only=True)
+class ICaRL(Strategy):
+    """Classifies by the nearest mean of exemplars, chosen by herding (Rebuffi et al. 2017).
+
+    arXiv 1611.07725. For class-incremental learning, for which it is defined.
+    - A task trains on its own samples and on all exemplars together, with a sigmoid and a binary
+      cross-entropy for each class (algorithm 3): the target of a class of earlier tasks is the old
+      network's sigmoid, that of any other class the label, 1 or 0.
+    - At the end of a task each of the c classes seen so far has floor(buffer_size / c) exemplars:
+      the new ones by herding (algorithm 4), the old ones the best-ranked that they had (5).
+    - Features, the activations before the output layer, and their class means have length 1; the
+      class is that of the nearest mean (eq. 2), by the features that the network has now.
+    The losses of the classes seen so far are summed, as in the paper, whose network has no other
+    outputs yet, whatever training.active_classes says; the authors' code takes the mean over all
+    classes, those of later tasks as negative, with a learning rate of 2. The mean that herding
+    approaches keeps its length, as in that code; no mirrored images enter the class means. Classes
+    without exemplars, all of them before the first task's end, come last, in the order of the
+    network's outputs. BatchNorm of the old network uses the batch's statistics.
+    """
+
+    scenarios = ("class",)
+
+    buffer_size: int = 500
+
+    def __post_init__(self) -> None:
+        check(
+            1 <= self.buffer_size <= LARGEST,
+            f"strategy.buffer_size must lie between 1 and {LARGEST}, got {self.buffer_size}",
+        )
+
+    def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
+        check(
+            self.buffer_size >= env.num_classes,
+            f"strategy.buffer_size={self.buffer_size} is too small for strategy={self.name}, which "
+            f"needs at least one exemplar for each of {env.num_classes} classes",
+        )
+        check(
+            env.training.active_classes != "current",
+            f"training.active_classes=current does not go with strategy={self.name}, which trains "
+            "the outputs of all classes seen so far on every sample",
+        )
+        check_features(f"strategy={self.name}", env)
+        shapes = activation_shapes(env.flat.module, env.input_shape)
+        size = math.prod((env.input_shape, *shapes)[-2])
+        empty = torch.full((self.buffer_size,), -1, device=env.device)
+        return store({"index": empty, "task": torch.zeros_like(empty)}) | {
+            "means": torch.zeros(env.num_classes, size, device=env.device),
+            "old": theta.detach().clone(),
+        }
+
+    def begin_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
+        return s._replace(memory=s.memory | {"old": s.theta.detach().clone()})
+
+    def training_set(
+        self, s: TrainState, stream: Stream, t: int, env: Env
+    ) -> tuple[Tensor, int | Tensor]:
+        new = stream[t].train
+        index, task = exemplars(s)
+        return torch.cat([new, index]), torch.cat([torch.full_like(new, t), task])
+
+    def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
+        logits = env.net(theta, batch.x, batch.task)
+        answers = env.net(s.memory["old"], batch.x, batch.task).detach().sigmoid()
+        order = torch.arange(env.num_tasks, device=s.t.device)[:, None]
+        old = (env.own_classes & (order < s.t)).any(0)  # [K]
+        seen = (env.own_classes & (order <= s.t)).any(0)
+        label = batch.y[:, None] == torch.arange(env.num_classes, device=batch.y.device)
+        target = torch.where(old, answers, label.to(answers.dtype))
+        losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * seen
+        return weighted_mean(losses.sum(1), batch.weight), {"logits": logits}
+
+    def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
+        slots = load(s.memory)
+        keep = buffers.balance(*bins_of(slots, task, env), herded(s, task, env, self.buffer_size))
+        slots = buffers.refill(slots, arrived(slots, task, keep), keep)
+        s = s._replace(memory=s.memory | store(slots))
+        index, tasks = exemplars(s)
+        y = env.stream.labels(index, tasks)
+        means = class_means(features_of(s, index, tasks, env), y, env.num_classes)
+        return s._replace(memory=s.memory | {"means": means})
+
+    def predict(self, s: TrainState, x: Tensor, task: int, env: Env) -> Tensor:
+        tasks, means = torch.full((len(x),), task, device=x.device), s.memory["means"]
+        features = env.net(s.theta, x, tasks, last=-1)
+        outputs = env.net(s.theta, features, tasks, first=-1)
+        last = F.logsigmoid(outputs) - 4  # no squared distance of unit vectors exceeds 4
+        return torch.where(means.any(1), nearest_mean(unit(features), means), last)
+
+
+def exemplars(s: TrainState) -> tuple[Tensor, Tensor]:
+    """Rows [m] and tasks [m] of the samples held."""
+    slots = load(s.memory)
+    held = slots["index"] >= 0
+    return slots["index"][held], slots["task"][held]

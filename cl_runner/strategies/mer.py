@@ -1,0 +1,114 @@
+"""Meta-experience replay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cl_runner.config import SGD
+from cl_runner.core import Batch, TrainState
+from cl_runner.env import Env
+from cl_runner.errors import check
+from cl_runner.strategies.base import Aux
+from cl_runner.strategies.er import ER, load
+
+
+@dataclass(frozen=True, kw_only=True)
+class MER(ER):
+    """Replay in Reptile's meta-updates (Riemer et al. 2019, arXiv 1810.11910, algorithm 1).
+
+    The samples of the incoming batch are taken one after another. For each, s batches (`batches`)
+    are made of k - 1 samples of the buffer (`replay_batch_size`) and the sample itself, and
+    - theta takes one plain SGD step, with the optimizer's lr, on every sample of a batch in turn;
+    - after each batch, theta <- theta_before_batch + beta (theta - theta_before_batch);
+    - after the s batches, theta <- theta_before_sample + gamma (theta - theta_before_sample);
+    - the sample is offered to the reservoir.
+    So a step costs batch_size * s * k gradients of one sample, one after another. They are one
+    graph, unrolled: keep training.batch_size small, which changes nothing in the method (the
+    authors have 1). Only policy `reservoir` and plain SGD are allowed; `weighting` has no meaning.
+
+    As in the authors' code (mattriemer/MER, meralg1), the draws are with replacement, a buffer that
+    holds n < k - 1 samples gives n, and replay_batch_size does not count the current sample. There,
+    it comes first in each batch; here last.
+    """
+
+    replay_batch_size: int = 2
+    batches: int = 1
+    beta: float = 0.3
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self.policy == "reservoir",
+            f"strategy.policy must be reservoir for strategy={self.name}, got {self.policy}",
+        )
+        check(
+            self.weighting == "concatenation",
+            f"strategy.weighting has no meaning for strategy={self.name}: samples come singly",
+        )
+        check(self.batches >= 1, f"strategy.batches must be at least 1, got {self.batches}")
+        check(0 < self.beta <= 1, f"strategy.beta must lie in (0, 1], got {self.beta}")
+        check(0 < self.gamma <= 1, f"strategy.gamma must lie in (0, 1], got {self.gamma}")
+
+    def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
+        drawn = (batch_size, self.batches * self.replayed)
+        return {"draw": drawn, "replay_augment": (*drawn, 3), "reservoir": (batch_size,)}
+
+    def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
+        optimizer = env.optimizer
+        check(
+            isinstance(optimizer, SGD) and optimizer.momentum == optimizer.weight_decay == 0,
+            f"strategy={self.name} takes plain SGD steps: it needs optimizer=sgd with "
+            "optimizer.momentum=0 and optimizer.weight_decay=0",
+        )
+        check(
+            not env.flat.buffers,
+            f"strategy={self.name} needs a model without BatchNorm, since it trains on one sample "
+            "at a time",
+        )
+        return super().init(theta, env)
+
+    def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
+        losses = []
+        for i in range(len(batch.y)):
+            sample = rows(batch, i, i + 1)
+            sample = sample._replace(noise={k: v[i : i + 1] for k, v in batch.noise.items()})
+            theta, loss = self.learn(s, sample, env)
+            s = self.remember(s._replace(theta=theta), sample, {}, env)
+            losses.append(loss)
+        return s, {"loss": torch.stack(losses).mean()}
+
+    def learn(self, s: TrainState, sample: Batch, env: Env) -> tuple[Tensor, Tensor]:
+        """Theta after all steps for one sample, and its loss before the last one of them."""
+        gradient, lr, drawn = env.grad_and_value(self.loss), s.opt["lr"], self.replayed
+        replay = self.replay(s, sample, env)
+        theta = before_sample = s.theta.detach()
+        loss = torch.zeros_like(lr)
+        for i in range(self.batches):
+            before_batch = theta
+            old = [rows(replay, j, j + 1) for j in range(i * drawn, (i + 1) * drawn)]
+            for one in (*old, sample):
+                grad, (loss, _) = gradient(theta, s, one, env)  # 0 where there is no sample
+                theta = theta - lr * grad
+            theta = torch.lerp(before_batch, theta, self.beta)
+        return torch.lerp(before_sample, theta, self.gamma), loss
+
+    def replay(self, s: TrainState, batch: Batch, env: Env, which: str = "") -> Batch:
+        """The samples of all batches for one incoming sample, [batches * replayed]."""
+        slots = load(s.memory)
+        held = s.memory["seen"].sum().clamp_max(self.buffer_size)  # a reservoir fills from slot 0
+        uniform = batch.noise["draw" + which].flatten()
+        slot = (uniform.double() * held).long()
+        filled = torch.arange(self.replayed, device=held.device).repeat(self.batches) < held
+        index = torch.where(filled, slots["index"][slot], batch.index)
+        task = torch.where(filled, slots["task"][slot], batch.task)
+        augment = batch.noise["replay_augment" + which].flatten(0, 1)
+        return env.gather(index, task, s.t, weight=filled.float(), augment=augment)
+
+
+def rows(batch: Batch, first: int, last: int) -> Batch:
+    """The samples first .. last - 1 of a batch."""
+    return Batch._make(v[first:last] if isinstance(v, Tensor) else v for v in batch)

@@ -1,0 +1,109 @@
+"""Riemannian walk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cl_runner.core import Batch, Task, TrainState
+from cl_runner.env import Env
+from cl_runner.errors import check
+from cl_runner.strategies.base import Aux, Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class RWalk(Strategy):
+    """Loss + lambda sum_p (F_p + s_p) (theta_p - theta*_p)^2 (Chaudhry et al. 2018, 1801.10112).
+
+    There is no 1/2. Every `interval` steps, with g the gradient of the loss without the penalty:
+    - s_p grows by max(0, -sum g_p (change of theta_p)) / (1/2 F_p Delta_p^2 + damping): what p
+      contributed to the decrease of the loss along the interval's path, per distance between the
+      models; Delta_p is p's change over the interval, F the Fisher information when it began.
+    - F <- alpha (mean over the interval of g^2) + (1 - alpha) F, which is EWC++. As in the authors'
+      code (github.com/facebookresearch/agem) g is that of the batch's mean loss on the data's
+      labels; the scale this gives F falls away, because the penalty has both terms in [0, 1]:
+      (v - min) / (max - min) over all parameters.
+    At the end of a task its score is averaged with that of the tasks before, 1/2 each. With plain
+    SGD the step on the penalty diverges once lr * lambda * max(F + s) > 1.
+    Where we differ from that code: it has F_p Delta_p^2 without the paper's 1/2, drops an interval
+    that a task's end cuts short (here it counts in proportion), and adds the averaged score to the
+    old one instead of replacing it. The paper also trains on a few exemplars of old classes, this
+    does not: expect little of it in class-incremental learning.
+    """
+
+    lambda_: float = 1.0
+    alpha: float = 0.9
+    interval: int = 10
+    damping: float = 0.001
+
+    def __post_init__(self) -> None:
+        check(self.lambda_ >= 0, f"strategy.lambda must be at least 0, got {self.lambda_}")
+        check(0 < self.alpha <= 1, f"strategy.alpha must lie in (0, 1], got {self.alpha}")
+        check(self.interval >= 1, f"strategy.interval must be at least 1 step, got {self.interval}")
+        check(self.damping > 0, f"strategy.damping must be positive, got {self.damping}")
+
+    def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
+        start = theta.detach().clone()
+        zero = torch.zeros_like(start)
+        return {
+            "anchor": start.clone(),  # theta*
+            "importance": zero,  # F + s of the penalty, both in [0, 1]
+            "fisher": zero.clone(),
+            "score": zero.clone(),  # of this task so far
+            "old_score": zero.clone(),  # of the tasks before
+            "steps": torch.zeros((), dtype=torch.int64, device=env.device),  # of this interval
+            "start": start,  # theta when the interval began
+            "path": zero.clone(),  # -sum g (change of theta) in it
+            "squares": zero.clone(),  # sum g^2 in it
+        }
+
+    def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
+        memory, before = s.memory, s.theta.detach()
+        g, (loss, aux) = env.grad_and_value(self.loss)(s.theta, s, batch, env)
+        moved = before - memory["anchor"]
+        pull = self.lambda_ * memory["importance"] * moved
+        s = env.update(s, torch.add(g, pull, alpha=2))
+        memory = memory | {
+            "path": torch.addcmul(memory["path"], g, s.theta - before, value=-1),
+            "squares": torch.addcmul(memory["squares"], g, g),
+            "steps": memory["steps"] + 1,
+        }
+        memory |= self.close(memory, s.theta, memory["steps"] == self.interval)
+        return s._replace(memory=memory), {**aux, "loss": loss + pull @ moved}
+
+    def close(self, memory: dict[str, Tensor], theta: Tensor, over: Tensor) -> dict[str, Tensor]:
+        """The memory if the interval is over (0-d bool) at theta [P], maybe early; or as it was."""
+        F, start, steps = memory["fisher"], memory["start"], memory["steps"]
+        gained = memory["path"].clamp_min(0) * over
+        distance = 0.5 * F * (theta - start).square()
+        mean = memory["squares"] / steps.clamp_min(1)
+        return {
+            "score": memory["score"] + gained / (distance + self.damping),
+            "fisher": torch.lerp(F, mean, self.alpha * steps / self.interval * over),
+            "start": torch.lerp(start, theta, over.float()),  # exactly the one or the other
+            "path": memory["path"] * ~over,
+            "squares": memory["squares"] * ~over,
+            "steps": steps * ~over,
+        }
+
+    def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
+        theta = s.theta.detach().clone()
+        memory = s.memory | self.close(s.memory, theta, torch.ones_like(s.t, dtype=torch.bool))
+        score = memory["score"]
+        if task.index:
+            score = (memory["old_score"] + score) / 2
+        memory |= {
+            "anchor": theta,
+            "importance": to_unit_range(memory["fisher"]) + to_unit_range(score),
+            "score": torch.zeros_like(score),
+            "old_score": score,
+        }
+        return s._replace(memory=memory)
+
+
+def to_unit_range(v: Tensor) -> Tensor:
+    """(v - min) / (max - min); 0 where all are equal."""
+    low, high = v.aminmax()
+    return (v - low) / (high - low).clamp_min(torch.finfo(v.dtype).tiny)

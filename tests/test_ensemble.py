@@ -1,0 +1,68 @@
+"""Members trained as one stacked state equal the same runs alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cl_runner import ensemble, strategies
+from cl_runner.engine import evaluate, initial_state, train_task
+from cl_runner.ensemble import Member, StackedStep, obstacle
+
+TOY = (
+    "benchmark.num_tasks=2",
+    "benchmark.train_samples=120",
+    "model.hidden_sizes=[24]",
+    "training.batch_size=16",
+    "training.epochs=2",
+    "precision=float32",
+)
+STACKED = [name for name in strategies.available() if strategies.find(name).one_graph]
+SHORT = {"gdumb": ("strategy.epochs=2",), "mer": ("training.batch_size=2", "training.epochs=1")}
+
+
+def case_of(name: str) -> tuple[str, ...]:
+    supported = strategies.find(name).scenarios
+    scenario = "domain" if "domain" in supported else supported[0]
+    return (f"strategy={name}", f"scenario={scenario}", *SHORT.get(name, ()))
+
+
+def alone(prepared, *overrides: str):
+    _, strategy, env = prepared(*TOY, *overrides)
+    s = initial_state(strategy, env)
+    for task in env.stream:
+        s = train_task(strategy, s, task, env)
+    return s.theta.detach().clone(), evaluate(strategy, s, env), env.meter
+
+
+def together(prepared, *members: tuple[str, ...]):
+    runs = [Member(*prepared(*TOY, *overrides)[1:]) for overrides in members]
+    assert obstacle(runs) is None
+    states = [initial_state(m.strategy, m.env) for m in runs]
+    step = StackedStep(runs)
+    for t in range(runs[0].env.num_tasks):
+        states = ensemble.train_task(runs, states, t, step)
+    return [
+        (s.theta.detach().clone(), evaluate(m.strategy, m.env.commit(s), m.env), m.env.meter)
+        for m, s in zip(runs, states, strict=True)
+    ]
+
+
+def assert_equal_runs(prepared, *members: tuple[str, ...], tolerance: float = 1e-4) -> None:
+    for overrides, (theta, rows, meter) in zip(members, together(prepared, *members), strict=True):
+        expected, expected_rows, counted = alone(prepared, *overrides)
+        torch.testing.assert_close(theta, expected, rtol=tolerance, atol=tolerance)
+        for key, row in rows.items():
+            assert row == pytest.approx(expected_rows[key], abs=0.01)
+        assert (meter.steps, meter.samples) == (counted.steps, counted.samples)
+
+
+@pytest.mark.parametrize("name", STACKED)
+def test_a_member_equals_the_run_alone(prepared, name):
+    """Seeds differ, and with them initial weights, orders, noise and permutations."""
+    case = case_of(name)
+    if name == "xdg":
+        runs = [Member(*prepared(*TOY, *case)[1:])]
+        assert obstacle(runs) == "strategy=xdg draws fixed parts of the network from the seed"
+        return
+    assert_equal_runs(prepared, (*case, "seed=0"), (*case, "seed=1"))
