@@ -57,6 +57,7 @@ GRIDS: dict[str, str | dict[str, str]] = {
     "ewc": "strategy.lambda=1,10,100,1000,10000",
     "si": "strategy.lambda=0.1,1,10,100 strategy.damping=0.001,0.1",
     "mas": "strategy.lambda=0.01,0.1,1,10,100",
+    "rwalk": "strategy.lambda=0.1,0.3,1,3,10",
     "lwf": "strategy.lambda=0.3,1,3 strategy.weight=fixed,growing",
     "er": f"{BUFFER} {POLICIES} strategy.weighting=concatenation,task_share",
     "er_ace": f"{BUFFER} {POLICIES}",
@@ -65,6 +66,8 @@ GRIDS: dict[str, str | dict[str, str]] = {
     "mir": f"{BUFFER} strategy.replay_batch_size=128 strategy.candidates=250,500",
     "mer": MER,
     "er_ewc": f"{BUFFER} strategy.lambda=1,10,100",
+    "cls_er": f"{BUFFER} strategy.lambda=0.1,0.5,2 strategy.replay_batch_size=32,128",
+    "expandable_head": "strategy.new_units=initial,zero,mean,imprinted",
     "latent_replay": {
         "split-mnist-task": f"{BUFFER} strategy.layer=1,2 strategy.lower_lr_factor=0,0.01",
         "split-mnist-class": f"{BUFFER} strategy.layer=1,2 strategy.lower_lr_factor=0,0.01",
@@ -74,6 +77,10 @@ GRIDS: dict[str, str | dict[str, str]] = {
     "gdumb": f"{BUFFER} strategy.epochs=32,128 optimizer.lr=0.0003,0.001",
     "agem": f"{BUFFER} {PLAIN} strategy.policy=reservoir,ring",
     "gem": f"{BUFFER} {PLAIN} strategy.margin=0,0.5",
+    "den": {
+        "split-mnist-task": "strategy.mu=0.001,0.01 strategy.gamma=0.1,1 strategy.lambda=0.05,0.5",
+        "permuted-mnist": "strategy.mu=0.001 strategy.gamma=0.1 strategy.lambda=0.005,0.05,0.5",
+    },
     "ogd": f"{PLAIN} strategy.directions=100",
     "gpm": f"{PLAIN} strategy.threshold=[0.9],[0.95],[0.99]",
     "imm": f"strategy.merge=mean,mode {RATE}",
