@@ -54,9 +54,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_grid(path: Path, images: Tensor) -> None:
-    """Images [n, C, H, W] in [0, 1], C 1 or 3, as one PNG: eight a row, a pixel between them."""
+    """Images [n, C, H, W] in [0, 1] as one PNG (of other than 1 or 3 channels, the first): eight a row, a pixel between them."""
     from PIL import Image
 
+    if images.shape[1] not in (1, 3):
+        images = images[:, :1]  # no picture has so many channels: show the first
     n, C, H, W = images.shape
     columns = min(n, 8)
     rows = -(-n // columns)

@@ -75,6 +75,11 @@ GRIDS: dict[str, str | dict[str, str]] = {
     },
     "icarl": f"{BUFFER} {RATE}",
     "gdumb": f"{BUFFER} strategy.epochs=32,128 optimizer.lr=0.0003,0.001",
+    "generative_replay": {
+        "split-mnist-task": "strategy.labels=hard,distillation strategy.generator_lr=0.001,0.002",
+        "split-mnist-class": "strategy.labels=hard,distillation strategy.generator_lr=0.001,0.002",
+        "permuted-mnist": "strategy.labels=hard,distillation strategy.generator_lr=0.001",
+    },
     "agem": f"{BUFFER} {PLAIN} strategy.policy=reservoir,ring",
     "gem": f"{BUFFER} {PLAIN} strategy.margin=0,0.5",
     "den": {

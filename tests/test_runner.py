@@ -113,7 +113,7 @@ def test_the_logits_in_a_buffer_are_counted(configure, tmp_path):
     run(configure(*TOY, "strategy=der", "strategy.buffer_size=50"), tmp_path)
     row = summary(tmp_path)
     seen = 8 * 10  # how many of each class came by
-    assert (row["buffer_bytes"], row["memory_bytes"]) == (str(50 * 64), str(50 * 10 * 4 + seen))
+    assert (row["buffer_bytes"], row["memory_bytes"]) == (str(50 * (64 + 10 * 4)), str(seen))
 
 
 def test_divergence_keeps_what_was_measured(configure, tmp_path):
