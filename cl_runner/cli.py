@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -23,7 +23,7 @@ import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from hydra.types import RunMode
+from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -31,6 +31,7 @@ from cl_runner import __version__, sweep
 from cl_runner.config import validate
 from cl_runner.errors import Diverged, UserError, check
 from cl_runner.naming import plain
+from hydra_plugins import cl_runner_launcher as launcher
 
 TRACEBACK = "CL_RUNNER_TRACEBACK"  # set to 1: show the traceback of every error
 
@@ -60,19 +61,101 @@ def app(cfg: DictConfig) -> float | None:
         check(not there, message)
         config = validate(cfg)
         check_strategy_keys(config.strategy)
+        if config.seeds is not None:
+            return run_seeds(cfg, out, overrides)
         from cl_runner.runner import run  # torch, not before the configuration is valid
 
         return run(config, out, overrides)
     except Exception as caught:  # noqa: BLE001 - a bug in one job must not end a sweep
-        error = caught if isinstance(caught, UserError | Diverged) else bug(caught, out)
+        error = known(caught, out)
         if not in_sweep:
             raise SystemExit(1) from error
-        log.error("%s", error)
-        sweep.record(out, error)
-        tell(error)
-        if not job.sweeper._target_.endswith(".BasicSweeper"):
-            raise error from None
-        return math.nan
+        return failed(error, out)
+
+
+def known(error: Exception, out: Path) -> Exception:
+    """The error itself if its message says all; else a Bug, with the traceback in the folder."""
+    return error if isinstance(error, UserError | Diverged | Bug) else bug(error, out)
+
+
+def failed(error: Exception, out: Path) -> float:
+    """Conclude a failed job of a sweep (see `app`)."""
+    log.error("%s", error)
+    sweep.record(out, error)
+    tell(error)
+    if not HydraConfig.get().sweeper._target_.endswith(".BasicSweeper"):
+        raise error from None
+    return math.nan
+
+
+def run_together(composed: Sequence[DictConfig]) -> list[float | Exception | None]:
+    """The outcomes of a sweep's jobs, trained together where they can be; None: to be run alone."""
+    jobs: dict[int, Any] = {}
+    for i, whole in enumerate(composed):
+        cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+        try:
+            config = validate(cfg)
+            check_strategy_keys(config.strategy)
+        except UserError:
+            continue  # told when the job is run alone
+        if config.seeds is None:
+            from cl_runner.group import Job  # torch, not before a configuration is valid
+
+            overrides = plain(whole.hydra.overrides.task)
+            jobs[i] = Job(config, Path(whole.hydra.runtime.output_dir), overrides)
+    if jobs:
+        from cl_runner.group import run_all
+
+        run_all(list(jobs.values()))
+    return [jobs[i].outcome if i in jobs else None for i in range(len(composed))]
+
+
+def concluded(outcome: float | Exception) -> TaskFunction:
+    """What stands for `app` in a job that was run together with others."""
+
+    def conclude(_: DictConfig) -> float:
+        out = Path(HydraConfig.get().runtime.output_dir)
+        return failed(known(outcome, out), out) if isinstance(outcome, Exception) else outcome
+
+    return conclude
+
+
+def run_seeds(cfg: DictConfig, out: Path, overrides: Sequence[str]) -> float:
+    """`seeds=[...]`: a run for each seed, in a folder each; the mean of their final ACC.
+
+    Raises the first error of those that failed, after the files of all are written.
+    """
+    from cl_runner.group import Job, run_all
+    from cl_runner.results import merge_seeds
+    from cl_runner.runner import run
+
+    jobs = []
+    for seed in validate(cfg).seeds or []:
+        own = cfg.copy()
+        own.seed, own.seeds = seed, None
+        jobs.append(Job(validate(own), out / f"seed={seed}", overrides))
+    run_all(jobs)
+    results, errors = [], []
+    for job in jobs:
+        outcome = job.outcome
+        if outcome is None:
+            try:
+                outcome = run(job.config, job.out, job.overrides)
+            except Exception as error:  # noqa: BLE001 - one seed must not end the others
+                outcome = error
+        if isinstance(outcome, Exception):
+            errors.append(known(outcome, job.out))
+            if job.out.exists():  # not so if the run was refused before its first file
+                sweep.record(job.out, errors[-1])
+        else:
+            results.append(outcome)
+    if results:
+        text = merge_seeds(out, {job.config.seed: job.out for job in jobs})
+        if cfg.verbose:
+            print(f"{text}\n{len(results)} of {len(jobs)} seeds · results in {out}")
+    if errors:
+        raise errors[0]
+    return sum(results) / len(results)
 
 
 def bug(error: Exception, out: Path) -> Bug:
@@ -92,6 +175,7 @@ def main() -> None:
             print(f"cl-run {__version__} (Hydra {hydra.__version__})")
             return
         check_flags()
+        launcher.register()
         app()
     except SystemExit as stop:
         if stop.__cause__ is None:

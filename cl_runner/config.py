@@ -264,6 +264,7 @@ class Config:
     """One run, whole."""
 
     seed: int
+    seeds: list[int] | None
     scenario: str
     device: str
     precision: str
@@ -333,7 +334,7 @@ def validate(cfg: DictConfig) -> Config:
         optimizer=parse(OPTIMIZERS[node["optimizer"]["name"]], node["optimizer"], "optimizer"),
         training=parse(Training, node["training"], "training"),
         strategy=node["strategy"],
-        resolved=node,
+        resolved={k: v for k, v in node.items() if k != "seeds"},  # a run has one seed
     )
 
 
@@ -347,12 +348,18 @@ class _Top:
     precision: str
     threads: int | None
     verbose: bool
+    seeds: list[int] | None = None
 
     def __post_init__(self) -> None:
         one_of("scenario", self.scenario, SCENARIOS)
         one_of("device", self.device, ("auto", "cpu", "cuda"))
         one_of("precision", self.precision, PRECISIONS)
         check(self.seed >= 0, f"seed must be at least 0, got {self.seed}")
+        seeds = self.seeds
+        check(
+            seeds is None or (len(seeds) == len(set(seeds)) > 0 and min(seeds) >= 0),
+            f"seeds must be one or more different numbers of at least 0, got {seeds}",
+        )
         check(
             self.threads is None or 1 <= self.threads <= 1024,
             f"threads must lie between 1 and 1024, got {self.threads}",

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from cl_runner.core import Batch, Stream, TrainState
 from cl_runner.engine import begin_task, end_task
 from cl_runner.env import Env
-from cl_runner.errors import UserError
+from cl_runner.errors import Diverged, UserError
 from cl_runner.fit import Source, check_finite, plan
 from cl_runner.functional import optim
 from cl_runner.strategies.base import Strategy
@@ -72,10 +72,9 @@ def stack(states: Sequence[Any]) -> Any:
     return tree_map(lambda *v: torch.stack([x.detach() for x in v]), *states)
 
 
-def unstack(stacked: TrainState, members: Sequence[Member]) -> list[TrainState]:
-    """The members' states, each theta in its member's live storage."""
-    rows = [tree_map(lambda v, i=i: v[i].clone(), stacked) for i in range(len(members))]
-    return [m.env.commit(s) for m, s in zip(members, rows, strict=True)]
+def unstack(stacked: TrainState, members: int) -> list[TrainState]:
+    """The members' states."""
+    return [tree_map(lambda v, i=i: v[i].clone(), stacked) for i in range(members)]
 
 
 def tables(stream: Stream) -> dict[str, Tensor]:
@@ -147,15 +146,15 @@ class StackedStep:
 
 def train_task(
     members: Sequence[Member], states: Sequence[TrainState], t: int, step: StackedStep
-) -> list[TrainState]:
-    """The members' states after training on task t. Raises Diverged if one is no longer finite."""
+) -> list[TrainState | Diverged]:
+    """The members' states after training on task t; an exception for one that became infinite."""
     strategy, first = members[0]
     begun = [begin_task(m.strategy, s, m.env.stream[t], m.env) for m, s in _pairs(members, states)]
     sources = [Source(m.env, s, t, *own, m.strategy) for m, (s, own) in _pairs(members, begun)]
     times = first.num_tasks if strategy.whole_sequence else 1
     epochs, per_epoch, total = plan(len(sources[0].index), first.training, times)
     rates = torch.tensor([m.env.optimizer.lr for m in members], device=first.device)
-    stacked = stack([s for s, _ in begun])
+    stacked, lost = stack([s for s, _ in begun]), dict[int, Diverged]()
     first.meter.begin(t, epochs, total)
     with torch.no_grad():
         for epoch in range(epochs):
@@ -169,10 +168,15 @@ def train_task(
                 losses.append(loss)
                 for member in members:
                     member.env.meter.step(epoch, batch["y"].shape[1], loss[0])
-            for theta, own in zip(stacked.theta, torch.stack(losses, 1), strict=True):
-                check_finite(theta, own, t, before)
-    trained = unstack(stacked, members)
-    return [end_task(m.strategy, s, m.env.stream[t], m.env) for m, s in _pairs(members, trained)]
+            for i, own in enumerate(torch.stack(losses, 1)):
+                try:
+                    check_finite(stacked.theta[i], own, t, before)
+                except Diverged as error:
+                    lost.setdefault(i, error)  # what it computes from here on concerns no other
+    return [
+        lost.get(i) or end_task(m.strategy, m.env.commit(s), m.env.stream[t], m.env)
+        for i, (m, s) in enumerate(_pairs(members, unstack(stacked, len(members))))
+    ]
 
 
 def _pairs(members: Sequence[Member], values: Sequence[T]) -> Iterator[tuple[Member, T]]:

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Row = Mapping[str, Any]
+METRICS = (
+    *("ACC", "BWT", "FWT", "forgetting", "learning_accuracy"),
+    *("average_incremental_accuracy", "intransigence"),
+)
 # R by (split, reading): shape (T + 1, T), NaN where not measured. See cl_runner.functional.metrics.
 Matrices = dict[tuple[str, str], Matrix]
 
@@ -54,11 +58,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_grid(path: Path, images: Tensor) -> None:
-    """Images [n, C, H, W] in [0, 1] as one PNG (of other than 1 or 3 channels, the first): eight a row, a pixel between them."""
+    """Images [n, C, H, W] in [0, 1] as one PNG: eight a row, a pixel between them.
+
+    Of images that have neither 1 nor 3 channels it shows the first channel.
+    """
     from PIL import Image
 
     if images.shape[1] not in (1, 3):
-        images = images[:, :1]  # no picture has so many channels: show the first
+        images = images[:, :1]
     n, C, H, W = images.shape
     columns = min(n, 8)
     rows = -(-n // columns)
@@ -176,6 +183,55 @@ def metric_columns(matrices: Matrices, own_reading: str) -> dict[str, float | No
         if not prefix:
             columns["intransigence"] = None
     return columns
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, cells as text."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def merge_seeds(out: Path, runs: Mapping[int, Path]) -> str:
+    """Gather the runs of several seeds in `out`: their files with a column `seed`, and statistics.
+
+    `summary.csv` has a row per seed; `statistics.csv` has, for each metric, the number n of
+    complete runs, their mean, standard deviation and 95 % interval of the mean (Student's t).
+    Returns the main metrics as text.
+    """
+    found = {seed: path for seed, path in runs.items() if (path / "summary.csv").exists()}
+    rows = {seed: read_rows(path / "summary.csv")[0] for seed, path in found.items()}
+    write_rows(out / "summary.csv", list(rows.values()))
+    for name in sorted({file.name for path in found.values() for file in path.glob("acc*.csv")}):
+        write_rows(
+            out / name,
+            [{"seed": s, **row} for s, path in found.items() for row in read_rows(path / name)],
+        )
+    complete = [row for row in rows.values() if row["status"] == "complete"]
+    metrics = [name for name in next(iter(rows.values()), {}) if name.split("_", 1)[-1] in METRICS]
+    statistics = [
+        {"metric": name, **interval([float(row[name]) for row in complete if row[name]])}
+        for name in dict.fromkeys([*(m for m in METRICS if m in metrics), *metrics])
+    ]
+    write_rows(out / "statistics.csv", statistics)
+    lines = [f"{'metric':20} {'n':>3} {'mean':>8} {'95 % interval':>20}"]
+    for row in statistics:
+        if row["metric"] in {"ACC", "forgetting", "BWT", "FWT", "learning_accuracy"} and row["n"]:
+            low, high = (f"{row[k]:.4f}" if row[k] is not None else "-" for k in ("low", "high"))
+            lines.append(f"{row['metric']:20} {row['n']:>3} {row['mean']:8.4f} {low:>9} .. {high}")
+    return "\n".join(lines)
+
+
+def interval(values: Sequence[float]) -> dict[str, Any]:
+    """n, mean, sd and the 95 % interval low .. high of the mean; None where n is too small."""
+    n = len(values)
+    mean = sum(values) / n if n else None
+    if mean is None or n < 2:
+        return {"n": n, "mean": mean, "sd": None, "low": None, "high": None}
+    from scipy.stats import t
+
+    sd = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
+    half = float(t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
+    return {"n": n, "mean": mean, "sd": sd, "low": mean - half, "high": mean + half}
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -80,8 +80,13 @@ def _run(config: Config, out: Path, overrides: Sequence[str]) -> float:
         print(results.format_matrix(record.matrices["test", own]))
         print(results.format_metrics(record.columns(), [own, *others]))
         print(f"{record.seconds:.1f} s · results in {out}")
-    split = "validation" if ("validation", own) in record.matrices else "test"
-    return acc(record.matrices[split, own])
+    return result(record)
+
+
+def result(record: Record) -> float:
+    """The final ACC of a run; of its validation data where there are any."""
+    split = "validation" if ("validation", record.own) in record.matrices else "test"
+    return acc(record.matrices[split, record.own])
 
 
 def prepare(config: Config, strategy: Strategy) -> Env:
@@ -143,8 +148,10 @@ class Record:
         out: Path,
         overrides: Sequence[str],
         started: float,
+        members: int = 1,
     ) -> None:
         self.config, self.env, self.out, self.started = config, env, out, started
+        self.members = members  # runs that are trained as one stacked state
         self.own = readings(config.scenario)[0]
         self.matrices: results.Matrices = {}
         self.memory: dict[str, int | None] = {}
@@ -195,12 +202,13 @@ class Record:
             "model": names["model"],
             "optimizer": names["optimizer"],
             **flat,
+            "stacked_members": self.members,
             **versions(self.env),
         }
 
     def write(self, status: str) -> None:
         """All result files as they stand."""
-        self.seconds = time.perf_counter() - self.started
+        self.seconds = (time.perf_counter() - self.started) / self.members
         if self.matrices:
             results.write_matrices(self.out, self.matrices, self.own)
         results.write_rows(self.out / "summary.csv", [{"status": status, **self.columns()}])

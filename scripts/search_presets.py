@@ -182,7 +182,8 @@ def write(name: str, out: Path) -> None:
     body = {k: v for k, v in body.items() if v}
     header = [
         "# @package _global_",
-        f"# {TITLES[protocol]}, {config['scenario']}-incremental: {strategy}, by a search on validation data (seed 0):",
+        f"# {TITLES[protocol]}, {config['scenario']}-incremental: {strategy}.",
+        "# By a search on validation data, seed 0:",
         *wrapped(command),
         f"# Best of {len(table)}: {points}; validation ACC {scores.iloc[0]:.4f}"
         + (f", the worst {scores.iloc[-1]:.4f}." if len(table) > 1 else "."),

@@ -26,6 +26,7 @@ LAYERS = (  # from the top down; a module of a sub-package counts as that sub-pa
     ("results",),
     ("progress",),
     ("runner",),
+    ("group",),
     ("naming", "sweep", "cli"),
 )
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}

@@ -1,0 +1,206 @@
+"""Several runs at once: as one stacked state if they differ only in numbers, else in processes.
+
+Which way a run takes follows from shapes and device, never from the clock, so that the same sweep
+always computes the same numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from cl_runner import ensemble, strategies
+from cl_runner.config import Config
+from cl_runner.engine import initial_state
+from cl_runner.ensemble import Member
+from cl_runner.env import Env
+from cl_runner.errors import Diverged
+from cl_runner.results import flatten
+from cl_runner.runner import Record, prepare, result, run
+
+log = logging.getLogger(__name__)
+# Floating-point operations of one member's step below which a CPU spends more time between the
+# operations than in them: 6 x batch size x parameters.
+SMALL_STEP = 2e7
+STATE_COPIES = 8  # of a member's state at once: old, new, gradients, temporaries
+Outcome = float | Exception | None  # what `runner.run` returned or raised; None: not run
+
+
+class Job:
+    """One run of several."""
+
+    def __init__(self, config: Config, out: Path, overrides: Sequence[str]) -> None:
+        self.config, self.out, self.overrides = config, out, tuple(overrides)
+        self.outcome: Outcome = None
+
+
+def run_all(jobs: Sequence[Job]) -> None:
+    """Run the jobs, each into its folder, and set their outcomes; one that fails stops no other.
+
+    A job whose outcome stays None was not run, or was part of a stack that failed as a whole: run
+    it alone.
+    """
+    rest: list[Job] = []
+    for group in groups(jobs):
+        rest += stacked(group) if len(group) > 1 else group
+    on_gpu = torch.cuda.is_available() and any(job.config.device != "cpu" for job in rest)
+    if len(rest) > 1 and (os.cpu_count() or 1) > 1 and not on_gpu:
+        in_processes(rest)
+
+
+def groups(jobs: Sequence[Job]) -> list[list[Job]]:
+    """The jobs that may share a stack: alike in all but seeds, lr and the strategy's numbers."""
+    found: dict[str, list[Job]] = {}
+    for job in jobs:
+        numbers = may_differ(job.config)
+        fixed = {k: v for k, v in flatten(job.config.resolved).items() if k not in numbers}
+        found.setdefault(repr(sorted(fixed.items())), []).append(job)
+    return list(found.values())
+
+
+def may_differ(config: Config) -> set[str]:
+    """The keys in which stacked runs may differ."""
+    fields = dataclasses.fields(strategies.find(str(config.strategy["name"])))
+    numbers = {f"strategy.{f.name.rstrip('_')}" for f in fields if f.type == "float"}
+    return {"seed", "benchmark.seed", "optimizer.lr", *numbers}
+
+
+def stacked(jobs: Sequence[Job]) -> Sequence[Job]:
+    """Train jobs as stacks of as many as fit into memory. Those that remain to be run otherwise."""
+    try:
+        members = [member(job) for job in jobs[:2]]
+        reason = ensemble.obstacle(members) or not_worth_it(members[0].env)
+    except Exception as error:  # noqa: BLE001 - told when the job is run alone
+        reason = str(error)
+    if reason is not None:
+        log.info("%d runs are not stacked: %s", len(jobs), reason)
+        return jobs
+    size = fitting(members[0])
+    left: list[Job] = []
+    for at in range(0, len(jobs), size):
+        part = jobs[at : at + size]
+        log.info("%d runs are trained as one stacked state", len(part))
+        try:
+            train(part)
+        except Exception as error:  # noqa: BLE001 - each is run alone, where it tells its reason
+            log.warning("the stack failed and its runs are repeated alone: %r", error)
+        left += [job for job in part if job.outcome is None]
+    return left
+
+
+def member(job: Job) -> Member:
+    """A job's strategy and environment."""
+    strategy = strategies.build(job.config.strategy)
+    return Member(strategy, prepare(job.config, strategy))
+
+
+def not_worth_it(env: Env) -> str | None:
+    """Why stacking would not be faster; None on a GPU and for small steps."""
+    flops = 6 * env.training.batch_size * len(env.flat.theta)
+    if env.device.type == "cuda" or flops < SMALL_STEP:
+        return None
+    return f"a step of {flops:.1e} operations fills a CPU core alone (limit {SMALL_STEP:.0e})"
+
+
+def fitting(one: Member) -> int:
+    """How many members fit into half of the memory that is free."""
+    theta = one.env.flat.theta
+    memory = one.strategy.init(theta, one.env)
+    state = 4 * theta.nbytes + sum(v.nbytes for v in memory.values())
+    if one.env.device.type == "cuda":
+        free = torch.cuda.mem_get_info()[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, int(free / 2 / (STATE_COPIES * state)))
+
+
+def train(jobs: Sequence[Job]) -> None:
+    """Train jobs as one stack, each with its own files. A member that diverges leaves the others.
+
+    The time that is written down for each is its share.
+    """
+    started = time.perf_counter()
+    members = [member(job) for job in jobs]
+    records = []
+    for job, m in zip(jobs, members, strict=True):
+        record = Record(job.config, *m, job.out, job.overrides, started, members=len(jobs))
+        records.append(record)
+    states = [initial_state(*m) for m in members]
+    for job, m, r, s in zip(jobs, members, records, states, strict=True):
+        with logged(job.out):
+            log.info("trained as one of %d in a stacked state", len(jobs))
+            r.evaluated(0, m.strategy, s)
+    alive = list(range(len(jobs)))
+    step = ensemble.StackedStep(members)
+    for t in range(members[0].env.num_tasks):
+        own, begun = [members[i] for i in alive], time.perf_counter()
+        trained = ensemble.train_task(own, [states[i] for i in alive], t, step)
+        share = (time.perf_counter() - begun) / len(own)
+        for i, after in zip(list(alive), trained, strict=True):
+            with logged(jobs[i].out):
+                if isinstance(after, Diverged):
+                    log.error("%s", after)
+                    records[i].write("failed")
+                    jobs[i].outcome = after
+                    alive.remove(i)
+                    continue
+                states[i] = after
+                records[i].train_seconds += share
+                records[i].evaluated(t + 1, members[i].strategy, after)
+        if not alive:
+            return
+        if len(alive) < len(own):
+            step = ensemble.StackedStep([members[i] for i in alive])
+    for i in alive:
+        records[i].write("complete")
+        jobs[i].outcome = result(records[i])
+
+
+@contextmanager
+def logged(out: Path) -> Iterator[None]:
+    """What is logged meanwhile goes to the folder's cl-run.log, and nowhere else."""
+    out.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(out / "cl-run.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
+    root = logging.getLogger()
+    before, root.handlers = root.handlers, [handler]
+    try:
+        yield
+    finally:
+        root.handlers = before
+        handler.close()
+
+
+def in_processes(jobs: Sequence[Job]) -> None:
+    """Run jobs in as many processes as there are cores, one thread each unless `threads` is set."""
+    workers = min(len(jobs), os.cpu_count() or 1)
+    log.info("%d runs in %d processes", len(jobs), workers)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(work, job.config, job.out, job.overrides): job for job in jobs}
+        for future in as_completed(waiting):
+            job = waiting[future]
+            try:
+                job.outcome = future.result()
+            except BrokenProcessPool:  # a process was killed: this job and those still waiting
+                log.warning("%s was stopped with its process, and is repeated alone", job.out)
+            except Exception as error:  # noqa: BLE001 - one job's failure
+                job.outcome = error
+
+
+def work(config: Config, out: Path, overrides: Sequence[str]) -> float:
+    """One run in a process of its own."""
+    logging.getLogger().setLevel(logging.INFO)
+    with logged(out):
+        return run(
+            dataclasses.replace(config, threads=config.threads or 1, verbose=False), out, overrides
+        )

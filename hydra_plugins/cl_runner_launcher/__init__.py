@@ -1,0 +1,86 @@
+"""`cl-run -m hydra/launcher=vectorized ...`: the jobs of a sweep trained together.
+
+Jobs that differ only in seed, learning rate and the strategy's numbers are trained as one stacked
+state where that is faster, the others in worker processes (`cl_runner.group`). Each job has its own
+folder, as with Hydra's basic launcher, which is also what runs a job that can go neither way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, configure_log, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+
+@dataclass
+class VectorizedConf:
+    """The launcher has no settings."""
+
+    _target_: str = "hydra_plugins.cl_runner_launcher.VectorizedLauncher"
+
+
+class VectorizedLauncher(Launcher):
+    """Trains together what can be, then lets Hydra conclude job by job."""
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Keep what the jobs need."""
+        self.context, self.task_function, self.config = hydra_context, task_function, config
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Run the jobs; the order of the results is that of the overrides."""
+        setup_globals()
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        composed = [
+            self.compose(overrides, initial_job_idx + i)
+            for i, overrides in enumerate(job_overrides)
+        ]
+        from cl_runner import cli  # torch comes with it, and only sweeps that run need it
+
+        outcomes = cli.run_together(composed)
+        returns = []
+        for config, outcome in zip(composed, outcomes, strict=True):
+            returns.append(
+                run_job(
+                    hydra_context=self.context,
+                    task_function=cli.concluded(outcome) if outcome else self.task_function,
+                    config=config,
+                    job_dir_key="hydra.sweep.dir",
+                    job_subdir_key="hydra.sweep.subdir",
+                )
+            )
+            configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        return returns
+
+    def compose(self, overrides: Sequence[str], number: int) -> DictConfig:
+        """A job's configuration, with its output folder."""
+        config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+        before: Any = HydraConfig.instance().cfg
+        HydraConfig.instance().set_config(config)
+        out = Path(config.hydra.sweep.dir, str(OmegaConf.select(config, "hydra.sweep.subdir")))
+        with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
+            config.hydra.runtime.output_dir = str(out.absolute())
+        HydraConfig.instance().cfg = before
+        return config
+
+
+def register() -> None:
+    """Make the launcher known to Hydra, which does not find it by itself in an editable install."""
+    Plugins.instance().register(VectorizedLauncher)
+    ConfigStore.instance().store(
+        group="hydra/launcher", name="vectorized", node=VectorizedConf, provider="cl_runner"
+    )
