@@ -8,7 +8,6 @@ folder, as with Hydra's basic launcher, which is also what runs a job that can g
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,6 @@ from hydra.core.utils import JobReturn, configure_log, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
-
-
-@dataclass
-class VectorizedConf:
-    """The launcher has no settings."""
-
-    _target_: str = "hydra_plugins.cl_runner_launcher.VectorizedLauncher"
 
 
 class VectorizedLauncher(Launcher):
@@ -81,6 +73,7 @@ class VectorizedLauncher(Launcher):
 def register() -> None:
     """Make the launcher known to Hydra, which does not find it by itself in an editable install."""
     Plugins.instance().register(VectorizedLauncher)
+    node = {"_target_": "hydra_plugins.cl_runner_launcher.VectorizedLauncher"}  # no settings
     ConfigStore.instance().store(
-        group="hydra/launcher", name="vectorized", node=VectorizedConf, provider="cl_runner"
+        group="hydra/launcher", name="vectorized", node=node, provider="cl_runner"
     )
