@@ -58,7 +58,13 @@ GRIDS: dict[str, str | dict[str, str]] = {
     "si": "strategy.lambda=0.1,1,10,100 strategy.damping=0.001,0.1",
     "mas": "strategy.lambda=0.01,0.1,1,10,100",
     "rwalk": "strategy.lambda=0.1,0.3,1,3,10",
-    "lwf": "strategy.lambda=0.3,1,3 strategy.weight=fixed,growing",
+    "lwf": {
+        "split-mnist-task": "strategy.lambda=0.3,1,3 strategy.weight=fixed,growing",
+        "split-mnist-class": (
+            "strategy.over=seen strategy.lambda=0.3,1,3 strategy.weight=fixed,growing"
+        ),
+        "permuted-mnist": "strategy.lambda=0.3,1,3 strategy.weight=fixed,growing",
+    },
     "er": f"{BUFFER} {POLICIES} strategy.weighting=concatenation,task_share",
     "er_ace": f"{BUFFER} {POLICIES}",
     "der": f"{BUFFER} strategy.alpha=0.1,0.3,1,3",

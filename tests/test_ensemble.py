@@ -8,6 +8,7 @@ import torch
 from cl_runner import ensemble, strategies
 from cl_runner.engine import evaluate, initial_state, train_task
 from cl_runner.ensemble import Member, StackedStep, obstacle
+from cl_runner.errors import Diverged
 
 TOY = (
     "benchmark.num_tasks=2",
@@ -66,3 +67,55 @@ def test_a_member_equals_the_run_alone(prepared, name):
         assert obstacle(runs) == "strategy=xdg draws fixed parts of the network from the seed"
         return
     assert_equal_runs(prepared, (*case, "seed=0"), (*case, "seed=1"))
+
+
+def test_learning_rate_and_lambda_may_differ(prepared):
+    case = ("strategy=ewc", "optimizer.schedule=cosine")
+    assert_equal_runs(
+        prepared,
+        (*case, "strategy.lambda=1", "optimizer.lr=0.1"),
+        (*case, "strategy.lambda=30", "optimizer.lr=0.05"),
+        (*case, "strategy.lambda=0", "optimizer.lr=0.02", "seed=3"),
+    )
+
+
+def test_augmentation_is_each_members_own(prepared):
+    case = ("strategy=er", "benchmark=split_digits", "training.augment=crop_flip")
+    assert_equal_runs(prepared, (*case, "seed=0"), (*case, "seed=1"))
+
+
+def test_a_member_that_diverges_leaves_the_others(prepared):
+    good = ("strategy=ewc", "strategy.lambda=1")
+    bad = ("strategy=ewc", "strategy.lambda=1e9")
+    runs = [Member(*prepared(*TOY, *overrides)[1:]) for overrides in (good, bad)]
+    states = [initial_state(m.strategy, m.env) for m in runs]
+    step = StackedStep(runs)
+    states = ensemble.train_task(runs, states, 0, step)
+    kept, lost = ensemble.train_task(runs, states, 1, step)
+    assert isinstance(lost, Diverged) and "in task 2" in str(lost)
+    expected, _, _ = alone(prepared, *good)
+    torch.testing.assert_close(kept.theta.detach(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (("strategy=gem",), "a step of strategy=gem is not one graph"),
+        (("strategy=naive", "model.dropout=0.5"), "the model has dropout"),
+        (
+            ("strategy=naive", "model=reduced_resnet18", "model.width=2", "~model.hidden_sizes"),
+            "the model has BatchNorm",
+        ),
+    ],
+)
+def test_what_cannot_be_stacked_says_why(prepared, overrides, reason):
+    toy = [o for o in TOY if "hidden_sizes" not in o or "model=reduced_resnet18" not in overrides]
+    overrides = [o for o in overrides if not o.startswith("~")]
+    runs = [Member(*prepared(*toy, *overrides, f"seed={seed}")[1:]) for seed in (0, 1)]
+    assert (obstacle(runs) or "").startswith(reason)
+
+
+def test_tasks_of_different_sizes_cannot_be_stacked(prepared):
+    case = ("strategy=naive", "benchmark=split_digits", "benchmark.class_order=shuffled")
+    runs = [Member(*prepared(*TOY, *case, f"seed={seed}")[1:]) for seed in (0, 1)]
+    assert (obstacle(runs) or "").startswith("task 1 has a different number of samples")

@@ -34,16 +34,24 @@ def cross_entropy(
     return weighted_mean(F.cross_entropy(logits, y, reduction="none"), weight)
 
 
-def distillation(logits: Tensor, target: Tensor, classes: Tensor, temperature: float) -> Tensor:
+def distillation(
+    logits: Tensor,
+    target: Tensor,
+    classes: Tensor,
+    temperature: float,
+    scored: Tensor | None = None,
+) -> Tensor:
     """-sum_c p_c log q_c, p and q the softmax over some classes of target / T and logits / T.
 
     Hinton et al. 2015, arXiv 1503.02531, without the factor T^2. Shapes: logits and target
     [..., B, K]; classes [..., 1 or B, K] bool; result [..., B], in nats. Over no class at all it is
-    over every one: finite, and for the caller to weigh with 0.
+    over every one: finite, and for the caller to weigh with 0. `scored`, like `classes` and more
+    than those, is what q is over instead: p is 0 on the others, so q is pushed down there.
     """
     classes = classes | ~classes.any(-1, keepdim=True)
+    wider = classes if scored is None else classes | scored
     p = (target / temperature).masked_fill(~classes, float("-inf")).softmax(-1)
-    log_q = (logits / temperature).masked_fill(~classes, float("-inf")).log_softmax(-1)
+    log_q = (logits / temperature).masked_fill(~wider, float("-inf")).log_softmax(-1)
     return -(p * log_q.masked_fill(~classes, 0.0)).sum(-1)
 
 

@@ -25,6 +25,9 @@ class LwF(Strategy):
     - weight `fixed`: lambda (the paper's lambda_o); `growing`: lambda (t - 1) in task t, so that
       every task counts alike (van de Ven et al. 2022, Nature Machine Intelligence 4, 1185).
     - squared_temperature: times T^2 (Hinton et al. 2015, 1503.02531), which the paper has not.
+    - over: the classes among which the new network answers, in class-incremental learning: `old`,
+      as the paper has it for each old task, or `seen`: the new task's too, whose target is 0 (van
+      de Ven et al. 2022), so that the new classes are also pushed down.
     - warm_up: so many steps at the beginning of a task, from the second on, train nothing but the
       new task's outputs (the paper trains them to convergence first).
     BatchNorm of the old network uses the batch's statistics.
@@ -34,6 +37,7 @@ class LwF(Strategy):
     temperature: float = 2.0
     weight: str = "fixed"
     squared_temperature: bool = False
+    over: str = "old"
     warm_up: int = 0
 
     def __post_init__(self) -> None:
@@ -42,9 +46,14 @@ class LwF(Strategy):
             self.temperature > 0, f"strategy.temperature must be positive, got {self.temperature}"
         )
         one_of("strategy.weight", self.weight, ("fixed", "growing"))
+        one_of("strategy.over", self.over, ("old", "seen"))
         check(self.warm_up >= 0, f"strategy.warm_up must be at least 0 steps, got {self.warm_up}")
 
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
+        check(
+            self.over == "old" or env.stream.scenario == "class",
+            f"strategy.over=seen is for scenario=class, got scenario={env.stream.scenario}",
+        )
         return {
             "old": theta.detach().clone(),
             "free": torch.ones_like(theta, dtype=torch.bool),  # what a warm-up step may change
@@ -72,7 +81,11 @@ class LwF(Strategy):
             heads = (env.own_classes & past[:, None]).any(0)[None, None]  # [1, 1, K]
             weight = past[:1].float()  # 0 in the first task
         answers = env.net(s.memory["old"], batch.x, batch.task).detach()
-        kept = distillation(aux["logits"], answers, heads, self.temperature).mean(-1)
+        scored = None
+        if self.over == "seen":
+            seen = past | (torch.arange(env.num_tasks, device=s.t.device) == s.t)
+            scored = (env.own_classes & seen[:, None]).any(0)[None, None]
+        kept = distillation(aux["logits"], answers, heads, self.temperature, scored).mean(-1)
         factor = self.lambda_ * (s.t if self.weight == "growing" else 1)
         if self.squared_temperature:
             factor = factor * self.temperature**2

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cl_runner.engine import initial_state, train_task
+from cl_runner.errors import UserError
 from cl_runner.fit import Source
 from cl_runner.strategies.naive import Naive
 
@@ -59,6 +60,20 @@ def test_the_distillation_by_hand(prepared, scenario, weight):
     ]
     expected = 0.7 * float(sum(terms)) / len(terms) * (2 if weight == "growing" else 1)
     assert kept(strategy, env, s, batch) == pytest.approx(expected, rel=1e-4)
+
+
+def test_over_seen_the_new_classes_have_target_zero(prepared):
+    case = ("scenario=class", "strategy.temperature=3", "strategy.over=seen")
+    strategy, env, s, (batch, *_), old = mid_run(prepared, *case)
+    answers = env.net(old, batch.x, batch.task).detach()[:, :4]
+    log_q = (env.net(s.theta, batch.x, batch.task).detach()[:, :6] / 3).log_softmax(1)
+    expected = -((answers / 3).softmax(1) * log_q[:, :4]).sum(1).mean()
+    assert kept(strategy, env, s, batch) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_over_seen_is_for_class_incremental_learning(prepared):
+    with pytest.raises(UserError, match=r"strategy.over=seen is for scenario=class"):
+        prepared(*TOY, "scenario=task", "strategy.over=seen")
 
 
 def test_the_factor_of_the_squared_temperature(prepared):

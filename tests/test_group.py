@@ -1,0 +1,168 @@
+"""Runs together: which share a stack, and that their files are those of runs alone."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cl_runner import group
+from cl_runner.group import Job, groups, not_worth_it, run_all
+from cl_runner.results import interval, read_matrix
+from cl_runner.runner import run
+
+TOY = (
+    "benchmark.num_tasks=2",
+    "benchmark.train_samples=120",
+    "model.hidden_sizes=[24]",
+    "training.batch_size=16",
+    "training.epochs=2",
+    "precision=float32",
+    "verbose=false",
+)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def cl_run(*arguments: str, data: Path) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).with_name("cl-run")
+    command = [program, *arguments, *TOY, f"data.root={data}", "device=cpu", "threads=1"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_runs_share_a_stack_if_only_numbers_differ(configure, tmp_path):
+    def job(*overrides: str) -> Job:
+        return Job(configure(*TOY, *overrides), tmp_path, overrides)
+
+    ewc = [job("strategy=ewc", f"strategy.lambda={v}", f"seed={s}") for v in (1, 2.5) for s in "01"]
+    other = [
+        job("strategy=ewc", "strategy.mode=online"),
+        job("strategy=ewc", "strategy.fisher_samples=7"),  # an integer may be a shape
+        job("strategy=ewc", "model.hidden_sizes=[12]"),
+        job("strategy=er"),
+    ]
+    assert [len(g) for g in groups([*ewc, *other])] == [4, 1, 1, 1, 1]
+    assert len(groups([job("strategy=ewc", f"optimizer.lr={v}") for v in (0.1, 0.2)])) == 1
+
+
+def test_the_rule_is_on_the_size_of_a_step(prepared):
+    _, _, small = prepared(*TOY)
+    _, _, large = prepared(*TOY, "training.batch_size=512", "model.hidden_sizes=[256,256]")
+    assert not_worth_it(small) is None
+    assert "fills a CPU core alone" in (not_worth_it(large) or "")
+
+
+def test_stacked_runs_leave_the_files_of_runs_alone(configure, tmp_path):
+    options = (*TOY, "strategy=er", "benchmark=split_digits")
+    jobs = [Job(configure(*options, f"seed={s}"), tmp_path / str(s), ["x"]) for s in (0, 1)]
+    run_all(jobs)
+    for seed, job in enumerate(jobs):
+        alone = tmp_path / f"alone{seed}"
+        expected = run(configure(*options, f"seed={seed}"), alone, ["x"])
+        assert job.outcome == pytest.approx(expected, abs=0.02)
+        names = {p.name for p in job.out.iterdir()}
+        assert names == {p.name for p in alone.iterdir()} | {"cl-run.log"}
+        mine, other = (
+            read_matrix(job.out / "accuracy_matrix.csv"),
+            read_matrix(alone / "accuracy_matrix.csv"),
+        )
+        assert abs(mine - other).max() < 0.05
+        row, reference = (rows(p / "summary.csv")[0] for p in (job.out, alone))
+        assert row.keys() == reference.keys()
+        assert (row["status"], row["stacked_members"]) == ("complete", "2")
+        assert reference["stacked_members"] == "1"
+        for key in ("seed", "steps", "samples", "parameters", "buffer_samples"):
+            assert row[key] == reference[key]
+
+
+def test_a_diverged_member_fails_alone(configure, tmp_path):
+    jobs = [
+        Job(configure(*TOY, "strategy=ewc", f"strategy.lambda={v}"), tmp_path / v, [])
+        for v in ("1", "1e9")
+    ]
+    run_all(jobs)
+    assert isinstance(jobs[0].outcome, float)
+    assert "NaN or infinite in task 2" in str(jobs[1].outcome)
+    assert [rows(job.out / "summary.csv")[0]["status"] for job in jobs] == ["complete", "failed"]
+
+
+def test_processes_run_what_is_not_stacked(configure, tmp_path, monkeypatch):
+    monkeypatch.setattr(group, "SMALL_STEP", 0)
+    config = (*TOY, "strategy=naive")
+    jobs = [Job(configure(*config, f"seed={s}"), tmp_path / str(s), []) for s in (0, 1)]
+    run_all(jobs)
+    for seed, job in enumerate(jobs):
+        assert job.outcome == run(configure(*config, f"seed={seed}"), tmp_path / f"alone{seed}")
+        assert rows(job.out / "summary.csv")[0]["stacked_members"] == "1"
+
+
+def test_seeds_by_the_command_line(data_root, tmp_path):
+    out = tmp_path / "out"
+    done = cl_run("strategy=ewc", "seeds=[0,3]", f"hydra.run.dir={out}", data=data_root)
+    assert done.returncode == 0, done.stderr
+    summary = rows(out / "summary.csv")
+    assert [row["seed"] for row in summary] == ["0", "3"]
+    assert {row["seed"] for row in rows(out / "accuracies.csv")} == {"0", "3"}
+    assert {row["seed"] for row in rows(out / "accuracy_matrix.csv")} == {"0", "3"}
+    accs = [float(row["ACC"]) for row in summary]
+    (acc,) = (row for row in rows(out / "statistics.csv") if row["metric"] == "ACC")
+    assert int(acc["n"]) == 2
+    assert float(acc["mean"]) == pytest.approx(sum(accs) / 2)
+    assert read_matrix(out / "seed=3" / "accuracy_matrix.csv").shape == (3, 2)
+    refused = cl_run("seeds=[1,1]", data=data_root)
+    assert refused.returncode == 2
+    assert "seeds must be one or more different numbers" in refused.stderr
+
+
+def test_the_vectorized_launcher(data_root, tmp_path):
+    out = tmp_path / "sweep"
+    done = cl_run(
+        *("-m", "hydra/launcher=vectorized", "strategy=ewc,naive", "seed=0,1"),
+        f"hydra.sweep.dir={out}",
+        data=data_root,
+    )
+    assert done.returncode == 0, done.stderr
+    summary = rows(out / "summary.csv")
+    assert [(r["strategy"], r["seed"], r["stacked_members"]) for r in summary] == [
+        (strategy, seed, "2") for strategy in ("ewc", "naive") for seed in "01"
+    ]
+    for row in summary:
+        folder = out / row["run"]
+        assert {"config.yaml", "overrides.yaml", "accuracies.csv", "cl-run.log"} <= {
+            p.name for p in folder.iterdir()
+        }
+
+
+def test_a_failed_job_of_the_launcher_is_told(data_root, tmp_path):
+    out = tmp_path / "sweep"
+    done = cl_run(
+        *("-m", "hydra/launcher=vectorized", "strategy=ewc", "strategy.lambda=1,1e9,-1"),
+        f"hydra.sweep.dir={out}",
+        data=data_root,
+    )
+    assert done.returncode == 1
+    assert "2 of 3 runs failed" in done.stderr
+    assert "strategy.lambda must be at least 0" in done.stderr
+    assert sorted(r["status"] for r in rows(out / "summary.csv")) == [
+        "complete",
+        "failed",
+        "failed",
+    ]
+
+
+def test_the_interval_is_students():
+    """Of 1, 2, 3: mean 2, sd 1, t(0.975, 2) = 4.302653, half width 2.484138."""
+    got = interval([1.0, 2.0, 3.0])
+    assert (got["n"], got["mean"], got["sd"]) == (3, 2.0, 1.0)
+    assert got["low"] == pytest.approx(2 - 2.484138, abs=1e-5)
+    assert got["high"] == pytest.approx(2 + 2.484138, abs=1e-5)
+    assert interval([0.5]) == {"n": 1, "mean": 0.5, "sd": None, "low": None, "high": None}
+    assert (
+        json.dumps(interval([])) == '{"n": 0, "mean": null, "sd": null, "low": null, "high": null}'
+    )
