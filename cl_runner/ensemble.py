@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from cl_runner.blocks import Blocks, in_blocks
 from cl_runner.core import Batch, Stream, TrainState
 from cl_runner.engine import begin_task, end_task
 from cl_runner.env import Env
@@ -110,38 +111,58 @@ class StackedStep:
 
     def __init__(self, members: Sequence[Member]) -> None:
         self.member = members[0]
+        self.blocks = Blocks(self.member.env.flat.sizes)
         self.tables = stack([tables(m.env.stream) for m in members])
         self.hyper = hyper_parameters(members)
         self.graphs: dict[Any, Callable[..., list[Tensor]]] = {}
 
-    def __call__(self, s: TrainState, batch: dict[str, Any]) -> tuple[TrainState, Tensor]:
-        """The states after a step on raw batches [M, B, ...], and the losses [M]."""
-        leaves, spec = tree_flatten((s, batch, self.tables, self.hyper))
-        key = (spec, *(v.shape for v in leaves))
-        if key not in self.graphs:
-            self.graphs[key] = self.trace(leaves, spec)
-        *flat, losses = self.graphs[key](*leaves)
-        return tree_unflatten(flat, tree_flatten(s)[1]), losses
+    def begin(self, s: TrainState) -> None:
+        """Take the states [M, ...] to go on from."""
+        self.like, self.spec = tree_flatten(s)
+        (self.rate,) = (i for i, v in enumerate(self.like) if v is s.opt["lr"])
+        self.parts = self.blocks.cut(self.like)
+        before = self.blocks.cut(self.like[: self.rate])
+        self.rate = len(before)  # where the learning rates are among the parts
 
-    def trace(self, leaves: list[Tensor], spec: Any) -> Callable[..., list[Tensor]]:
+    def __call__(self, batch: dict[str, Any]) -> Tensor:
+        """Take a step on raw batches [M, B, ...]; the losses [M]."""
+        own, spec = tree_flatten((batch, self.tables, self.hyper))
+        key = (spec, *(v.shape for v in own))
+        if key not in self.graphs:
+            self.graphs[key] = self.trace(own, spec)
+        *self.parts, losses = self.graphs[key](*self.parts, *self.blocks.cut(own))
+        return losses
+
+    def states(self) -> TrainState:
+        """The states [M, ...] as they are now."""
+        leaves = self.blocks.join(self.parts, self.like)
+        s: TrainState = tree_unflatten(leaves, self.spec)
+        return s
+
+    def set_rates(self, rates: Tensor) -> None:
+        """Change the learning rates [M]."""
+        self.parts[self.rate] = rates
+
+    def trace(self, own: list[Tensor], spec: Any) -> Callable[..., list[Tensor]]:
         """The step as a graph of tensor operations, without autograd and vmap."""
         from torch.fx.experimental.proxy_tensor import make_fx
 
-        def one(s: TrainState, raw: dict[str, Any], own: dict[str, Tensor], hyper: Hyper) -> Any:
-            env = with_tables(self.member.env, own)
+        def one(s: TrainState, raw: dict[str, Any], table: dict[str, Tensor], hyper: Hyper) -> Any:
+            env = with_tables(self.member.env, table)
             x = env.stream.normalise(raw["x"])
             batch = Batch(**{"active": None, "weight": None} | raw | {"x": x})
             s, aux = with_numbers(self.member.strategy, hyper).step(s, batch, env)
             return s, aux["loss"]
 
         def step(*flat: Tensor) -> list[Tensor]:
-            s, losses = torch.func.vmap(one)(*tree_unflatten(list(flat), spec))
+            n = len(self.like)
+            s = tree_unflatten(list(flat[:n]), self.spec)
+            s, losses = torch.func.vmap(one)(s, *tree_unflatten(list(flat[n:]), spec))
             return [*tree_flatten(s)[0], losses]
 
-        graph = make_fx(step)(*leaves)
+        graph = make_fx(step, tracing_mode="real", pre_dispatch=False)(*self.like, *own)
         graph.graph.eliminate_dead_code()
-        graph.recompile()
-        return graph
+        return in_blocks(graph, self.blocks)
 
 
 def train_task(
@@ -154,7 +175,8 @@ def train_task(
     times = first.num_tasks if strategy.whole_sequence else 1
     epochs, per_epoch, total = plan(len(sources[0].index), first.training, times)
     rates = torch.tensor([m.env.optimizer.lr for m in members], device=first.device)
-    stacked, lost = stack([s for s, _ in begun]), dict[int, Diverged]()
+    step.begin(stack([s for s, _ in begun]))
+    lost: dict[int, Diverged] = {}
     first.meter.begin(t, epochs, total)
     with torch.no_grad():
         for epoch in range(epochs):
@@ -162,20 +184,21 @@ def train_task(
             steps = min(per_epoch, total - before)
             for i, batch in enumerate(batches(sources, epoch, steps)):
                 if first.optimizer.schedule != "constant":
-                    factor = optim.rate_factor(first.optimizer, (before + i) / total)
-                    stacked = stacked._replace(opt=stacked.opt | {"lr": rates * factor})
-                stacked, loss = step(stacked, batch)
+                    progress = (before + i) / total
+                    step.set_rates(rates * optim.rate_factor(first.optimizer, progress))
+                loss = step(batch)
                 losses.append(loss)
                 for member in members:
                     member.env.meter.step(epoch, batch["y"].shape[1], loss[0])
+            theta = step.states().theta
             for i, own in enumerate(torch.stack(losses, 1)):
                 try:
-                    check_finite(stacked.theta[i], own, t, before)
+                    check_finite(theta[i], own, t, before)
                 except Diverged as error:
                     lost.setdefault(i, error)  # what it computes from here on concerns no other
     return [
         lost.get(i) or end_task(m.strategy, m.env.commit(s), m.env.stream[t], m.env)
-        for i, (m, s) in enumerate(_pairs(members, unstack(stacked, len(members))))
+        for i, (m, s) in enumerate(_pairs(members, unstack(step.states(), len(members))))
     ]
 
 

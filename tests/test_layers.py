@@ -22,6 +22,7 @@ LAYERS = (  # from the top down; a module of a sub-package counts as that sub-pa
     ("fit",),
     ("strategies",),
     ("engine",),
+    ("blocks",),
     ("ensemble",),
     ("results",),
     ("progress",),

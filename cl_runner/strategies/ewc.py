@@ -27,9 +27,10 @@ class EWC(Strategy):
       is kept: the gradient is the same and the cost does not grow with the number of tasks.
     - mode `online`: F <- gamma F + F_t around the latest weights (Schwarz et al. 2018, 1805.06370,
       there with a normalised F_t; Huszar 2018).
-    - penalty `loss`: added to the loss, as the paper has it (the loss shown is without it). With plain SGD the step on the penalty
-      diverges once lr * lambda * max F > 2. `proximal`: the penalty's proximal step after the
-      optimizer's own, with the step size lr; it is stable at any lambda.
+    - penalty `loss`: added to the loss, as the paper has it (what is shown as the loss is without
+      it). With plain SGD the step on the penalty diverges once lr * lambda * max F > 2.
+      `proximal`: the penalty's proximal step after the optimizer's own, with the step size lr; it
+      is stable at any lambda.
     """
 
     lambda_: float = 3.0
