@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_module
 from cl_runner import strategies
 from cl_runner.config import Config, validate
 from cl_runner.core import Batch, TrainState
-from cl_runner.engine import initial_state, train_task
+from cl_runner.engine import evaluate, initial_state, train_task
 from cl_runner.env import Env
 from cl_runner.fit import Source
 from cl_runner.runner import prepare
@@ -82,5 +82,22 @@ def mid_run(prepared):
         source = Source(env, s, tasks, env.stream[tasks].train, tasks, strategy)
         steps = -(-len(env.stream[tasks].train) // config.training.batch_size)
         return strategy, env, s, list(source.epoch(0, steps))
+
+    return function
+
+
+@pytest.fixture
+def after_each_task(prepared):
+    """after_each_task(...) -> (env, the states after each task, copied, and R[1:] of the run)."""
+
+    def function(*overrides: str) -> tuple[Env, list[TrainState], list[list[float]]]:
+        config, strategy, env = prepared(*overrides)
+        s = initial_state(strategy, env)
+        states, rows = [], []
+        for task in env.stream:
+            s = train_task(strategy, s, task, env)
+            rows.append(evaluate(strategy, s, env)["test", config.scenario])
+            states.append(s._replace(theta=s.theta.detach().clone()))
+        return env, states, rows
 
     return function

@@ -50,31 +50,6 @@ def test_an_epoch_shows_each_sample_once_in_an_order_of_its_own(prepared):
     assert not torch.equal(*orders)
 
 
-def test_joint_trains_once_on_the_union_of_all_tasks(prepared):
-    """The known bug: joint training that saw only the first task."""
-    strategy, s, env, counts = train(prepared, "strategy=joint", "training.batch_size=64")
-    assert counts[0][1] == 2 * len(env.stream.x)
-    assert counts[1:] == [(0, 0)] * 4
-    assert min(evaluate(strategy, s, env)["test", "class"]) > 0.3
-
-
-def test_the_budget_of_joint_is_that_of_the_sequence(prepared):
-    _, _, _, counts = train(prepared, "strategy=joint", "training.iterations=7")
-    assert [steps for steps, _ in counts] == [5 * 7, 0, 0, 0, 0]
-
-
-@pytest.mark.parametrize("active", ["seen", "all", "current"])
-def test_joint_scores_all_classes_from_the_start(prepared, active):
-    _, s, _, _ = train(prepared, "strategy=joint", f"training.active_classes={active}", tasks=1)
-    assert torch.isfinite(s.theta).all()
-
-
-def test_cumulative_trains_on_everything_so_far(prepared):
-    _, _, env, counts = train(prepared, "strategy=cumulative")
-    sizes = [len(task.train) for task in env.stream]
-    assert [samples for _, samples in counts] == [2 * sum(sizes[: t + 1]) for t in range(5)]
-
-
 def test_test_data_have_no_influence_on_training(prepared):
     _, strategy, env = prepared(*TOY)
     thetas = []
