@@ -46,6 +46,7 @@ PINNED = {  # the keys that make up a protocol; of the strategy all are pinned
 RATE = "optimizer.lr=0.0003,0.001,0.003"
 PLAIN = "optimizer=sgd optimizer.lr=0.03,0.1"  # methods that constrain a gradient want SGD
 BUFFER = "strategy.buffer_size=500"
+FIFTH = "benchmark.train_fraction=0.2"  # of the data: for the search of what is slow
 POLICIES = "strategy.policy=reservoir,class_balanced,ring,herding"
 # The authors of MER train on 1,000 samples of each task, one after another.
 MER = f"{PLAIN} {BUFFER} training.batch_size=10 training.iterations=100 strategy.beta=0.1,0.3"
@@ -91,20 +92,29 @@ GRIDS: dict[str, str | dict[str, str]] = {
     "agem": f"{BUFFER} {PLAIN} strategy.policy=reservoir,ring",
     "gem": f"{BUFFER} {PLAIN} strategy.margin=0,0.5",
     "den": {
-        "split-mnist-task": "strategy.mu=0.001,0.01 strategy.gamma=0.1,1 strategy.lambda=0.05,0.5",
-        "permuted-mnist": "strategy.mu=0.001 strategy.gamma=0.1 strategy.lambda=0.005,0.05",
+        "split-mnist-task": "strategy.mu=0.001 strategy.gamma=0.1,1 strategy.lambda=0.05,0.5",
+        "permuted-mnist": (
+            f"{FIFTH} strategy.mu=0.001 strategy.gamma=0.1 strategy.lambda=0.005,0.05"
+        ),
     },
-    "ogd": f"{PLAIN} strategy.directions=100",
+    "ogd": {
+        "split-mnist-task": f"{PLAIN} strategy.directions=100",
+        "split-mnist-class": f"{PLAIN} strategy.directions=100",
+        "permuted-mnist": f"{PLAIN} strategy.directions=100 {FIFTH}",
+    },
     "gpm": f"{PLAIN} strategy.threshold=[0.9],[0.95],[0.99]",
     "imm": f"strategy.merge=mean,mode {RATE}",
     "packnet": "strategy.prune=0.5,0.75,0.9",
     "hat": "strategy.lambda=0.1,0.75 strategy.s_max=50,400",
     "xdg": "optimizer.reset=true strategy.gated=0.5,0.8 strategy.lambda=0,0.035,1",
     "pnn": {
-        "split-mnist-task": "strategy.alpha_init=1,0.1,0.01",
-        "permuted-mnist": "strategy.adapter_size=32 strategy.alpha_init=1,0.1",
+        "split-mnist-task": "strategy.alpha_init=1,0.1",
+        "permuted-mnist": f"{FIFTH} strategy.adapter_size=32 strategy.alpha_init=1,0.1",
     },
-    "soft_sharing": "strategy.lambda=0.0001,0.001,0.01",
+    "soft_sharing": {
+        "split-mnist-task": "strategy.lambda=0.0001,0.001",
+        "permuted-mnist": f"{FIFTH} strategy.lambda=0.0001,0.001,0.01",
+    },
 }
 
 
