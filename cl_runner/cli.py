@@ -1,6 +1,7 @@
 """The command `cl-run`: Hydra in front of `runner.run`, and every mistake told in one line.
 
-Exit codes: 0 done, 1 a run diverged or cl_runner has a bug, 2 the user's mistake, 130 Ctrl-C.
+Exit codes: 0 done, 1 a run diverged or cl_runner has a bug, 2 the user's mistake, 130 Ctrl-C,
+143 SIGTERM.
 Nothing here imports torch before a run's configuration is known to be valid, so that help,
 completion and mistakes are answered at once.
 """
@@ -13,10 +14,11 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 import yaml
@@ -28,11 +30,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from cl_runner import __version__, sweep
-from cl_runner.config import validate
+from cl_runner.config import Config, validate
 from cl_runner.errors import Diverged, UserError, check
 from cl_runner.naming import plain
+from cl_runner.signals import Interrupted
 from hydra_plugins import cl_runner_launcher as launcher
 
+if TYPE_CHECKING:
+    from cl_runner.group import Job
+
+# Values of `resume` that are no folder's name.
+YES_OR_NO = {"", "true", "false", "yes", "no", "on", "off", "1", "0", "null"}
 TRACEBACK = "CL_RUNNER_TRACEBACK"  # set to 1: show the traceback of every error
 
 log = logging.getLogger("cl_runner")
@@ -51,26 +59,41 @@ def app(cfg: DictConfig) -> float | None:
     alone stops with SystemExit, since Hydra would add lines of its own to an Exception.
     """
     job = HydraConfig.get()
-    out, overrides = Path(job.runtime.output_dir), plain(job.overrides.task)
+    out = Path(job.runtime.output_dir)
+    overrides = [o for o in plain(job.overrides.task) if not o.startswith("resume=")]
     in_sweep = job.mode is RunMode.MULTIRUN
     try:
-        if in_sweep and (result := sweep.earlier(out)) is not None:
+        if in_sweep and not cfg.resume and (result := sweep.earlier(out)) is not None:
             return result
-        there = [] if in_sweep else [name for name in sweep.FILES if (out / name).exists()]
-        message = f"{out} already holds {', '.join(there)}; choose another hydra.run.dir"
-        check(not there, message)
+        if not (in_sweep or cfg.resume):
+            check_free(out)
         config = validate(cfg)
         check_strategy_keys(config.strategy)
-        if config.seeds is not None:
-            return run_seeds(cfg, out, overrides)
-        from cl_runner.runner import run  # torch, not before the configuration is valid
+        with sweep.locked(out):
+            if not (in_sweep or cfg.resume):
+                check_free(out)  # again, now that nobody else can fill it
+            if in_sweep or (out / sweep.OVERRIDES).exists():
+                sweep.forget(out)
+            if config.seeds is not None:
+                return run_seeds(cfg, out, overrides)
+            from cl_runner.runner import run  # torch, not before the configuration is valid
 
-        return run(config, out, overrides)
+            return run(config, out, overrides)
     except Exception as caught:  # noqa: BLE001 - a bug in one job must not end a sweep
         error = known(caught, out)
         if not in_sweep:
             raise SystemExit(1) from error
         return failed(error, out)
+
+
+def check_free(out: Path) -> None:
+    """Raise UserError if a folder holds a run."""
+    there = [name for name in sweep.FILES if (out / name).exists()]
+    message = (
+        f"{out} already holds {', '.join(there)}; resume=true goes on with it, or choose another "
+        "hydra.run.dir"
+    )
+    check(not there, message)
 
 
 def known(error: Exception, out: Path) -> Exception:
@@ -81,7 +104,8 @@ def known(error: Exception, out: Path) -> Exception:
 def failed(error: Exception, out: Path) -> float:
     """Conclude a failed job of a sweep (see `app`)."""
     log.error("%s", error)
-    sweep.record(out, error)
+    if not isinstance(error, sweep.Busy):  # then the other process tells how it went
+        sweep.record(out, error)
     tell(error)
     if not HydraConfig.get().sweeper._target_.endswith(".BasicSweeper"):
         raise error from None
@@ -91,23 +115,34 @@ def failed(error: Exception, out: Path) -> float:
 def run_together(composed: Sequence[DictConfig]) -> list[float | Exception | None]:
     """The outcomes of a sweep's jobs, trained together where they can be; None: to be run alone."""
     jobs: dict[int, Any] = {}
-    for i, whole in enumerate(composed):
-        cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
-        try:
-            config = validate(cfg)
-            check_strategy_keys(config.strategy)
-        except UserError:
-            continue  # told when the job is run alone
-        if config.seeds is None:
-            from cl_runner.group import Job  # torch, not before a configuration is valid
+    with ExitStack() as locks:
+        for i, whole in enumerate(composed):
+            cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+            out = Path(whole.hydra.runtime.output_dir)
+            try:
+                config = validate(cfg)
+                check_strategy_keys(config.strategy)
+                if config.seeds is None and sweep.earlier(out) is None:
+                    locks.enter_context(sweep.locked(out))
+                    jobs[i] = job_of(config, out, plain(whole.hydra.overrides.task))
+            except UserError:
+                continue  # told when the job is run alone
+        if jobs:
+            from cl_runner.group import run_all
 
-            overrides = plain(whole.hydra.overrides.task)
-            jobs[i] = Job(config, Path(whole.hydra.runtime.output_dir), overrides)
-    if jobs:
-        from cl_runner.group import run_all
-
-        run_all(list(jobs.values()))
+            run_all(list(jobs.values()))
     return [jobs[i].outcome if i in jobs else None for i in range(len(composed))]
+
+
+def job_of(config: Config, out: Path, overrides: Sequence[str]) -> Job:
+    """A job to be trained together with others. Raises UserError if `out` is another run's."""
+    from cl_runner.checkpoint import check_run  # torch, not before a configuration is valid
+    from cl_runner.group import Job
+
+    if config.resume:
+        check_run(out, config.resolved)
+    sweep.forget(out)
+    return Job(config, out, [o for o in overrides if not o.startswith("resume=")])
 
 
 def concluded(outcome: float | Exception) -> TaskFunction:
@@ -125,16 +160,13 @@ def run_seeds(cfg: DictConfig, out: Path, overrides: Sequence[str]) -> float:
 
     Raises the first error of those that failed, after the files of all are written.
     """
-    from cl_runner.group import Job, run_all
-    from cl_runner.results import merge_seeds
+    from cl_runner.group import run_all
+    from cl_runner.results import merge_seeds, write_text
     from cl_runner.runner import run
 
-    jobs = []
-    for seed in validate(cfg).seeds or []:
-        own = cfg.copy()
-        own.seed, own.seeds = seed, None
-        jobs.append(Job(validate(own), out / f"seed={seed}", overrides))
-    run_all(jobs)
+    write_text(out / sweep.OVERRIDES, OmegaConf.to_yaml(list(overrides)))
+    jobs = [seed_job(cfg, seed, out, overrides) for seed in validate(cfg).seeds or []]
+    run_all([job for job in jobs if sweep.earlier(job.out) is None])
     results, errors = [], []
     for job in jobs:
         outcome = job.outcome
@@ -158,6 +190,14 @@ def run_seeds(cfg: DictConfig, out: Path, overrides: Sequence[str]) -> float:
     return sum(results) / len(results)
 
 
+def seed_job(cfg: DictConfig, seed: int, out: Path, overrides: Sequence[str]) -> Job:
+    """The run of one seed, in a folder of its own that can go on by itself."""
+    own = cfg.copy()
+    own.seed, own.seeds = seed, None
+    shared = [o for o in overrides if not o.startswith(("seed=", "seeds="))]
+    return job_of(validate(own), out / f"seed={seed}", [*shared, f"seed={seed}"])
+
+
 def bug(error: Exception, out: Path) -> Bug:
     """Write the traceback into the run's folder."""
     path = out / "traceback.txt"
@@ -176,6 +216,7 @@ def main() -> None:
             return
         check_flags()
         launcher.register()
+        sys.argv[1:] = continued(sys.argv[1:])
         app()
     except SystemExit as stop:
         if stop.__cause__ is None:
@@ -189,6 +230,31 @@ def main() -> None:
         sweep.merge_interrupted()
     sweep.discard()
     sys.exit(tell(error))
+
+
+def continued(args: Sequence[str]) -> list[str]:
+    """The command's arguments, `resume=FOLDER` replaced by those that its run was started with."""
+    folders = [i for i, arg in enumerate(args) if is_folder(*arg.partition("=")[::2])]
+    if not folders:
+        return list(args)
+    i = folders[-1]
+    folder = Path(args[i].partition("=")[2]).expanduser().absolute()
+    single = not {"-m", "--multirun"} & set(args)
+    check(single, "resume=FOLDER is for one run; repeat a sweep's own command with resume=true")
+    try:
+        text = (folder / sweep.OVERRIDES).read_text(encoding="utf-8")
+        overrides = [str(override) for override in yaml.safe_load(text)]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError):
+        message = f"resume={folder}: there is no run, for there is no {sweep.OVERRIDES} of cl-run"
+        raise UserError(message) from None
+    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    where = [f"hydra.run.dir='{quoted}'", "resume=true"]
+    return [*args[:i], *overrides, *where, *args[i + 1 :]]
+
+
+def is_folder(key: str, value: str) -> bool:
+    """Whether an override is resume=FOLDER."""
+    return key == "resume" and value.lower() not in YES_OR_NO
 
 
 def tell(error: BaseException) -> int:
@@ -224,7 +290,8 @@ def explain(error: BaseException) -> tuple[int | None, str]:
     """The exit code and the line for an error; no code means that it is unforeseen."""
     match error:
         case KeyboardInterrupt():
-            return 130, "interrupted"
+            code = error.exit_code if isinstance(error, Interrupted) else 130
+            return code, f"interrupted{sweep.how_to_go_on()}"
         case UserError():
             return 2, one_line(str(error))
         case Diverged() | Bug():

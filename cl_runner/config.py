@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cl_runner.errors import UserError, check, one_of
 
 SCENARIOS = ("task", "domain", "class")
+SECTIONS = ("data", "benchmark", "model", "optimizer", "training", "checkpoint", "strategy")
 PRECISIONS = ("auto", "float32", "float32_onednn", "tf32", "bfloat16")
 T = TypeVar("T")
 
@@ -247,6 +248,20 @@ class Training:
         check(self.batch_size >= 1, f"training.batch_size must be positive, got {self.batch_size}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """When the state of a run is saved within a task; it always is between two tasks."""
+
+    every: float | None = 60.0  # seconds; None: never
+    keep: bool = False  # the last one stays when the run is complete
+
+    def __post_init__(self) -> None:
+        check(
+            self.every is None or self.every >= 0,
+            f"checkpoint.every must be at least 0 seconds, or null, got {self.every}",
+        )
+
+
 BENCHMARKS: dict[str, type[Benchmark]] = {"split": Split, "permuted": Permuted, "rotated": Rotated}
 Model = MLP | CNN | ResNet
 MODELS: dict[str, type[Model]] = {
@@ -270,13 +285,15 @@ class Config:
     precision: str
     threads: int | None
     verbose: bool
+    resume: bool
     data: Data
     benchmark: Benchmark
     model: Model
     optimizer: Optimizer
     training: Training
+    checkpoint: Checkpoint
     strategy: Mapping[str, Any]  # parsed by cl_runner.strategies, which needs torch
-    resolved: Mapping[str, Any]  # all of the above as plain values: what config.yaml holds
+    resolved: Mapping[str, Any]  # plain values of what config.yaml holds: not seeds, not resume
 
 
 def parse(schema: type[T], node: Mapping[str, Any], section: str) -> T:
@@ -320,7 +337,15 @@ def validate(cfg: DictConfig) -> Config:
     known = {f.name for f in dataclasses.fields(Config)} - {"resolved"}
     for key in node:
         check(key in known, f"unknown key {key}; known are {', '.join(sorted(known))}")
-    for section in ("data", "benchmark", "model", "optimizer", "training", "strategy"):
+    for section in (
+        "data",
+        "benchmark",
+        "model",
+        "optimizer",
+        "training",
+        "checkpoint",
+        "strategy",
+    ):
         check(isinstance(node.get(section), dict), f"{section} must be a group of keys")
     top = parse(_Top, {k: v for k, v in node.items() if not isinstance(v, dict)}, "")
     one_of("benchmark.kind", node["benchmark"].get("kind"), tuple(BENCHMARKS))
@@ -333,8 +358,10 @@ def validate(cfg: DictConfig) -> Config:
         model=parse(MODELS[node["model"]["name"]], node["model"], "model"),
         optimizer=parse(OPTIMIZERS[node["optimizer"]["name"]], node["optimizer"], "optimizer"),
         training=parse(Training, node["training"], "training"),
+        checkpoint=parse(Checkpoint, node["checkpoint"], "checkpoint"),
         strategy=node["strategy"],
-        resolved={k: v for k, v in node.items() if k != "seeds"},  # a run has one seed
+        # A run has one seed, and is the same run when it goes on.
+        resolved={k: v for k, v in node.items() if k not in {"seeds", "resume"}},
     )
 
 
@@ -348,6 +375,7 @@ class _Top:
     precision: str
     threads: int | None
     verbose: bool
+    resume: bool = False
     seeds: list[int] | None = None
 
     def __post_init__(self) -> None:

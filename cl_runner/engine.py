@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from cl_runner.core import Task, TrainState
 from cl_runner.env import Env
-from cl_runner.fit import Samples, fit
+from cl_runner.fit import Begun, Between, Samples, fit
 from cl_runner.functional import optim
 from cl_runner.functional.losses import mask_logits
 from cl_runner.strategies.base import Strategy
 
 EVALUATION_CHUNK = 2000  # images per forward pass
 Rows = dict[tuple[str, str], list[float]]  # (split, reading) -> accuracy on each task
+Watch = Callable[[Samples], AbstractContextManager[Between]]  # what looks on between the steps
 
 
 def initial_state(strategy: Strategy, env: Env) -> TrainState:
@@ -27,11 +31,47 @@ def initial_state(strategy: Strategy, env: Env) -> TrainState:
     )
 
 
-def train_task(strategy: Strategy, s: TrainState, task: Task, env: Env) -> TrainState:
-    """The state after training on one task. Raises Diverged where numbers are no longer finite."""
-    s, samples = begin_task(strategy, s, task, env)
+def restored(s: TrainState, env: Env) -> TrainState:
+    """A state that was saved, put into the run's live storage."""
+    device, buffers = env.device, env.flat.buffers
+    for name, value in buffers.items():
+        value.copy_(s.buffers[name])
+    return TrainState(
+        theta=env.flat.commit(s.theta.to(device)),
+        buffers=buffers,
+        opt={k: v.to(device) for k, v in s.opt.items()},
+        memory={k: v.to(device) for k, v in s.memory.items()},
+        t=s.t.to(device),
+    )
+
+
+def train_task(
+    strategy: Strategy,
+    s: TrainState,
+    task: Task,
+    env: Env,
+    begun: Begun | None = None,
+    watch: Watch | None = None,
+) -> TrainState:
+    """The state after training on one task. Raises Diverged where numbers are no longer finite.
+
+    begun: s has taken these steps of the task. watch: given the samples, what is called between
+    the steps.
+    """
+    if begun is None:
+        s, samples = begin_task(strategy, s, task, env)
+        begun = Begun(samples)
+    samples, step, losses = begun
     times = env.num_tasks if strategy.whole_sequence else 1
-    s = fit(s, env, strategy, samples, times=times, t=task.index)
+    with watch(samples) if watch else nullcontext() as between:
+        s = fit(
+            *(s, env, strategy, samples),
+            times=times,
+            t=task.index,
+            step=step,
+            losses=losses,
+            between=between,
+        )
     return end_task(strategy, s, task, env)
 
 

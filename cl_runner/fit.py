@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,17 @@ class Learner(Protocol):
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, dict[str, Any]]: ...
 
 
+class Begun(NamedTuple):
+    """Where the training on a task stands."""
+
+    samples: Samples
+    step: int = 0  # optimizer steps done
+    losses: Sequence[Tensor] = ()  # theirs, as far as they belong to the epoch under way
+
+
+Between = Callable[[TrainState, int, list[Tensor]], None]  # a state, and Begun's last two
+
+
 def fit(
     s: TrainState,
     env: Env,
@@ -37,34 +48,48 @@ def fit(
     epochs: int | None = None,
     t: int | None = None,
     phase: str = "",
+    step: int = 0,
+    losses: Sequence[Tensor] = (),
+    between: Between | None = None,
 ) -> TrainState:
     """The state after `learner` has taken its steps over the samples of task t, the current one.
 
     Their number is that of `training.epochs` or `training.iterations`, `times` over, or that of
     `epochs`. An extra phase of a strategy (retraining after pruning, say) has a name, which gives
     it random orders of its own. Raises Diverged if the loss or theta is no longer finite.
+
+    step, losses: go on after so many steps, as in `Begun`. between: called before the first step
+    and after each.
     """
     t, (index, label) = int(s.t) if t is None else t, samples
     epochs, per_epoch, total = plan(len(index), env.training, times, epochs)
     source = Source(env, s, t, index, label, learner, phase)
-    env.meter.begin(t, epochs, total)
+    env.meter.begin(t, epochs, total - step)
     env.flat.module.train()
+    pending = list(losses)
+    if between:
+        between(s, step, pending)
     with torch.no_grad():
-        for epoch in range(epochs):
+        for epoch in range(step // per_epoch if per_epoch else 0, epochs):
             first = epoch * per_epoch
-            losses = []
-            for step, batch in enumerate(source.epoch(epoch, min(per_epoch, total - first))):
+            count = min(per_epoch, total - first)
+            done = max(0, step - first)
+            for i, batch in enumerate(source.epoch(epoch, count, done), done):
                 if env.stochastic:
-                    torch.manual_seed(seed_for(env.seed, f"dropout{phase}", t, epoch, step))
+                    torch.manual_seed(seed_for(env.seed, f"dropout{phase}", t, epoch, i))
                 if env.optimizer.schedule != "constant":
-                    progress = (first + step) / total
+                    progress = (first + i) / total
                     rate = env.optimizer.lr * optim.rate_factor(env.optimizer, progress)
                     s = s._replace(opt=s.opt | {"lr": torch.full_like(s.opt["lr"], rate)})
                 s, aux = learner.step(s, batch, env)
                 s = env.commit(s)
-                losses.append(aux["loss"])
+                pending.append(aux["loss"])
                 env.meter.step(epoch, len(batch.y), aux["loss"])
-            check_finite(s.theta, torch.stack(losses), t, first)
+                if i + 1 == count:
+                    check_finite(s.theta, torch.stack(pending), t, first)
+                    pending = []
+                if between:
+                    between(s, first + i + 1, pending)
     return s
 
 
@@ -112,14 +137,17 @@ class Source:
         self.y = env.stream.labels(index, task)
         self.learner, self.phase = learner, phase
 
-    def epoch(self, epoch: int, steps: int) -> Iterator[Batch]:
-        """The first `steps` batches of an epoch, in its own random order, with their noise."""
+    def epoch(self, epoch: int, steps: int, done: int = 0) -> Iterator[Batch]:
+        """The first `steps` batches of an epoch, in its own random order, with their noise.
+
+        Those that are `done` are left out, which changes nothing about the others.
+        """
         env, n, size = self.env, len(self.index), self.env.training.batch_size
         index, y, tasks = self.shuffled(epoch)
         shown = env.active(tasks[:1], self.seen) if isinstance(self.task, int) else None
         noise: dict[str, Tensor] = {}
-        for step in range(steps):
-            if step % NOISE_BLOCK == 0:
+        for step in range(done, steps):
+            if step % NOISE_BLOCK == 0 or step == done:
                 noise = self.noise(epoch, step // NOISE_BLOCK)
             part = slice(step * size, min((step + 1) * size, n))
             B = part.stop - part.start

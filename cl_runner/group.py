@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from cl_runner import ensemble, strategies
+from cl_runner import checkpoint, ensemble, strategies
 from cl_runner.config import Config
 from cl_runner.engine import initial_state
 from cl_runner.ensemble import Member
@@ -50,8 +50,8 @@ def run_all(jobs: Sequence[Job]) -> None:
     A job whose outcome stays None was not run, or was part of a stack that failed as a whole: run
     it alone.
     """
-    rest: list[Job] = []
-    for group in groups(jobs):
+    rest = [job for job in jobs if (job.out / checkpoint.NAME).exists()]  # they go on alone
+    for group in groups([job for job in jobs if job not in rest]):
         rest += stacked(group) if len(group) > 1 else group
     on_gpu = torch.cuda.is_available() and any(job.config.device != "cpu" for job in rest)
     if len(rest) > 1 and (os.cpu_count() or 1) > 1 and not on_gpu:
@@ -138,7 +138,7 @@ def train(jobs: Sequence[Job]) -> None:
     states = [initial_state(*m) for m in members]
     for job, m, r, s in zip(jobs, members, records, states, strict=True):
         with logged(job.out):
-            log.info("trained as one of %d in a stacked state", len(jobs))
+            log.info("trained as one of %d in a stacked state, without checkpoints", len(jobs))
             r.evaluated(0, m.strategy, s)
     alive = list(range(len(jobs)))
     step = ensemble.StackedStep(members)

@@ -15,22 +15,28 @@ from typing import cast
 from omegaconf import OmegaConf
 
 LONGEST = 80  # characters; file systems take 255 bytes, eyes less
+SILENT = re.compile(r"\+*(resume|verbose|checkpoint\.\w+)=")  # what makes no other run
 
 
 def slug(overrides: Sequence[str]) -> str:
     """The overrides in characters that are safe in a folder's name, cut to a readable length."""
-    return re.sub(r"[^A-Za-z0-9._=+-]+", "_", ",".join(plain(overrides)))[:LONGEST] or "default"
+    return re.sub(r"[^A-Za-z0-9._=+-]+", "_", ",".join(telling(overrides)))[:LONGEST] or "default"
 
 
 def digest(overrides: Sequence[str]) -> str:
     """Eight hex digits that tell apart overrides with the same slug."""
-    text = "\0".join(plain(overrides))
+    text = "\0".join(telling(overrides))
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
 
 
 def plain(overrides: Sequence[str]) -> list[str]:
     """Hydra's list of overrides as written: ${...} in it is not meant to be resolved here."""
     return cast("list[str]", OmegaConf.to_container(overrides, resolve=False))
+
+
+def telling(overrides: Sequence[str]) -> list[str]:
+    """The overrides that say which run it is: with the others it keeps its folder."""
+    return [override for override in plain(overrides) if not SILENT.match(override)]
 
 
 def unique() -> str:

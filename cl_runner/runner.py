@@ -7,27 +7,32 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 
 import cl_runner
-from cl_runner import kernels, results, strategies
+from cl_runner import checkpoint, kernels, results, strategies
+from cl_runner.checkpoint import Saved
 from cl_runner.config import Config
-from cl_runner.core import TrainState
+from cl_runner.core import Task, TrainState
 from cl_runner.data.benchmarks import build_stream
 from cl_runner.data.datasets import load
-from cl_runner.engine import evaluate, initial_state, readings, train_task
+from cl_runner.engine import evaluate, initial_state, readings, restored, train_task
 from cl_runner.env import Env
 from cl_runner.errors import Diverged, UserError, check
+from cl_runner.fit import Begun, Between, Samples
 from cl_runner.functional.metrics import acc
 from cl_runner.nn.networks import factory
 from cl_runner.progress import display
+from cl_runner.signals import Stop, stoppable
 from cl_runner.strategies.base import Strategy
 
 log = logging.getLogger(__name__)
@@ -38,11 +43,17 @@ def run(config: Config, out: Path, overrides: Sequence[str] = ()) -> float:
     """Train on the tasks one after another and write the results into the folder `out`.
 
     Returns the final ACC: on the validation data where there are any, so that a search never sees
-    the test data. Raises UserError before anything is written, or when memory or disk are full;
-    Diverged, KeyboardInterrupt and unforeseen errors after what was measured so far is written with
-    its status.
+    the test data. With `resume` it goes on where the run in that folder was stopped, or returns its
+    ACC if it is complete. Raises UserError before anything is written, or when memory or disk are
+    full; Diverged, KeyboardInterrupt and unforeseen errors after what was measured so far is
+    written with its status.
     """
     try:
+        if config.resume:
+            checkpoint.check_run(out, config.resolved)
+            if (result := finished(out)) is not None:
+                tell(config, f"complete, nothing to do: {out}")
+                return result
         return _run(config, out, overrides)
     except (MemoryError, RuntimeError) as error:
         # torch raises a plain RuntimeError when the CPU's memory is exhausted.
@@ -60,18 +71,32 @@ def _run(config: Config, out: Path, overrides: Sequence[str]) -> float:
     strategy = strategies.build(config.strategy)
     env = prepare(config, strategy)
     own, *others = readings(config.scenario)
+    saved = checkpoint.load(out, config.resolved) if config.resume else None
+    s = initial_state(strategy, env)
+    if saved is not None:
+        checkpoint.check_fits(saved.state, s)
     record = Record(config, strategy, env, out, overrides, started)
     try:
-        with display(len(env.stream), config.verbose) as env.meter.display:
-            s = initial_state(strategy, env)
-            record.evaluated(0, strategy, s)
-            for task in env.stream:
+        with stoppable() as stop, display(len(env.stream), config.verbose) as env.meter.display:
+            first, begun = 0, None
+            if saved is not None:
+                s, first, begun = restored(saved.state, env), saved.task, saved.begun
+                record.restore(saved, strategy, s)
+            else:
+                record.evaluated(0, strategy, s)
+            if config.resume:
+                tell(config, position(out, saved))
+            for task in env.stream[first:]:
                 log.info("task %d: classes %s", task.index + 1, ", ".join(task.names))
-                begun = time.perf_counter()
-                s = train_task(strategy, s, task, env)
-                record.train_seconds += time.perf_counter() - begun
+                record.lap()
+                s = train_task(strategy, s, task, env, begun, partial(watch, record, stop, task))
+                record.train_seconds += record.lap()
                 record.evaluated(task.index + 1, strategy, s)
+                record.save(s, task.index + 1)
+                begun = None
         record.write("complete")
+        if not config.checkpoint.keep:
+            checkpoint.remove(out)
     except BaseException as error:
         record.write("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
         log.error("%s", error if isinstance(error, Diverged) else repr(error))
@@ -87,6 +112,46 @@ def result(record: Record) -> float:
     """The final ACC of a run; of its validation data where there are any."""
     split = "validation" if ("validation", record.own) in record.matrices else "test"
     return acc(record.matrices[split, record.own])
+
+
+@contextmanager
+def watch(record: Record, stop: Stop, task: Task, samples: Samples) -> Iterator[Between]:
+    """Save the state between the steps of a task: every so often, and when a signal came."""
+    every = record.config.checkpoint.every
+
+    def between(s: TrainState, step: int, losses: list[Tensor]) -> None:
+        due = every is not None and time.perf_counter() - record.saved_at >= every
+        if due or stop.asked:
+            record.train_seconds += record.lap()
+            record.save(s, task.index, Begun(samples, step, tuple(losses)))
+        stop.check()
+
+    with stop.stepping():
+        yield between
+
+
+def finished(out: Path) -> float | None:
+    """What `run` returned for the complete run in a folder; None if there is none."""
+    path = out / "summary.csv"
+    rows = results.read_rows(path) if path.exists() else []
+    if len(rows) != 1 or rows[0].get("status") != "complete":
+        return None
+    return float(rows[0].get("validation_ACC") or rows[0]["ACC"])
+
+
+def position(out: Path, saved: Saved | None) -> str:
+    """Where a run goes on."""
+    if saved is None:
+        return f"there is nothing to resume, this run starts from the beginning: {out}"
+    step = f" after step {saved.begun.step}" if saved.begun else ""
+    return f"goes on in task {saved.task + 1}{step}: {out}"
+
+
+def tell(config: Config, text: str) -> None:
+    """A line for the log, and for the console unless verbose=false."""
+    log.info("%s", text)
+    if config.verbose:
+        print(text)
 
 
 def prepare(config: Config, strategy: Strategy) -> Env:
@@ -156,12 +221,42 @@ class Record:
         self.matrices: results.Matrices = {}
         self.memory: dict[str, int | None] = {}
         self.train_seconds = self.evaluation_seconds = self.seconds = 0.0
+        self.saved_at = self.lap_at = started
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write {out}: {error.strerror}") from None
-        results.write_text(out / "config.yaml", OmegaConf.to_yaml(dict(config.resolved)))
-        results.write_text(out / "overrides.yaml", OmegaConf.to_yaml(list(overrides)))
+        if not (config.resume and (out / "overrides.yaml").exists()):
+            results.write_text(out / "config.yaml", OmegaConf.to_yaml(dict(config.resolved)))
+            results.write_text(out / "overrides.yaml", OmegaConf.to_yaml(list(overrides)))
+
+    def lap(self) -> float:
+        """Seconds since it was last asked."""
+        before, self.lap_at = self.lap_at, time.perf_counter()
+        return self.lap_at - before
+
+    def save(self, s: TrainState, task: int, begun: Begun | None = None) -> None:
+        """Write a checkpoint: next comes task `task`, or what remains of it."""
+        counts = {
+            "steps": self.env.meter.steps,
+            "samples": self.env.meter.samples,
+            "seconds": time.perf_counter() - self.started,
+            "train_seconds": self.train_seconds,
+            "evaluation_seconds": self.evaluation_seconds,
+        }
+        saved = Saved(s, self.matrices, counts, task, begun)
+        checkpoint.save(self.out, saved, self.config.resolved)
+        self.saved_at = time.perf_counter()
+
+    def restore(self, saved: Saved, strategy: Strategy, s: TrainState) -> None:
+        """Go on from where a checkpoint was written."""
+        counts = saved.counts
+        self.matrices = saved.matrices
+        self.memory = footprint(strategy, s, self.env)
+        self.env.meter.steps, self.env.meter.samples = int(counts["steps"]), int(counts["samples"])
+        self.started -= counts["seconds"]
+        self.train_seconds = counts["train_seconds"]
+        self.evaluation_seconds = counts["evaluation_seconds"]
 
     def evaluated(self, after_task: int, strategy: Strategy, s: TrainState) -> None:
         """Evaluate, fill row `after_task` of each R, and write what is known."""
@@ -180,7 +275,8 @@ class Record:
 
     def columns(self) -> dict[str, Any]:
         """The row of summary.csv, without its status."""
-        resolved = {k: v for k, v in self.config.resolved.items() if k != "verbose"}
+        silent = {"verbose", "checkpoint"}
+        resolved = {k: v for k, v in self.config.resolved.items() if k not in silent}
         flat = results.flatten(resolved)
         names = {
             group: flat.pop(f"{group}.name")

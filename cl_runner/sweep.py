@@ -10,8 +10,10 @@ from __future__ import annotations
 import csv
 import logging
 import re
+import shlex
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,27 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cl_runner.errors import UserError
 
-SUMMARY, ERROR = "summary.csv", "error.txt"
-FILES = (SUMMARY, "config.yaml", "overrides.yaml", "accuracies.csv", "accuracy_matrix.csv")
+SUMMARY, ERROR, LOCK, OVERRIDES = "summary.csv", "error.txt", ".lock", "overrides.yaml"
+FILES = (
+    *(SUMMARY, "config.yaml", OVERRIDES, "accuracies.csv", "accuracy_matrix.csv"),
+    "checkpoint.safetensors",
+)
 SHOWN = ("benchmark", "strategy", "seed", "ACC", "forgetting", "status", "run")  # final table
-REMOVABLE = {"multirun.yaml", "cl-run.log"}  # what Hydra may have left in a refused run's folder
+REMOVABLE = {
+    "multirun.yaml",
+    "cl-run.log",
+    LOCK,
+}  # what Hydra may have left in a refused run's folder
 
 _created: list[Path] = []  # folders that this command makes, innermost first
+_runs: list[Path] = []  # the folder of the run alone that is running
 _sweeps: list[Path] = []  # the folder of the sweep that is running
+
+log = logging.getLogger(__name__)
+
+
+class Busy(UserError):
+    """Another process runs this job."""
 
 
 class Folders(Callback):
@@ -39,13 +55,18 @@ class Folders(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note the run's folder before Hydra makes it."""
-        _note(config, "run")
+        folder = _note(config, "run")
+        _runs[:] = [] if folder is None else [folder]
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Note the sweep's folder before Hydra makes it; refuse one with results."""
+        """Note the sweep's folder before Hydra makes it; results in it need resume=true."""
         folder = _note(config, "sweep")
-        if folder is not None and next(folder.rglob(SUMMARY), None) is not None:
-            message = f"{folder} already holds results; choose another hydra.sweep.dir or remove it"
+        held = folder is not None and next(folder.rglob(SUMMARY), None) is not None
+        if held and not config.resume:
+            message = (
+                f"{folder} already holds results; resume=true does what is missing there, or "
+                "choose another hydra.sweep.dir"
+            )
             raise SystemExit(1) from UserError(message)
         _sweeps[:] = [] if folder is None else [folder]
 
@@ -85,6 +106,39 @@ def merge_interrupted() -> None:
             merge(folder)
 
 
+def how_to_go_on() -> str:
+    """What to tell the user when the command is interrupted; "" if nothing has begun."""
+    for folder in _sweeps:
+        return f"; to go on: the same command with hydra.sweep.dir={folder} resume=true"
+    for folder in _runs:
+        if (folder / OVERRIDES).exists():
+            return f"; to go on: cl-run resume={shlex.quote(str(folder))}"
+    return ""
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """A job's folder, for this process alone; the lock dies with its holder. Raises Busy."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(out / LOCK)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        _created.clear()  # another process uses these folders
+        raise Busy(f"another process is at work in {out}") from None
+    except (OSError, NotImplementedError) as error:  # a folder that cannot be written tells later
+        log.warning("%s cannot be locked: %s", out, error)
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            with suppress(OSError):
+                (out / LOCK).unlink()
+            lock.release()
+
+
 def discard() -> None:
     """Remove the folders that this command made, if nothing but Hydra's own files lies in them."""
     logging.disable()  # what is still logged at exit would make a folder's log file anew
@@ -95,6 +149,12 @@ def discard() -> None:
                 file.unlink()
             with suppress(OSError):  # not made yet, or someone else uses it meanwhile
                 folder.rmdir()
+
+
+def forget(out: Path) -> None:
+    """Remove the reason of an earlier failure of a job that is about to be repeated."""
+    for name in (ERROR, "traceback.txt"):
+        (out / name).unlink(missing_ok=True)
 
 
 def record(out: Path, error: Exception) -> None:

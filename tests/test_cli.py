@@ -37,7 +37,7 @@ import csv, logging, sys, types
 def run(config, out, overrides):
     from cl_runner.errors import Diverged, UserError
     logging.getLogger("cl_runner").info("task 1")
-    if config.seed == 7:
+    if config.seed == 7 and not config.resume:
         raise UserError("seed must not be 7")
     if config.seed == 9:
         return 1 / 0
@@ -205,6 +205,9 @@ def test_own_configuration_files(flags: list[str], tmp_path: Path) -> None:
         (["-m", "strategy=ewc,naive", "strategy.lambda=1"], ["strategy.lambda"]),
         (["-m", "seed=interval(0,1)"], ["INTERVAL"]),
         (["hydra/launcher=unknown"], ["hydra/launcher=unknown", "basic"]),
+        (["resume=nowhere"], ["resume=", "nowhere: there is no run"]),
+        (["-m", "seed=1,2", "resume=out"], ["resume=FOLDER is for one run", "resume=true"]),
+        (["checkpoint.every=-1"], ["checkpoint.every must be at least 0 seconds"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -259,7 +262,9 @@ def test_ctrl_c_stops_with_130(args: list[str], tmp_path: Path) -> None:
         assert "waiting\n" in iter(process.stdout.readline, "")
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stderr) == (130, "cl-run: interrupted\n")
+    hint = f"; to go on: the same command with hydra.sweep.dir={tmp_path}/out resume=true"
+    said = f"cl-run: interrupted{hint if '-m' in args else ''}\n"
+    assert (process.returncode, stderr) == (130, said)
     if "-m" in args:
         assert [row["seed"] for row in read(tmp_path / "out/summary.csv")] == ["1", "10"]
 
@@ -301,7 +306,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     result = stubbed("hydra.run.dir=a/b", "seed=1", cwd=tmp_path)
     assert result.returncode == 2
-    assert "already holds summary.csv" in result.stderr
+    assert "already holds summary.csv; resume=true goes on with it" in result.stderr
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
@@ -328,6 +333,78 @@ def test_jobs_with_a_long_common_beginning_are_told_apart() -> None:
     assert naming.slug(a) == naming.slug(b)
     assert naming.digest(a) != naming.digest(b)
     assert naming.digest(a) == naming.digest(OmegaConf.create([f"data.root={'x' * 300}a"]))
+
+
+def test_what_makes_no_other_run_makes_no_other_folder() -> None:
+    plain = OmegaConf.create(["seed=1", "strategy=ewc"])
+    more = ["seed=1", "resume=true", "strategy=ewc", "++verbose=false", "checkpoint.every=5"]
+    assert naming.slug(OmegaConf.create(more)) == naming.slug(plain) == "seed=1_strategy=ewc"
+    assert naming.digest(OmegaConf.create(more)) == naming.digest(plain)
+    assert naming.slug(OmegaConf.create(["threads=2"])) == "threads=2"
+
+
+# Resuming (what it computes is in tests/reliability)
+
+
+def test_resume_with_a_folder_repeats_the_command_that_made_it(tmp_path: Path) -> None:
+    folder = tmp_path / "a=b, 'c\\'"
+    folder.mkdir()
+    overrides = ["seed=3", "data.root='x y'", "strategy=naive", 'data.path="a=b"']
+    (folder / "overrides.yaml").write_text(OmegaConf.to_yaml(overrides), encoding="utf-8")
+    result = cl_run("--cfg", "job", f"resume={folder.name}", "seed=4", cwd=tmp_path)
+    cfg = OmegaConf.create(result.stdout)
+    assert (cfg.seed, cfg.strategy.name, cfg.resume) == (4, "naive", True)
+    assert (cfg.data.root, cfg.data.path) == ("x y", "a=b")
+    result = cl_run("--cfg", "hydra", f"resume={folder.name}", cwd=tmp_path)
+    assert OmegaConf.create(result.stdout).hydra.run.dir == str(folder)
+    assert {path.name for path in tmp_path.iterdir()} == {folder.name}
+
+
+def test_two_processes_do_not_run_the_same_job(tmp_path: Path) -> None:
+    def waiting(*args: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", STUB, *args, "verbose=false"]
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert "waiting\n" in iter(process.stdout.readline, "")
+        return process
+
+    first = waiting("hydra.run.dir=a", "seed=10")
+    result = stubbed("hydra.run.dir=a", "seed=1", "resume=true", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr == f"cl-run: another process is at work in {tmp_path}/a\n"
+    assert (tmp_path / "a/.lock").exists() and (tmp_path / "a/cl-run.log").exists()
+    first.kill()
+    first.communicate(timeout=60)
+    (tmp_path / "a/summary.csv").unlink()
+    result = stubbed("hydra.run.dir=a", "seed=1", "resume=true", cwd=tmp_path)
+    assert result.returncode == 0, "the lock died with its holder"
+    assert not (tmp_path / "a/.lock").exists()
+
+    first = waiting("-m", "seed=10", "hydra.sweep.dir=b")
+    args = ("-m", "seed=10,1", "hydra.sweep.dir=b", "resume=true", "verbose=false")
+    result = stubbed(*args, cwd=tmp_path)
+    assert result.returncode == 0
+    assert re.fullmatch(r"cl-run: another process is at work in .*/seed=10-\w+\n", result.stderr)
+    assert [row["seed"] for row in read(tmp_path / "b/summary.csv")] == ["1", "10"]
+    assert not list(tmp_path.glob("b/*/error.txt"))
+    first.kill()
+    first.communicate(timeout=60)
+
+
+def test_a_job_that_failed_is_repeated_and_its_error_goes(tmp_path: Path) -> None:
+    assert stubbed("-m", "seed=1,7", "hydra.sweep.dir=out", cwd=tmp_path).returncode == 1 + 1
+    (failed,) = tmp_path.glob("out/seed=7*")
+    assert (failed / "error.txt").exists()
+    result = stubbed("-m", "seed=7", "hydra.sweep.dir=out", "resume=true", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert not (failed / "error.txt").exists()
+    assert [row["status"] for row in read(tmp_path / "out/summary.csv")] == ["complete"] * 2
+
+
+def test_resuming_in_a_folder_of_the_users_own_removes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "error.txt").write_text("mine")
+    assert stubbed("hydra.run.dir=.", "seed=1", "resume=true", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "error.txt").read_text() == "mine"
 
 
 # Sweeps
@@ -380,7 +457,7 @@ def test_a_folder_that_holds_a_sweep_is_refused(tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     result = stubbed("-m", "seed=1,3", "hydra.sweep.dir=out", cwd=tmp_path)
     assert result.returncode == 2
-    assert re.fullmatch(r"cl-run: .*already holds results.*\n", result.stderr)
+    assert re.fullmatch(r"cl-run: .*already holds results; resume=true .*\n", result.stderr)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 

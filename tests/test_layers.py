@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "cl_runner"
 LAYERS = (  # from the top down; a module of a sub-package counts as that sub-package
-    ("errors",),
+    ("errors", "signals"),
     ("config",),
     ("core", "kernels"),
     ("functional",),
@@ -25,16 +25,40 @@ LAYERS = (  # from the top down; a module of a sub-package counts as that sub-pa
     ("blocks",),
     ("ensemble",),
     ("results",),
+    ("compare",),
+    ("checkpoint",),
     ("progress",),
     ("runner",),
     ("group",),
     ("naming", "sweep", "cli"),
 )
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
-LIGHT = ("__init__", "errors", "config", "naming", "sweep", "cli")
-HEAVY = {"torch", "torchvision", "pandas", "numpy", "sklearn", "PIL", "rich", "filelock"}
+LIGHT = ("__init__", "errors", "signals", "config", "naming", "sweep", "cli", "compare.cli")
+HEAVY = {
+    "torch",
+    "torchvision",
+    "pandas",
+    "numpy",
+    "scipy",
+    "matplotlib",
+    "sklearn",
+    "PIL",
+    "rich",
+    "filelock",
+    "safetensors",
+}
 # Needed by some runs only, and slow to import or not there: inside the function that uses them.
-ON_DEMAND = {"torchvision", "pandas", "sklearn", "PIL", "rich", "filelock"}
+ON_DEMAND = {
+    "torchvision",
+    "pandas",
+    "scipy",
+    "matplotlib",
+    "sklearn",
+    "PIL",
+    "rich",
+    "filelock",
+    "safetensors",
+}
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
     for path in sorted(PACKAGE.rglob("*.py"))

@@ -30,7 +30,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy, so that the checkout is left as it was."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    for name in ("cl_runner", "conf"):
+    for name in ("cl_runner", "conf", "hydra_plugins"):
         clean = shutil.ignore_patterns("__pycache__")
         shutil.copytree(REPOSITORY / name, source / name, ignore=clean)
     for name in ("pyproject.toml", "README.md", "LICENSE"):

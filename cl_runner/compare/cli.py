@@ -1,0 +1,144 @@
+"""The command `cl-compare`. Exit codes: 0 done, 1 verify found discrepancies, 2 a mistake."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from cl_runner import __version__
+from cl_runner.errors import UserError, check
+
+DESCRIPTION = """\
+Which strategy, on this stream, at what price? Compares runs of cl-run by their CSV files.
+
+  cl-compare PATH...          tables, statistics, and comparison.csv
+  cl-compare verify PATH...   recompute what every run folder says from its accuracy matrices
+
+PATH is the folder of a run, of a sweep or of anything around them, a summary.csv, or a pattern.
+(A folder that is called verify: ./verify)
+"""
+FORMATS = ("table", "csv", "markdown", "latex", "json")
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line, as cl-run does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see cl-compare --help")
+
+
+def parser() -> Parser:
+    """The options of the comparison."""
+    whole = argparse.RawDescriptionHelpFormatter
+    found = Parser(prog="cl-compare", description=DESCRIPTION, formatter_class=whole)
+    found.add_argument("paths", nargs="+", metavar="PATH", help="where the runs are")
+    found.add_argument("--version", action="version", version=f"cl-compare {__version__}")
+    add = found.add_argument
+    add("--metric", default="ACC", help="what to sort and test by, any metric or cost (ACC)")
+    add(
+        "--reading", choices=("task", "domain", "class"), help="read the test data as this scenario"
+    )
+    add("--where", action="append", default=[], metavar="KEY=VALUE[,VALUE]", help="these runs only")
+    add("--by", metavar="KEY[,KEY]", help="group by these settings instead of all that differ")
+    add("--baseline", metavar="STRATEGY", help="test against this one, too")
+    add("--format", choices=FORMATS, default="table", help="of what is printed (table)")
+    add("--out", type=Path, default=Path("comparison.csv"), metavar="FILE", help="(comparison.csv)")
+    add("--plots", type=Path, metavar="DIR", help="draw pictures, PNG and SVG, into this folder")
+    return found
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The exit code. Raises UserError for mistakes."""
+    if arguments[:1] == ["verify"]:
+        verifier = Parser(prog="cl-compare verify", description="Check run folders.")
+        verifier.add_argument("paths", nargs="+", metavar="PATH", help="where the runs are")
+        return verify(verifier.parse_args(arguments[1:]).paths)
+    return compare(parser().parse_args(arguments))
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Read, compare, print, write."""
+    check_out(options.out)
+    from cl_runner.compare import render
+    from cl_runner.compare.runs import read_runs, select, version_notes
+    from cl_runner.compare.table import Question
+    from cl_runner.compare.table import compare as answer
+    from cl_runner.results import write_text
+
+    runs, notes = read_runs(options.paths)
+    runs = select(runs, options.where)
+    by = None if options.by is None else tuple(filter(None, options.by.split(",")))
+    question = Question(
+        metric=options.metric, reading=options.reading, by=by, baseline=options.baseline
+    )
+    comparison = answer(runs, question)
+    comparison.notes += notes + version_notes([run for run in runs if run.complete])
+    text = render.csv_text(comparison)
+    write_text(options.out, text)
+    if options.format == "table" and sys.stdout.isatty():
+        from rich.console import Console
+
+        render.print_rich(comparison, Console())
+    elif options.format == "table":
+        print(render.plain(comparison))
+    elif options.format == "csv":
+        print(text, end="")
+    else:
+        print(render.FORMATS[options.format](comparison))
+    print(f"written to {options.out}", file=sys.stderr)
+    if options.plots is not None:
+        from cl_runner.compare.pictures import draw
+
+        files = draw(comparison, options.plots)
+        print(f"{len(files)} pictures in {options.plots}", file=sys.stderr)
+    return 0
+
+
+def check_out(path: Path) -> None:
+    """Only a comparison of ours, or no file at all, may be where the new one goes."""
+    check(path.absolute().parent.is_dir(), f"--out {path}: there is no folder {path.parent}")
+    check(not path.is_dir(), f"--out {path} is a folder; give a file's name")
+    if path.exists():
+        from cl_runner.compare.render import SIGNATURE
+
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                header = next(csv.reader(file), [])
+        except (OSError, ValueError, csv.Error):
+            header = []
+        ours = tuple(header[: len(SIGNATURE)]) == SIGNATURE
+        check(ours, f"--out {path} exists and is no comparison of cl-compare; choose another name")
+
+
+def verify(paths: Sequence[str]) -> int:
+    """1 if a folder says something that its matrices do not."""
+    from cl_runner.compare.verify import verify as problems
+
+    count, found = problems(paths)
+    for line in found:
+        print(line)
+    verdict = f"{len(found)} discrepancies" if found else "all in order"
+    print(f"{count} runs verified: {verdict}", file=sys.stderr)
+    return 1 if found else 0
+
+
+def main() -> None:
+    """The entry point of `cl-compare`."""
+    try:
+        code = run(sys.argv[1:])
+        sys.stdout.flush()
+        sys.exit(code)
+    except UserError as error:
+        print(f"cl-compare: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("cl-compare: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

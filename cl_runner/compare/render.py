@@ -1,0 +1,379 @@
+"""A comparison as text, CSV, Markdown, LaTeX or JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from cl_runner.compare.runs import ERROR, Run
+from cl_runner.compare.statistics import FIRST_WILCOXON, LEVEL, Paired
+from cl_runner.compare.table import PRICE, QUALITY, Comparison, Group, Overall, Stream
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Marks in a table, explained below it.
+MARKS = {"best": "*", "no": "~", "untested": "?", "yes": "", "bound": ""}
+SIGNATURE = ("benchmark", "scenario", "reading", "strategy", "settings", "n")  # of comparison.csv
+MANY = 60  # lines of incomplete runs that are still worth printing one by one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """One table for people: cells as text, and which row is the best."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    bold: list[bool]
+
+
+def sheets(comparison: Comparison) -> list[Sheet]:
+    """The tables: for each stream what was reached, at what price, and how sure it is."""
+    found = []
+    for stream in comparison.streams:
+        found += [
+            quality_sheet(stream, comparison.question.metric),
+            price_sheet(stream),
+            *test_sheets(stream, comparison),
+        ]
+    if comparison.overall is not None:
+        found.append(overall_sheet(comparison.overall, comparison.question.metric))
+    return [sheet for sheet in found if sheet.rows]
+
+
+def quality_sheet(stream: Stream, metric: str) -> Sheet:
+    """The metrics, mean and half of the 95 % interval."""
+    names = [
+        n for n in dict.fromkeys([metric, *QUALITY]) if any(g.values[n] for g in stream.groups)
+    ]
+    positions = any(g.position is not None for g in stream.groups)
+    failures = any(g.incomplete for g in stream.groups)
+    header = ["strategy", "", "n", *(["incomplete"] if failures else [])]
+    header += [name.replace("_", " ") for name in names]
+    rows = []
+    for g in stream.groups:
+        mark = MARKS[g.distinguishable] if g.runs else ""
+        lost = [str(len(g.incomplete) or "")] if failures else []
+        cells = [g.label, mark, str(len(g.runs)), *lost, *(with_half(g, n) for n in names)]
+        rows.append([*cells, *([number(g.position, 2)] if positions else [])])
+    header += ["position"] if positions else []
+    return Sheet(title=stream.title, header=header, rows=rows, bold=[g.best for g in stream.groups])
+
+
+def price_sheet(stream: Stream) -> Sheet:
+    """The means of what was paid."""
+    names = [n for n in PRICE if any(g.values[n] for g in stream.groups)]
+    groups = [g for g in stream.groups if g.runs]
+    rows = [[g.label, *(amount(g.mean(n), n) for n in names)] for g in groups]
+    header = ["strategy", *(name.replace("_", " ") for name in names)]
+    bold = [g.best for g in groups]
+    return Sheet(title=f"{stream.title}: mean costs of a run", header=header, rows=rows, bold=bold)
+
+
+def test_sheets(stream: Stream, comparison: Comparison) -> list[Sheet]:
+    """Paired tests against the best and against the baseline."""
+    best = next((g.label for g in stream.groups if g.best), "")
+    families = [("the best", best, [(g, g.versus_best) for g in stream.groups])]
+    if comparison.question.baseline:
+        base = comparison.question.baseline
+        families.append(("the baseline", base, [(g, g.versus_baseline) for g in stream.groups]))
+    header = ["strategy", "shared seeds", "gain", "test", "p", "p (Holm)", "effect"]
+    found = []
+    for what, other, pairs in families:
+        tested = [(g, result) for g, result in pairs if result is not None]
+        rows = [[g.label, *test_cells(result)] for g, result in tested]
+        title = f"{stream.title}: {comparison.question.metric} against {what}, {other}"
+        found.append(Sheet(title=title, header=header, rows=rows, bold=[False] * len(rows)))
+    return found
+
+
+def test_cells(result: Paired) -> list[str]:
+    """A test's row; the gain is positive where the strategy is better than what it is tested on."""
+    effect = "" if result.effect is None else f"{result.effect_name} {result.effect:.2f}"
+    gain = "-" if result.difference is None else f"{result.difference:+.4f}"
+    values = [p_value(result.p), p_value(result.p_holm)]
+    return [str(result.n), gain, result.test, *values, effect or "-"]
+
+
+def overall_sheet(overall: Overall, metric: str) -> Sheet:
+    """Ranks and aggregates over the streams."""
+    against = next((m.against for m in overall.methods if m.against), "")
+    header = ["strategy", "average rank", "interquartile mean", "95 % interval"]
+    header += [f"P(better than {against})", "95 % interval"]
+    rows = []
+    for m in overall.methods:
+        cells = [m.label, f"{m.rank:.2f}", number(m.iqm, 4), between(m.iqm_interval)]
+        rows.append([*cells, number(m.improvement, 2), between(m.improvement_interval, 2)])
+    ranking = overall.ranking
+    friedman = f"Friedman p = {p_value(ranking.friedman_p)}, " if ranking.friedman_p else ""
+    title = (
+        f"{metric} over {ranking.streams} streams: {friedman}average ranks differ from "
+        f"{ranking.critical_difference:.2f} on (Nemenyi)"
+    )
+    best = min(m.rank for m in overall.methods)
+    return Sheet(
+        title=title, header=header, rows=rows, bold=[m.rank == best for m in overall.methods]
+    )
+
+
+def remarks(comparison: Comparison) -> list[str]:
+    """What stands below the tables: the marks, the rules, and what is missing."""
+    question, groups = comparison.question, [g for s in comparison.streams for g in s.groups]
+    marks = {g.distinguishable for g in groups if g.runs}
+    interval = "mean ± half of the 95 % interval (Student's t) over n seeds"
+    lines = [f"{interval}; the best {question.metric} is in bold or marked *"]
+    if "bound" in marks:
+        lines.append("joint and cumulative are bounds: never the best, tested or ranked")
+    if "no" in marks:
+        lines.append(f"~ not distinguishable from the best (paired test, Holm, p >= {LEVEL})")
+    if "untested" in marks:
+        lines.append("? no test against the best was possible; the table of tests says why")
+    if marks & {"yes", "no"}:
+        rule = f"Wilcoxon's signed-rank test from {FIRST_WILCOXON} shared seeds on, else paired t"
+        lines.append(f"tests: {rule}; Holm over the comparisons of one table")
+    few = [
+        g.versus_best.n for g in groups if g.versus_best and 1 < g.versus_best.n < FIRST_WILCOXON
+    ]
+    if few:
+        lines.append(f"few seeds ({min(few)}): the t-test relies on normal differences")
+    if any(g.position is not None for g in groups):
+        lines.append("position: 0 is naive, 1 is joint, over the seeds that all three share")
+    ranking = None if comparison.overall is None else comparison.overall.ranking
+    if ranking is not None and ranking.critical_difference > len(ranking.ranks) - 1:
+        few_streams = f"{ranking.streams} streams are too few for"
+        lines.append(f"{few_streams} average ranks of {len(ranking.ranks)} methods to differ")
+    if comparison.overall is not None and comparison.overall.left_out:
+        names = ", ".join(comparison.overall.left_out)
+        lines.append(f"not ranked, since some stream lacks them: {names}")
+    return lines + [f"note: {note}" for note in comparison.notes] + incomplete_lines(comparison)
+
+
+def incomplete_lines(comparison: Comparison) -> list[str]:
+    """The runs that were not averaged in, each with its reason."""
+    runs = comparison.incomplete
+    if not runs:
+        return []
+    lines = [f"{len(runs)} runs are not complete and not averaged in:"]
+    lines += [f"  {run.row['status']}: {run.name}, {reason(run)}" for run in runs[:MANY]]
+    return lines + ([f"  and {len(runs) - MANY} more"] if len(runs) > MANY else [])
+
+
+def reason(run: Run) -> str:
+    """What the run's folder says about its failure, and the folder."""
+    path = run.folder / ERROR
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return f"see {run.folder}"
+    return f"{text[0].partition(': ')[2] if text else 'no reason given'} ({run.folder})"
+
+
+# Cells.
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with so many digits; a dash where there is none."""
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def with_half(group: Group, name: str) -> str:
+    """Mean ± half of the interval; the mean alone for one run."""
+    found = group.statistics(name)
+    if name in PRICE:
+        return amount(found["mean"], name)
+    if found["low"] is None:
+        return number(found["mean"])
+    return f"{found['mean']:.3f} ±{found['high'] - found['mean']:.3f}"
+
+
+def amount(value: float | None, name: str) -> str:
+    """Seconds with three digits; what is counted, in whole numbers with thousands apart."""
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if name.endswith("seconds") and value < 1000 else f"{value:,.0f}"
+
+
+def p_value(p: float | None) -> str:
+    """Three digits; the smallest as `< 0.001`."""
+    if p is None:
+        return "-"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def between(interval: tuple[float, float] | None, digits: int = 4) -> str:
+    """Low .. high."""
+    return "-" if interval is None else " .. ".join(number(v, digits) for v in interval)
+
+
+# Formats.
+
+
+def plain(comparison: Comparison) -> str:
+    """Aligned text without any control characters."""
+    blocks = []
+    for sheet in sheets(comparison):
+        cells = [sheet.header, *sheet.rows]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            "  ".join(
+                c.ljust(w) if i == 0 else c.rjust(w)
+                for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in cells
+        ]
+        blocks.append("\n".join([sheet.title, *lines]))
+    return "\n\n".join([*blocks, "\n".join(remarks(comparison))])
+
+
+def print_rich(comparison: Comparison, console: Console) -> None:
+    """Tables on a terminal: the best in bold, long cells folded to its width."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    for sheet in sheets(comparison):
+        table = Table(title=Text(sheet.title, style="bold"), box=SIMPLE_HEAD, title_justify="left")
+        for i, name in enumerate(sheet.header):
+            # Two names may be equal: a column has no identity but its place.
+            width = max(map(len, name.split()), default=0)  # fold between words, not in them
+            side: Literal["left", "right"] = "left" if i == 0 else "right"
+            table.add_column(Text(name), justify=side, overflow="fold", min_width=width)
+        for row, bold in zip(sheet.rows, sheet.bold, strict=True):
+            table.add_row(*map(Text, row), style="bold" if bold else "")
+        console.print(table, highlight=False)
+    for line in remarks(comparison):
+        console.print(Text(line, style="dim"))
+
+
+def markdown(comparison: Comparison) -> str:
+    """Tables as GitHub shows them, the best row in bold."""
+    backslash = "\\"
+
+    def line(cells: Sequence[str]) -> str:
+        marks = {"*": "\\*", "~": "\\~"}
+        return f"| {' | '.join(marks.get(c, c.replace('|', backslash + '|')) for c in cells)} |"
+
+    blocks = []
+    for sheet in sheets(comparison):
+        rows = [
+            [f"**{cell}**" if bold and cell not in {"", "*", "-"} else cell for cell in row]
+            for row, bold in zip(sheet.rows, sheet.bold, strict=True)
+        ]
+        rule = "|---" + "|---:" * (len(sheet.header) - 1) + "|"
+        blocks.append(
+            "\n".join([f"**{sheet.title}**", "", line(sheet.header), rule, *map(line, rows)])
+        )
+    notes = "\n".join(f"- {text.strip()}" for text in remarks(comparison))
+    return "\n\n".join([*blocks, notes.replace("marked *", "marked \\*")])
+
+
+LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": "\\textbackslash{}",
+    "~": "\\textasciitilde{}",
+    "^": "\\textasciicircum{}",
+    "±": "$\\pm$",
+    "<": "$<$",
+    ">": "$>$",
+}
+
+
+def latex(comparison: Comparison) -> str:
+    """Tables for the package booktabs, the best row in bold."""
+
+    def escaped(text: str) -> str:
+        return "".join(LATEX.get(character, character) for character in text)
+
+    blocks = []
+    for sheet in sheets(comparison):
+        rows = [
+            " & ".join(f"\\textbf{{{escaped(c)}}}" if bold and c else escaped(c) for c in row)
+            for row, bold in zip(sheet.rows, sheet.bold, strict=True)
+        ]
+        header = " & ".join(map(escaped, sheet.header))
+        lines = [
+            f"% {sheet.title}",
+            f"\\begin{{tabular}}{{l{'r' * (len(sheet.header) - 1)}}}",
+            "\\toprule",
+            f"{header} \\\\",
+            "\\midrule",
+            *(f"{row} \\\\" for row in rows),
+            "\\bottomrule",
+            "\\end{tabular}",
+        ]
+        blocks.append("\n".join(lines))
+    return "\n\n".join([*blocks, "\n".join(f"% {line}" for line in remarks(comparison))])
+
+
+def records(comparison: Comparison) -> list[dict[str, Any]]:
+    """A row per group, as in comparison.csv; settings that differ have columns of their own."""
+    keys = sorted({key for s in comparison.streams for g in s.groups for key in g.settings})
+    stream_keys = sorted({key for s in comparison.streams for key in s.settings})
+    metrics = list(dict.fromkeys([comparison.question.metric, *QUALITY, *PRICE]))
+    rows = []
+    for stream in comparison.streams:
+        for g in stream.groups:
+            row: dict[str, Any] = {
+                "benchmark": stream.benchmark,
+                "scenario": stream.scenario,
+                "reading": stream.reading,
+                "strategy": g.strategy,
+                "settings": g.label.removeprefix(g.strategy).strip(),
+                "n": len(g.runs),
+                "incomplete": len(g.incomplete),
+                "seeds": " ".join(map(str, g.runs)),
+            }
+            row |= {f"{key}": stream.settings.get(key) for key in stream_keys}
+            row |= {key: g.settings.get(key) for key in keys}
+            for name in metrics:
+                found = g.statistics(name)
+                row |= {name: found["mean"], f"{name}_n": found["n"]}
+                row |= {f"{name}_{key}": found[key] for key in ("sd", "low", "high")}
+            row |= {"position": g.position, "distinguishable_from_best": g.distinguishable}
+            row |= test_columns("best", g.versus_best) | test_columns("baseline", g.versus_baseline)
+            rows.append(row)
+    return rows
+
+
+def test_columns(other: str, result: Paired | None) -> dict[str, Any]:
+    """A paired test as columns."""
+    names = ("n", "test", "difference", "p", "p_holm", "effect", "effect_name")
+    return {f"vs_{other}_{k}": None if result is None else getattr(result, k) for k in names}
+
+
+def csv_text(comparison: Comparison) -> str:
+    """comparison.csv: what is not known is empty."""
+    rows = records(comparison)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def json_text(comparison: Comparison) -> str:
+    """All there is, as JSON."""
+    overall = comparison.overall
+    return json.dumps(
+        {
+            "question": asdict(comparison.question),
+            "groups": records(comparison),
+            "over_streams": None if overall is None else asdict(overall),
+            "incomplete": [
+                {"status": run.row["status"], "run": run.name, "reason": reason(run)}
+                for run in comparison.incomplete
+            ],
+            "notes": remarks(comparison),
+        },
+        indent=2,
+        ensure_ascii=False,
+    )
+
+
+FORMATS = {"csv": csv_text, "markdown": markdown, "latex": latex, "json": json_text}

@@ -1,0 +1,156 @@
+"""Which differences are more than luck: paired tests, ranks over benchmarks, bootstrap intervals.
+
+Values are plain sequences of numbers; paired ones have the same seed at the same place. Where the
+direction matters, larger is better: negate the values of a metric of which less is better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEVEL = 0.05
+FIRST_WILCOXON = 6  # with fewer seeds Wilcoxon's test never gives p < 0.05: 2 / 2**5
+RESAMPLES = 2000
+Strata = Sequence[Sequence[float]] | Sequence[NDArray[np.float64]]  # the runs of each stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """A paired comparison of two groups."""
+
+    n: int  # seeds that both have
+    test: str  # what was computed, or why nothing could be
+    difference: float | None = None  # mean of the differences
+    p: float | None = None
+    effect: float | None = None
+    effect_name: str = ""
+    p_holm: float | None = None  # after Holm's correction over the comparisons made together
+
+    @property
+    def differs(self) -> bool:
+        """Whether the two can be told apart; not so where no test was possible."""
+        return self.p_holm is not None and self.p_holm < LEVEL
+
+
+def paired_test(a: Sequence[float], b: Sequence[float]) -> Paired:
+    """Are the values a larger or smaller than b, seed by seed? Two-sided.
+
+    Wilcoxon's signed-rank test from six values on (differences of zero are dropped), else the
+    paired t-test, whose assumption of normal differences so few values cannot check. The effect
+    size is the matched-pairs rank-biserial correlation, (sum of the positive ranks - sum of the
+    negative ones) / sum of all, or Cohen's d of the differences, their mean / their SD.
+    """
+    from scipy import stats
+
+    # Accuracies are ratios of whole numbers: differences closer than this are ties.
+    d = np.round(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64), 12)
+    n = len(d)
+    if n < 2:
+        return Paired(n=n, test="no test: too few shared seeds")
+    mean, sd = float(d.mean()), float(d.std(ddof=1))
+    if not d.any():
+        return Paired(n=n, test="equal in every seed", difference=0.0, p=1.0)
+    if n >= FIRST_WILCOXON:
+        d = d[d != 0]
+        ranks = stats.rankdata(np.abs(d))
+        effect = float((ranks * np.sign(d)).sum() / ranks.sum())
+        p = float(stats.wilcoxon(d).pvalue)
+        name, effect_name = "Wilcoxon signed-rank", "rank-biserial r"
+    elif sd == 0 or len(np.unique(d)) == 1:
+        return Paired(n=n, test="no test: one difference in every seed", difference=mean)
+    else:
+        effect = mean / sd
+        p = float(stats.ttest_1samp(d, 0.0).pvalue)
+        name, effect_name = "paired t", "Cohen's d"
+    return Paired(n=n, test=name, difference=mean, p=p, effect=effect, effect_name=effect_name)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's (1979) adjusted p-values, in the order given."""
+    order = sorted(range(len(p)), key=lambda i: p[i])
+    adjusted, largest = [0.0] * len(p), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """Methods ordered by their average rank over streams (Demsar 2006); rank 1 is the best."""
+
+    ranks: dict[str, float]
+    streams: int
+    friedman_p: float | None  # None for two methods: the test needs three
+    critical_difference: float  # of average ranks, Nemenyi's at level 0.05
+
+
+def rank(means: Mapping[str, Sequence[float]]) -> Ranking:
+    """Rank methods by their means on the same streams; ties share their ranks."""
+    from scipy import stats
+
+    values = np.array([list(row) for row in means.values()])  # [k, N]
+    k, N = values.shape
+    ranks = stats.rankdata(-np.round(values, 12), axis=0)  # [k, N]
+    tied = bool((ranks == ranks[:1]).all())
+    friedman = None
+    if k > 2 and N > 1:
+        friedman = 1.0 if tied else float(stats.friedmanchisquare(*ranks).pvalue)
+    q = float(stats.studentized_range.ppf(1 - LEVEL, k, np.inf)) / math.sqrt(2)
+    average = dict(zip(means, ranks.mean(axis=1).tolist(), strict=True))
+    return Ranking(
+        ranks=dict(sorted(average.items(), key=lambda item: item[1])),
+        streams=N,
+        friedman_p=friedman,
+        critical_difference=q * math.sqrt(k * (k + 1) / (6 * N)),
+    )
+
+
+def interquartile_mean(strata: Strata) -> float:
+    """The mean of the middle half of all values (Agarwal et al. 2021, arXiv 2108.13264)."""
+    from scipy import stats
+
+    return float(stats.trim_mean(np.concatenate([np.asarray(s) for s in strata]), 0.25))
+
+
+def probability_of_improvement(a: Strata, b: Strata) -> float:
+    """How often a run of a is better than one of b on the same stream, ties counted half.
+
+    Mean over the streams of P(X > Y) (Agarwal et al. 2021, arXiv 2108.13264).
+    """
+    shares = []
+    for one, other in zip(a, b, strict=True):
+        x, y = np.asarray(one)[:, None], np.asarray(other)[None]
+        shares.append(((x > y) + 0.5 * (x == y)).mean())
+    return float(np.mean(shares))
+
+
+def resampled(strata: Strata, rng: np.random.Generator) -> list[NDArray[np.float64]]:
+    """Stratified: as many runs drawn with replacement from each stream as it has."""
+    return [rng.choice(np.asarray(s, dtype=np.float64), len(s)) for s in strata]
+
+
+def iqm_interval(strata: Strata) -> tuple[float, float]:
+    """The 95 % percentile interval of the interquartile mean; stratified bootstrap, seed 0."""
+    rng = np.random.default_rng(0)
+    return _percentiles([interquartile_mean(resampled(strata, rng)) for _ in range(RESAMPLES)])
+
+
+def improvement_interval(a: Strata, b: Strata) -> tuple[float, float]:
+    """Likewise for the probability of improvement."""
+    rng = np.random.default_rng(0)
+    values = [
+        probability_of_improvement(resampled(a, rng), resampled(b, rng)) for _ in range(RESAMPLES)
+    ]
+    return _percentiles(values)
+
+
+def _percentiles(values: Sequence[float]) -> tuple[float, float]:
+    tail = 100 * LEVEL / 2
+    low, high = np.percentile(values, [tail, 100 - tail])
+    return float(low), float(high)

@@ -1,0 +1,191 @@
+"""Is what a run's files say true? Everything derived is computed again from the matrices."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cl_runner.compare.runs import COSTS, SUMMARY, Run, is_metric, is_setting, read_runs
+from cl_runner.errors import UserError, check
+from cl_runner.results import (
+    Matrices,
+    flatten,
+    matrix_name,
+    metric_columns,
+    read_matrix,
+    read_rows,
+)
+
+TOLERANCE = 1e-9  # of a metric; the files hold every digit
+STATES = ("complete", "running", "interrupted", "failed")
+READINGS, SPLITS = ("task", "domain", "class"), ("test", "validation")
+NAMED = ("benchmark", "strategy", "model", "optimizer")  # their names are columns of summary.csv
+
+
+def verify(patterns: Sequence[str]) -> tuple[int, list[str]]:
+    """The number of runs, and a line for each discrepancy. Raises UserError without run folders."""
+    runs, _ = read_runs(patterns, once=False)
+    runs = [run for run in runs if run.source.parent == run.folder and run.source.name == SUMMARY]
+    check(bool(runs), f"no run folders in {', '.join(patterns)}: a merged table cannot be verified")
+    lines = [f"{run.folder}: {problem}" for run in runs for problem in of_run(run)]
+    for folder in sorted({parent for run in runs for parent in run.folder.parents}):
+        if (folder / SUMMARY).is_file():
+            lines += [f"{folder}: {problem}" for problem in of_merged(folder)]
+    return len(runs), lines
+
+
+def of_run(run: Run) -> Iterator[str]:
+    """The discrepancies of one run's folder."""
+    row = read_rows(run.source)[0]
+    if row["status"] not in STATES:
+        yield f"{SUMMARY} has the status {row['status']!r}, not one of {', '.join(STATES)}"
+    yield from of_costs(row)
+    yield from of_configuration(run.folder, row)
+    scenario = row.get("scenario", "")
+    try:
+        matrices = read_matrices(run.folder, scenario)
+    except UserError as error:
+        yield str(error)
+        return
+    yield from of_shapes(matrices, row)
+    yield from of_metrics(matrices, row)
+    yield from of_tidy(run.folder, matrices)
+
+
+def read_matrices(folder: Path, scenario: str) -> Matrices:
+    """Every accuracy matrix of a folder."""
+    return {
+        (split, reading): read_matrix(path)
+        for split in SPLITS
+        for reading in READINGS
+        if (path := folder / matrix_name(split, reading, scenario)).exists()
+    }
+
+
+def of_costs(row: Mapping[str, str]) -> Iterator[str]:
+    """Costs are numbers that are not negative, and counts are whole."""
+    for name in (name for name in COSTS if row.get(name)):
+        try:
+            value = float(row[name])
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value >= 0):
+            yield f"{name} is {row[name]}, no number of at least 0"
+        elif not name.endswith("seconds") and value != int(value):
+            yield f"{name} is {row[name]}, not whole"
+
+
+def of_configuration(folder: Path, row: Mapping[str, str]) -> Iterator[str]:
+    """Every setting of the row is as in config.yaml, which may have more: they change no result."""
+    import yaml
+
+    path = folder / "config.yaml"
+    try:
+        flat = flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        yield f"cannot read config.yaml: {' '.join(str(error).split())}"
+        return
+    for key in (key for key in row if is_setting(key) or key in NAMED):
+        name = f"{key}.name" if key in NAMED else key
+        value = flat.get(name)
+        if not same_cell(row[key], value):
+            yield f"config.yaml has {name}={value}, {SUMMARY} says {row[key]!r}"
+
+
+def same_cell(cell: str, value: Any) -> bool:
+    """Whether a cell holds this value of a configuration."""
+    if value is None:
+        return not cell
+    if isinstance(value, (list, dict)):
+        return cell == json.dumps(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            return float(cell) == value
+        except ValueError:
+            return False
+    return cell == str(value)
+
+
+def of_shapes(matrices: Matrices, row: Mapping[str, str]) -> Iterator[str]:
+    """A complete run has measured every cell, of as many tasks as its benchmark has."""
+    scenario, T = row.get("scenario", ""), row.get("benchmark.num_tasks", "")
+    complete = row["status"] == "complete"
+    if complete and ("test", scenario) not in matrices:
+        yield "accuracy_matrix.csv is missing"
+    for (split, reading), R in matrices.items():
+        name = matrix_name(split, reading, scenario)
+        if T and str(R.shape[1]) != T:
+            yield f"{name} has {R.shape[1]} tasks, {SUMMARY} says {T}"
+        if complete and np.isnan(R).any():
+            yield f"{name} has empty cells, but the run is complete"
+
+
+def of_metrics(matrices: Matrices, row: Mapping[str, str]) -> Iterator[str]:
+    """Every metric is what the matrix gives, and there is none without a matrix."""
+    expected = metric_columns(matrices, row.get("scenario", ""))
+    for name in dict.fromkeys([*expected, *filter(is_metric, row)]):
+        cell, value = row.get(name, ""), expected.get(name)
+        if value is None or math.isnan(value):
+            if cell:
+                yield f"{SUMMARY} has {name} {cell}, which no matrix here gives"
+            continue
+        try:
+            agrees = abs(float(cell) - value) <= TOLERANCE
+        except ValueError:
+            agrees = False
+        if not agrees:
+            yield f"{SUMMARY} says {name} is {cell or 'empty'}, the matrix gives {value}"
+
+
+def of_tidy(folder: Path, matrices: Matrices) -> Iterator[str]:
+    """accuracies.csv holds the cells of the matrices, each once."""
+    expected = {
+        (str(i), str(j + 1), reading, split): value
+        for (split, reading), R in matrices.items()
+        for i, cells in enumerate(R.tolist())
+        for j, value in enumerate(cells)
+        if not math.isnan(value)
+    }
+    path = folder / "accuracies.csv"
+    if not path.exists():
+        if expected:
+            yield "accuracies.csv is missing"
+        return
+    found: dict[tuple[str, str, str, str], float] = {}
+    try:
+        rows = read_rows(path)
+        for row in rows:
+            key = (row["after_task"], row["eval_task"], row["reading"], row["split"])
+            found[key] = float(row["accuracy"])
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        yield f"cannot read accuracies.csv: {error}"
+        return
+    if len(rows) != len(found):
+        yield f"accuracies.csv has {len(rows) - len(found)} rows twice"
+    for key in [*expected, *(key for key in found if key not in expected)]:
+        one, other = found.get(key), expected.get(key)
+        if one != other:
+            after, task, reading, split = key
+            where = f"after_task {after}, eval_task {task}, {reading}, {split}"
+            said = "nothing" if one is None else one
+            given = "nothing" if other is None else other
+            yield f"accuracies.csv says {said} for {where}, the matrix says {given}"
+
+
+def of_merged(folder: Path) -> Iterator[str]:
+    """A table of several runs says of each what its own summary.csv says."""
+    for row in read_rows(folder / SUMMARY):
+        name = row.get("run") or f"seed={row.get('seed')}"
+        own = folder / name / SUMMARY
+        if not own.is_file():
+            continue
+        first = read_rows(own)[0]
+        for key, value in first.items():
+            if row.get(key, "") != value and key != "run":
+                yield f"{SUMMARY} says {key} of {name} is {row.get(key)!r}, its own says {value!r}"

@@ -1,0 +1,161 @@
+"""cl-compare as its users see it: output, files and exit codes; the last test trains."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cl_runner.compare import cli
+from cl_runner.errors import UserError
+from cl_runner.results import read_rows
+
+COMMANDS = Path(sys.executable).parent
+
+
+def run(*arguments: str | Path) -> int:
+    return cli.run([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def here(run_folder, tmp_path: Path, monkeypatch) -> Path:
+    """A working directory beside the folder `runs` with two strategies of two seeds."""
+    for strategy, acc in {"er": 0.6, "naive": 0.4}.items():
+        for seed in (0, 1):
+            run_folder(acc + seed / 20 * acc, strategy=strategy, seed=seed)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("here")
+def test_the_table_and_comparison_csv(capsys) -> None:
+    assert run("runs") == 0
+    assert capsys.readouterr().out.startswith("toy, 3 tasks, domain-IL")
+    with Path("comparison.csv").open(newline="") as file:
+        assert [row["strategy"] for row in csv.DictReader(file)] == ["er", "naive"]
+    assert run("runs", "--format", "csv", "--where", "strategy=er") == 0  # overwrites its own
+    assert capsys.readouterr().out == Path("comparison.csv").read_text()
+    assert Path("comparison.csv").read_text().count("\n") == 2
+    assert run(".") == 0  # the folder that now holds comparison.csv, too
+
+
+@pytest.mark.parametrize("name", ["markdown", "latex", "json", "csv", "table"])
+@pytest.mark.usefixtures("here")
+def test_every_format_prints(capsys, name: str) -> None:
+    assert run("runs", "--format", name, "--baseline", "naive", "--out", "x.csv") == 0
+    out = capsys.readouterr().out
+    assert "er" in out and "naive" in out
+    assert Path("x.csv").exists() and not Path("comparison.csv").exists()
+
+
+@pytest.mark.usefixtures("here")
+def test_a_file_that_is_not_ours_is_never_overwritten() -> None:
+    Path("comparison.csv").write_text("my,own,table\n1,2,3\n")
+    with pytest.raises(UserError, match="exists and is no comparison of cl-compare"):
+        run("runs")
+    assert Path("comparison.csv").read_text() == "my,own,table\n1,2,3\n"
+    with pytest.raises(UserError, match="is a folder"):
+        run("runs", "--out", "runs")
+    with pytest.raises(UserError, match="there is no folder nowhere"):
+        run("runs", "--out", "nowhere/x.csv")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "the following arguments are required: PATH; see cl-compare --help"),
+        (("runs", "--format", "html"), "invalid choice: 'html'"),
+        (("runs", "--metrik", "ACC"), "unrecognized arguments"),
+        (("nothing",), "there is no file or folder nothing"),
+        (("verify",), "required: PATH"),
+    ],
+)
+@pytest.mark.usefixtures("here")
+def test_mistakes_are_one_line(arguments: tuple[str, ...], said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        run(*arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_verify_says_what_is_wrong_and_exits_with_1(here: Path, capsys) -> None:
+    assert run("verify", "runs") == 0
+    path = here / "runs" / "toy-domain-er-0" / "summary.csv"
+    path.write_text(path.read_text().replace(",1.5,", ",-1.5,"), encoding="utf-8")
+    assert run("verify", "runs") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"{path.parent}: seconds is -1.5, no number of at least 0"]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_terminal_gets_the_best_in_bold() -> None:
+    from rich.console import Console
+
+    from cl_runner.compare import render
+    from cl_runner.compare.runs import read_runs
+    from cl_runner.compare.table import Question, compare
+
+    found = compare(read_runs(["runs"])[0], Question())
+    console = Console(force_terminal=True, width=70, color_system="standard")
+    with console.capture() as capture:
+        render.print_rich(found, console)
+    lines = capture.get().splitlines()
+    (best,) = [line for line in lines if "er" in line and "0.615" in line]
+    (other,) = [line for line in lines if "naive" in line and "0.410" in line]
+    assert "\x1b[1m" in best and "\x1b[1m" not in other
+    assert all(len(line) < 400 for line in lines)
+
+
+def command(name: str, *arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [COMMANDS / name, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_the_installed_command_on_a_real_sweep(tmp_path: Path) -> None:
+    common = ("benchmark=split_digits", "benchmark.num_tasks=2", "training.iterations=4")
+    quick = ("model.hidden_sizes=[8]", "threads=1", "device=cpu", "verbose=false")
+    sweep = ("-m", "strategy=naive,joint,er", "seed=0,1", "hydra.sweep.dir=sweep")
+    done = command("cl-run", *sweep, *common, *quick, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    more = ("strategy=ewc", "seeds=[0,1]", "hydra.run.dir=ewc")
+    assert command("cl-run", *more, *common, *quick, cwd=tmp_path).returncode == 0
+    verified = command("cl-compare", "verify", "sweep", "ewc", cwd=tmp_path)
+    assert (verified.returncode, verified.stdout) == (0, "")
+    assert verified.stderr == "8 runs verified: all in order\n"
+    compared = command("cl-compare", "sweep", "ewc", "--reading", "task", cwd=tmp_path)
+    assert compared.returncode == 0, compared.stderr
+    assert compared.stdout.startswith("split_digits, 2 tasks, class-IL read as task-IL\n")
+    with (tmp_path / "comparison.csv").open(newline="") as file:
+        rows = {row["strategy"]: row for row in csv.DictReader(file)}
+    assert {name: row["n"] for name, row in rows.items()} == dict.fromkeys(
+        ("naive", "joint", "er", "ewc"), "2"
+    )
+    accs = [
+        float(row["task_ACC"])
+        for path in (tmp_path / "ewc").glob("seed=*/summary.csv")
+        for row in read_rows(path)
+    ]
+    assert float(rows["ewc"]["ACC"]) == pytest.approx(sum(accs) / 2)
+    broken = command("cl-compare", "nowhere", cwd=tmp_path)
+    assert (broken.returncode, broken.stdout) == (2, "")
+    assert broken.stderr == "cl-compare: there is no file or folder nowhere\n"
+
+
+def test_it_never_loads_torch(here: Path) -> None:
+    code = (
+        "import sys; from cl_runner.compare.cli import run; "
+        "run(['runs']); run(['verify', 'runs']); "
+        "print(*{'torch', 'pandas'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True
+    )
+    assert done.stderr.splitlines()[-1] == ""

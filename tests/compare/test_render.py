@@ -1,0 +1,99 @@
+"""One comparison in five formats: the same numbers, and nothing hidden."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from cl_runner.compare import render
+from cl_runner.compare.runs import read_runs
+from cl_runner.compare.table import Comparison, Question, compare
+
+
+@pytest.fixture
+def comparison(run_folder, tmp_path: Path) -> Comparison:
+    for seed, more in enumerate((0.0, 0.02, 0.05)):
+        run_folder(0.3 + 2 * more, strategy="naive", seed=seed)
+        run_folder(0.9 + more, strategy="joint", seed=seed)
+        run_folder(0.6 - more, strategy="er", seed=seed, strategy__policy="class_balanced")
+        run_folder(0.59 + more, strategy="er", seed=seed, strategy__policy="ring")
+    run_folder(0.5, strategy="ewc")
+    failed = run_folder(0.5, strategy="ewc", seed=1, status="failed")
+    (failed / "error.txt").write_text("Diverged: the loss became NaN\n", encoding="utf-8")
+    return compare(read_runs([str(tmp_path)])[0], Question(baseline="naive"))
+
+
+def row(text: str, start: str) -> str:
+    (line,) = [line for line in text.splitlines() if line.startswith(start) and "±" in line]
+    return line
+
+
+def test_the_plain_table_says_all(comparison: Comparison) -> None:
+    text = render.plain(comparison)
+    assert "\x1b" not in text
+    assert text.startswith("toy, 3 tasks, domain-IL\n")
+    best = row(text, "er policy=ring")
+    assert best.split()[2:6] == ["*", "3", "0.613", "±0.063"]
+    assert row(text, "er policy=class_balanced").split()[2] == "~"
+    assert row(text, "naive").split()[1] == "3"  # no mark: it is worse
+    assert re.search(r"^ewc +\? +1 +1 +0\.500 ", text, re.MULTILINE)
+    assert "paired t" in text and "Cohen's d" in text
+    assert "no test: too few shared seeds" in text
+    assert "few seeds (3): the t-test relies on normal differences" in text
+    assert "1 runs are not complete and not averaged in:\n  failed: ewc seed=1, the loss" in text
+    assert "against the baseline, naive" in text
+
+
+def test_csv_can_be_read_and_recognised(comparison: Comparison) -> None:
+    rows = list(csv.DictReader(io.StringIO(render.csv_text(comparison))))
+    assert tuple(rows[0])[: len(render.SIGNATURE)] == render.SIGNATURE
+    assert [r["strategy"] for r in rows] == ["joint", "er", "er", "ewc", "naive"]
+    ring = rows[1]
+    assert (ring["strategy.policy"], ring["n"], ring["position"] != "") == ("ring", "3", True)
+    assert rows[3]["ACC_low"] == ""  # one run: missing is empty
+    assert float(ring["ACC"]) == pytest.approx(0.59 + 0.07 / 3)
+
+
+def test_json_is_json_with_null_for_what_is_missing(comparison: Comparison) -> None:
+    found = json.loads(render.json_text(comparison), parse_constant=pytest.fail)  # no NaN
+    assert [g["distinguishable_from_best"] for g in found["groups"]] == [
+        *("bound", "best", "no", "untested", "yes")
+    ]
+    assert found["incomplete"][0]["status"] == "failed"
+    assert found["groups"][3]["ACC_low"] is None
+    assert found["question"]["baseline"] == "naive"
+
+
+def test_markdown_rows_have_the_cells_of_their_header(comparison: Comparison) -> None:
+    text = render.markdown(comparison)
+    for block in text.split("\n\n"):
+        lines = [line for line in block.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in lines}) <= 1
+    assert "| **er policy=ring** | \\* | **3** |" in text
+    assert "| er policy=class_balanced | \\~ | 3 |" in text
+
+
+def test_latex_is_balanced_and_escaped(comparison: Comparison) -> None:
+    text = render.latex(comparison)
+    body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
+    assert body.count("\\begin{tabular}") == body.count("\\end{tabular}") > 0
+    assert "\\textbf{er policy=ring}" in body
+    assert "class\\_balanced" in body
+    assert not re.search(r"(?<!\\)[_%#]", body)
+    assert not set("±<>") & set(body.replace("$<$", ""))
+    for line in re.findall(r".*&.*", body):
+        assert line.endswith("\\\\")
+
+
+def test_a_name_with_specials_survives_every_format(run_folder, tmp_path) -> None:
+    for name in ("a|b", "c_d&e"):
+        run_folder(0.5, strategy__policy=name, folder=f"f{len(name)}")
+    found = compare(read_runs([str(tmp_path)])[0], Question())
+    assert "policy=a\\|b" in render.markdown(found)
+    assert "policy=c\\_d\\&e" in render.latex(found)
+    assert "policy=c_d&e" in render.plain(found)
