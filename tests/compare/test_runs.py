@@ -55,7 +55,8 @@ def test_runs_of_several_seeds_count_once(run_folder, tmp_path: Path) -> None:
     shutil.copy(tmp_path / "runs/summary.csv", tmp_path / "alone.csv")
     shutil.copy(tmp_path / "runs/many/summary.csv", tmp_path / "seeds.csv")
     shutil.rmtree(tmp_path / "runs")
-    assert seeds(read_runs([str(tmp_path / "alone.csv")])[0]) == ["0", "1"]
+    runs, notes = read_runs([str(tmp_path / "alone.csv")])
+    assert (seeds(runs), notes) == (["0", "1"], [])
     assert seeds(read_runs([str(tmp_path / "seeds.csv")])[0]) == ["0", "1"]
 
 

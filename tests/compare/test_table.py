@@ -16,7 +16,7 @@ from cl_runner.compare.runs import Run, read_runs
 from cl_runner.compare.table import Comparison, Question, compare, larger_is_better
 from cl_runner.errors import UserError
 from cl_runner.functional import metrics
-from cl_runner.results import read_matrix
+from cl_runner.results import read_matrix, read_rows, write_rows
 
 
 def ask(path: Path, **question: object) -> Comparison:
@@ -242,6 +242,11 @@ def test_tests_are_paired_by_seed_and_corrected_together(run_folder, tmp_path) -
     assert b["vs_best_p_holm"] == pytest.approx(max(p[0], 2 * p[1]))
     assert c["vs_best_difference"] < 0 < row_of(found, "a")["vs_baseline_difference"]
     assert c["vs_baseline_p"] is None
+    q = [stats.ttest_rel(accs[k], accs["c"]).pvalue for k in "ab"]
+    assert [row_of(found, k)["vs_baseline_p"] for k in "ab"] == pytest.approx(q)
+    assert row_of(found, "b")["vs_baseline_p_holm"] == pytest.approx(
+        2 * q[1] if q[1] < q[0] else max(q[1], 2 * q[0])
+    )
     with pytest.raises(UserError, match="--baseline der: no such run; there are a, b, c"):
         ask(tmp_path, baseline="der")
 
@@ -251,7 +256,9 @@ def test_the_gain_is_positive_where_less_of_the_metric_is_better(run_folder, tmp
         run_folder(0.5 + seed / 50, strategy="naive", seed=seed)
         run_folder(0.7 + seed / 90, strategy="er", seed=seed)
     found = ask(tmp_path, metric="forgetting", baseline="naive")
-    assert row_of(found, "er")["vs_baseline_difference"] > 0
+    gains = [g.mean("forgetting") for g in found.streams[0].groups]  # er, naive
+    assert row_of(found, "er")["vs_baseline_difference"] == pytest.approx(gains[1] - gains[0])
+    assert gains[1] > gains[0]
 
 
 def test_another_reading_has_its_own_numbers(run_folder, tmp_path) -> None:
@@ -263,6 +270,15 @@ def test_another_reading_has_its_own_numbers(run_folder, tmp_path) -> None:
     assert [s.reading for s in task.streams] == ["task"]
     assert "left out: toy, domain-IL is not read as task-IL" in task.notes
     assert row_of(ask(tmp_path, metric="task_ACC"), "er")["task_ACC"] == pytest.approx(0.6)
+
+
+def test_validation_numbers_are_read_in_the_other_reading_too(run_folder, tmp_path) -> None:
+    path = run_folder(0.5, scenario="class") / "summary.csv"
+    row = read_rows(path)[0]
+    write_rows(path, [row | {"validation_ACC": 0.4, "validation_task_ACC": 0.7}])
+    for reading, acc in ((None, 0.4), ("task", 0.7)):
+        found = ask(tmp_path, metric="validation_ACC", reading=reading)
+        assert row_of(found, "er")["validation_ACC"] == acc
 
 
 def test_questions_that_no_run_can_answer_are_refused(run_folder, tmp_path) -> None:
