@@ -35,7 +35,7 @@ def trained(prepared, *overrides: str):
     _, strategy, env = prepared(*SOFT, *overrides)
     s = strategy.begin_task(initial_state(strategy, env), env.stream[0], env)
     index, tasks = strategy.training_set(s, env.stream, 0, env)
-    source = Source(env, s, int(s.t), index, tasks, strategy)
+    source = Source(env, s, 0, index, tasks, strategy)
     batches = list(source.epoch(0, -(-len(index) // env.training.batch_size)))
     for task in env.stream:
         s = train_task(strategy, s, task, env)
