@@ -315,6 +315,8 @@ def parse(schema: type[T], node: Mapping[str, Any], section: str) -> T:
     OmegaConf.set_readonly(merged, False)  # the class is frozen, this copy is being filled
     for key, value in node.items():
         field_ = fields[names[str(key)]]
+        if isinstance(value, bool) and field_.type == "str":
+            value = str(value).lower()  # noqa: PLW2901 - YAML's true, where a word is meant
         try:  # one by one, to tell which key is wrong
             OmegaConf.update(merged, field_.name, value)
         except OmegaConfBaseException:

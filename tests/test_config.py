@@ -379,3 +379,9 @@ def test_every_experiment_composes_and_validates(
     other = configure(f"+experiment={name}", "training.batch_size=77", "seed=5", "scenario=domain")
     assert (other.training.batch_size, other.seed, other.scenario) == (77, 5, "domain")
     assert other.benchmark.seed == 5
+
+
+def test_a_word_may_be_true(configure):
+    """The Fisher's label rule `true`, which YAML takes for a boolean."""
+    config = configure("strategy=ewc", "strategy.fisher_labels=true")
+    assert strategies.build(config.strategy).fisher_labels == "true"
