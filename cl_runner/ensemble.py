@@ -160,7 +160,7 @@ class StackedStep:
             s, losses = torch.func.vmap(one)(s, *tree_unflatten(list(flat[n:]), spec))
             return [*tree_flatten(s)[0], losses]
 
-        graph = make_fx(step, tracing_mode="real", pre_dispatch=False)(*self.like, *own)
+        graph = make_fx(step)(*self.like, *own)
         graph.graph.eliminate_dead_code()
         return in_blocks(graph, self.blocks)
 

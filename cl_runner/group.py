@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -21,12 +21,13 @@ import torch
 
 from cl_runner import checkpoint, ensemble, strategies
 from cl_runner.config import Config
+from cl_runner.data.datasets import Arrays
 from cl_runner.engine import initial_state
 from cl_runner.ensemble import Member
 from cl_runner.env import Env
-from cl_runner.errors import Diverged
+from cl_runner.errors import Diverged, check
 from cl_runner.results import flatten
-from cl_runner.runner import Record, prepare, result, run
+from cl_runner.runner import Record, prepare, read, result, run
 
 log = logging.getLogger(__name__)
 # Floating-point operations of one member's step below which a CPU spends more time between the
@@ -78,30 +79,30 @@ def may_differ(config: Config) -> set[str]:
 def stacked(jobs: Sequence[Job]) -> Sequence[Job]:
     """Train jobs as stacks of as many as fit into memory. Those that remain to be run otherwise."""
     try:
-        members = [member(job) for job in jobs[:2]]
-        reason = ensemble.obstacle(members) or not_worth_it(members[0].env)
+        first = member(jobs[0], arrays := read(jobs[0].config))
+        reason = ensemble.obstacle([first]) or not_worth_it(first.env)
     except Exception as error:  # noqa: BLE001 - told when the job is run alone
         reason = str(error)
     if reason is not None:
         log.info("%d runs are not stacked: %s", len(jobs), reason)
         return jobs
-    size = fitting(members[0])
+    size = fitting(first)
     left: list[Job] = []
     for at in range(0, len(jobs), size):
         part = jobs[at : at + size]
         log.info("%d runs are trained as one stacked state", len(part))
         try:
-            train(part)
+            train(part, arrays)
         except Exception as error:  # noqa: BLE001 - each is run alone, where it tells its reason
             log.warning("the stack failed and its runs are repeated alone: %r", error)
         left += [job for job in part if job.outcome is None]
     return left
 
 
-def member(job: Job) -> Member:
-    """A job's strategy and environment."""
+def member(job: Job, arrays: Arrays) -> Member:
+    """A job's strategy and environment; the data set is shared by all jobs of a stack."""
     strategy = strategies.build(job.config.strategy)
-    return Member(strategy, prepare(job.config, strategy))
+    return Member(strategy, prepare(job.config, strategy, arrays))
 
 
 def not_worth_it(env: Env) -> str | None:
@@ -114,23 +115,26 @@ def not_worth_it(env: Env) -> str | None:
 
 def fitting(one: Member) -> int:
     """How many members fit into half of the memory that is free."""
-    theta = one.env.flat.theta
+    theta, stream = one.env.flat.theta, one.env.stream
     memory = one.strategy.init(theta, one.env)
     state = 4 * theta.nbytes + sum(v.nbytes for v in memory.values())
+    shown = stream.x_test.nbytes * (1 if stream.transform is None else len(stream))  # as tasks do
     if one.env.device.type == "cuda":
         free = torch.cuda.mem_get_info()[0]
     else:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, int(free / 2 / (STATE_COPIES * state)))
+    return max(1, int(free / 2 / (STATE_COPIES * state + shown)))
 
 
-def train(jobs: Sequence[Job]) -> None:
+def train(jobs: Sequence[Job], arrays: Arrays) -> None:
     """Train jobs as one stack, each with its own files. A member that diverges leaves the others.
 
-    The time that is written down for each is its share.
+    The time that is written down for each is its share. Raises UserError if they cannot be stacked.
     """
     started = time.perf_counter()
-    members = [member(job) for job in jobs]
+    members = [member(job, arrays) for job in jobs]
+    reason = ensemble.obstacle(members)
+    check(reason is None, f"{reason}")
     records = []
     for job, m in zip(jobs, members, strict=True):
         record = Record(job.config, *m, job.out, job.overrides, started, members=len(jobs))
@@ -187,14 +191,22 @@ def in_processes(jobs: Sequence[Job]) -> None:
     log.info("%d runs in %d processes", len(jobs), workers)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(work, job.config, job.out, job.overrides): job for job in jobs}
-        for future in as_completed(waiting):
-            job = waiting[future]
-            try:
-                job.outcome = future.result()
-            except BrokenProcessPool:  # a process was killed: this job and those still waiting
-                log.warning("%s was stopped with its process, and is repeated alone", job.out)
-            except Exception as error:  # noqa: BLE001 - one job's failure
-                job.outcome = error
+        try:
+            for future in as_completed(waiting):
+                conclude(waiting[future], future)
+        except BaseException:  # Ctrl-C: those that wait are not begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def conclude(job: Job, future: Future[float]) -> None:
+    """Take a job's outcome from its process."""
+    try:
+        job.outcome = future.result()
+    except BrokenProcessPool:  # a process was killed: this job and those still waiting
+        log.warning("%s was stopped with its process, and is repeated alone", job.out)
+    except Exception as error:  # noqa: BLE001 - one job's failure
+        job.outcome = error
 
 
 def work(config: Config, out: Path, overrides: Sequence[str]) -> float:

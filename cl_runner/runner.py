@@ -24,7 +24,7 @@ from cl_runner.checkpoint import Saved
 from cl_runner.config import Config
 from cl_runner.core import Task, TrainState
 from cl_runner.data.benchmarks import build_stream
-from cl_runner.data.datasets import load
+from cl_runner.data.datasets import Arrays, load
 from cl_runner.engine import evaluate, initial_state, readings, restored, train_task
 from cl_runner.env import Env
 from cl_runner.errors import Diverged, UserError, check
@@ -51,9 +51,9 @@ def run(config: Config, out: Path, overrides: Sequence[str] = ()) -> float:
     try:
         if config.resume:
             checkpoint.check_run(out, config.resolved)
-            if (result := finished(out)) is not None:
+            if (there := results.finished(out)) is not None:
                 tell(config, f"complete, nothing to do: {out}")
-                return result
+                return there
         return _run(config, out, overrides)
     except (MemoryError, RuntimeError) as error:
         # torch raises a plain RuntimeError when the CPU's memory is exhausted.
@@ -130,15 +130,6 @@ def watch(record: Record, stop: Stop, task: Task, samples: Samples) -> Iterator[
         yield between
 
 
-def finished(out: Path) -> float | None:
-    """What `run` returned for the complete run in a folder; None if there is none."""
-    path = out / "summary.csv"
-    rows = results.read_rows(path) if path.exists() else []
-    if len(rows) != 1 or rows[0].get("status") != "complete":
-        return None
-    return float(rows[0].get("validation_ACC") or rows[0]["ACC"])
-
-
 def position(out: Path, saved: Saved | None) -> str:
     """Where a run goes on."""
     if saved is None:
@@ -154,8 +145,17 @@ def tell(config: Config, text: str) -> None:
         print(text)
 
 
-def prepare(config: Config, strategy: Strategy) -> Env:
-    """Device, data, stream and network of a run. Raises UserError for whatever does not fit."""
+def read(config: Config) -> Arrays:
+    """The data set of a run. Raises UserError."""
+    path = None if config.data.path is None else Path(config.data.path)
+    return load(config.benchmark.dataset, Path(config.data.root), path)
+
+
+def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) -> Env:
+    """Device, data, stream and network of a run. Raises UserError for whatever does not fit.
+
+    arrays: the data set, where several runs share it.
+    """
     check(
         config.scenario in strategy.scenarios,
         f"strategy={strategy.name} does not support scenario={config.scenario}; it supports "
@@ -164,12 +164,10 @@ def prepare(config: Config, strategy: Strategy) -> Env:
     device = choose_device(config.device)
     torch.set_num_threads(config.threads or DEFAULT_THREADS)
     precision = kernels.choose(config.precision, device)
-    path = None if config.data.path is None else Path(config.data.path)
-    arrays = load(config.benchmark.dataset, Path(config.data.root), path)
     stream = build_stream(
         config.benchmark,
         config.scenario,
-        arrays,
+        read(config) if arrays is None else arrays,
         device,
         augmented=config.training.augment != "none",
     )

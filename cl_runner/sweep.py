@@ -163,12 +163,12 @@ def record(out: Path, error: Exception) -> None:
 
 
 def earlier(out: Path) -> float | None:
-    """The result of the same job earlier in this sweep: optimisers may propose it again.
+    """The result of the same job earlier in this sweep: optimisers may propose it again."""
+    if not (out / SUMMARY).exists():
+        return None
+    from cl_runner.results import finished  # numpy, not needed for help and mistakes
 
-    As `runner.run` returns it: on the validation data where there are any.
-    """
-    row = _row(out / SUMMARY) if (out / SUMMARY).exists() else {"status": "not run"}
-    return float(row.get("validation_ACC") or row["ACC"]) if row["status"] == "complete" else None
+    return finished(out)
 
 
 def failures(folder: Path) -> dict[str, str]:
@@ -189,7 +189,8 @@ def merge(folder: Path) -> list[dict[str, str]]:
 
     rows = {run: {"run": run, "status": "failed"} for run in failures(folder)}
     for path in folder.rglob(SUMMARY):
-        if path.parent != folder:
+        # A job with seeds=[...] has a folder for each, and they count in its place.
+        if path.parent != folder and next(path.parent.glob(f"*/{SUMMARY}"), None) is None:
             run = path.parent.relative_to(folder).as_posix()
             rows[run] = {"run": run, **_row(path)}
     merged = [rows[run] for run in sorted(rows, key=_natural)]

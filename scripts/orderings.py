@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 import pandas as pd
-from reproduce import ROOT, read, run
+from reproduce import ROOT, into_readme, read, run
 
 MARKERS = ("<!-- orderings: made by scripts/orderings.py -->", "<!-- end of orderings -->")
 CLASS = ("joint", "derpp", "er", "icarl", "generative-replay", "lwf", "si", "ewc", "naive")
@@ -90,11 +90,7 @@ def main() -> None:
             run(names, Path(folder), arguments.threads)
             rows = table(read([Path(folder)]))
     rows.to_csv(ROOT / "results" / "orderings.csv", index=False)
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text(encoding="utf-8").split(MARKERS[0])
-    after = rest.split(MARKERS[1])[1]
-    text = f"{before}{MARKERS[0]}\n{markdown(rows)}\n{MARKERS[1]}{after}"
-    readme.write_text(text, encoding="utf-8")
+    into_readme(MARKERS, markdown(rows))
     print(markdown(rows))
     wrong = failures(rows)
     print("\n".join(f"does not hold: {claim}" for claim in wrong))

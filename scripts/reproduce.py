@@ -86,6 +86,14 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def into_readme(markers: tuple[str, str], text: str) -> None:
+    """Put a text between two markers of README.md, in the place of what stands there."""
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text(encoding="utf-8").split(markers[0])
+    after = rest.split(markers[1])[1]
+    readme.write_text(f"{before}{markers[0]}\n{text}\n{markers[1]}{after}", encoding="utf-8")
+
+
 def main() -> None:
     """Run or read, compare, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -107,11 +115,7 @@ def main() -> None:
             table = compare(published, read([Path(folder)]))
     if not arguments.experiments:
         table.to_csv(ROOT / "results" / "reproduction.csv", index=False)
-        readme = ROOT / "README.md"
-        before, rest = readme.read_text(encoding="utf-8").split(MARKERS[0])
-        after = rest.split(MARKERS[1])[1]
-        text = f"{before}{MARKERS[0]}\n{markdown(table)}\n{MARKERS[1]}{after}"
-        readme.write_text(text, encoding="utf-8")
+        into_readme(MARKERS, markdown(table))
     print(markdown(table))
     sys.exit(0 if table.inside.all() else 1)
 

@@ -101,3 +101,22 @@ def after_each_task(prepared):
         return env, states, rows
 
     return function
+
+
+@pytest.fixture
+def counted_run(prepared):
+    """counted_run(..., tasks=5) -> (strategy, state, env, (steps, samples) of each task)."""
+
+    def function(
+        *overrides: str, tasks: int = 5
+    ) -> tuple[Strategy, TrainState, Env, list[tuple[int, int]]]:
+        _, strategy, env = prepared(*overrides)
+        s = initial_state(strategy, env)
+        counts = []
+        for task in env.stream[:tasks]:
+            steps, samples = env.meter.steps, env.meter.samples
+            s = train_task(strategy, s, task, env)
+            counts.append((env.meter.steps - steps, env.meter.samples - samples))
+        return strategy, s, env, counts
+
+    return function

@@ -16,26 +16,15 @@ from cl_runner.functional import optim
 TOY = ("strategy=naive", "benchmark=split_digits", "model.hidden_sizes=[24]", "training.epochs=2")
 
 
-def train(prepared, *overrides: str, tasks: int = 5):
-    _, strategy, env = prepared(*TOY, *overrides)
-    s = initial_state(strategy, env)
-    counts = []
-    for task in env.stream[:tasks]:
-        steps, samples = env.meter.steps, env.meter.samples
-        s = train_task(strategy, s, task, env)
-        counts.append((env.meter.steps - steps, env.meter.samples - samples))
-    return strategy, s, env, counts
-
-
-def test_epochs_show_every_sample_as_often(prepared):
-    _, _, env, counts = train(prepared, "training.batch_size=100", "training.epochs=3")
+def test_epochs_show_every_sample_as_often(counted_run):
+    _, _, env, counts = counted_run(*TOY, "training.batch_size=100", "training.epochs=3")
     for (steps, samples), task in zip(counts, env.stream, strict=True):
         assert steps == 3 * -(-len(task.train) // 100)
         assert samples == 3 * len(task.train)
 
 
-def test_iterations_replace_epochs(prepared):
-    _, _, _, counts = train(prepared, "training.iterations=7", "training.batch_size=100")
+def test_iterations_replace_epochs(counted_run):
+    _, _, _, counts = counted_run(*TOY, "training.iterations=7", "training.batch_size=100")
     assert [steps for steps, _ in counts] == [7] * 5
 
 
@@ -76,8 +65,8 @@ def test_evaluating_changes_nothing(prepared):
     assert env.flat.module.training
 
 
-def test_both_readings_against_a_loop(prepared):
-    strategy, s, env, _ = train(prepared, tasks=2)
+def test_both_readings_against_a_loop(counted_run):
+    strategy, s, env, _ = counted_run(*TOY, tasks=2)
     rows = evaluate(strategy, s, env)
     assert set(rows) == {("test", "class"), ("test", "task")}
     for task in env.stream:
@@ -92,8 +81,8 @@ def test_both_readings_against_a_loop(prepared):
         assert rows["test", "task"][task.index] == by_task / len(labels)
 
 
-def test_validation_samples_are_evaluated_and_never_trained_on(prepared):
-    strategy, s, env, counts = train(prepared, "benchmark.validation_fraction=0.25")
+def test_validation_samples_are_evaluated_and_never_trained_on(counted_run):
+    strategy, s, env, counts = counted_run(*TOY, "benchmark.validation_fraction=0.25")
     rows = evaluate(strategy, s, env)
     assert ("validation", "class") in rows
     for task, (_, samples) in zip(env.stream, counts, strict=True):
@@ -103,9 +92,9 @@ def test_validation_samples_are_evaluated_and_never_trained_on(prepared):
 
 @pytest.mark.parametrize("scenario", ["task", "domain", "class"])
 @pytest.mark.parametrize("benchmark", ["split_digits", "permuted_digits", "rotated_digits"])
-def test_every_benchmark_trains_in_every_scenario(prepared, benchmark, scenario):
-    strategy, s, env, _ = train(
-        prepared, f"benchmark={benchmark}", f"scenario={scenario}", "training.epochs=10"
+def test_every_benchmark_trains_in_every_scenario(counted_run, benchmark, scenario):
+    strategy, s, env, _ = counted_run(
+        *TOY, f"benchmark={benchmark}", f"scenario={scenario}", "training.epochs=10"
     )
     own = evaluate(strategy, s, env)["test", scenario]
     assert own[-1] > 0.5  # the task just trained; chance is 0.1 or 0.5
@@ -122,25 +111,25 @@ def test_active_classes(prepared):
     assert current[3, 1].tolist() == [c in (2, 3) for c in range(10)]
 
 
-def test_inactive_classes_get_no_gradient(prepared):
+def test_inactive_classes_get_no_gradient(counted_run):
     """Multi-head: the outputs of other tasks do not move."""
-    _, s, env, _ = train(prepared, "scenario=task", tasks=1)
-    _, start, _, _ = train(prepared, "scenario=task", tasks=0)
+    _, s, env, _ = counted_run(*TOY, "scenario=task", tasks=1)
+    _, start, _, _ = counted_run(*TOY, "scenario=task", tasks=0)
     change = (s.theta - start.theta).detach()
     output = env.flat.views(change)["layers.1.weight"]
     assert output[:2].abs().sum() > 0 and output[2:].abs().sum() == 0
 
 
-def test_optimizer_slots_are_carried_over_or_reset(prepared):
+def test_optimizer_slots_are_carried_over_or_reset(counted_run):
     def steps(*overrides: str) -> float:
-        return float(train(prepared, "optimizer=adam", *overrides)[1].opt["steps"])
+        return float(counted_run(*TOY, "optimizer=adam", *overrides)[1].opt["steps"])
 
-    counts = train(prepared, "optimizer=adam")[3]
+    counts = counted_run(*TOY, "optimizer=adam")[3]
     assert steps() == sum(n for n, _ in counts)
     assert steps("optimizer.reset=true") == counts[-1][0]
 
 
-def test_the_schedule_reaches_the_steps(prepared, monkeypatch):
+def test_the_schedule_reaches_the_steps(counted_run, monkeypatch):
     rates = []
     update = optim.update
 
@@ -149,8 +138,8 @@ def test_the_schedule_reaches_the_steps(prepared, monkeypatch):
         return update(config, theta, grad, slots)
 
     monkeypatch.setattr(optim, "update", spy)
-    train(
-        prepared,
+    counted_run(
+        *TOY,
         "optimizer.schedule=step",
         "optimizer.milestones=[0.5]",
         "training.iterations=4",
@@ -159,24 +148,24 @@ def test_the_schedule_reaches_the_steps(prepared, monkeypatch):
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01] * 2)
 
 
-def test_dropout_is_reproducible_and_off_at_evaluation(prepared):
+def test_dropout_is_reproducible_and_off_at_evaluation(counted_run):
     dropout = ("model.dropout=0.5",)
-    strategy, s, env, _ = train(prepared, *dropout)
+    strategy, s, env, _ = counted_run(*TOY, *dropout)
     torch.rand(3)  # whatever else uses the global generator
-    _, again, _, _ = train(prepared, *dropout)
+    _, again, _, _ = counted_run(*TOY, *dropout)
     assert torch.equal(s.theta, again.theta)
     assert evaluate(strategy, s, env) == evaluate(strategy, s, env)
-    _, without, _, _ = train(prepared)
+    _, without, _, _ = counted_run(*TOY)
     assert not torch.equal(s.theta, without.theta)
 
 
-def test_divergence_names_task_and_step(prepared):
+def test_divergence_names_task_and_step(counted_run):
     with pytest.raises(Diverged, match=r"in task 1 at step \d+"):
-        train(prepared, "optimizer.lr=1e30")
+        counted_run(*TOY, "optimizer.lr=1e30")
 
 
-def test_augmentation_is_reproducible_and_changes_training(prepared):
-    _, s, _, _ = train(prepared, "training.augment=crop_flip")
-    _, again, _, _ = train(prepared, "training.augment=crop_flip")
-    _, plain, _, _ = train(prepared)
+def test_augmentation_is_reproducible_and_changes_training(counted_run):
+    _, s, _, _ = counted_run(*TOY, "training.augment=crop_flip")
+    _, again, _, _ = counted_run(*TOY, "training.augment=crop_flip")
+    _, plain, _, _ = counted_run(*TOY)
     assert torch.equal(s.theta, again.theta) and not torch.equal(s.theta, plain.theta)

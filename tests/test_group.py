@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from cl_runner import group
-from cl_runner.group import Job, groups, not_worth_it, run_all
+from cl_runner import cli, group
+from cl_runner.group import Job, groups, member, not_worth_it, run_all
 from cl_runner.results import interval, read_matrix
-from cl_runner.runner import run
+from cl_runner.runner import read, run
+from hydra_plugins import cl_runner_launcher
+from hydra_plugins.cl_runner_launcher import VectorizedLauncher
 
 TOY = (
     "benchmark.num_tasks=2",
@@ -79,6 +82,34 @@ def test_stacked_runs_leave_the_files_of_runs_alone(configure, tmp_path):
         assert reference["stacked_members"] == "1"
         for key in ("seed", "steps", "samples", "parameters", "buffer_samples"):
             assert row[key] == reference[key]
+
+
+def test_the_data_set_is_read_once_for_a_stack(configure, tmp_path):
+    job = Job(configure(*TOY, "strategy=naive"), tmp_path, [])
+    arrays = read(job.config)
+    a, b = (member(job, arrays).env.stream for _ in range(2))
+    assert a.x.data_ptr() == b.x.data_ptr() == arrays.x_train.data_ptr()
+
+
+def test_jobs_with_tasks_of_different_sizes_are_run_otherwise(configure, tmp_path):
+    options = (*TOY, "strategy=naive", "benchmark=split_digits", "benchmark.class_order=shuffled")
+    jobs = [Job(configure(*options, f"seed={s}"), tmp_path / str(s), []) for s in (0, 1, 2)]
+    run_all(jobs)
+    for job in jobs:
+        assert isinstance(job.outcome, float)
+        assert rows(job.out / "summary.csv")[0]["stacked_members"] == "1"
+
+
+def test_the_launcher_does_not_repeat_a_job_whose_accuracy_is_zero(monkeypatch):
+    monkeypatch.setattr(cl_runner_launcher, "configure_log", lambda *_: None)
+    monkeypatch.setattr(cl_runner_launcher, "run_job", lambda **given: given["task_function"])
+    monkeypatch.setattr(VectorizedLauncher, "compose", lambda *_: None)
+    monkeypatch.setattr(cli, "run_together", lambda _: [0.0, None])
+    launcher = VectorizedLauncher()
+    config = OmegaConf.create({"hydra": {"hydra_logging": {}, "verbose": False}})
+    launcher.setup(hydra_context=None, task_function=max, config=config)
+    done, left = launcher.launch([["a=1"], ["a=2"]], 0)
+    assert done is not max and left is max
 
 
 def test_a_diverged_member_fails_alone(configure, tmp_path):

