@@ -8,6 +8,7 @@ completion and mistakes are answered at once.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -78,12 +79,20 @@ def app(cfg: DictConfig) -> float | None:
                 return run_seeds(cfg, out, overrides)
             from cl_runner.runner import run  # torch, not before the configuration is valid
 
+            begin_collecting()
             return run(config, out, overrides)
     except Exception as caught:  # noqa: BLE001 - a bug in one job must not end a sweep
         error = known(caught, out)
         if not in_sweep:
             raise SystemExit(1) from error
         return failed(error, out)
+
+
+def begin_collecting() -> None:
+    """Let Python look for garbage from now on, in what is made from now on (see `__main__`)."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 def check_free(out: Path) -> None:
@@ -130,6 +139,7 @@ def run_together(composed: Sequence[DictConfig]) -> list[float | Exception | Non
         if jobs:
             from cl_runner.group import run_all
 
+            begin_collecting()
             run_all(list(jobs.values()))
     return [jobs[i].outcome if i in jobs else None for i in range(len(composed))]
 
@@ -164,6 +174,7 @@ def run_seeds(cfg: DictConfig, out: Path, overrides: Sequence[str]) -> float:
     from cl_runner.results import merge_seeds, write_text
     from cl_runner.runner import run
 
+    begin_collecting()
     write_text(out / sweep.OVERRIDES, OmegaConf.to_yaml(list(overrides)))
     jobs = [seed_job(cfg, seed, out, overrides) for seed in validate(cfg).seeds or []]
     run_all([job for job in jobs if sweep.earlier(job.out) is None])

@@ -111,12 +111,11 @@ class Env:
         def function(theta: Tensor, s: TrainState, batch: Batch, env: Env) -> Any:
             if theta is not self.flat.theta:
                 return torch.func.grad_and_value(loss, has_aux=True)(theta, s, batch, env)
-            gradient = self._next_gradient()
-            self.flat.bind_gradient(gradient)
+            self.flat.clear_gradients()
             with torch.enable_grad():
                 value, aux = loss(theta, s, batch, env)
             torch.autograd.backward(value)
-            return gradient, (value.detach(), aux)
+            return self.flat.gradient(self._next_gradient()), (value.detach(), aux)
 
         return function
 
@@ -173,9 +172,8 @@ class Env:
             return None
         return self.active_table.index_select(0, t.view(1))[0].index_select(0, task)
 
-    def bins(self, index: Tensor, task: Tensor) -> Tensor:
+    def bins(self, y: Tensor, task: Tensor) -> Tensor:
         """What buffers balance over, [B] in [0, num_bins): class, or (task, class) in domain-IL."""
-        y = self.stream.labels(index, task)
         return y + task * self.num_classes if self.num_bins > self.num_classes else y
 
     def fold(

@@ -164,6 +164,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     device = choose_device(config.device)
     torch.set_num_threads(config.threads or DEFAULT_THREADS)
     precision = kernels.choose(config.precision, device)
+    kernels.keep_freed_memory()
     stream = build_stream(
         config.benchmark,
         config.scenario,

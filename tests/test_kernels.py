@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -81,3 +85,31 @@ def test_bfloat16_rounds_the_logits_of_float32(prepared):
     exact, rounded = (e.net(e.flat.theta, x, task) for e in (env, mixed))
     assert rounded.dtype == torch.float32
     assert 1e-5 < (exact - rounded).abs().max() < 0.05
+
+
+FAULTS = """
+import resource, torch
+from cl_runner import kernels
+def step():
+    parts = [torch.ones(2**18) for _ in range(8)]  # of 1 MiB each
+    del parts
+def faults():
+    for _ in range(20):
+        step()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20
+before = faults()
+kernels.keep_freed_memory()
+print(before, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+def test_what_a_step_frees_is_not_faulted_in_again():
+    command = [sys.executable, "-c", FAULTS]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    before, after = map(float, out.split())
+    assert before > 500  # pages of 4 KiB: nearly all of the 8 MiB, each time
+    assert after < 20

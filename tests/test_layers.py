@@ -30,10 +30,20 @@ LAYERS = (  # from the top down; a module of a sub-package counts as that sub-pa
     ("progress",),
     ("runner",),
     ("group",),
-    ("naming", "sweep", "cli"),
+    ("naming", "sweep", "cli", "__main__"),
 )
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
-LIGHT = ("__init__", "errors", "signals", "config", "naming", "sweep", "cli", "compare.cli")
+LIGHT = (
+    "__init__",
+    "__main__",
+    "errors",
+    "signals",
+    "config",
+    "naming",
+    "sweep",
+    "cli",
+    "compare.cli",
+)
 HEAVY = {
     "torch",
     "torchvision",

@@ -31,32 +31,27 @@ def add(slots: Slots, new: Slots, target: Tensor) -> Slots:
     return {name: write(name) for name in slots}
 
 
-def reservoir_targets(seen: Tensor, capacity: int, arrived: Tensor, uniform: Tensor) -> Tensor:
+def reservoir_targets(seen: Tensor, capacity: int, uniform: Tensor) -> Tensor:
     """Slots [B] that a batch is written to by reservoir sampling; `capacity` means none.
 
     Item n of the stream (counted from 0) takes slot n while there is room, then slot
     floor(u (n + 1)) if that is one of the K: every item so far is held with probability
-    K / (n + 1) (Vitter 1985, algorithm R). seen: 0-d, items before this batch; arrived: [B] bool,
-    False for padding, which is not counted; uniform: [B].
+    K / (n + 1) (Vitter 1985, algorithm R). seen: 0-d, items before this batch; uniform: [B].
     """
-    n = seen + arrived.cumsum(0) - 1
+    n = seen + torch.arange(len(uniform), device=uniform.device)
     drawn = (uniform.double() * (n + 1)).long().minimum(n)
-    slot = torch.where(n < capacity, n, drawn).clamp_max(capacity)
-    return torch.where(arrived, slot, capacity)
+    return torch.where(n < capacity, n, drawn).clamp_max(capacity)
 
 
-def ring_targets(
-    counts: Tensor, capacity_per_bin: int, bins: Tensor, arrived: Tensor, total: int
-) -> Tensor:
+def ring_targets(counts: Tensor, capacity_per_bin: int, bins: Tensor) -> Tensor:
     """Slots [B] that a batch is written to by one first-in-first-out ring per bin.
 
     counts: [bins] items seen so far per bin; bins: [B] the items' bins; bin b owns the slots
-    b * capacity_per_bin onwards; `total` means none (Chaudhry et al. 2019, arXiv 1902.10486).
+    b * capacity_per_bin onwards (Chaudhry et al. 2019, arXiv 1902.10486).
     """
-    member = (bins[:, None] == torch.arange(len(counts), device=bins.device)) & arrived[:, None]
+    member = bins[:, None] == torch.arange(len(counts), device=bins.device)
     rank = member.cumsum(0).gather(1, bins[:, None])[:, 0] - 1
-    slot = bins * capacity_per_bin + (counts[bins] + rank) % capacity_per_bin
-    return torch.where(arrived, slot, total)
+    return bins * capacity_per_bin + (counts[bins] + rank) % capacity_per_bin
 
 
 def draw(index: Tensor, uniform: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -10,11 +10,12 @@ from torch.func import functional_call
 
 
 class Flat:
-    """A module whose parameters, and their gradients, are views into flat storage.
+    """A module whose parameters are views into flat storage.
 
     `theta` is a leaf of its own that shares its memory with the parameters. A loss may use theta
-    (in a penalty) and the module (in a forward pass) at once: both accumulate into the same flat
-    gradient, so neither a split of theta nor a concatenation of gradients is ever paid for.
+    (in a penalty) and the module (in a forward pass) at once; theta is never split and joined for
+    it. The layers' gradients are concatenated after the backward pass, which takes less time than
+    letting it add to views into flat storage that was set to 0.
     """
 
     def __init__(self, module: nn.Module, *, mixed: bool = False) -> None:
@@ -79,12 +80,19 @@ class Flat:
         ]
         return torch.cat(parts)
 
-    def bind_gradient(self, gradient: Tensor) -> None:
-        """Let the next backward pass accumulate into `gradient` [P], which it clears."""
-        gradient.zero_()
-        self.theta.grad = gradient
-        for p, view in zip(self.parameters, self._split(gradient), strict=True):
-            p.grad = view
+    def clear_gradients(self) -> None:
+        """Before a backward pass."""
+        for p in (self.theta, *self.parameters):
+            p.grad = None
+
+    def gradient(self, out: Tensor) -> Tensor:
+        """What the backward passes since then have left, written into `out` [P]."""
+        parts = [
+            torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
+            for p in self.parameters
+        ]
+        torch.cat(parts, out=out)
+        return out if self.theta.grad is None else out.add_(self.theta.grad)
 
     @torch.no_grad()
     def commit(self, theta: Tensor) -> Tensor:

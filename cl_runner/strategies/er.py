@@ -126,16 +126,15 @@ class ER(Strategy):
         if self.policy in REFILLED:
             return s
         memory, slots = s.memory, load(s.memory)
-        seen, bins = memory["seen"], env.bins(batch.index, batch.task)
-        arrived = torch.ones_like(bins, dtype=torch.bool)
+        seen, bins = memory["seen"], env.bins(batch.y, batch.task)
         if self.policy == "ring":
             per_bin = self.buffer_size // env.num_bins
-            target = buffers.ring_targets(seen, per_bin, bins, arrived, self.buffer_size)
+            target = buffers.ring_targets(seen, per_bin, bins)
         else:
             uniform = batch.noise["reservoir"][: len(bins)]
-            target = buffers.reservoir_targets(seen.sum(), self.buffer_size, arrived, uniform)
+            target = buffers.reservoir_targets(seen.sum(), self.buffer_size, uniform)
         new = {"index": batch.index, "task": batch.task, **self.keep(s, batch, aux, env)}
-        seen = seen.scatter_add(0, bins, arrived.long())
+        seen = seen.scatter_add(0, bins, torch.ones_like(bins))
         return s._replace(memory=memory | store(buffers.add(slots, new, target)) | {"seen": seen})
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
@@ -163,9 +162,10 @@ def check_features(what: str, env: Env) -> None:
 
 def bins_of(slots: Slots, task: Task, env: Env) -> tuple[Tensor, Tensor, Tensor]:
     """The slots' bins [K], which are filled [K], and the bins of the task's samples [n]."""
-    held = env.bins(slots["index"].clamp_min(0), slots["task"])
-    new = env.bins(task.train, torch.full_like(task.train, task.index))
-    return held, slots["index"] >= 0, new
+    index, labels = slots["index"], env.stream.labels
+    held = env.bins(labels(index.clamp_min(0), slots["task"]), slots["task"])
+    tasks = torch.full_like(task.train, task.index)
+    return held, index >= 0, env.bins(labels(task.train, tasks), tasks)
 
 
 def arrived(slots: Slots, task: Task, keep: Tensor) -> Slots:

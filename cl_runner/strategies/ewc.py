@@ -11,7 +11,7 @@ from cl_runner.core import Batch, Task, TrainState
 from cl_runner.env import Env
 from cl_runner.errors import check, one_of
 from cl_runner.functional.importance import LABEL_RULES, fisher_diagonal, merge_quadratics
-from cl_runner.functional.losses import quadratic_proximal
+from cl_runner.functional.losses import pulled, quadratic_proximal
 from cl_runner.strategies.base import Aux, Strategy
 
 
@@ -58,8 +58,8 @@ class EWC(Strategy):
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         grad, (loss, aux) = env.grad_and_value(self.loss)(s.theta, s, batch, env)
         anchor, fisher = s.memory["anchor"], s.memory["fisher"]
-        if self.penalty == "loss":  # its gradient by hand: autograd would take three times as long
-            grad = torch.addcmul(grad, fisher, self.lambda_ * (s.theta.detach() - anchor))
+        if self.penalty == "loss":
+            grad = pulled(grad, s.theta, anchor, fisher, self.lambda_)
         s = env.update(s, grad)
         if self.penalty == "proximal":
             step = s.opt["lr"] * self.lambda_

@@ -66,8 +66,8 @@ class GEM(Strategy):
     def remember(self, s: TrainState, batch: Batch, env: Env) -> TrainState:
         """The state with the batch in its tasks' rings."""
         slots, seen = load(s.memory), s.memory["seen"]
-        size, arrived = len(slots["index"]), torch.ones_like(batch.task, dtype=torch.bool)
-        target = buffers.ring_targets(seen, size // env.num_tasks, batch.task, arrived, size)
+        per_task = len(slots["index"]) // env.num_tasks
+        target = buffers.ring_targets(seen, per_task, batch.task)
         slots = buffers.add(slots, {"index": batch.index}, target)
-        seen = seen.scatter_add(0, batch.task, arrived.long())
+        seen = seen.scatter_add(0, batch.task, torch.ones_like(batch.task))
         return s._replace(memory=store(slots) | {"seen": seen})

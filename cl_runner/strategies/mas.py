@@ -11,7 +11,7 @@ from cl_runner.core import Batch, Task, TrainState
 from cl_runner.env import Env
 from cl_runner.errors import check
 from cl_runner.functional.importance import output_sensitivity
-from cl_runner.functional.losses import quadratic
+from cl_runner.functional.losses import pulled
 from cl_runner.strategies.base import Aux, Strategy
 
 
@@ -21,6 +21,7 @@ class MAS(Strategy):
 
     There is no 1/2. Omega_p is the mean over samples, one by one, of |d |f(x)|^2 / d theta_p|, the
     sensitivity of the squared norm of the output; it needs no labels, and the tasks' sum is kept.
+    What is shown as the loss is without the penalty, whose gradient is added by hand.
     """
 
     lambda_: float = 1.0
@@ -37,10 +38,11 @@ class MAS(Strategy):
         anchor = theta.detach().clone()
         return {"anchor": anchor, "importance": torch.zeros_like(anchor)}
 
-    def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
-        loss, aux = super().loss(theta, s, batch, env)
-        penalty = quadratic(theta, s.memory["anchor"], s.memory["importance"])
-        return loss + 2 * self.lambda_ * penalty, aux  # 2, because quadratic has 1/2
+    def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
+        grad, (loss, aux) = env.grad_and_value(self.loss)(s.theta, s, batch, env)
+        anchor, importance = s.memory["anchor"], s.memory["importance"]
+        grad = pulled(grad, s.theta, anchor, importance, 2 * self.lambda_)  # 2: there is no 1/2
+        return env.update(s, grad), {**aux, "loss": loss}
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
         new = output_sensitivity(s, task, env, samples=self.samples)

@@ -10,7 +10,6 @@ from torch import Tensor
 from cl_runner.core import Batch, Task, TrainState
 from cl_runner.env import Env
 from cl_runner.errors import check, one_of
-from cl_runner.functional.losses import quadratic
 from cl_runner.strategies.base import Aux, Strategy
 
 
@@ -25,6 +24,7 @@ class SI(Strategy):
     - gradient `task`: g is the gradient of the loss without the penalty (the paper); `total`: with
       it, as some implementations have it.
     - clip: negative omega_p, by which the loss grew, count as 0.
+    What is shown as the loss is without the penalty, whose gradient is added by hand.
     """
 
     lambda_: float = 0.1
@@ -45,18 +45,13 @@ class SI(Strategy):
             "path": torch.zeros_like(anchor),
         }
 
-    def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
-        loss, aux = super().loss(theta, s, batch, env)
-        penalty = quadratic(theta, s.memory["anchor"], s.memory["importance"])
-        return loss + 2 * self.lambda_ * penalty, aux  # 2, because quadratic has 1/2
-
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         memory, before = s.memory, s.theta.detach()
-        grad, (loss, aux) = env.grad_and_value(self.loss)(s.theta, s, batch, env)
-        s = env.update(s, grad)
-        if self.gradient == "task":
-            pull = memory["importance"] * (before - memory["anchor"])
-            grad = grad - 2 * self.lambda_ * pull
+        task, (loss, aux) = env.grad_and_value(self.loss)(s.theta, s, batch, env)
+        pull = (before - memory["anchor"]).mul_(2 * self.lambda_)  # the penalty's, by hand
+        total = torch.addcmul(task, memory["importance"], pull)
+        s = env.update(s, total)
+        grad = task if self.gradient == "task" else total
         path = torch.addcmul(memory["path"], grad, s.theta - before, value=-1)
         return s._replace(memory=memory | {"path": path}), {**aux, "loss": loss}
 

@@ -60,26 +60,22 @@ def balance(
 @steady
 @given(
     capacity=st.integers(1, 12),
-    batches=st.lists(st.lists(st.booleans(), min_size=1, max_size=30), min_size=1, max_size=6),
+    batches=st.lists(st.integers(1, 30), min_size=1, max_size=6),
     seed=st.integers(0, 2**31),
 )
-def test_batched_reservoir_is_algorithm_r(
-    capacity: int, batches: list[list[bool]], seed: int
-) -> None:
-    # Each flag is one place of a batch: a sample (True) or padding (False).
+def test_batched_reservoir_is_algorithm_r(capacity: int, batches: list[int], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     (index, task), seen = empty(capacity), torch.tensor(0)
     items: list[int] = []
     uniforms: list[float] = []
-    for flags in batches:
-        arrived, uniform = torch.tensor(flags), torch.rand(len(flags), generator=generator)
-        batch = len(items) + torch.arange(len(flags)) + 100  # padding repeats some of the numbers
-        batch[arrived] = len(items) + torch.arange(int(arrived.sum()))
-        target = buffers.reservoir_targets(seen, capacity, arrived, uniform)
+    for size in batches:
+        uniform = torch.rand(size, generator=generator)
+        batch = len(items) + torch.arange(size)
+        target = buffers.reservoir_targets(seen, capacity, uniform)
         index, task = add(index, task, batch, batch + 1000, target)
-        seen = seen + arrived.sum()
-        items += batch[arrived].tolist()
-        uniforms += uniform[arrived].tolist()
+        seen = seen + size
+        items += batch.tolist()
+        uniforms += uniform.tolist()
     expected = algorithm_r(items, uniforms, capacity)
     assert index.tolist() == expected
     assert task.tolist() == [item + 1000 if item >= 0 else 0 for item in expected]
@@ -92,8 +88,7 @@ def test_item_n_is_kept_with_probability_capacity_over_n_plus_1(n: int, capacity
     # Counting one item too few keeps the first item after the buffer is full with certainty.
     uniform = (torch.arange(n + 1) + 0.5) / (n + 1)
     targets = [
-        buffers.reservoir_targets(torch.tensor(n), capacity, torch.tensor([True]), u[None]).item()
-        for u in uniform
+        buffers.reservoir_targets(torch.tensor(n), capacity, u[None]).item() for u in uniform
     ]
     kept = [target for target in targets if target < capacity]
     if n < capacity:
@@ -106,12 +101,12 @@ def test_every_item_is_held_with_the_same_probability() -> None:
     capacity, items, trials = 5, 20, 4000
     generator = torch.Generator().manual_seed(0)
     held = torch.zeros(items)
-    arrived, number = torch.ones(10, dtype=torch.bool), torch.arange(items)
+    number = torch.arange(items)
     for uniform in torch.rand(trials, items, generator=generator):
         index, task = empty(capacity)
         for at in (0, 10):
             part = slice(at, at + 10)
-            target = buffers.reservoir_targets(torch.tensor(at), capacity, arrived, uniform[part])
+            target = buffers.reservoir_targets(torch.tensor(at), capacity, uniform[part])
             index, task = add(index, task, number[part], number[part], target)
         held[index] += 1
     assert held.sum() == trials * capacity
@@ -126,7 +121,7 @@ def test_every_item_is_held_with_the_same_probability() -> None:
 def test_the_largest_uniform_stays_within_the_stream() -> None:
     uniform = torch.tensor([1 - 2**-24])  # the largest float32 below 1
     for seen in (5, 2**24, 2**31):
-        target = buffers.reservoir_targets(torch.tensor(seen), 5, torch.tensor([True]), uniform)
+        target = buffers.reservoir_targets(torch.tensor(seen), 5, uniform)
         assert target.item() == 5
 
 
@@ -135,28 +130,24 @@ def test_the_largest_uniform_stays_within_the_stream() -> None:
     num_bins=st.integers(1, 4),
     per_bin=st.integers(1, 4),
     spare=st.integers(0, 3),
-    batches=st.lists(
-        st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=20), max_size=5
-    ),
+    batches=st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=20), max_size=5),
 )
 def test_rings_are_deques(
-    num_bins: int, per_bin: int, spare: int, batches: list[list[tuple[int, bool]]]
+    num_bins: int, per_bin: int, spare: int, batches: list[list[int]]
 ) -> None:
     total = num_bins * per_bin + spare  # the spare places belong to no bin
     (index, task), counts = empty(total), torch.zeros(num_bins, dtype=torch.int64)
     model = [deque[int](maxlen=per_bin) for _ in range(num_bins)]
     item = 0
     for batch in batches:
-        bins = torch.tensor([b % num_bins for b, _ in batch])
-        arrived = torch.tensor([flag for _, flag in batch])
+        bins = torch.tensor([b % num_bins for b in batch])
         rows = item + torch.arange(len(batch))
         item += len(batch)
-        target = buffers.ring_targets(counts, per_bin, bins, arrived, total)
+        target = buffers.ring_targets(counts, per_bin, bins)
         index, task = add(index, task, rows, rows + 1000, target)
-        counts = counts.scatter_add(0, bins, arrived.long())
-        for row, b, flag in zip(rows.tolist(), bins.tolist(), arrived.tolist(), strict=True):
-            if flag:
-                model[b].append(row)
+        counts = counts.scatter_add(0, bins, torch.ones_like(bins))
+        for row, b in zip(rows.tolist(), bins.tolist(), strict=True):
+            model[b].append(row)
         for b, ring in enumerate(model):
             held = index[b * per_bin : (b + 1) * per_bin]
             assert sorted(held[held >= 0].tolist()) == list(ring)
@@ -166,9 +157,7 @@ def test_rings_are_deques(
 
 def test_adding_changes_no_argument() -> None:
     index, task = empty(3)
-    target = buffers.reservoir_targets(
-        torch.tensor(0), 3, torch.ones(2, dtype=torch.bool), torch.rand(2)
-    )
+    target = buffers.reservoir_targets(torch.tensor(0), 3, torch.rand(2))
     new, _ = add(index, task, torch.tensor([7, 8]), torch.tensor([1, 1]), target)
     assert new.tolist() == [7, 8, -1]
     assert index.tolist() == [-1, -1, -1]

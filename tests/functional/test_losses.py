@@ -9,6 +9,7 @@ from torch import Tensor
 from cl_runner.functional.losses import (
     cross_entropy,
     mask_logits,
+    pulled,
     quadratic,
     quadratic_proximal,
     weighted_mean,
@@ -133,6 +134,17 @@ def test_quadratic_and_its_gradient(scalar: bool) -> None:
     assert value.item() == pytest.approx(sum(0.5 * f * (a - b) ** 2 for a, b, f in terms))
     (gradient,) = torch.autograd.grad(value, theta)
     torch.testing.assert_close(gradient, importance * (theta - anchor).detach())
+
+
+@pytest.mark.parametrize("tensor", [False, True])
+def test_pulled_adds_the_gradient_of_the_quadratic(tensor: bool) -> None:
+    theta, anchor, importance, grad = torch.rand(4, 5)
+    leaf = theta.clone().requires_grad_()
+    (3 * quadratic(leaf, anchor, importance)).backward()
+    expected = grad + leaf.grad
+    strength = torch.tensor(3.0) if tensor else 3.0
+    torch.testing.assert_close(pulled(grad, theta, anchor, importance, strength), expected)
+    torch.testing.assert_close(grad, expected)  # in place
 
 
 @pytest.mark.parametrize("step", [1e-3, 0.1, 5.0])

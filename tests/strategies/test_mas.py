@@ -7,6 +7,7 @@ import torch
 
 from cl_runner.engine import initial_state, train_task
 from cl_runner.functional.importance import output_sensitivity
+from cl_runner.strategies.naive import Naive
 
 CASES = [
     ("model.hidden_sizes=[12]", "scenario=task"),
@@ -53,3 +54,20 @@ def test_importance_adds_up_over_tasks(prepared):
         s = train_task(strategy, s, task, env)
         total += output_sensitivity(s, task, env, samples=None)
     torch.testing.assert_close(s.memory["importance"], total)
+
+
+def test_the_step_is_along_the_gradient_of_the_papers_loss(prepared):
+    """Equation 3, which has no half before the penalty."""
+    _, strategy, env = prepared("strategy=mas", "strategy.lambda=3", "optimizer.lr=0.01")
+    s = initial_state(strategy, env)
+    importance = torch.rand_like(s.memory["importance"])
+    s = s._replace(theta=s.theta.detach() + 0.1, memory=s.memory | {"importance": importance})
+    batch = env.gather(env.stream[0].train[:8], 0, s.t)
+
+    def papers_loss(theta, s, batch, env):
+        loss, aux = Naive(name="naive").loss(theta, s, batch, env)
+        return loss + 3 * (importance * (theta - s.memory["anchor"]) ** 2).sum(), aux
+
+    grad, _ = env.grad_and_value(papers_loss)(s.theta, s, batch, env)
+    after, _ = strategy.step(s, batch, env)
+    torch.testing.assert_close(after.theta, s.theta - 0.01 * grad, rtol=1e-5, atol=1e-7)
