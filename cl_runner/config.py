@@ -21,6 +21,7 @@ from cl_runner.errors import UserError, check, one_of
 
 SCENARIOS = ("task", "domain", "class")
 SECTIONS = ("data", "benchmark", "model", "optimizer", "training", "checkpoint", "strategy")
+ENGINES = ("auto", "eager", "compile", "graph")
 PRECISIONS = ("auto", "float32", "float32_onednn", "tf32", "bfloat16")
 T = TypeVar("T")
 
@@ -283,6 +284,7 @@ class Config:
     scenario: str
     device: str
     precision: str
+    engine: str
     threads: int | None
     verbose: bool
     resume: bool
@@ -375,6 +377,7 @@ class _Top:
     scenario: str
     device: str
     precision: str
+    engine: str
     threads: int | None
     verbose: bool
     resume: bool = False
@@ -384,6 +387,7 @@ class _Top:
         one_of("scenario", self.scenario, SCENARIOS)
         one_of("device", self.device, ("auto", "cpu", "cuda"))
         one_of("precision", self.precision, PRECISIONS)
+        one_of("engine", self.engine, ENGINES)
         check(self.seed >= 0, f"seed must be at least 0, got {self.seed}")
         seeds = self.seeds
         check(

@@ -70,6 +70,7 @@ class Env:
         self.training = training
         self.seed = seed
         self.precision = precision  # what kernels.choose set torch up for
+        self.engine = "eager"  # how steps are executed: what steps.choose says
         self.meter = Meter()
         self.device = stream.x.device
         self.num_tasks = len(stream)
@@ -140,6 +141,12 @@ class Env:
         return s._replace(theta=self.flat.commit(s.theta))
 
     # Data.
+
+    def on_device(self, values: Tensor) -> Tensor:
+        """Values drawn on the host, brought to the run's device without waiting for it."""
+        if self.device.type != "cuda":
+            return values
+        return values.pin_memory().to(self.device, non_blocking=True)
 
     def gather(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,17 +14,11 @@ from cl_runner.data.augment import crop_flip
 from cl_runner.env import Env
 from cl_runner.errors import Diverged
 from cl_runner.functional import optim
+from cl_runner.steps import Learner, stepper
 
 CPU = torch.device("cpu")
 NOISE_BLOCK = 64  # steps whose uniforms are drawn at once
 Samples = tuple[Tensor, int | Tensor]  # rows [n] of the training set; their task, or tasks [n]
-
-
-class Learner(Protocol):
-    """What takes the steps: a strategy, or a phase of one."""
-
-    def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]: ...
-    def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, dict[str, Any]]: ...
 
 
 class Begun(NamedTuple):
@@ -66,6 +60,7 @@ def fit(
     source = Source(env, s, t, index, label, learner, phase)
     env.meter.begin(t, epochs, total - step)
     env.flat.module.train()
+    take = stepper(learner, env, "eager" if phase else env.engine)
     pending = list(losses)
     if between:
         between(s, step, pending)
@@ -81,10 +76,9 @@ def fit(
                     progress = (first + i) / total
                     rate = env.optimizer.lr * optim.rate_factor(env.optimizer, progress)
                     s = s._replace(opt=s.opt | {"lr": torch.full_like(s.opt["lr"], rate)})
-                s, aux = learner.step(s, batch, env)
-                s = env.commit(s)
-                pending.append(aux["loss"])
-                env.meter.step(epoch, len(batch.y), aux["loss"])
+                s, loss = take(s, batch)
+                pending.append(loss)
+                env.meter.step(epoch, len(batch.y), loss)
                 if i + 1 == count:
                     check_finite(s.theta, torch.stack(pending), t, first)
                     pending = []
@@ -194,7 +188,7 @@ class Source:
     def shuffled(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
         """Rows, classes and tasks [n] in the order of an epoch."""
         generator = generator_for(CPU, self.env.seed, f"order{self.phase}", self.t, epoch)
-        order = torch.randperm(len(self.index), generator=generator).to(self.env.device)
+        order = self.env.on_device(torch.randperm(len(self.index), generator=generator))
         return self.index[order], self.y[order], self.tasks[order]
 
     def noise(self, epoch: int, block: int) -> dict[str, Tensor]:
@@ -207,6 +201,6 @@ class Source:
         def draw(name: str, shape: tuple[int, ...]) -> Tensor:
             key = (name + self.phase, self.t, epoch, block)
             generator = generator_for(CPU, self.env.seed, *key)
-            return torch.rand(NOISE_BLOCK, *shape, generator=generator).to(self.env.device)
+            return self.env.on_device(torch.rand(NOISE_BLOCK, *shape, generator=generator))
 
         return {name: draw(name, shape) for name, shape in shapes.items()}

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 import cl_runner
-from cl_runner import checkpoint, kernels, results, strategies
+from cl_runner import checkpoint, kernels, results, steps, strategies
 from cl_runner.checkpoint import Saved
 from cl_runner.config import Config
 from cl_runner.core import Task, TrainState
@@ -182,6 +182,8 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
         seed=config.seed,
     )
     strategy.init(env.flat.theta, env)  # its checks against the stream
+    env.engine, reason = steps.choose(config.engine, strategy.one_graph, env)
+    log.info("engine: %s (%s)", env.engine, reason)
     return env
 
 
@@ -339,6 +341,7 @@ def versions(env: Env) -> dict[str, Any]:
     return {
         "used_device": torch.cuda.get_device_name() if env.device.type == "cuda" else "cpu",
         "used_precision": env.precision,
+        "used_engine": env.engine,
         "used_threads": torch.get_num_threads(),
         "cl_runner_version": cl_runner.__version__,
         "commit": commit(),

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from cl_runner import strategies
-from cl_runner.engine import evaluate, initial_state, train_task
+from cl_runner.engine import begin_task, evaluate, initial_state, train_task
+from cl_runner.fit import Source
+from cl_runner.steps import stepper
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
 TOY = (
@@ -49,3 +51,31 @@ def test_convolutions_and_augmentation_are_reproducible(prepared):
         s = train_task(strategy, s, env.stream[0], env)
         thetas.append(s.theta.detach().clone())
     assert torch.equal(*thetas)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in strategies.available() if strategies.find(n).one_graph]
+)
+def test_a_captured_step_takes_the_same_course(prepared, name):
+    supported = strategies.find(name).scenarios
+    scenario = "domain" if "domain" in supported else supported[0]
+    case = (f"strategy={name}", f"scenario={scenario}", "precision=float32")
+    plain, _ = train(prepared, "cuda", *case, "engine=eager")
+    captured, _ = train(prepared, "cuda", *case, "engine=graph")
+    torch.testing.assert_close(captured, plain, rtol=1e-3, atol=1e-5)
+
+
+def test_the_host_waits_for_nothing_within_an_epoch(prepared):
+    _, strategy, env = prepared("strategy=er", *TOY, "device=cuda")
+    s, samples = begin_task(strategy, initial_state(strategy, env), env.stream[0], env)
+    source = Source(env, s, 0, *samples, strategy)
+    take = stepper(strategy, env, "graph")
+    with torch.no_grad():
+        batches = source.epoch(0, 8)
+        s, _ = take(s, next(batches))  # records
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for batch in batches:
+                s, _ = take(s, batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

@@ -19,6 +19,7 @@ LAYERS = (  # from the top down; a module of a sub-package counts as that sub-pa
     ("data",),
     ("nn",),
     ("env",),
+    ("steps",),
     ("fit",),
     ("strategies",),
     ("engine",),

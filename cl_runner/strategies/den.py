@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from cl_runner.core import Batch, Task, TrainState, generator_for
 from cl_runner.env import Env
 from cl_runner.errors import UserError, check
-from cl_runner.fit import Learner, fit
+from cl_runner.fit import fit
 from cl_runner.functional import dynamic
 from cl_runner.functional.dynamic import as_vector, touching, within
 from cl_runner.functional.losses import quadratic
 from cl_runner.nn.dynamic import hidden_sizes, indices, layers, stamped, units, with_reserve
 from cl_runner.nn.networks import MLP
+from cl_runner.steps import Learner
 from cl_runner.strategies.base import Aux, Strategy
 
 log = logging.getLogger(__name__)

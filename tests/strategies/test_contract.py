@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from cl_runner import strategies
 from cl_runner.core import Batch, TrainState
 from cl_runner.engine import evaluate, initial_state, train_task
 from cl_runner.fit import Source
+from cl_runner.steps import recorded, stepper
 
 TOY = (
     "benchmark.num_tasks=3",
@@ -202,6 +204,71 @@ def test_the_step_is_one_graph(prepared, case):
     expected, _ = strategy.step(s, batches[0], env)
     actual, _ = compiled(s, batches[0])
     torch.testing.assert_close(actual.theta, expected.theta, rtol=1e-5, atol=1e-6)
+
+
+class Questions(TorchDispatchMode):
+    """Notes the operations whose outcome, on a GPU, the host would wait for."""
+
+    ASKING = ("_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero", "unique")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        by_mask = name.startswith("index") and any(
+            isinstance(v, Tensor) and v.dtype in (torch.bool, torch.uint8)
+            for v in tree_leaves(args[1:2])
+        )
+        if name in self.ASKING or by_mask:
+            self.asked.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_questions_are_noticed():
+    x = torch.arange(3.0)
+    for question in (lambda: x.sum().item(), lambda: x[x > 1], lambda: bool(x[0]), x.nonzero):
+        with Questions() as questions:
+            question()
+        assert questions.asked
+
+
+@everywhere
+def test_the_step_never_asks_the_host(prepared, case):
+    skip_unless_one_graph(case)
+    strategy, s, batches, env = a_step(prepared, case)
+    with torch.no_grad(), Questions() as questions:
+        strategy.step(s, batches[0], env)
+    assert not questions.asked
+
+
+@everywhere
+def test_steps_recorded_in_place_equal_plain_ones(prepared, case):
+    """What a CUDA graph replays, on tensors that stay where they are; here replayed by hand."""
+    skip_unless_one_graph(case)
+    ends = []
+    for engine in ("eager", "graph"):
+        strategy, s, batches, env = a_step(prepared, case)
+        batches.insert(1, smaller(batches[0]))
+        take = stepper(strategy, env, "eager")
+        if engine == "graph":
+            take = recorded(take, env, record=lambda body: body)
+        losses = []
+        with torch.no_grad():
+            for i, batch in enumerate(batches):
+                if i == 2:  # as a schedule does
+                    s = s._replace(opt=s.opt | {"lr": s.opt["lr"] / 2})
+                s, loss = take(s, batch)
+                losses.append(loss)
+        ends.append((snapshot(s), torch.stack(losses)))
+    assert_same(ends[0][0], ends[1][0])
+    assert torch.equal(ends[0][1], ends[1][1])
+
+
+def smaller(batch: Batch) -> Batch:
+    """A batch without its last samples, as the last of an epoch may be; the noise stays whole."""
+    return Batch(*(v[:5] if isinstance(v, Tensor) else v for v in batch))
 
 
 @everywhere

@@ -1,0 +1,74 @@
+"""How steps are executed: the choice of the engine, compiling, and recording."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from cl_runner.errors import UserError
+from cl_runner.results import read_matrix, read_rows
+from cl_runner.runner import run
+from cl_runner.steps import Recording, choose, settle
+
+
+def test_auto_says_why(prepared):
+    _, strategy, env = prepared()
+    assert choose("auto", strategy.one_graph, env) == ("eager", "CUDA graphs need a GPU")
+    assert choose("auto", one_graph=False, env=env)[1] == "a step of this strategy is not one graph"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (("engine=graph",), "engine=graph: CUDA graphs need a GPU"),
+        (("engine=compile", "strategy=gem"), "not one graph"),
+        (("engine=compile", "model.dropout=0.5"), "dropout"),
+        (("engine=compile", "benchmark=split_digits", "model=reduced_resnet18"), "BatchNorm"),
+        (("engine=fast",), "engine must be one of"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(prepared, overrides, says):
+    with pytest.raises(UserError, match=says):
+        prepared(*overrides, "device=cpu", "benchmark.train_samples=50")
+
+
+def test_values_that_are_other_targets_change_places():
+    a, b, c = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]), torch.tensor(0.0)
+    settle([a, b, c], [b, a, a[1]])
+    assert a.tolist() == [3, 4]
+    assert b.tolist() == [1, 2]
+    assert c.item() == 2
+
+
+def test_a_recording_that_computes_something_else_is_refused():
+    state, inputs = [torch.zeros(2)], [torch.ones(2)]
+
+    def function(state, inputs):
+        return [state[0] + inputs[0]], inputs[0].sum()
+
+    def forgetful(_):
+        return lambda: None
+
+    with pytest.raises(UserError, match="computes something else"):
+        Recording(function, state, inputs, forgetful)
+    right = Recording(function, state, inputs, lambda body: body)
+    assert state[0].tolist() == [0, 0]
+    assert right([torch.full((2,), 3.0)]).item() == 6
+    assert state[0].tolist() == [3, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_steps_reach_what_plain_ones_do(configure, tmp_path):
+    case = (
+        *("strategy=er", "strategy.replay_batch_size=8", "training.batch_size=8"),
+        *("benchmark.num_tasks=2", "benchmark.train_samples=320", "verbose=false"),
+    )  # batches of one size: each shape is compiled
+    for engine in ("eager", "compile"):
+        run(configure(*case, f"engine={engine}"), tmp_path / engine)
+    plain, fast = (read_matrix(tmp_path / e / "accuracy_matrix.csv") for e in ("eager", "compile"))
+    assert abs(plain - fast).max() < 0.02
+    assert read_rows(tmp_path / "compile" / "summary.csv")[0]["used_engine"] == "compile"
