@@ -8,9 +8,9 @@ tasks, and evaluation, is done member by member, by the code of single runs.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy as shallow
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -24,6 +24,7 @@ from cl_runner.env import Env
 from cl_runner.errors import Diverged, UserError
 from cl_runner.fit import Source, check_finite, plan
 from cl_runner.functional import optim
+from cl_runner.steps import Leaves, Record, Recording, copy, cuda_graph
 from cl_runner.strategies.base import Strategy
 
 BLOCK_BYTES = 2**26  # of images that lie ready for the coming steps
@@ -93,24 +94,29 @@ def with_tables(env: Env, own: dict[str, Tensor]) -> Env:
     if transform is not None:
         (name,) = (f.name for f in dataclasses.fields(transform))  # type: ignore[arg-type]
         transform = dataclasses.replace(transform, **{name: own["transform"]})  # type: ignore[type-var]
-    env = copy.copy(env)
+    env = shallow(env)
     env.stream = dataclasses.replace(stream, label=own["label"], transform=transform)
     return env
 
 
 def with_numbers(strategy: Strategy, numbers: Hyper) -> Strategy:
     """The strategy with tensors in the place of numbers, which are not checked again."""
-    changed = copy.copy(strategy)
+    changed = shallow(strategy)
     for name, value in numbers.items():
         object.__setattr__(changed, name, value)
     return changed
 
 
 class StackedStep:
-    """A step of all members: vmapped, and traced into one graph for each shape of batch."""
+    """A step of all members: vmapped, and traced into one graph for each shape of batch.
 
-    def __init__(self, members: Sequence[Member]) -> None:
+    On a GPU that is recorded as a CUDA graph, unless `engine=eager`.
+    """
+
+    def __init__(self, members: Sequence[Member], record: Record | None = None) -> None:
         self.member = members[0]
+        self.record = cuda_graph if self.member.env.engine == "graph" else record
+        self.recordings: dict[Any, Recording] = {}
         self.blocks = Blocks(self.member.env.flat.sizes)
         self.tables = stack([tables(m.env.stream) for m in members])
         self.hyper = hyper_parameters(members)
@@ -123,6 +129,7 @@ class StackedStep:
         self.parts = self.blocks.cut(self.like)
         before = self.blocks.cut(self.like[: self.rate])
         self.rate = len(before)  # where the learning rates are among the parts
+        self.recordings = {}  # they are bound to the parts
 
     def __call__(self, batch: dict[str, Any]) -> Tensor:
         """Take a step on raw batches [M, B, ...]; the losses [M]."""
@@ -130,8 +137,18 @@ class StackedStep:
         key = (spec, *(v.shape for v in own))
         if key not in self.graphs:
             self.graphs[key] = self.trace(own, spec)
-        *self.parts, losses = self.graphs[key](*self.parts, *self.blocks.cut(own))
-        return losses
+        graph, inputs = self.graphs[key], self.blocks.cut(own)
+        if self.record is None:
+            *self.parts, losses = graph(*self.parts, *inputs)
+            return losses
+
+        def function(parts: Leaves, inputs: Leaves) -> tuple[Leaves, Tensor]:
+            *after, losses = graph(*parts, *inputs)
+            return after, losses
+
+        if key not in self.recordings:
+            self.recordings[key] = Recording(function, self.parts, inputs, self.record)
+        return self.recordings[key](inputs)
 
     def states(self) -> TrainState:
         """The states [M, ...] as they are now."""
@@ -141,7 +158,7 @@ class StackedStep:
 
     def set_rates(self, rates: Tensor) -> None:
         """Change the learning rates [M]."""
-        self.parts[self.rate] = rates
+        copy([self.parts[self.rate]], [rates])
 
     def trace(self, own: list[Tensor], spec: Any) -> Callable[..., list[Tensor]]:
         """The step as a graph of tensor operations, without autograd and vmap."""
