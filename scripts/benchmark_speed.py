@@ -1,6 +1,10 @@
 """How far `cl-run` is from a hand-written loop: whole processes, side by side, in one run.
 
     python scripts/benchmark_speed.py [W1 W2 W3] [--repeat 3] [--threads 2]
+    python scripts/benchmark_speed.py --steps      EWC and replay late in a run, Fishers in epochs
+    python scripts/benchmark_speed.py --ensemble   stacked runs against single ones and processes
+    python scripts/benchmark_speed.py --peers [PYTHON]  the works in Avalanche too
+    python scripts/benchmark_speed.py --gpu        steps and launches by engine, stacks of 1 to 256
 
 All on real MNIST, float32, with the kernels that `precision=auto` chooses here:
 W1: permuted MNIST, naive, 10 tasks x 1 epoch, MLP 784-256-256-10, batch 128, SGD 0.1, all 10 test
@@ -67,6 +71,10 @@ def compare(work: str, arguments: argparse.Namespace, installed: str, level: str
             *(f"data.root={arguments.data}", f"threads={threads}"),
         ],
     }
+    if arguments.peers:
+        script = str(Path(__file__).resolve().with_name("peer_avalanche.py"))
+        peer = [arguments.peers, script, work, "--data", str(arguments.data), "--threads", threads]
+        commands["Avalanche"] = peer
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(arguments.repeat):
@@ -79,13 +87,14 @@ def compare(work: str, arguments: argparse.Namespace, installed: str, level: str
             f"({min(wall):.2f} to {max(wall):.2f}), {statistics.median(cpu):6.2f} s CPU, "
             f"n = {len(runs)}"
         )
-    pairs = zip(seconds["cl-run"], seconds["lean loop"], strict=True)
-    ratios = sorted(ours[0] / theirs[0] for ours, theirs in pairs)
-    print(
-        f"{work} cl-run / lean loop: median {statistics.median(ratios):.2f} "
-        f"({ratios[0]:.2f} to {ratios[-1]:.2f}), wall, pair by pair",
-        flush=True,
-    )
+    for other in ("lean loop", "Avalanche") if arguments.peers else ("lean loop",):
+        pairs = zip(seconds["cl-run"], seconds[other], strict=True)
+        ratios = sorted(ours[0] / theirs[0] for ours, theirs in pairs)
+        print(
+            f"{work} cl-run / {other}: median {statistics.median(ratios):.3f} "
+            f"({ratios[0]:.3f} to {ratios[-1]:.3f}), wall, pair by pair",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -99,6 +108,16 @@ def main() -> None:
         type=lambda text: Path(text).expanduser().resolve(),
         default=os.environ.get("CL_RUNNER_DATA", "~/.cache/cl_runner"),
         help="the folder that holds mnist.npz",
+    )
+    parser.add_argument("--steps", action="store_true", help="costs of steps and of Fishers")
+    parser.add_argument("--ensemble", action="store_true", help="throughput of stacked runs")
+    parser.add_argument("--gpu", action="store_true", help="the same on a GPU")
+    parser.add_argument(
+        "--peers",
+        nargs="?",
+        const=sys.executable,
+        metavar="PYTHON",
+        help="run Avalanche too, with the Python that has avalanche-lib (default: this one)",
     )
     arguments = parser.parse_args()
     if unknown := set(arguments.works) - set(WORKS):
@@ -119,8 +138,21 @@ def main() -> None:
         f"torch {torch.__version__}, {precision}",
         flush=True,
     )
-    for work in arguments.works or WORKS:
+    if arguments.gpu and not torch.cuda.is_available():
+        parser.error("--gpu: torch finds no usable CUDA GPU")
+    within = arguments.steps or arguments.ensemble or arguments.gpu
+    for work in arguments.works or ([] if within else WORKS):
         compare(work, arguments, installed, level)
+    if within:
+        import throughput
+
+        if arguments.steps:
+            throughput.step_costs(arguments.data, arguments.threads, arguments.repeat)
+        if arguments.ensemble:
+            sizes = [1, 2, 4, 8, 16, 32]
+            throughput.stacks(arguments.data, arguments.threads, arguments.repeat, "cpu", sizes)
+        if arguments.gpu:
+            throughput.gpu(arguments.data, arguments.repeat)
 
 
 def processor() -> str:

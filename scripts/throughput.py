@@ -1,0 +1,258 @@
+"""What benchmark_speed.py measures within a process: steps, Fishers, stacks of runs.
+
+Training steps alone, on real MNIST: no start-up, no evaluation, no files. What is compared takes
+turns; a figure is the median of the turns, a ratio the median of the turns' ratios.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_module
+
+from cl_runner import ensemble, strategies
+from cl_runner.config import validate
+from cl_runner.engine import begin_task, end_task, initial_state
+from cl_runner.ensemble import Member, StackedStep, stack
+from cl_runner.fit import Source
+from cl_runner.functional.importance import LABEL_RULES, fisher_diagonal
+from cl_runner.runner import prepare
+from cl_runner.steps import stepper
+
+SETTINGS = {  # overrides, steps of a whole run
+    "W1": (
+        "model.hidden_sizes=[256,256] training.batch_size=128 optimizer.lr=0.1",
+        10 * 469,
+    ),
+    "online": (
+        "model.hidden_sizes=[100,100] training.batch_size=10 optimizer.lr=0.1",
+        10 * 6000,
+    ),
+}
+PERMUTED = "benchmark=permuted_mnist benchmark.num_tasks=10"
+REPLAY = (
+    "strategy=er strategy.buffer_size=500 strategy.replay_batch_size=32 benchmark=split_mnist "
+    "training.batch_size=32 model.hidden_sizes=[256,256] optimizer.lr=0.1"
+)
+Turn = Callable[[], float]  # the seconds that one turn of something took
+
+
+def member(data: Path, threads: int, device: str, *overrides: str) -> Member:
+    """A run, ready to train."""
+    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+        common = [f"data.root={data}", f"threads={threads}", f"device={device}", "verbose=false"]
+        config = validate(compose("config", overrides=[*common, *overrides]))
+    strategy = strategies.build(config.strategy)
+    return Member(strategy, prepare(config, strategy))
+
+
+def synchronise() -> None:
+    """Wait for the GPU, if there is one at work."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def alone(m: Member, task: int, steps: int, engine: str = "eager") -> Turn:
+    """Turns of so many steps on a task, after one step on each task before it."""
+    strategy, env = m
+    s = initial_state(strategy, env)
+    for t in range(task + 1):
+        s, samples = begin_task(strategy, s, env.stream[t], env)
+        source = Source(env, s, t, *samples, strategy)
+        take = stepper(strategy, env, engine)
+        with torch.no_grad():
+            s, _ = take(s, next(source.epoch(0, 1)))
+        if t < task:
+            s = end_task(strategy, s, env.stream[t], env)
+    epoch = iter(())
+
+    def turn() -> float:
+        nonlocal s, epoch
+        taken, seconds = 0, 0.0
+        while taken < steps:
+            begun = time.perf_counter()
+            with torch.no_grad():
+                for batch in epoch:
+                    s, _ = take(s, batch)
+                    taken += 1
+                    if taken == steps:
+                        break
+                else:
+                    epoch = source.epoch(0, len(source.index) // env.training.batch_size)
+            synchronise()
+            seconds += time.perf_counter() - begun
+        return seconds
+
+    return turn
+
+
+def together(members: list[Member], steps: int) -> Turn:
+    """Turns of so many steps of a stack on the first task."""
+    begun = [begin_task(m.strategy, initial_state(*m), m.env.stream[0], m.env) for m in members]
+    sources = [
+        Source(m.env, s, 0, *own, m.strategy) for m, (s, own) in zip(members, begun, strict=True)
+    ]
+    step = StackedStep(members)
+    step.begin(stack([s for s, _ in begun]))
+    whole = len(sources[0].index) // members[0].env.training.batch_size
+    with torch.no_grad():
+        step(next(ensemble.batches(sources, 0, 1)))
+    epoch = iter(())
+
+    def turn() -> float:
+        nonlocal epoch
+        taken, start = 0, time.perf_counter()
+        with torch.no_grad():
+            while taken < steps:
+                for batch in epoch:
+                    step(batch)
+                    taken += 1
+                    if taken == steps:
+                        break
+                else:
+                    epoch = ensemble.batches(sources, 0, whole)
+        synchronise()
+        return time.perf_counter() - start
+
+    return turn
+
+
+def turns(things: dict[str, Turn], repeat: int) -> dict[str, list[float]]:
+    """Let each take its turns, one after another."""
+    for turn in things.values():
+        turn()  # warm
+    seconds: dict[str, list[float]] = {name: [] for name in things}
+    for _ in range(repeat):
+        for name, turn in things.items():
+            seconds[name].append(turn())
+    return seconds
+
+
+def ratio(a: list[float], b: list[float]) -> float:
+    """The median of the ratios, pair by pair."""
+    return median(x / y for x, y in zip(a, b, strict=True))
+
+
+def step_costs(data: Path, threads: int, repeat: int) -> None:
+    """EWC and replay late in a run against early, EWC against naive, and Fishers against epochs."""
+    w1 = SETTINGS["W1"][0].split()
+    ewc = ("strategy=ewc", "strategy.fisher_samples=1000", *PERMUTED.split(), *w1)
+    naive = ("strategy=naive", *PERMUTED.split(), *w1)
+    n = 200
+    things = {
+        "naive, task 2": alone(member(data, threads, "cpu", *naive), 1, n),
+        "EWC, task 2": alone(member(data, threads, "cpu", *ewc), 1, n),
+        "EWC, task 10": alone(member(data, threads, "cpu", *ewc), 9, n),
+        "replay, task 2": alone(member(data, threads, "cpu", *REPLAY.split()), 1, n),
+        "replay, task 5": alone(member(data, threads, "cpu", *REPLAY.split()), 4, n),
+    }
+    seconds = turns(things, 3 * repeat)
+    for name, values in seconds.items():
+        print(f"steps: {name:15} {median(values) / n * 1e6:7.0f} us")
+    for a, b in (("EWC, task 2", "naive, task 2"), ("EWC, task 10", "EWC, task 2")):
+        print(f"steps: {a} / {b}: {ratio(seconds[a], seconds[b]):.2f}")
+    a, b = "replay, task 5", "replay, task 2"
+    print(f"steps: {a} / {b}: {ratio(seconds[a], seconds[b]):.2f}")
+    fishers(data, threads, repeat)
+
+
+def fishers(data: Path, threads: int, repeat: int) -> None:
+    """The Fisher of all 60,000 samples by each rule, against an epoch of naive steps."""
+    m = member(
+        data, threads, "cpu", "strategy=naive", *PERMUTED.split(), *SETTINGS["W1"][0].split()
+    )
+    s = initial_state(*m)._replace(t=torch.zeros((), dtype=torch.int64))
+
+    def fisher(rule: str) -> Turn:
+        def turn() -> float:
+            begun = time.perf_counter()
+            with torch.no_grad():
+                fisher_diagonal(s, m.env.stream[0], m.env, labels=rule, samples=None)
+            return time.perf_counter() - begun
+
+        return turn
+
+    things = {"epoch": alone(m, 0, 469), **{rule: fisher(rule) for rule in LABEL_RULES}}
+    seconds = turns(things, repeat)
+    for rule in LABEL_RULES:
+        print(
+            f"Fisher: {rule:9} {median(seconds[rule]):5.2f} s, "
+            f"{ratio(seconds[rule], seconds['epoch']):.2f} epochs"
+        )
+
+
+def stacks(data: Path, threads: int, repeat: int, device: str, sizes: list[int]) -> None:
+    """Runs per minute of stacks, of single runs one after another, and of processes."""
+    for name, (setting, steps_of_run) in SETTINGS.items():
+        overrides = ("strategy=naive", *PERMUTED.split(), *setting.split())
+        n = 100 if name == "W1" else 400
+
+        def made(seed: int, overrides: tuple[str, ...] = overrides) -> Member:
+            return member(data, threads, device, *overrides, f"seed={seed}")
+
+        engine = "graph" if device == "cuda" else "eager"
+        things = {"alone": alone(made(0), 0, n, engine)}
+        for size in sizes:
+            things[f"{size}"] = together([made(seed) for seed in range(size)], n)
+        seconds = turns(things, repeat)
+        base = 60 * n / steps_of_run
+        print(f"{name}: alone {base / median(seconds['alone']):8.2f} runs per minute", end="")
+        print(f" ({median(seconds['alone']) / n * 1e6:.0f} us per step)")
+        for size in sizes:
+            gain = size / ratio(seconds[f"{size}"], seconds["alone"])
+            rate = size * base / median(seconds[f"{size}"])
+            print(f"{name}: {size:3} stacked {rate:8.2f} runs per minute, {gain:.2f} times alone")
+        if device == "cpu":
+            rate = processes(data, threads, name, repeat)
+            gain = rate / (base / median(seconds["alone"]))
+            print(
+                f"{name}: {threads} processes of one thread {rate:8.2f} runs per minute, {gain:.2f}"
+            )
+        sys.stdout.flush()
+
+
+def processes(data: Path, workers: int, name: str, repeat: int) -> float:
+    """Runs per minute of so many processes of one thread at the same time."""
+    command = [sys.executable, __file__, str(data), name, str(repeat)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(workers)]
+    return sum(float(json.loads(p.communicate()[0])) for p in running)
+
+
+def gpu(data: Path, repeat: int) -> None:
+    """Microseconds and launches per step, eager, compiled and captured; then stacks."""
+    from torch.profiler import ProfilerActivity, profile
+
+    for name, (setting, _) in SETTINGS.items():
+        for strategy in ("naive", "ewc", "er"):
+            overrides = (f"strategy={strategy}", *PERMUTED.split(), *setting.split())
+            for engine in ("eager", "compile", "graph"):
+                turn = alone(member(data, 1, "cuda", *overrides), 1, 300, engine)
+                turn()
+                us = median(turn() for _ in range(repeat)) / 300 * 1e6
+                with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as traced:
+                    turn()
+                launches = sum(e.count for e in traced.key_averages() if "Launch" in e.key)
+                print(f"{name} {strategy:5} {engine:7} {us:7.0f} us, {launches / 300:.0f} launches")
+    stacks(data, 1, repeat, "cuda", [1, 4, 16, 64, 256])
+
+
+def main(arguments: list[str]) -> None:
+    """One of several processes that run alone, at the same time: print runs per minute."""
+    data, name, repeat = Path(arguments[0]), arguments[1], int(arguments[2])
+    setting, steps_of_run = SETTINGS[name]
+    overrides: tuple[Any, ...] = ("strategy=naive", *PERMUTED.split(), *setting.split())
+    n = 400 if name == "W1" else 1600
+    seconds = turns({"alone": alone(member(data, 1, "cpu", *overrides), 0, n)}, repeat)["alone"]
+    print(json.dumps(60 * n / steps_of_run / median(seconds)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
