@@ -1,9 +1,9 @@
 """Checkpoints: all that a run needs to go on bit for bit, in one safetensors file (no pickle).
 
-The TrainState, the accuracy matrices and, within a task, what it trains on are tensors, named
-`theta`, `memory.fisher`, `R.test.class`, ...; position, counts, configuration and versions are JSON
-in the file's header, and a checksum covers everything. No state of a random generator is in it:
-random numbers are derived from the seed and the position.
+The TrainState, the accuracy matrices and curves and, within a task, what it trains on are tensors,
+named `theta`, `memory.fisher`, `R.test.class`, ...; position, counts, tables, configuration and
+versions are JSON in the file's header, and a checksum covers everything. No state of a random
+generator is in it: random numbers are derived from the seed and the position.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ import cl_runner
 from cl_runner.core import TrainState
 from cl_runner.errors import UserError, check
 from cl_runner.fit import Begun
-from cl_runner.results import Matrices, flatten, write_bytes
+from cl_runner.results import Curves, Matrices, Tables, flatten, write_bytes
 
 NAME = "checkpoint.safetensors"
-FORMAT = 1  # of the file; another number, another meaning
+FORMAT = 2  # of the file; another number, another meaning
 # What may change between two parts of a run. Threads and device change the last digits at most.
 IMMATERIAL = {
     *("data.root", "device", "threads", "verbose"),
@@ -42,7 +42,9 @@ class Saved(NamedTuple):
 
     state: TrainState
     matrices: Matrices
-    counts: dict[str, float]  # steps, samples and seconds so far
+    counts: dict[str, Any]  # seconds so far, and the state of the meter
+    tables: Tables
+    curves: Curves
     task: int  # index of the task that comes next, or that is under way
     begun: Begun | None = None  # where the training on it stands; None: before its beginning
 
@@ -61,9 +63,10 @@ def save(out: Path, saved: Saved, config: Mapping[str, Any]) -> None:
         "step": None if begun is None else begun.step,
         "label": begun.samples[1] if begun and isinstance(begun.samples[1], int) else None,
         "counts": saved.counts,
+        "tables": saved.tables,
         "config": dict(config),
     }
-    text = json.dumps(content, sort_keys=True)
+    text = json.dumps(content)  # keys in their order: that of the columns of tables
     header = {
         "format": str(FORMAT),
         "cl_runner": cl_runner.__version__,
@@ -162,6 +165,8 @@ def to_tensors(saved: Saved) -> dict[str, Tensor]:
     found = named(saved.state)
     for (split, reading), R in saved.matrices.items():
         found[f"R.{split}.{reading}"] = torch.from_numpy(R)
+    for (split, reading), rows in saved.curves.items():
+        found[f"curve.{split}.{reading}"] = torch.tensor(rows, dtype=torch.float64)
     if saved.begun is not None:
         (index, label), losses = saved.begun.samples, saved.begun.losses
         found["samples.index"] = index
@@ -183,12 +188,17 @@ def from_tensors(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> S
     for name, R in group("R.").items():
         split, reading = name.split(".")
         matrices[split, reading] = R.numpy()
+    curves: Curves = {}
+    for name, rows in group("curve.").items():
+        split, reading = name.split(".")
+        curves[split, reading] = rows.tolist()
     begun = None
     if content["step"] is not None:
         label = content["label"] if content["label"] is not None else tensors["samples.task"]
         losses: Sequence[Tensor] = tensors["losses"].unbind() if "losses" in tensors else ()
         begun = Begun((tensors["samples.index"], label), content["step"], losses)
-    return Saved(state, matrices, content["counts"], content["task"], begun)
+    at = content["task"], begun
+    return Saved(state, matrices, content["counts"], content["tables"], curves, *at)
 
 
 def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:

@@ -20,7 +20,10 @@ from omegaconf.errors import OmegaConfBaseException
 from cl_runner.errors import UserError, check, one_of
 
 SCENARIOS = ("task", "domain", "class")
-SECTIONS = ("data", "benchmark", "model", "optimizer", "training", "checkpoint", "strategy")
+SECTIONS = (
+    *("data", "benchmark", "model", "optimizer", "training"),
+    *("budget", "eval", "checkpoint", "strategy"),
+)
 ENGINES = ("auto", "eager", "compile", "graph")
 PRECISIONS = ("auto", "float32", "float32_onednn", "tf32", "bfloat16")
 T = TypeVar("T")
@@ -250,6 +253,32 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a run's training may cost; each task may spend an even share of what is left."""
+
+    samples: int | None = None  # taken from the stream; replayed ones do not count
+    flops: float | None = None  # forward and backward
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, limit in vars(self).items():
+            message = f"budget.{name} must be positive, or null for no limit, got {limit}"
+            check(limit is None or limit > 0, message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """What is measured besides the accuracies after each task."""
+
+    every: int | None = None  # optimizer steps between evaluations within a task
+    calibration: bool = False  # NLL, Brier score, calibration error and confusion matrices
+
+    def __post_init__(self) -> None:
+        message = f"eval.every must be at least 1 step, or null, got {self.every}"
+        check(self.every is None or self.every >= 1, message)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """When the state of a run is saved within a task; it always is between two tasks."""
 
@@ -293,6 +322,8 @@ class Config:
     model: Model
     optimizer: Optimizer
     training: Training
+    budget: Budget
+    eval: Eval
     checkpoint: Checkpoint
     strategy: Mapping[str, Any]  # parsed by cl_runner.strategies, which needs torch
     resolved: Mapping[str, Any]  # plain values of what config.yaml holds: not seeds, not resume
@@ -341,15 +372,7 @@ def validate(cfg: DictConfig) -> Config:
     known = {f.name for f in dataclasses.fields(Config)} - {"resolved"}
     for key in node:
         check(key in known, f"unknown key {key}; known are {', '.join(sorted(known))}")
-    for section in (
-        "data",
-        "benchmark",
-        "model",
-        "optimizer",
-        "training",
-        "checkpoint",
-        "strategy",
-    ):
+    for section in SECTIONS:
         check(isinstance(node.get(section), dict), f"{section} must be a group of keys")
     top = parse(_Top, {k: v for k, v in node.items() if not isinstance(v, dict)}, "")
     one_of("benchmark.kind", node["benchmark"].get("kind"), tuple(BENCHMARKS))
@@ -362,6 +385,8 @@ def validate(cfg: DictConfig) -> Config:
         model=parse(MODELS[node["model"]["name"]], node["model"], "model"),
         optimizer=parse(OPTIMIZERS[node["optimizer"]["name"]], node["optimizer"], "optimizer"),
         training=parse(Training, node["training"], "training"),
+        budget=parse(Budget, node["budget"], "budget"),
+        eval=parse(Eval, node["eval"], "eval"),
         checkpoint=parse(Checkpoint, node["checkpoint"], "checkpoint"),
         strategy=node["strategy"],
         # A run has one seed, and is the same run when it goes on.

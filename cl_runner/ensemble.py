@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from cl_runner.blocks import Blocks, in_blocks
 from cl_runner.core import Batch, Stream, TrainState
+from cl_runner.costs import FlopCounter
 from cl_runner.engine import begin_task, end_task
 from cl_runner.env import Env
 from cl_runner.errors import Diverged, UserError
@@ -121,6 +122,9 @@ class StackedStep:
         self.tables = stack([tables(m.env.stream) for m in members])
         self.hyper = hyper_parameters(members)
         self.graphs: dict[Any, Callable[..., list[Tensor]]] = {}
+        self.known: dict[Any, int] = {}  # FLOPs of a member's step, as the keys of graphs
+        self.members = len(members)
+        self.flops = 0  # of a member in the last step
 
     def begin(self, s: TrainState) -> None:
         """Take the states [M, ...] to go on from."""
@@ -138,6 +142,11 @@ class StackedStep:
         if key not in self.graphs:
             self.graphs[key] = self.trace(own, spec)
         graph, inputs = self.graphs[key], self.blocks.cut(own)
+        if key not in self.known:  # on copies, for what is counted is no part of a recording
+            with FlopCounter() as counter:
+                graph(*(v.clone() for v in self.parts), *inputs)
+            self.known[key] = counter.flops // self.members
+        self.flops = self.known[key]
         if self.record is None:
             *self.parts, losses = graph(*self.parts, *inputs)
             return losses
@@ -207,6 +216,7 @@ def train_task(
                 losses.append(loss)
                 for member in members:
                     member.env.meter.step(epoch, batch["y"].shape[1], loss[0])
+                    member.env.meter.flops += step.flops
             theta = step.states().theta
             for i, own in enumerate(torch.stack(losses, 1)):
                 try:

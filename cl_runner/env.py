@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from cl_runner.config import Optimizer, Training
+from cl_runner.config import Budget, Optimizer, Training
 from cl_runner.core import Batch, Stream, Task, TrainState, generator_for, seed_for
+from cl_runner.costs import Meter
 from cl_runner.data.augment import crop_flip
 from cl_runner.functional import optim
 from cl_runner.nn.flat import Flat
@@ -19,33 +20,6 @@ T = TypeVar("T")
 Loss = Callable[..., tuple[Tensor, dict[str, Any]]]
 Gradient = Callable[..., tuple[Tensor, tuple[Tensor, dict[str, Any]]]]
 FOLD_CHUNK = 1000  # samples per chunk of a pass that takes no steps
-
-
-class Display(Protocol):
-    """What the training loop tells of its progress."""
-
-    def begin(self, task: int, epochs: int, steps: int) -> None: ...
-    def step(self, epoch: int, samples: int, loss: Tensor) -> None: ...
-
-
-class Meter:
-    """Counts the optimizer steps of a run and the samples they took from the stream."""
-
-    def __init__(self) -> None:
-        self.steps = self.samples = 0
-        self.display: Display | None = None
-
-    def begin(self, task: int, epochs: int, steps: int) -> None:
-        """A phase of so many epochs and steps begins."""
-        if self.display:
-            self.display.begin(task, epochs, steps)
-
-    def step(self, epoch: int, samples: int, loss: Tensor) -> None:
-        """Count a step."""
-        self.steps += 1
-        self.samples += samples
-        if self.display:
-            self.display.step(epoch, samples, loss)
 
 
 class Env:
@@ -64,6 +38,7 @@ class Env:
         training: Training,
         seed: int,
         precision: str = "float32",
+        budget: Budget | None = None,
     ) -> None:
         self.stream = stream
         self.optimizer = optimizer
@@ -71,7 +46,7 @@ class Env:
         self.seed = seed
         self.precision = precision  # what kernels.choose set torch up for
         self.engine = "eager"  # how steps are executed: what steps.choose says
-        self.meter = Meter()
+        self.meter = Meter(budget)
         self.device = stream.x.device
         self.num_tasks = len(stream)
         self.num_classes = stream.num_classes
@@ -204,10 +179,11 @@ class Env:
             index = index[chosen.to(self.device)]
         uniform = torch.rand(len(index), generator=generator).to(self.device)
         self.flat.module.eval()
-        for at in range(0, len(index), FOLD_CHUNK):
-            batch = self.gather(index[at : at + FOLD_CHUNK], t, s.t)
-            batch.noise["label"] = uniform[at : at + FOLD_CHUNK]
-            carry = function(carry, batch)
+        with self.meter.passing() as call:
+            for at in range(0, len(index), FOLD_CHUNK):
+                batch = self.gather(index[at : at + FOLD_CHUNK], t, s.t)
+                batch.noise["label"] = uniform[at : at + FOLD_CHUNK]
+                carry = call(len(batch.y), function, carry, batch)
         self.flat.module.train()
         return carry, len(index)
 

@@ -49,8 +49,9 @@ def fit(
     """The state after `learner` has taken its steps over the samples of task t, the current one.
 
     Their number is that of `training.epochs` or `training.iterations`, `times` over, or that of
-    `epochs`. An extra phase of a strategy (retraining after pruning, say) has a name, which gives
-    it random orders of its own. Raises Diverged if the loss or theta is no longer finite.
+    `epochs`, unless the budget ends before. An extra phase of a strategy (retraining after pruning,
+    say) has a name, which gives it random orders of its own. Raises Diverged if the loss or theta
+    is no longer finite.
 
     step, losses: go on after so many steps, as in `Begun`. between: called before the first step
     and after each.
@@ -58,25 +59,31 @@ def fit(
     t, (index, label) = int(s.t) if t is None else t, samples
     epochs, per_epoch, total = plan(len(index), env.training, times, epochs)
     source = Source(env, s, t, index, label, learner, phase)
-    env.meter.begin(t, epochs, total - step)
+    env.meter.begin(t, epochs, total - step, resumed=step > 0)
     env.flat.module.train()
-    take = stepper(learner, env, "eager" if phase else env.engine)
+    plain = stepper(learner, env, "eager")
+    take = plain if phase else stepper(learner, env, env.engine)
     pending = list(losses)
     if between:
         between(s, step, pending)
-    with torch.no_grad():
+    with env.meter.suspended(), torch.no_grad():
         for epoch in range(step // per_epoch if per_epoch else 0, epochs):
             first = epoch * per_epoch
             count = min(per_epoch, total - first)
             done = max(0, step - first)
             for i, batch in enumerate(source.epoch(epoch, count, done), done):
+                if env.meter.exhausted(len(batch.y)):
+                    if pending:
+                        check_finite(s.theta, torch.stack(pending), t, first)
+                    return s
                 if env.stochastic:
                     torch.manual_seed(seed_for(env.seed, f"dropout{phase}", t, epoch, i))
                 if env.optimizer.schedule != "constant":
-                    progress = (first + i) / total
+                    progress = max((first + i) / total, env.meter.progress())
                     rate = env.optimizer.lr * optim.rate_factor(env.optimizer, progress)
                     s = s._replace(opt=s.opt | {"lr": torch.full_like(s.opt["lr"], rate)})
-                s, loss = take(s, batch)
+                execute = take if len(batch.y) in env.meter.known else plain  # to be counted
+                s, loss = env.meter.counted(len(batch.y), execute, s, batch)
                 pending.append(loss)
                 env.meter.step(epoch, len(batch.y), loss)
                 if i + 1 == count:

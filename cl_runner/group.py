@@ -80,7 +80,7 @@ def stacked(jobs: Sequence[Job]) -> Sequence[Job]:
     """Train jobs as stacks of as many as fit into memory. Those that remain to be run otherwise."""
     try:
         first = member(jobs[0], arrays := read(jobs[0].config))
-        reason = ensemble.obstacle([first]) or not_worth_it(first.env)
+        reason = alone(jobs[0].config) or ensemble.obstacle([first]) or not_worth_it(first.env)
     except Exception as error:  # noqa: BLE001 - told when the job is run alone
         reason = str(error)
     if reason is not None:
@@ -103,6 +103,15 @@ def member(job: Job, arrays: Arrays) -> Member:
     """A job's strategy and environment; the data set is shared by all jobs of a stack."""
     strategy = strategies.build(job.config.strategy)
     return Member(strategy, prepare(job.config, strategy, arrays))
+
+
+def alone(config: Config) -> str | None:
+    """Why runs of this configuration are not stacked, whatever their strategy."""
+    if config.eval.every is not None:
+        return "eval.every looks at each run between its steps"
+    if any(limit is not None for limit in vars(config.budget).values()):
+        return "a budget stops each run at a step of its own"
+    return None
 
 
 def not_worth_it(env: Env) -> str | None:
@@ -159,7 +168,7 @@ def train(jobs: Sequence[Job], arrays: Arrays) -> None:
                     alive.remove(i)
                     continue
                 states[i] = after
-                records[i].train_seconds += share
+                members[i].env.meter.train_seconds += share
                 records[i].evaluated(t + 1, members[i].strategy, after)
         if not alive:
             return

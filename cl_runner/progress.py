@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from cl_runner.env import Display
+from cl_runner.costs import Display
 
 if TYPE_CHECKING:
     from rich.progress import Progress

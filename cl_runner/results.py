@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cl_runner.errors import UserError
-from cl_runner.functional.metrics import Matrix, summarise
+from cl_runner.functional.metrics import Matrix, summarise, summarise_anytime
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,9 +28,22 @@ Row = Mapping[str, Any]
 METRICS = (
     *("ACC", "BWT", "FWT", "forgetting", "learning_accuracy"),
     *("average_incremental_accuracy", "intransigence"),
+    *("min_ACC", "worst_case_ACC", "average_anytime_accuracy"),
 )
 # R by (split, reading): shape (T + 1, T), NaN where not measured. See cl_runner.functional.metrics.
 Matrices = dict[tuple[str, str], Matrix]
+# The rows of further files, by the files' names without `.csv`.
+Tables = dict[str, list[dict[str, Any]]]
+# What was measured within the tasks, alike: rows of after_task, step, and accuracies.
+Curves = dict[tuple[str, str], list[list[float]]]
+
+
+def reproducible(column: str) -> bool:
+    """Whether a column of a run's files follows from the configuration alone: not from the clock.
+
+    Nor from what else the process holds in memory.
+    """
+    return "seconds" not in column and "peak_memory" not in column
 
 
 def write_text(path: Path, text: str) -> None:
@@ -108,10 +121,14 @@ def matrix_name(split: str, reading: str, own_reading: str) -> str:
     return "_".join(parts) + ".csv"
 
 
-def write_matrices(out: Path, matrices: Matrices, own_reading: str) -> None:
+def write_matrices(
+    out: Path, matrices: Matrices, own_reading: str, curves: Curves | None = None
+) -> None:
     """One `accuracy_matrix*.csv` per split and reading, and `accuracies.csv` with all of them tidy.
 
-    In both, `after_task` 0 is the untrained network and tasks count from 1.
+    In both, `after_task` 0 is the untrained network and tasks count from 1. curves: where there may
+    be some, the tidy table has a column `step` and their rows among the others, in order of time:
+    so many optimizer steps into the task that follows; 0 is the matrices' rows.
     """
     tidy: list[Row] = []
     for (split, reading), R in matrices.items():
@@ -120,19 +137,35 @@ def write_matrices(out: Path, matrices: Matrices, own_reading: str) -> None:
             for i, row in enumerate(R.tolist())
         ]
         write_rows(out / matrix_name(split, reading, own_reading), rows)
-        tidy += [
-            {
-                "after_task": i,
-                "eval_task": j + 1,
-                "reading": reading,
-                "split": split,
-                "accuracy": value,
-            }
-            for i, row in enumerate(R.tolist())
-            for j, value in enumerate(row)
-            if not math.isnan(value)
-        ]
+        measured = [[i, 0, *row] for i, row in enumerate(R.tolist())]
+        within = (curves or {}).get((split, reading), [])
+        for i, step, *row in sorted([*measured, *within], key=lambda row: row[:2]):
+            at = {"after_task": int(i)} | ({} if curves is None else {"step": int(step)})
+            tidy += [
+                {**at, "eval_task": j + 1, "reading": reading, "split": split, "accuracy": value}
+                for j, value in enumerate(row)
+                if not math.isnan(value)
+            ]
     write_rows(out / "accuracies.csv", tidy)
+
+
+def read_curves(path: Path) -> Curves | None:
+    """What accuracies.csv holds besides the matrices; None if it has no column `step`.
+
+    Raises KeyError or ValueError if it is not such a table.
+    """
+    rows = read_rows(path)
+    if rows and "step" not in rows[0]:
+        return None
+    curves: Curves = {}
+    for row in rows:
+        own = curves.setdefault((row["split"], row["reading"]), [])
+        at = [float(row["after_task"]), float(row["step"])]
+        if at[1]:
+            if not own or own[-1][:2] != at:
+                own.append(at)
+            own[-1].append(float(row["accuracy"]))
+    return curves
 
 
 def read_matrix(path: str | Path) -> Matrix:
@@ -170,16 +203,22 @@ def read_accuracies(path: str | Path) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
-def metric_columns(matrices: Matrices, own_reading: str) -> dict[str, float | None]:
+def metric_columns(
+    matrices: Matrices, own_reading: str, curves: Curves | None = None
+) -> dict[str, float | None]:
     """Every metric of every matrix; the scenario's own reading of the test data without prefix.
 
-    `intransigence` needs a joint bound, which a single run does not have.
+    `intransigence` needs a joint bound, which a single run does not have. The metrics that need
+    curves are there where they are.
     """
     columns: dict[str, float | None] = {}
     for (split, reading), R in matrices.items():
         prefix = "" if split == "test" else f"{split}_"
         prefix += "" if reading == own_reading else f"{reading}_"
-        columns |= {prefix + name: value for name, value in summarise(R).items()}
+        values = summarise(R)
+        if curves is not None:
+            values |= summarise_anytime(R, curves.get((split, reading), []))
+        columns |= {prefix + name: value for name, value in values.items()}
         if not prefix:
             columns["intransigence"] = None
     return columns
@@ -213,13 +252,15 @@ def merge_seeds(out: Path, runs: Mapping[int, Path]) -> str:
     found = {seed: path for seed, path in runs.items() if (path / "summary.csv").exists()}
     rows = {seed: read_rows(path / "summary.csv")[0] for seed, path in found.items()}
     write_rows(out / "summary.csv", list(rows.values()))
-    for name in sorted({file.name for path in found.values() for file in path.glob("acc*.csv")}):
+    files = {file.name for path in found.values() for file in path.glob("*.csv")}
+    for name in sorted(files - {"summary.csv"}):
         write_rows(
             out / name,
             [{"seed": s, **row} for s, path in found.items() for row in read_rows(path / name)],
         )
     complete = [row for row in rows.values() if row["status"] == "complete"]
-    metrics = [name for name in next(iter(rows.values()), {}) if name.split("_", 1)[-1] in METRICS]
+    ends = tuple(f"_{name}" for name in METRICS)
+    metrics = [n for n in next(iter(rows.values()), {}) if n in METRICS or n.endswith(ends)]
     statistics = [
         {"metric": name, **interval([float(row[name]) for row in complete if row[name]])}
         for name in dict.fromkeys([*(m for m in METRICS if m in metrics), *metrics])

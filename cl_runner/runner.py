@@ -23,9 +23,10 @@ from cl_runner import checkpoint, kernels, results, steps, strategies
 from cl_runner.checkpoint import Saved
 from cl_runner.config import Config
 from cl_runner.core import Task, TrainState
+from cl_runner.costs import COUNTS, SECONDS, peak_memory, reset_peak_memory
 from cl_runner.data.benchmarks import build_stream
 from cl_runner.data.datasets import Arrays, load
-from cl_runner.engine import evaluate, initial_state, readings, restored, train_task
+from cl_runner.engine import Calibration, evaluate, initial_state, readings, restored, train_task
 from cl_runner.env import Env
 from cl_runner.errors import Diverged, UserError, check
 from cl_runner.fit import Begun, Between, Samples
@@ -88,9 +89,11 @@ def _run(config: Config, out: Path, overrides: Sequence[str]) -> float:
                 tell(config, position(out, saved))
             for task in env.stream[first:]:
                 log.info("task %d: classes %s", task.index + 1, ", ".join(task.names))
-                record.lap()
-                s = train_task(strategy, s, task, env, begun, partial(watch, record, stop, task))
-                record.train_seconds += record.lap()
+                env.meter.lap()
+                s = train_task(
+                    strategy, s, task, env, begun, partial(watch, record, stop, strategy, task)
+                )
+                env.meter.lap("train_seconds")
                 record.evaluated(task.index + 1, strategy, s)
                 record.save(s, task.index + 1)
                 begun = None
@@ -115,19 +118,28 @@ def result(record: Record) -> float:
 
 
 @contextmanager
-def watch(record: Record, stop: Stop, task: Task, samples: Samples) -> Iterator[Between]:
-    """Save the state between the steps of a task: every so often, and when a signal came."""
-    every = record.config.checkpoint.every
+def watch(
+    record: Record, stop: Stop, strategy: Strategy, task: Task, samples: Samples
+) -> Iterator[Between]:
+    """Evaluate between the steps of a task if asked to; save the state now and then, and stop."""
+    every, meter = record.config.checkpoint.every, record.env.meter
+    look, last = record.config.eval.every, 0
 
     def between(s: TrainState, step: int, losses: list[Tensor]) -> None:
+        nonlocal last
+        last = step
+        if look is not None and step and step % look == 0:
+            record.evaluated_within(task.index, step, strategy, s)
         due = every is not None and time.perf_counter() - record.saved_at >= every
         if due or stop.asked:
-            record.train_seconds += record.lap()
+            meter.lap("train_seconds")
             record.save(s, task.index, Begun(samples, step, tuple(losses)))
+            meter.lap()
         stop.check()
 
     with stop.stepping():
         yield between
+    record.drop(task.index, last)
 
 
 def position(out: Path, saved: Saved | None) -> str:
@@ -177,6 +189,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
         stream=stream,
         make_net=lambda env: strategy.wrap(make_net, env),
         precision=precision,
+        budget=config.budget,
         optimizer=config.optimizer,
         training=config.training,
         seed=config.seed,
@@ -221,8 +234,11 @@ class Record:
         self.own = readings(config.scenario)[0]
         self.matrices: results.Matrices = {}
         self.memory: dict[str, int | None] = {}
-        self.train_seconds = self.evaluation_seconds = self.seconds = 0.0
-        self.saved_at = self.lap_at = started
+        self.tables: results.Tables = {"costs": []}
+        self.curves: results.Curves = {}
+        self.seconds = 0.0
+        self.saved_at = started
+        reset_peak_memory(env.device)
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -231,48 +247,71 @@ class Record:
             results.write_text(out / "config.yaml", OmegaConf.to_yaml(dict(config.resolved)))
             results.write_text(out / "overrides.yaml", OmegaConf.to_yaml(list(overrides)))
 
-    def lap(self) -> float:
-        """Seconds since it was last asked."""
-        before, self.lap_at = self.lap_at, time.perf_counter()
-        return self.lap_at - before
-
     def save(self, s: TrainState, task: int, begun: Begun | None = None) -> None:
         """Write a checkpoint: next comes task `task`, or what remains of it."""
-        counts = {
-            "steps": self.env.meter.steps,
-            "samples": self.env.meter.samples,
-            "seconds": time.perf_counter() - self.started,
-            "train_seconds": self.train_seconds,
-            "evaluation_seconds": self.evaluation_seconds,
-        }
-        saved = Saved(s, self.matrices, counts, task, begun)
+        counts = {"seconds": time.perf_counter() - self.started, **self.env.meter.state()}
+        saved = Saved(s, self.matrices, counts, self.tables, self.curves, task, begun)
         checkpoint.save(self.out, saved, self.config.resolved)
         self.saved_at = time.perf_counter()
 
     def restore(self, saved: Saved, strategy: Strategy, s: TrainState) -> None:
         """Go on from where a checkpoint was written."""
-        counts = saved.counts
-        self.matrices = saved.matrices
+        counts = dict(saved.counts)
+        self.started -= counts.pop("seconds")
+        self.env.meter.restore(counts)
+        self.matrices, self.tables, self.curves = saved.matrices, saved.tables, saved.curves
         self.memory = footprint(strategy, s, self.env)
-        self.env.meter.steps, self.env.meter.samples = int(counts["steps"]), int(counts["samples"])
-        self.started -= counts["seconds"]
-        self.train_seconds = counts["train_seconds"]
-        self.evaluation_seconds = counts["evaluation_seconds"]
 
     def evaluated(self, after_task: int, strategy: Strategy, s: TrainState) -> None:
         """Evaluate, fill row `after_task` of each R, and write what is known."""
-        begun = time.perf_counter()
+        self.env.meter.lap()
         T = len(self.env.stream)
-        for key, row in evaluate(strategy, s, self.env).items():
+        seen = Calibration(after_task) if self.config.eval.calibration else None
+        for key, row in evaluate(strategy, s, self.env, seen.see if seen else None).items():
             R = self.matrices.setdefault(key, np.full((T + 1, T), np.nan))
             R[after_task] = row
-        self.evaluation_seconds += time.perf_counter() - begun
+        for name, rows in seen.rows().items() if seen else ():
+            self.tables.setdefault(name, []).extend(rows)
+        self.env.meter.lap("evaluation_seconds")
         self.memory = footprint(strategy, s, self.env)
+        self.add_costs(after_task)
         log.info("after task %d: %s", after_task, self.matrices["test", self.own][after_task])
         if after_task:
             for name, images in strategy.pictures(s, self.env).items():
                 results.write_grid(self.out / "pictures" / f"{name}_{after_task}.png", images)
         self.write("running")
+
+    def evaluated_within(self, task: int, step: int, strategy: Strategy, s: TrainState) -> None:
+        """Evaluate after a step of a task; not again if a run goes on from there."""
+        if self.measured_at((task, step)):
+            return
+        self.env.meter.lap("train_seconds")
+        for key, row in evaluate(strategy, s, self.env).items():
+            self.curves.setdefault(key, []).append([task, step, *row])
+        self.env.meter.lap("evaluation_seconds")
+
+    def measured_at(self, position: tuple[int, int]) -> bool:
+        """Whether the curves end at this task and step."""
+        return any(tuple(rows[-1][:2]) == position for rows in self.curves.values() if rows)
+
+    def drop(self, task: int, step: int) -> None:
+        """Forget what was measured after a task's last step: it is evaluated when it has ended."""
+        if self.measured_at((task, step)):
+            for rows in self.curves.values():
+                rows.pop()
+
+    def add_costs(self, after_task: int) -> None:
+        """What was spent since the last row of costs, and what the run holds now."""
+        costs = self.tables["costs"]
+        before = {name: sum(row[name] for row in costs) for name in (*SECONDS, *COUNTS)}
+        spent = {name: getattr(self.env.meter, name) - value for name, value in before.items()}
+        held = ("parameters", "buffer_bytes", "memory_bytes", "generator_parameters")
+        peak = max((row["peak_memory_bytes"] for row in costs), default=0)
+        costs.append(
+            {"after_task": after_task, **spent}
+            | {name: self.memory[name] for name in held}
+            | {"peak_memory_bytes": max(peak, peak_memory(self.env.device))}
+        )
 
     def columns(self) -> dict[str, Any]:
         """The row of summary.csv, without its status."""
@@ -283,7 +322,8 @@ class Record:
             group: flat.pop(f"{group}.name")
             for group in ("benchmark", "strategy", "model", "optimizer")
         }
-        metrics = results.metric_columns(self.matrices, self.own)
+        costs = self.tables["costs"]
+        metrics = results.metric_columns(self.matrices, self.own, self.within)
         return {
             "benchmark": names["benchmark"],
             "scenario": flat.pop("scenario"),
@@ -291,11 +331,10 @@ class Record:
             "seed": flat.pop("seed"),
             **metrics,
             "seconds": self.seconds,
-            "train_seconds": self.train_seconds,
-            "evaluation_seconds": self.evaluation_seconds,
-            "steps": self.env.meter.steps,
-            "samples": self.env.meter.samples,
+            **{name: getattr(self.env.meter, name) for name in (*SECONDS, *COUNTS)},
+            **self.stopped(),
             **self.memory,
+            "peak_memory_bytes": costs[-1]["peak_memory_bytes"] if costs else None,
             "model": names["model"],
             "optimizer": names["optimizer"],
             **flat,
@@ -303,11 +342,24 @@ class Record:
             **versions(self.env),
         }
 
+    @property
+    def within(self) -> results.Curves | None:
+        """What was measured within the tasks; None where that is not asked for."""
+        return None if self.config.eval.every is None else self.curves
+
+    def stopped(self) -> dict[str, list[int]]:
+        """The tasks, from 1, whose training the budget ended, where there is a budget."""
+        meter = self.env.meter
+        return {"budget_stopped": [t + 1 for t in meter.stopped]} if meter.budget else {}
+
     def write(self, status: str) -> None:
         """All result files as they stand."""
         self.seconds = (time.perf_counter() - self.started) / self.members
         if self.matrices:
-            results.write_matrices(self.out, self.matrices, self.own)
+            results.write_matrices(self.out, self.matrices, self.own, self.within)
+            for name, rows in self.tables.items():
+                if rows:  # no task was seen yet
+                    results.write_rows(self.out / f"{name}.csv", rows)
         results.write_rows(self.out / "summary.csv", [{"status": status, **self.columns()}])
 
 

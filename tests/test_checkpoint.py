@@ -36,9 +36,20 @@ def a_state(**memory: Tensor) -> TrainState:
     )
 
 
+CURVES = {("test", "class"): [[0, 5, 0.25, 1 / 3], [1, 5, 0.5, 1.0]]}
+
+
 def a_run(begun: Begun | None = None, **memory: Tensor) -> Saved:
     R = np.array([[0.1, np.nan], [1 / 3, 0.0], [np.nan, np.nan]])
-    return Saved(a_state(**memory), {("test", "class"): R}, {"steps": 9, "seconds": 1.25}, 1, begun)
+    return Saved(
+        a_state(**memory),
+        {("test", "class"): R},
+        {"steps": 9, "seconds": 1.25},
+        {"costs": [{"flops": 8, "x": 1 / 3}]},
+        CURVES,
+        1,
+        begun,
+    )
 
 
 def bits(tensor: Tensor) -> bytes:
@@ -54,7 +65,7 @@ def assert_same(a: Saved, b: Saved) -> None:
         assert bits(loaded) == bits(value), name
     assert a.matrices.keys() == b.matrices.keys()
     assert all(R.tobytes() == b.matrices[key].tobytes() for key, R in a.matrices.items())
-    assert (a.counts, a.task) == (b.counts, b.task)
+    assert (a.counts, a.tables, a.curves, a.task) == (b.counts, b.tables, b.curves, b.task)
 
 
 @settings(max_examples=50, deadline=None)
@@ -201,7 +212,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path, content):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("format", "2", "was written by another version: format 2 there, 1 here"),
+        ("format", "1", "was written by another version: format 1 there, 2 here"),
         ("cl_runner", "99.0", "was written by another version: cl_runner 99.0 there"),
     ],
 )

@@ -56,7 +56,8 @@ def assert_equal_runs(prepared, *members: tuple[str, ...], tolerance: float = 1e
         torch.testing.assert_close(theta, expected, rtol=tolerance, atol=tolerance)
         for key, row in rows.items():
             assert row == pytest.approx(expected_rows[key], abs=0.01)
-        assert (meter.steps, meter.samples) == (counted.steps, counted.samples)
+        for name in ("steps", "samples", "flops", "evaluation_flops"):
+            assert getattr(meter, name) == getattr(counted, name), name
 
 
 @pytest.mark.parametrize("name", STACKED)

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from cl_runner import cli, group
 from cl_runner.group import Job, groups, member, not_worth_it, run_all
-from cl_runner.results import interval, read_matrix
+from cl_runner.results import interval, read_matrix, reproducible
 from cl_runner.runner import read, run
 from hydra_plugins import cl_runner_launcher
 from hydra_plugins.cl_runner_launcher import VectorizedLauncher
@@ -52,6 +52,35 @@ def test_runs_share_a_stack_if_only_numbers_differ(configure, tmp_path):
     ]
     assert [len(g) for g in groups([*ewc, *other])] == [4, 1, 1, 1, 1]
     assert len(groups([job("strategy=ewc", f"optimizer.lr={v}") for v in (0.1, 0.2)])) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("eval.every=5", "eval.every looks at each run between its steps"),
+        ("budget.flops=1e9", "a budget stops each run at a step of its own"),
+    ],
+)
+def test_what_happens_between_steps_keeps_runs_apart(configure, tmp_path, caplog, override, reason):
+    jobs = [
+        Job(configure(*TOY, "strategy=naive", override, f"seed={s}"), tmp_path / s, ())
+        for s in "01"
+    ]
+    with caplog.at_level("INFO"):
+        assert group.stacked(jobs) == jobs
+    assert reason in caplog.text
+
+
+def test_members_report_the_costs_of_runs_alone(configure, tmp_path):
+    jobs = [Job(configure(*TOY, "strategy=ewc", f"seed={s}"), tmp_path / s, ()) for s in ("0", "1")]
+    run_all(jobs)
+    assert rows(tmp_path / "0" / "summary.csv")[0]["stacked_members"] == "2"
+    for job in jobs:
+        run(job.config, job.out / "alone")
+        one, own = rows(job.out / "costs.csv"), rows(job.out / "alone" / "costs.csv")
+        for name in own[0]:
+            if reproducible(name):
+                assert [row[name] for row in one] == [row[name] for row in own], name
 
 
 def test_the_rule_is_on_the_size_of_a_step(prepared):

@@ -18,6 +18,7 @@ LAYERS = (  # from the top down; a module of a sub-package counts as that sub-pa
     ("functional",),
     ("data",),
     ("nn",),
+    ("costs",),
     ("env",),
     ("steps",),
     ("fit",),

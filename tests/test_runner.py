@@ -10,9 +10,10 @@ import torch
 from omegaconf import OmegaConf
 
 from cl_runner import runner
+from cl_runner.compare.verify import verify
 from cl_runner.errors import Diverged, UserError
 from cl_runner.functional.metrics import summarise
-from cl_runner.results import read_accuracies, read_matrix
+from cl_runner.results import read_accuracies, read_matrix, read_rows, reproducible, write_rows
 from cl_runner.runner import run
 
 TOY = (
@@ -27,6 +28,7 @@ FILES = {
     "accuracy_matrix.csv",
     "accuracy_matrix_task.csv",
     "config.yaml",
+    "costs.csv",
     "overrides.yaml",
     "summary.csv",
 }
@@ -76,12 +78,110 @@ def test_the_same_command_gives_the_same_bytes(configure, tmp_path, strategy):
     for name in ("a", "b"):
         run(config, tmp_path / name)
         torch.rand(7)  # whatever happens between two jobs of one process
-    for file in FILES - {"summary.csv"}:
+    for file in FILES - {"summary.csv", "costs.csv"}:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
-    a, b = summary(tmp_path / "a"), summary(tmp_path / "b")
-    assert {k: v for k, v in a.items() if "seconds" not in k} == {
-        k: v for k, v in b.items() if "seconds" not in k
-    }
+    for file in ("summary.csv", "costs.csv"):
+        a, b = (reproduced(tmp_path / name / file) for name in ("a", "b"))
+        assert a == b and len(a[0]) >= 8
+
+
+def reproduced(path: Path) -> list[dict[str, str]]:
+    return [{k: v for k, v in row.items() if reproducible(k)} for row in read_rows(path)]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("strategy=der", "strategy.buffer_size=50"),
+        (
+            "strategy=naive",
+            "model.dropout=0.5",
+            "optimizer=adam",
+            "benchmark.validation_fraction=0.2",
+        ),
+        ("strategy=icarl",),
+    ],
+    ids=" ".join,
+)
+def test_looking_within_tasks_changes_nothing(configure, tmp_path, case):
+    """Every cell of the run is as without; what is measured beside it shows in the metrics."""
+    toy = (*TOY, *case, "training.iterations=7", "training.batch_size=16")
+    run(configure(*toy), tmp_path / "plain")
+    run(configure(*toy, "eval.every=3"), tmp_path / "looking")
+    plain, looking = (
+        read_rows(tmp_path / name / "accuracies.csv") for name in ("plain", "looking")
+    )
+    ends = [row for row in looking if row["step"] == "0"]
+    ends = [{k: v for k, v in row.items() if k != "step"} for row in ends]
+    assert ends == plain
+    positions = list(dict.fromkeys((row["after_task"], row["step"]) for row in looking))
+    within = [(i, s) for i in "012" for s in "036"]  # of 7 steps
+    assert positions == [*within, ("3", "0")]
+
+    row, before = summary(tmp_path / "looking"), summary(tmp_path / "plain")
+    same = [k for k in before if reproducible(k) and k not in {"eval.every", "evaluation_flops"}]
+    assert [row[k] for k in same] == [before[k] for k in same] and "flops" in same
+    costs = read_rows(tmp_path / "looking" / "costs.csv")
+    untrained, *others = (int(cost["evaluation_flops"]) for cost in costs)
+    assert others == 3 * [3 * untrained]  # two within and one after each
+
+    def worst(task: str) -> float:
+        """The lowest accuracy in the class-incremental reading after the task's end."""
+        own = [r for r in looking if (r["reading"], r["split"]) == ("class", "test")]
+        own = [r for r in own if r["eval_task"] == task]
+        return min(float(r["accuracy"]) for r in own if (r["after_task"], r["step"]) > (task, "0"))
+
+    assert float(row["min_ACC"]) == pytest.approx((worst("1") + worst("2")) / 2)
+    assert verify([str(tmp_path / "looking")]) == (1, [])
+
+
+def test_a_metric_of_the_evaluations_within_tasks_is_verified(configure, tmp_path):
+    run(configure(*TOY, "strategy=naive", "eval.every=3"), tmp_path)
+    write_rows(tmp_path / "summary.csv", [summary(tmp_path) | {"min_ACC": "0.123"}])
+    (_, lines) = verify([str(tmp_path)])
+    assert len(lines) == 1 and "min_ACC is 0.123" in lines[0]
+
+
+def test_calibration_and_confusion_agree_with_the_accuracies(configure, tmp_path):
+    toy = (*TOY, "strategy=er", "benchmark.validation_fraction=0.2")
+    run(configure(*toy), tmp_path / "plain")
+    run(configure(*toy, "eval.calibration=true"), tmp_path / "run")
+    for name in ("accuracies.csv", "accuracy_matrix.csv"):
+        plain, own = (tmp_path / folder / name for folder in ("plain", "run"))
+        assert plain.read_bytes() == own.read_bytes()
+    accuracies = read_rows(tmp_path / "run" / "accuracies.csv")
+    scores = read_rows(tmp_path / "run" / "calibration.csv")
+    keys = ("after_task", "eval_task", "reading", "split")
+    assert sorted([r[k] for k in keys] for r in scores) == sorted(
+        [r[k] for k in keys] for r in accuracies
+    )
+    trained = [r for r in scores if (r["after_task"], r["eval_task"]) == ("3", "3")]
+    untrained = [r for r in scores if (r["after_task"], r["eval_task"]) == ("0", "3")]
+    for r, before in zip(trained, untrained, strict=True):
+        if r["reading"] == "task":
+            assert 0 < float(r["NLL"]) < float(before["NLL"])
+
+    confusion = read_rows(tmp_path / "run" / "confusion.csv")
+    assert {r["after_task"] for r in confusion} == {"1", "2", "3"}
+    stream = runner.prepare(configure(*toy), runner.strategies.build({"name": "er"})).stream
+    sizes = {str(t.index + 1): len(t.test) for t in stream}
+    for reading in ("class", "task"):
+        own = [r for r in confusion if (r["reading"], r["split"]) == (reading, "test")]
+        for after in ("1", "2", "3"):
+            cells = [r for r in own if r["after_task"] == after]
+            seen = [n for t, n in sizes.items() if t <= after]
+            assert sum(int(r["count"]) for r in cells) == sum(seen)
+            hits = sum(int(r["count"]) for r in cells if r["class"] == r["predicted"])
+            at = [r for r in accuracies if (r["after_task"], r["reading"]) == (after, reading)]
+            at = [r for r in at if r["split"] == "test" and r["eval_task"] <= after]
+            expected = sum(float(r["accuracy"]) * sizes[r["eval_task"]] for r in at)
+            assert hits == pytest.approx(expected)
+
+
+def test_a_look_after_the_last_step_is_that_after_the_task(configure, tmp_path):
+    run(configure(*TOY, "strategy=naive", "training.iterations=6", "eval.every=3"), tmp_path)
+    steps = {row["step"] for row in read_rows(tmp_path / "accuracies.csv")}
+    assert steps == {"0", "3"}
 
 
 def test_the_stream_has_a_seed_of_its_own(configure):

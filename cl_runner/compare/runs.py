@@ -14,7 +14,9 @@ from cl_runner.errors import UserError, check
 from cl_runner.results import METRICS
 
 SUMMARY, ERROR = "summary.csv", "error.txt"
-OTHER_FILES = re.compile(r"(accura.*|statistics|comparison.*)\.csv")  # of runs, and our own
+OTHER_FILES = re.compile(
+    r"(accura.*|costs|calibration|confusion|statistics|comparison.*)\.csv"
+)  # of runs, and our own
 NEEDED = ("benchmark", "scenario", "strategy", "seed", "ACC")  # of a run that is complete
 COSTS = (
     *("seconds", "train_seconds", "evaluation_seconds", "steps", "samples"),

@@ -14,10 +14,12 @@ import numpy as np
 from cl_runner.compare.runs import COSTS, SUMMARY, Run, is_metric, is_setting, read_runs
 from cl_runner.errors import UserError, check
 from cl_runner.results import (
+    Curves,
     Matrices,
     flatten,
     matrix_name,
     metric_columns,
+    read_curves,
     read_matrix,
     read_rows,
 )
@@ -54,7 +56,7 @@ def of_run(run: Run) -> Iterator[str]:
         yield str(error)
         return
     yield from of_shapes(matrices, row)
-    yield from of_metrics(matrices, row)
+    yield from of_metrics(matrices, row, read_within(run.folder))
     yield from of_tidy(run.folder, matrices)
 
 
@@ -66,6 +68,14 @@ def read_matrices(folder: Path, scenario: str) -> Matrices:
         for reading in READINGS
         if (path := folder / matrix_name(split, reading, scenario)).exists()
     }
+
+
+def read_within(folder: Path) -> Curves | None:
+    """What was measured within the tasks, if it was; what cannot be read `of_tidy` tells."""
+    try:
+        return read_curves(folder / "accuracies.csv")
+    except (OSError, ValueError, TypeError, KeyError, csv.Error):
+        return None
 
 
 def of_costs(row: Mapping[str, str]) -> Iterator[str]:
@@ -126,9 +136,9 @@ def of_shapes(matrices: Matrices, row: Mapping[str, str]) -> Iterator[str]:
             yield f"{name} has empty cells, but the run is complete"
 
 
-def of_metrics(matrices: Matrices, row: Mapping[str, str]) -> Iterator[str]:
+def of_metrics(matrices: Matrices, row: Mapping[str, str], curves: Curves | None) -> Iterator[str]:
     """Every metric is what the matrix gives, and there is none without a matrix."""
-    expected = metric_columns(matrices, row.get("scenario", ""))
+    expected = metric_columns(matrices, row.get("scenario", ""), curves)
     for name in dict.fromkeys([*expected, *filter(is_metric, row)]):
         cell, value = row.get(name, ""), expected.get(name)
         if value is None or math.isnan(value):
@@ -144,7 +154,7 @@ def of_metrics(matrices: Matrices, row: Mapping[str, str]) -> Iterator[str]:
 
 
 def of_tidy(folder: Path, matrices: Matrices) -> Iterator[str]:
-    """accuracies.csv holds the cells of the matrices, each once."""
+    """accuracies.csv holds the cells of the matrices, each once; what is within tasks is apart."""
     expected = {
         (str(i), str(j + 1), reading, split): value
         for (split, reading), R in matrices.items()
@@ -159,7 +169,7 @@ def of_tidy(folder: Path, matrices: Matrices) -> Iterator[str]:
         return
     found: dict[tuple[str, str, str, str], float] = {}
     try:
-        rows = read_rows(path)
+        rows = [row for row in read_rows(path) if row.get("step", "0") == "0"]
         for row in rows:
             key = (row["after_task"], row["eval_task"], row["reading"], row["split"])
             found[key] = float(row["accuracy"])

@@ -3,6 +3,10 @@
 R has shape (T + 1, T): R[i, j] is the accuracy (a fraction) on task j after training on i tasks;
 row 0 is the untrained network, and tasks are columns 0 .. T - 1 (so the papers' R_{i,i} of task i
 is R[i, i - 1]). A cell that was not measured is NaN, and what depends on it is NaN.
+
+The metrics of the last part also need the curve: what was measured within the tasks. It has shape
+(n, 2 + T): each row tells how many tasks were done, how many steps of the next one, and the
+accuracies on the T tasks, in the order in which they were measured.
 """
 
 import numpy as np
@@ -79,6 +83,54 @@ def intransigence(R: ArrayLike, joint: ArrayLike) -> float:
     return float((bound - learned).mean())
 
 
+def evaluations(R: ArrayLike, curve: ArrayLike) -> tuple[NDArray[np.int64], Matrix]:
+    """All evaluations after the first step of a run, in order: matrix and curve together.
+
+    Returns k (m,), the task (from 1) under way or just done at each, and A (m, T), the accuracies.
+    """
+    R, curve = _matrix(R), np.asarray(curve, dtype=np.float64)
+    T = R.shape[1]
+    curve = curve.reshape(-1, 2 + T)
+    done = np.arange(1.0, T + 1)
+    ends = np.column_stack([done, np.zeros(T), R[1:]])
+    rows = np.concatenate([curve, ends])
+    rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
+    return (rows[:, 0] + (rows[:, 1] > 0)).astype(np.int64), rows[:, 2:]
+
+
+def min_acc(R: ArrayLike, curve: ArrayLike) -> float:
+    """min-ACC = mean_{i < T} min_n A(i, n) over all evaluations n after the end of task i.
+
+    De Lange et al. 2023, arXiv 2205.13452, section 3: how low the accuracy on a task has ever been
+    since it was learnt. Evaluations within tasks show the stability gap, R alone does not. NaN for
+    one task.
+    """
+    k, A = evaluations(R, curve)
+    T = A.shape[1]
+    return _mean(np.array([A[k > i, i - 1].min() for i in range(1, T)]))
+
+
+def worst_case_acc(R: ArrayLike, curve: ArrayLike) -> float:
+    """WC-ACC = A(T, end) / T + (1 - 1 / T) min-ACC, at the end of the run (De Lange et al. 2023).
+
+    The new task as it is, the old ones at their worst: a lower bound of ACC.
+    """
+    R = _matrix(R)
+    T = R.shape[1]
+    old = (1 - 1 / T) * min_acc(R, curve) if T > 1 else 0.0
+    return float(R[-1, -1] / T + old)
+
+
+def average_anytime_accuracy(R: ArrayLike, curve: ArrayLike) -> float:
+    """AAA = mean_n AA_n over all evaluations n, AA_n = mean_{j <= k} A(j, n) in task k.
+
+    Caccia et al. 2022, arXiv 2104.05025: the accuracy, at any time, on the tasks seen so far, the
+    one under way among them.
+    """
+    k, A = evaluations(R, curve)
+    return float(np.mean([row[:n].mean() for n, row in zip(k, A, strict=True)]))
+
+
 def _mean(values: Matrix) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
@@ -93,6 +145,18 @@ METRICS = {
 }
 
 
+ANYTIME_METRICS = {
+    "min_ACC": min_acc,
+    "worst_case_ACC": worst_case_acc,
+    "average_anytime_accuracy": average_anytime_accuracy,
+}
+
+
 def summarise(R: ArrayLike) -> dict[str, float]:
     """All metrics that need nothing but R, by the names of summary.csv's columns."""
     return {name: metric(R) for name, metric in METRICS.items()}
+
+
+def summarise_anytime(R: ArrayLike, curve: ArrayLike) -> dict[str, float]:
+    """All metrics that need R and the curve, by the names of summary.csv's columns."""
+    return {name: metric(R, curve) for name, metric in ANYTIME_METRICS.items()}

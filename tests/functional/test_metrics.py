@@ -164,3 +164,37 @@ def test_a_wrong_shape_is_refused(name: str, shape: tuple[int, ...]) -> None:
 def test_a_joint_bound_of_another_length_is_refused(length: int) -> None:
     with pytest.raises(ValueError, match="shape"):
         intransigence(R, [0.9] * length)
+
+
+# Within tasks: three tasks, two steps of the second and one of the third looked at.
+ENDS = np.array([[0.1, 0.1, 0.1], [0.9, 0.2, 0.1], [0.8, 0.9, 0.3], [0.7, 0.6, 0.8]])
+CURVE = [[1, 5, 0.3, 0.4, 0.0], [1, 10, 0.5, 0.7, 0.0], [2, 5, 0.75, 0.5, 0.4]]
+
+
+def test_min_acc_is_the_worst_since_a_task_was_learnt():
+    """Not what was before, nor at its own end: task 1 fell to 0.3 within task 2, task 2 to 0.5."""
+    assert metrics.min_acc(ENDS, CURVE) == pytest.approx((0.3 + 0.5) / 2)
+    assert metrics.min_acc(ENDS, []) == pytest.approx((0.7 + 0.6) / 2)  # R alone
+
+
+def test_worst_case_acc_takes_the_new_task_as_it_is():
+    assert metrics.worst_case_acc(ENDS, CURVE) == pytest.approx(0.8 / 3 + 2 / 3 * 0.4)
+    assert metrics.worst_case_acc([[0.1], [0.9]], []) == 0.9
+    assert math.isnan(metrics.min_acc([[0.1], [0.9]], []))
+
+
+def test_anytime_accuracy_is_a_mean_over_all_evaluations():
+    within = [(0.3 + 0.4) / 2, (0.5 + 0.7) / 2, (0.75 + 0.5 + 0.4) / 3]
+    ends = [0.9, (0.8 + 0.9) / 2, (0.7 + 0.6 + 0.8) / 3]
+    expected = sum(within + ends) / 6
+    assert metrics.average_anytime_accuracy(ENDS, CURVE) == pytest.approx(expected)
+    assert metrics.average_anytime_accuracy(ENDS, CURVE[::-1]) == pytest.approx(expected)
+    assert metrics.average_anytime_accuracy(ENDS, []) == pytest.approx(
+        metrics.average_incremental_accuracy(ENDS)
+    )
+
+
+def test_a_run_that_is_not_complete_has_no_anytime_metrics():
+    R = ENDS.copy()
+    R[2:] = np.nan
+    assert all(math.isnan(v) for v in metrics.summarise_anytime(R, CURVE[:2]).values())

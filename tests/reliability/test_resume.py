@@ -8,7 +8,6 @@ The long form, some three minutes, takes a number of kills to spread over them, 
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
@@ -26,7 +25,7 @@ from omegaconf import OmegaConf
 
 from cl_runner import checkpoint, runner, strategies
 from cl_runner.errors import Diverged, UserError
-from cl_runner.results import read_rows
+from cl_runner.results import read_rows, reproducible
 
 CL_RUN = Path(sys.executable).with_name("cl-run")
 TOY = (
@@ -57,11 +56,12 @@ KILL_SEED = int(os.environ.get("CL_RUNNER_KILL_SEED", "0"))
 
 
 def outcome(out: Path) -> dict[str, object]:
-    """All CSV files of a run: bytes, but of the summary the cells that are no times."""
+    """All CSV files of a run: bytes, but of two of them the cells that can be reproduced."""
     files: dict[str, object] = {path.name: path.read_bytes() for path in sorted(out.glob("*.csv"))}
-    with (out / "summary.csv").open(newline="") as file:
-        (row,) = csv.DictReader(file)
-    return files | {"summary.csv": {k: v for k, v in row.items() if "seconds" not in k}}
+    for name in ("summary.csv", "costs.csv"):
+        rows = read_rows(out / name)
+        files[name] = [[(k, v) for k, v in row.items() if reproducible(k)] for row in rows]
+    return files
 
 
 def start(args: tuple[str, ...], **options: object) -> subprocess.Popen[str]:
@@ -192,6 +192,10 @@ def test_every_strategy_goes_on_in_the_middle_of_a_task(configure, monkeypatch, 
         # more steps than a block of noise has, in a second epoch
         ("training.iterations=150", "benchmark.num_tasks=2", "training.batch_size=2"),
         ("benchmark.validation_fraction=0.2", "benchmark=permuted_digits"),
+        ("eval.every=2",),
+        ("budget.samples=100", "optimizer.schedule=cosine", "eval.every=1"),
+        ("budget.flops=6e6", "optimizer.schedule=cosine"),
+        ("eval.calibration=true",),
     ],
     ids=" ".join,
 )
@@ -199,7 +203,7 @@ def test_everything_that_steps_depend_on(configure, monkeypatch, tmp_path, optio
     base = [o for o in QUICK if not ("model=" in " ".join(options) and o.startswith("model."))]
     case = (*base, "strategy=derpp", *options)
     runner.run(configure(*case), tmp_path / "unbroken")
-    saves = 230 if "training.iterations=150" in options else 13
+    saves = 230 if "training.iterations=150" in options else 9 if "budget" in options[0] else 13
     resumed = stopped_and_resumed(configure, monkeypatch, case, saves, tmp_path / "resumed")
     assert resumed == outcome(tmp_path / "unbroken")
 
