@@ -13,11 +13,12 @@ from pathlib import Path
 from cl_runner.errors import UserError, check
 from cl_runner.results import METRICS
 
-SUMMARY, ERROR = "summary.csv", "error.txt"
+SUMMARY, ERROR, OVERRIDES = "summary.csv", "error.txt", "overrides.yaml"
 OTHER_FILES = re.compile(r"(accura.*|statistics|comparison.*)\.csv")  # of runs, and our own
 NEEDED = ("benchmark", "scenario", "strategy", "seed", "ACC")  # of a run that is complete
 COSTS = (
     *("seconds", "train_seconds", "evaluation_seconds", "steps", "samples"),
+    *("flops", "evaluation_flops", "peak_memory_bytes"),
     *("parameters", "parameter_bytes", "generator_parameters"),
     *("buffer_samples", "buffer_bytes", "memory_bytes"),
 )
