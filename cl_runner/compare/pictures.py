@@ -70,7 +70,6 @@ def draw(comparison: Comparison, folder: Path) -> list[Path]:
             for suffix in ("png", "svg"):
                 files.append(folder / f"{name}-{kind}.{suffix}")
                 write_bytes(files[-1], image(figure, suffix))
-            plt.close(figure)
     check(bool(files), "nothing to draw: no complete runs")
     return files
 
@@ -101,13 +100,15 @@ def image(figure: Any, suffix: str) -> bytes:
 
 
 def figures(comparison: Comparison, plt: Any) -> Iterator[tuple[str, str, Any]]:
-    """Every figure: the stream that it shows, its kind, and itself."""
+    """Every figure: the stream that it shows, its kind, and itself; the next one closes it."""
     for stream in comparison.streams:
         for kind, figure in pictures(stream, plt):
             yield stream.title, kind, figure
-    if comparison.overall is not None and any(m.profile for m in comparison.overall.methods):
-        metric = comparison.question.metric
-        yield OVERALL, "profiles", profiles(comparison.overall, metric, plt)
+            plt.close(figure)
+    if comparison.overall is not None:
+        figure = profiles(comparison.overall, comparison.question.metric, plt)
+        yield OVERALL, "profiles", figure
+        plt.close(figure)
 
 
 def pictures(stream: Stream, plt: Any) -> Iterator[tuple[str, Any]]:

@@ -275,7 +275,6 @@ def drawings(comparison: Comparison) -> Iterator[tuple[str, str]]:
         for section, name, figure in pictures.figures(comparison, plt):
             lines = figure.get_suptitle().splitlines()
             content = base64.b64encode(pictures.image(figure, "svg")).decode()
-            plt.close(figure)
             group = "sweep" if name.startswith("sweep_") else name
             about = PICTURES[group].format(papers=PAPERS)
             yield (
