@@ -110,6 +110,25 @@ def compare(options: argparse.Namespace, command: str) -> int:
     return 0
 
 
+def after_sweep(folder: Path) -> str:
+    """The comparison of a sweep's runs: comparison.csv in its folder, and the short table.
+
+    Raises UserError where there is nothing to compare.
+    """
+    from cl_runner.compare import render
+    from cl_runner.compare.runs import read_runs
+    from cl_runner.compare.table import Question
+    from cl_runner.compare.table import compare as answer
+    from cl_runner.results import write_text
+
+    out = folder / "comparison.csv"
+    check_out(out)
+    runs, _ = read_runs([str(folder)])
+    comparison = answer(runs, Question())
+    write_text(out, render.csv_text(comparison))
+    return render.short(comparison)
+
+
 def check_out(path: Path) -> None:
     """Only a comparison of ours, or no file at all, may be where the new one goes."""
     check(path.absolute().parent.is_dir(), f"--out {path}: there is no folder {path.parent}")

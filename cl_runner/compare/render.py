@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Marks in a table, explained below it.
 MARKS = {"best": "*", "no": "~", "untested": "?", "yes": "", "bound": ""}
 OVERALL = "all streams"  # stands for the title of a stream
+SHORT = ("ACC", "forgetting")  # at the end of a sweep
 TITLES = {"flops": "FLOPs"}  # of columns that are not just words
 SIGNATURE = ("benchmark", "scenario", "reading", "strategy", "settings", "n")  # of comparison.csv
 HUGE = 1e9  # counts from which on three digits say more than all
@@ -245,19 +246,37 @@ def between(interval: tuple[float, float] | None, digits: int = 4) -> str:
 
 def plain(comparison: Comparison) -> str:
     """Aligned text without any control characters."""
-    blocks = []
-    for sheet in sheets(comparison):
-        cells = [sheet.header, *sheet.rows]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [
-            "  ".join(
-                c.ljust(w) if i == 0 else c.rjust(w)
-                for i, (c, w) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in cells
-        ]
-        blocks.append("\n".join([sheet.title, *lines]))
+    blocks = [aligned(sheet.title, [sheet.header, *sheet.rows]) for sheet in sheets(comparison)]
     return "\n\n".join([*blocks, "\n".join(remarks(comparison))])
+
+
+def aligned(title: str, cells: Sequence[Sequence[str]]) -> str:
+    """A table in columns, the first to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(
+            c.ljust(w) if i == 0 else c.rjust(w)
+            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+    return "\n".join([title, *lines])
+
+
+def short(comparison: Comparison) -> str:
+    """What the end of a sweep shows: ACC and forgetting of each group, and what is missing."""
+    blocks = []
+    for stream in comparison.streams:
+        names = [n for n in SHORT if any(g.values[n] for g in stream.groups)]
+        lost = any(g.incomplete for g in stream.groups)
+        header = ["strategy", "n", *(["incomplete"] if lost else []), *names]
+        rows = []
+        for g in stream.groups:
+            counts = [str(len(g.runs)), *([str(len(g.incomplete) or "")] if lost else [])]
+            rows.append([g.label, *counts, *(with_half(g, n) for n in names)])
+        blocks.append(aligned(stream.title, [header, *rows]))
+    explained = "mean ± half of the 95 % interval (Student's t) over n seeds"
+    return "\n\n".join([*blocks, explained])
 
 
 def print_rich(comparison: Comparison, console: Console) -> None:

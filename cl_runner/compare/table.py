@@ -516,13 +516,13 @@ def over_streams(streams: Sequence[Stream], question: Question) -> Overall | Non
         method = Method(
             label=name,
             rank=rank,
-            iqm=statistics.interquartile_mean(strata),
+            iqm=float(statistics.interquartile_mean(strata)),
             iqm_interval=statistics.iqm_interval(strata),
         )
         if name != against:
             pair = [[[sign * v for v in s] for s in scores[n]] for n in (name, against)]
             method.against = against
-            method.improvement = statistics.probability_of_improvement(*pair)
+            method.improvement = float(statistics.probability_of_improvement(*pair))
             method.improvement_interval = statistics.improvement_interval(*pair)
         methods.append(method)
     add_profiles(methods, scores, sign)
