@@ -6,6 +6,7 @@ All accuracies are fractions in [0, 1] at full precision; a cell that was not me
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cl_runner.config import IMMATERIAL
 from cl_runner.errors import UserError
 from cl_runner.functional.metrics import Matrix, summarise
 
@@ -255,6 +257,15 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Which run a resolved configuration stands for: 16 hex digits of its SHA-256.
+
+    Of its JSON with sorted keys, without those that may change when a run goes on.
+    """
+    material = {k: v for k, v in flatten(config).items() if k not in IMMATERIAL}
+    return hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def format_matrix(R: Matrix) -> str:

@@ -14,13 +14,16 @@ from typing import Any
 import numpy as np
 
 from cl_runner.compare.render import OVERALL
+from cl_runner.compare.runs import read_runs
 from cl_runner.compare.table import (
     BOUNDS,
     LOWER,
     Comparison,
     Group,
     Overall,
+    Question,
     Stream,
+    compare,
     describe,
     larger_is_better,
 )
@@ -74,6 +77,12 @@ def draw(comparison: Comparison, folder: Path) -> list[Path]:
     return files
 
 
+def of_folder(folder: Path) -> list[Path]:
+    """Draw what the runs in a folder have the files for into its `pictures`. Raises UserError."""
+    runs, _ = read_runs([str(folder)])
+    return draw(compare(runs, Question()), folder / "pictures")
+
+
 @contextmanager
 def pyplot(wanted: str) -> Iterator[Any]:
     """matplotlib.pyplot in the style of these pictures. Raises UserError where there is none."""
@@ -125,12 +134,13 @@ def pictures(stream: Stream, plt: Any) -> Iterator[tuple[str, Any]]:
         yield f"sweep_{key.removeprefix('strategy.')}", sweep_curve(stream, key, lines, plt)
     # The bounds neither forget nor pay for the data that they keep.
     real = [g for g in shown if g.strategy not in BOUNDS]
-    if any(g.values["forgetting"] for g in real):
+    several = len(real) > 1  # one point compares nothing
+    if several and any(g.values["forgetting"] for g in real):
         yield "forgetting", bars(stream, real, plt)
         yield "stability_plasticity", stability(stream, real, plt)
-    if any(memory(g) for g in real):
+    if several and any(memory(g) for g in real):
         yield "memory", against_memory(stream, real, plt)
-    if (measure := computation(shown)) is not None:
+    if several and (measure := computation(shown)) is not None:
         yield "compute", against_compute(stream, shown, measure, plt)
     if overlaps := [(g, layers) for g in shown if (layers := fisher_overlaps(g))]:
         yield "fisher_overlap", overlap_curves(stream, overlaps, plt)

@@ -207,3 +207,27 @@ def test_few_runs_are_compared_without_slow_imports(run_folder, tmp_path: Path) 
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "!"
+
+
+def test_a_run_draws_its_own_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    toy = ("benchmark=split_digits", "benchmark.num_tasks=2", "training.iterations=2", "device=cpu")
+    quick = ("model.hidden_sizes=[4]", "plots=true", "hydra.run.dir=a", "threads=1")
+    done = command("cl-run", *toy, *quick, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1].startswith("6 pictures in ")
+    kinds = {path.stem.rpartition("-")[2] for path in (tmp_path / "a" / "pictures").iterdir()}
+    assert kinds == {"matrices", "tasks", "average_accuracy"}  # one run has nothing to be beside
+    # Without matplotlib it is refused before the run has a folder.
+    without = (
+        "import sys; from importlib import util; found = util.find_spec; "
+        "util.find_spec = lambda name: None if name == 'matplotlib' else found(name); "
+        "sys.argv = ['cl-run', 'plots=true', 'hydra.run.dir=b']; "
+        "from cl_runner.cli import main; main()"
+    )
+    command_ = [sys.executable, "-c", without]
+    done = subprocess.run(command_, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    said = "plots=true needs matplotlib: pip install 'cl_runner[plots]', or plots=false"
+    assert done.stderr == f"cl-run: {said}\n"
+    assert not (tmp_path / "b").exists()
