@@ -221,7 +221,8 @@ def merge_seeds(out: Path, runs: Mapping[int, Path]) -> str:
             [{"seed": s, **row} for s, path in found.items() for row in read_rows(path / name)],
         )
     complete = [row for row in rows.values() if row["status"] == "complete"]
-    metrics = [name for name in next(iter(rows.values()), {}) if name.split("_", 1)[-1] in METRICS]
+    ends = tuple(f"_{name}" for name in METRICS)
+    metrics = [n for n in next(iter(rows.values()), {}) if n in METRICS or n.endswith(ends)]
     statistics = [
         {"metric": name, **interval([float(row[name]) for row in complete if row[name]])}
         for name in dict.fromkeys([*(m for m in METRICS if m in metrics), *metrics])

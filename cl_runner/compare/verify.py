@@ -263,8 +263,9 @@ def of_seeds(folder: Path) -> Iterator[str]:
     columns = set().union(*rows)
     for metric in (m for m in METRICS if m in columns and m not in said):
         yield f"{STATISTICS} has no row of {metric}"
-    for metric, key in ((metric, key) for metric in said for key in expected[metric]):
-        value, cell = expected[metric][key], said[metric].get(key) or ""
+    cells = [(m, key, value) for m, found_ in expected.items() for key, value in found_.items()]
+    for metric, key, value in cells:
+        cell = said[metric].get(key) or ""
         agrees = not cell if value is None else abs(number(cell) - value) <= TOLERANCE
         if not agrees:
             own = "nothing" if value is None else value
