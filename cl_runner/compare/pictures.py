@@ -60,6 +60,10 @@ STYLE: dict[Any, Any] = {
 }
 
 
+class NoMatplotlib(UserError):
+    """Pictures were asked for where matplotlib is not installed."""
+
+
 def draw(comparison: Comparison, folder: Path) -> list[Path]:
     """Write all pictures that the runs have the files for; their paths."""
     with pyplot("--plots") as plt:
@@ -85,14 +89,14 @@ def of_folder(folder: Path) -> list[Path]:
 
 @contextmanager
 def pyplot(wanted: str) -> Iterator[Any]:
-    """matplotlib.pyplot in the style of these pictures. Raises UserError where there is none."""
+    """matplotlib.pyplot in the style of these pictures. Raises NoMatplotlib."""
     try:
         import matplotlib as mpl
     except ImportError:
         message = (
             f"{wanted} needs matplotlib: pip install 'cl_runner[plots]', or leave {wanted} out"
         )
-        raise UserError(message) from None
+        raise NoMatplotlib(message) from None
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 

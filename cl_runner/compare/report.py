@@ -15,7 +15,7 @@ from cl_runner.compare import pictures, render
 from cl_runner.compare.render import Sheet
 from cl_runner.compare.runs import OVERRIDES, Run
 from cl_runner.compare.table import Comparison, Group
-from cl_runner.errors import UserError, check
+from cl_runner.errors import check
 
 GENERATOR = '<meta name="generator" content="cl-compare'  # by which a page of ours is known
 PAPERS = "https://arxiv.org/abs/"  # the only addresses on the page
@@ -139,11 +139,11 @@ def page(comparison: Comparison, command: str) -> tuple[str, str | None]:
     """The page, and why it has no pictures where it has none.
 
     command: the command line that asked for it, shown on the page. The same runs give the same
-    page.
+    page. Raises UserError for damaged files.
     """
     try:
         drawn, missing = list(drawings(comparison)), None
-    except UserError as error:
+    except pictures.NoMatplotlib as error:
         drawn, missing = [], str(error)
     parts = [introduction(comparison, command, missing)]
     tables = groupby(render.sheets(comparison), key=lambda sheet: sheet.section)

@@ -188,6 +188,19 @@ def test_the_command_writes_it_and_overwrites_only_its_own(
     assert Path("mine.html").read_text(encoding="utf-8") == "<p>mine"
 
 
+def test_damaged_files_are_one_line_and_no_page(run_folder, tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("matplotlib")
+    out = run_folder(0.5)
+    text = (out / "accuracy_matrix.csv").read_text(encoding="utf-8")
+    (out / "accuracy_matrix.csv").write_text(text[: len(text) // 2], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match=r"accuracy_matrix\.csv is not an accuracy matrix of cl-run"
+    ):
+        cli.run(["runs", "--html", "r.html"])
+    assert not Path("r.html").exists()
+
+
 # In a browser.
 
 
