@@ -78,12 +78,12 @@ class Folders(Callback):
             rows, errors = merge(folder), failures(folder)
             if config.verbose:
                 print(table(rows))
+            compared(folder, verbose=config.verbose)
             if errors:
                 print(f"{len(errors)} of {len(rows)} runs failed:", file=sys.stderr)
             for run, error in errors.items():
                 print(f"  {folder / run}: {error.partition(': ')[2]}", file=sys.stderr)
             print(f"{len(rows)} runs · results in {folder / SUMMARY}")
-            compared(folder, verbose=config.verbose)
         except Exception as error:
             raise SystemExit(1) from error
         if errors:

@@ -439,7 +439,7 @@ def against_price(
     bounds = [g for g in groups if g.strategy in BOUNDS]
     best = front(scatter(axis, stream, [g for g in groups if g not in bounds], point))
     scatter(axis, stream, bounds, point)
-    if best:
+    if len(best) > 1:
         axis.step(*zip(*best, strict=True), where="post", color="0.6", ls="--", zorder=0)
         axis.plot([], [], color="0.6", ls="--", label="Pareto front")
     scale(axis, "x", [x for x, _ in prices.values()])

@@ -126,7 +126,7 @@ def test_the_installed_command_on_a_real_sweep(tmp_path: Path) -> None:
     many = ("-m", "strategy=naive,joint,er", "seed=0,1", "hydra.sweep.dir=sweep")
     done = command("cl-run", *many, *common, *quick, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    *_, said = done.stdout.splitlines()
+    *_, said, _ = done.stdout.splitlines()
     assert said.startswith("compared in sweep/comparison.csv; tests and pictures: cl-compare sweep")
     more = ("strategy=ewc", "seeds=[0,1]", "hydra.run.dir=ewc")
     assert command("cl-run", *more, *common, *quick, cwd=tmp_path).returncode == 0
