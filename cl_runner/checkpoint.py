@@ -22,6 +22,7 @@ from torch import Tensor
 from yaml import YAMLError
 
 import cl_runner
+from cl_runner.config import IMMATERIAL
 from cl_runner.core import TrainState
 from cl_runner.errors import UserError, check
 from cl_runner.fit import Begun
@@ -29,11 +30,6 @@ from cl_runner.results import Curves, Matrices, Tables, flatten, write_bytes
 
 NAME = "checkpoint.safetensors"
 FORMAT = 2  # of the file; another number, another meaning
-# What may change between two parts of a run. Threads and device change the last digits at most.
-IMMATERIAL = {
-    *("data.root", "device", "threads", "verbose"),
-    *("checkpoint.every", "checkpoint.keep"),
-}
 GROUPS = ("buffers", "opt", "memory")  # the fields of TrainState that are dictionaries
 
 

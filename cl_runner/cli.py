@@ -172,7 +172,7 @@ def run_seeds(cfg: DictConfig, out: Path, overrides: Sequence[str]) -> float:
     """
     from cl_runner.group import run_all
     from cl_runner.results import merge_seeds, write_text
-    from cl_runner.runner import run
+    from cl_runner.runner import draw, run
 
     begin_collecting()
     write_text(out / sweep.OVERRIDES, OmegaConf.to_yaml(list(overrides)))
@@ -196,6 +196,8 @@ def run_seeds(cfg: DictConfig, out: Path, overrides: Sequence[str]) -> float:
         text = merge_seeds(out, {job.config.seed: job.out for job in jobs})
         if cfg.verbose:
             print(f"{text}\n{len(results)} of {len(jobs)} seeds · results in {out}")
+        if cfg.plots:
+            draw(validate(cfg), out)
     if errors:
         raise errors[0]
     return sum(results) / len(results)
@@ -204,7 +206,7 @@ def run_seeds(cfg: DictConfig, out: Path, overrides: Sequence[str]) -> float:
 def seed_job(cfg: DictConfig, seed: int, out: Path, overrides: Sequence[str]) -> Job:
     """The run of one seed, in a folder of its own that can go on by itself."""
     own = cfg.copy()
-    own.seed, own.seeds = seed, None
+    own.seed, own.seeds, own.plots = seed, None, False  # the pictures show all seeds
     shared = [o for o in overrides if not o.startswith(("seed=", "seeds="))]
     return job_of(validate(own), out / f"seed={seed}", [*shared, f"seed={seed}"])
 

@@ -12,6 +12,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
@@ -26,6 +27,11 @@ SECTIONS = (
 )
 ENGINES = ("auto", "eager", "compile", "graph")
 PRECISIONS = ("auto", "float32", "float32_onednn", "tf32", "bfloat16")
+# What may change between two parts of a run. Threads and device change the last digits at most.
+IMMATERIAL = {
+    *("data.root", "device", "threads", "verbose", "plots"),
+    *("checkpoint.every", "checkpoint.keep"),
+}
 T = TypeVar("T")
 
 
@@ -316,6 +322,7 @@ class Config:
     engine: str
     threads: int | None
     verbose: bool
+    plots: bool
     resume: bool
     data: Data
     benchmark: Benchmark
@@ -405,6 +412,7 @@ class _Top:
     engine: str
     threads: int | None
     verbose: bool
+    plots: bool = False
     resume: bool = False
     seeds: list[int] | None = None
 
@@ -414,6 +422,8 @@ class _Top:
         one_of("precision", self.precision, PRECISIONS)
         one_of("engine", self.engine, ENGINES)
         check(self.seed >= 0, f"seed must be at least 0, got {self.seed}")
+        there = not self.plots or find_spec("matplotlib") is not None
+        check(there, "plots=true needs matplotlib: pip install 'cl_runner[plots]', or plots=false")
         seeds = self.seeds
         check(
             seeds is None or (len(seeds) == len(set(seeds)) > 0 and min(seeds) >= 0),

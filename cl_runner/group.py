@@ -27,7 +27,7 @@ from cl_runner.ensemble import Member
 from cl_runner.env import Env
 from cl_runner.errors import Diverged, check
 from cl_runner.results import flatten
-from cl_runner.runner import Record, prepare, read, result, run
+from cl_runner.runner import Record, draw, prepare, read, result, run
 
 log = logging.getLogger(__name__)
 # Floating-point operations of one member's step below which a CPU spends more time between the
@@ -176,6 +176,8 @@ def train(jobs: Sequence[Job], arrays: Arrays) -> None:
             step = ensemble.StackedStep([members[i] for i in alive])
     for i in alive:
         records[i].write("complete")
+        if jobs[i].config.plots:
+            draw(jobs[i].config, jobs[i].out)
         jobs[i].outcome = result(records[i])
 
 

@@ -15,7 +15,7 @@ from typing import cast
 from omegaconf import OmegaConf
 
 LONGEST = 80  # characters; file systems take 255 bytes, eyes less
-SILENT = re.compile(r"\+*(resume|verbose|checkpoint\.\w+)=")  # what makes no other run
+SILENT = re.compile(r"\+*(resume|verbose|plots|checkpoint\.\w+)=")  # what makes no other run
 
 
 def slug(overrides: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ All accuracies are fractions in [0, 1] at full precision; a cell that was not me
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cl_runner.config import IMMATERIAL
 from cl_runner.errors import UserError
 from cl_runner.functional.metrics import Matrix, summarise, summarise_anytime
 
@@ -280,10 +282,10 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
     mean = sum(values) / n if n else None
     if mean is None or n < 2:
         return {"n": n, "mean": mean, "sd": None, "low": None, "high": None}
-    from scipy.stats import t
+    from scipy.special import stdtrit  # scipy.stats has the same, and takes a second to import
 
     sd = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
-    half = float(t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
+    half = float(stdtrit(n - 1, 0.975)) * sd / math.sqrt(n)
     return {"n": n, "mean": mean, "sd": sd, "low": mean - half, "high": mean + half}
 
 
@@ -296,6 +298,15 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Which run a resolved configuration stands for: 16 hex digits of its SHA-256.
+
+    Of its JSON with sorted keys, without those that may change when a run goes on.
+    """
+    material = {k: v for k, v in flatten(config).items() if k not in IMMATERIAL}
+    return hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def format_matrix(R: Matrix) -> str:

@@ -108,7 +108,20 @@ def _run(config: Config, out: Path, overrides: Sequence[str]) -> float:
         print(results.format_matrix(record.matrices["test", own]))
         print(results.format_metrics(record.columns(), [own, *others]))
         print(f"{record.seconds:.1f} s · results in {out}")
+    if config.plots:
+        draw(config, out)
     return result(record)
+
+
+def draw(config: Config, out: Path) -> None:
+    """The pictures of a folder's runs; the run is complete, and stays so if they fail."""
+    from cl_runner.compare.pictures import of_folder
+
+    try:
+        files = of_folder(out)
+        tell(config, f"{len(files)} pictures in {files[0].parent}")
+    except Exception as error:  # noqa: BLE001 - the numbers are what counts
+        tell(config, f"no pictures: {' '.join(str(error).split())}")
 
 
 def result(record: Record) -> float:
@@ -279,6 +292,8 @@ class Record:
         if after_task:
             for name, images in strategy.pictures(s, self.env).items():
                 results.write_grid(self.out / "pictures" / f"{name}_{after_task}.png", images)
+            for name, rows in strategy.tables(s, self.env).items():
+                results.write_rows(self.out / f"{name}.csv", rows)
         self.write("running")
 
     def evaluated_within(self, task: int, step: int, strategy: Strategy, s: TrainState) -> None:
@@ -315,7 +330,7 @@ class Record:
 
     def columns(self) -> dict[str, Any]:
         """The row of summary.csv, without its status."""
-        silent = {"verbose", "checkpoint"}
+        silent = {"verbose", "plots", "checkpoint"}
         resolved = {k: v for k, v in self.config.resolved.items() if k not in silent}
         flat = results.flatten(resolved)
         names = {
@@ -338,6 +353,7 @@ class Record:
             "model": names["model"],
             "optimizer": names["optimizer"],
             **flat,
+            "config_hash": results.config_hash(self.config.resolved),
             "stacked_members": self.members,
             **versions(self.env),
         }
@@ -376,7 +392,8 @@ def footprint(strategy: Strategy, s: TrainState, env: Env) -> dict[str, int | No
     size = env.stream.x[0].nbytes if strategy.buffers_inputs else 0
     slots = {k: v for k, v in s.memory.items() if k.startswith("buffer_")}
     size += sum(v[0].nbytes for k, v in slots.items() if k not in {"buffer_index", "buffer_task"})
-    rest = sum(v.nbytes for k, v in s.memory.items() if k not in slots)
+    uncounted = {*slots, *strategy.diagnostics}
+    rest = sum(v.nbytes for k, v in s.memory.items() if k not in uncounted)
     generator = [v for k, v in env.flat.views(s.theta.detach()).items() if "generator." in k]
     return {
         "parameters": s.theta.numel(),

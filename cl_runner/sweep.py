@@ -22,6 +22,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from cl_runner.compare.cli import after_sweep
 from cl_runner.errors import UserError
 
 SUMMARY, ERROR, LOCK, OVERRIDES = "summary.csv", "error.txt", ".lock", "overrides.yaml"
@@ -77,6 +78,7 @@ class Folders(Callback):
             rows, errors = merge(folder), failures(folder)
             if config.verbose:
                 print(table(rows))
+            compared(folder, verbose=config.verbose)
             if errors:
                 print(f"{len(errors)} of {len(rows)} runs failed:", file=sys.stderr)
             for run, error in errors.items():
@@ -87,6 +89,19 @@ class Folders(Callback):
         if errors:
             mistakes = [error.startswith(f"{UserError.__name__}: ") for error in errors.values()]
             raise SystemExit(2 if all(mistakes) else 1)
+
+
+def compared(folder: Path, *, verbose: bool) -> None:
+    """Compare the runs of a sweep, and say where; that this fails is no failure of the sweep."""
+    try:
+        text = after_sweep(folder)
+    except Exception as error:  # noqa: BLE001 - the runs are what counts
+        print(f"no comparison: {' '.join(str(error).split())}")
+        return
+    if verbose:
+        print(f"\n{text}")
+    report = f"cl-compare {shlex.quote(str(folder))} --html report.html"
+    print(f"compared in {folder / 'comparison.csv'}; tests and pictures: {report}")
 
 
 def _note(config: DictConfig, mode: str) -> Path | None:

@@ -243,6 +243,7 @@ def node(configure: Callable[..., Config]) -> Node:
         ("device", "tpu", "device"),
         ("threads", 0, "threads"),
         ("verbose", "loud", "verbose"),
+        ("plots", "all", "plots"),
         ("sede", 1, "sede"),
         ("benchmark", None, "benchmark"),
         ("strategy", "ewc", "strategy"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from cl_runner.errors import UserError, check
 DESCRIPTION = """\
 Which strategy, on this stream, at what price? Compares runs of cl-run by their CSV files.
 
-  cl-compare PATH...          tables, statistics, and comparison.csv
+  cl-compare PATH...          tables, statistics, and comparison.csv; --html: a report
   cl-compare verify PATH...   recompute what every run folder says from its accuracy matrices
 
 PATH is the folder of a run, of a sweep or of anything around them, a summary.csv, or a pattern.
@@ -48,6 +49,7 @@ def parser() -> Parser:
     add("--baseline", metavar="STRATEGY", help="test against this one, too")
     add("--format", choices=FORMATS, default="table", help="of what is printed (table)")
     add("--out", type=Path, default=Path("comparison.csv"), metavar="FILE", help="(comparison.csv)")
+    add("--html", type=Path, metavar="FILE", help="write tables, pictures and settings as one page")
     add("--plots", type=Path, metavar="DIR", help="draw pictures, PNG and SVG, into this folder")
     return found
 
@@ -58,12 +60,16 @@ def run(arguments: Sequence[str]) -> int:
         verifier = Parser(prog="cl-compare verify", description="Check run folders.")
         verifier.add_argument("paths", nargs="+", metavar="PATH", help="where the runs are")
         return verify(verifier.parse_args(arguments[1:]).paths)
-    return compare(parser().parse_args(arguments))
+    return compare(parser().parse_args(arguments), shlex.join(["cl-compare", *arguments]))
 
 
-def compare(options: argparse.Namespace) -> int:
-    """Read, compare, print, write."""
+def compare(options: argparse.Namespace, command: str) -> int:
+    """Read, compare, print, write. The page shows the command."""
     check_out(options.out)
+    if options.html is not None:
+        from cl_runner.compare import report
+
+        report.check_page(options.html)
     from cl_runner.compare import render
     from cl_runner.compare.runs import read_runs, select, version_notes
     from cl_runner.compare.table import Question
@@ -91,12 +97,36 @@ def compare(options: argparse.Namespace) -> int:
     else:
         print(render.FORMATS[options.format](comparison))
     print(f"written to {options.out}", file=sys.stderr)
+    if options.html is not None:
+        page, missing = report.page(comparison, command)
+        write_text(options.html, page)
+        without = "" if missing is None else f" without pictures: {missing}"
+        print(f"report in {options.html}{without}", file=sys.stderr)
     if options.plots is not None:
         from cl_runner.compare.pictures import draw
 
         files = draw(comparison, options.plots)
         print(f"{len(files)} pictures in {options.plots}", file=sys.stderr)
     return 0
+
+
+def after_sweep(folder: Path) -> str:
+    """The comparison of a sweep's runs: comparison.csv in its folder, and the short table.
+
+    Raises UserError where there is nothing to compare.
+    """
+    from cl_runner.compare import render
+    from cl_runner.compare.runs import read_runs
+    from cl_runner.compare.table import Question
+    from cl_runner.compare.table import compare as answer
+    from cl_runner.results import write_text
+
+    out = folder / "comparison.csv"
+    check_out(out)
+    runs, _ = read_runs([str(folder)])
+    comparison = answer(runs, Question())
+    write_text(out, render.csv_text(comparison))
+    return render.short(comparison)
 
 
 def check_out(path: Path) -> None:

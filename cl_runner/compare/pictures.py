@@ -2,54 +2,126 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cl_runner.compare.table import BOUNDS, LOWER, Comparison, Group, Stream
+from cl_runner.compare.render import OVERALL
+from cl_runner.compare.runs import read_runs
+from cl_runner.compare.table import (
+    BOUNDS,
+    LOWER,
+    Comparison,
+    Group,
+    Overall,
+    Question,
+    Stream,
+    compare,
+    describe,
+    larger_is_better,
+)
 from cl_runner.errors import UserError, check
 from cl_runner.functional.metrics import Matrix, average_accuracy
-from cl_runner.results import interval, matrix_name, read_matrix
+from cl_runner.results import interval, matrix_name, read_matrix, read_rows, write_bytes
 
-# Okabe & Ito: safe for colour-blind readers; markers tell the groups apart in grey, too.
-COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999"
-MARKERS = "osD^vPX*"
+# Okabe & Ito, and two of Tol's: safe for colour-blind readers; markers tell the groups apart in
+# grey, too.
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"),
+    *("#E69F00", "#000000", "#999999", "#882255", "#AAAA00"),
+)
+MARKERS = "osD^vPX*<>"
 SHOWN = len(COLOURS)  # groups in one picture
 PANELS = 5  # tasks with a panel of their own
+CURVE = 3  # values of a swept setting from which on they make a curve
+DECADES = 10  # the ratio of values from which on an axis is logarithmic
 Matrices = Sequence[tuple[Group, list[Matrix]]]  # of each group's runs
 MEMORY = ("parameter_bytes", "buffer_bytes", "memory_bytes")
+# The first that tells the runs apart is what a run's computation is measured by.
+COMPUTE = {
+    "flops": "floating-point operations of training",
+    "samples": "samples trained on, repetitions counted",
+    "train_seconds": "training time (seconds)",
+}
+STYLE: dict[Any, Any] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.size": 9,
+    "legend.frameon": False,
+    "svg.hashsalt": "cl_runner",
+    "text.parse_math": False,  # a setting's value may contain dollars
+}
+
+
+class NoMatplotlib(UserError):
+    """Pictures were asked for where matplotlib is not installed."""
 
 
 def draw(comparison: Comparison, folder: Path) -> list[Path]:
     """Write all pictures that the runs have the files for; their paths."""
+    with pyplot("--plots") as plt:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write {folder}: {error.strerror}") from None
+        files = []
+        for title, kind, figure in figures(comparison, plt):
+            name = re.sub(r"[^A-Za-z0-9.=]+", "_", title).strip("_")
+            for suffix in ("png", "svg"):
+                files.append(folder / f"{name}-{kind}.{suffix}")
+                write_bytes(files[-1], image(figure, suffix))
+    check(bool(files), "nothing to draw: no complete runs")
+    return files
+
+
+def of_folder(folder: Path) -> list[Path]:
+    """Draw what the runs in a folder have the files for into its `pictures`. Raises UserError."""
+    runs, _ = read_runs([str(folder)])
+    return draw(compare(runs, Question()), folder / "pictures")
+
+
+@contextmanager
+def pyplot(wanted: str) -> Iterator[Any]:
+    """matplotlib.pyplot in the style of these pictures. Raises NoMatplotlib."""
     try:
         import matplotlib as mpl
     except ImportError:
-        message = "--plots needs matplotlib: pip install 'cl_runner[plots]', or leave --plots out"
-        raise UserError(message) from None
+        message = (
+            f"{wanted} needs matplotlib: pip install 'cl_runner[plots]', or leave {wanted} out"
+        )
+        raise NoMatplotlib(message) from None
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}") from None
-    style: dict[Any, Any] = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
-    files = []
-    with mpl.rc_context({**style, "svg.hashsalt": "cl_runner", "legend.frameon": False}):
-        for stream in comparison.streams:
-            name = re.sub(r"[^A-Za-z0-9.=]+", "_", stream.title).strip("_")
-            for kind, figure in pictures(stream, plt):
-                for suffix in ("png", "svg"):
-                    files.append(folder / f"{name}-{kind}.{suffix}")
-                    metadata = {"Date": None} if suffix == "svg" else {}
-                    figure.savefig(files[-1], dpi=130, metadata=metadata, bbox_inches="tight")
-                plt.close(figure)
-    check(bool(files), "nothing to draw: no complete runs")
-    return files
+    with mpl.rc_context(STYLE):
+        yield plt
+
+
+def image(figure: Any, suffix: str) -> bytes:
+    """A figure as the bytes of a PNG or SVG file."""
+    file = io.BytesIO()
+    metadata = {"Date": None} if suffix == "svg" else {}
+    figure.savefig(file, format=suffix, dpi=130, metadata=metadata, bbox_inches="tight")
+    return file.getvalue()
+
+
+def figures(comparison: Comparison, plt: Any) -> Iterator[tuple[str, str, Any]]:
+    """Every figure: the stream that it shows, its kind, and itself; the next one closes it."""
+    for stream in comparison.streams:
+        for kind, figure in pictures(stream, plt):
+            yield stream.title, kind, figure
+            plt.close(figure)
+    if comparison.overall is not None:
+        figure = profiles(comparison.overall, comparison.question.metric, plt)
+        yield OVERALL, "profiles", figure
+        plt.close(figure)
 
 
 def pictures(stream: Stream, plt: Any) -> Iterator[tuple[str, Any]]:
@@ -62,13 +134,20 @@ def pictures(stream: Stream, plt: Any) -> Iterator[tuple[str, Any]]:
         yield "matrices", heatmaps(stream, matrices, plt)
         yield "tasks", task_curves(stream, matrices, plt)
         yield "average_accuracy", average_curves(stream, matrices, plt)
+    for key, lines in swept(stream).items():
+        yield f"sweep_{key.removeprefix('strategy.')}", sweep_curve(stream, key, lines, plt)
     # The bounds neither forget nor pay for the data that they keep.
     real = [g for g in shown if g.strategy not in BOUNDS]
-    if any(g.values["forgetting"] for g in real):
+    several = len(real) > 1  # one point compares nothing
+    if several and any(g.values["forgetting"] for g in real):
         yield "forgetting", bars(stream, real, plt)
         yield "stability_plasticity", stability(stream, real, plt)
-    if any(memory(g) for g in real):
+    if several and any(memory(g) for g in real):
         yield "memory", against_memory(stream, real, plt)
+    if several and (measure := computation(shown)) is not None:
+        yield "compute", against_compute(stream, shown, measure, plt)
+    if overlaps := [(g, layers) for g in shown if (layers := fisher_overlaps(g))]:
+        yield "fisher_overlap", overlap_curves(stream, overlaps, plt)
 
 
 def chosen(stream: Stream) -> list[Group]:
@@ -227,7 +306,7 @@ def average_curves(stream: Stream, matrices: Matrices, plt: Any) -> Any:
 def bars(stream: Stream, groups: Sequence[Group], plt: Any) -> Any:
     """Forgetting with intervals."""
     figure, axis = plt.subplots(figsize=(6.4, 0.42 * len(groups) + 1), layout="constrained")
-    style: dict[str, Any] = {"height": 0.65, "capsize": 3, "ecolor": "0.45"}
+    style: dict[str, Any] = {"height": 0.65, "capsize": 3, "ecolor": "0.1", "alpha": 0.6}
     for y, group in enumerate(groups):
         found = group.statistics("forgetting")
         if found["n"]:
@@ -319,19 +398,203 @@ def memory(group: Group) -> float | None:
 
 def against_memory(stream: Stream, groups: Sequence[Group], plt: Any) -> Any:
     """ACC against what is kept between tasks."""
+    sizes = {id(g): (m, 0.0) for g in groups if (m := memory(g)) is not None}
+    figure = against_price(stream, groups, sizes, plt)
+    figure.axes[0].set_xlabel("parameters, buffer and the strategy's own memory (MB)")
+    head(figure, stream, "Accuracy against memory (best: upper left): mean, 95 % interval")
+    return figure
+
+
+def computation(groups: Sequence[Group]) -> str | None:
+    """The column that tells what the groups computed; None if there is none for all of them."""
+    for name in COMPUTE:
+        means = [g.mean(name) for g in groups]
+        if all(mean is not None for mean in means) and (len(set(means)) > 1 or name == "flops"):
+            return name
+    return None
+
+
+def against_compute(stream: Stream, groups: Sequence[Group], measure: str, plt: Any) -> Any:
+    """ACC against what was computed."""
+    prices = {id(g): p for g in groups if (p := mean_and_half(g, measure)) is not None}
+    figure = against_price(stream, groups, prices, plt)
+    figure.axes[0].set_xlabel(f"{COMPUTE[measure]} per run")
+    head(figure, stream, "Accuracy against computation (best: upper left): mean, 95 % interval")
+    return figure
+
+
+def against_price(
+    stream: Stream, groups: Sequence[Group], prices: Mapping[int, tuple[float, float]], plt: Any
+) -> Any:
+    """ACC against a cost, with the Pareto front of the strategies; bounds are no part of it.
+
+    prices: mean and half of the interval by the identity of the group.
+    """
     figure, axis = plt.subplots(figsize=(5.6, 4), layout="constrained")
 
     def point(group: Group) -> tuple[Any, Any] | None:
-        x, y = memory(group), mean_and_half(group, "ACC")
-        return None if x is None or y is None else ((x, 0.0), y)
+        x, y = prices.get(id(group)), mean_and_half(group, "ACC")
+        return None if x is None or y is None else (x, y)
 
-    scatter(axis, stream, groups, point)
-    sizes = [m for g in groups if (m := memory(g))]
-    if max(sizes) > 10 * min(sizes):
-        axis.set_xscale("log")
-    axis.set_xlabel("parameters, buffer and the strategy's own memory (MB)")
+    bounds = [g for g in groups if g.strategy in BOUNDS]
+    best = front(scatter(axis, stream, [g for g in groups if g not in bounds], point))
+    scatter(axis, stream, bounds, point)
+    if len(best) > 1:
+        axis.step(*zip(*best, strict=True), where="post", color="0.6", ls="--", zorder=0)
+        axis.plot([], [], color="0.6", ls="--", label="Pareto front")
+    scale(axis, "x", [x for x, _ in prices.values()])
     axis.set(ylabel="ACC (fraction)", ylim=(-0.03, 1.03))
     axis.grid(alpha=0.3)
     legend_right(figure, axis)
-    head(figure, stream, "Accuracy against memory: mean and 95 % interval")
+    return figure
+
+
+def scale(axis: Any, which: str, values: Sequence[float]) -> None:
+    """A logarithmic axis where the values span decades, linear near zero if there is a zero."""
+    positive = [v for v in values if v > 0]
+    if not positive or min(values) < 0 or max(positive) < DECADES * min(positive):
+        return
+    place = axis.set_xscale if which == "x" else axis.set_yscale
+    if len(positive) == len(values):
+        place("log")
+    else:
+        place("symlog", linthresh=min(positive))
+
+
+# Sweeps of a setting.
+
+Line = tuple[str, list[tuple[float, Group]]]  # its name, and the groups by their values
+
+
+def swept(stream: Stream) -> dict[str, list[Line]]:
+    """The settings with enough numbers to make a curve: a line per strategy and other settings."""
+    found: dict[str, dict[str, list[tuple[float, Group]]]] = {}
+    for one in (g for g in stream.groups if g.runs):
+        for key, text in one.settings.items():
+            value = finite(text)
+            if value is not None:
+                rest = {k: v for k, v in one.settings.items() if k != key}
+                name = " ".join([one.strategy, *describe(rest)])
+                found.setdefault(key, {}).setdefault(name, []).append((value, one))
+    curves = {
+        key: [
+            (name, sorted(points, key=lambda p: p[0]))
+            for name, points in lines.items()
+            if len(points) >= CURVE
+        ]
+        for key, lines in found.items()
+    }
+    return {key: lines for key, lines in curves.items() if lines}
+
+
+def finite(text: str) -> float | None:
+    """A finite number, or None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def sweep_curve(stream: Stream, key: str, lines: Sequence[Line], plt: Any) -> Any:
+    """ACC and forgetting over the values of a setting, with the bounds that have one value."""
+    figure, axes = plt.subplots(2, 1, figsize=(6.4, 5.2), sharex=True, layout="constrained")
+    for axis, metric in zip(axes, ("ACC", "forgetting"), strict=True):
+        for i, (name, points) in enumerate(lines[:SHOWN]):
+            known = [(x, m) for x, g in points if (m := mean_and_half(g, metric)) is not None]
+            if known:
+                seeds = sorted({len(g.runs) for _, g in points})
+                n = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+                xs, (means, halves) = (
+                    [x for x, _ in known],
+                    zip(*(m for _, m in known), strict=True),
+                )
+                look_: dict[str, Any] = {"color": COLOURS[i], "marker": MARKERS[i]}
+                style = {"ms": 5, "lw": 1.3, "elinewidth": 0.7, "capsize": 2, **look_}
+                label_ = wrapped(f"{name} (n = {n})")
+                axis.errorbar(xs, means, yerr=halves, label=label_, **style)
+        axis.set_ylabel(f"{metric} (fraction)")
+        axis.grid(alpha=0.3)
+        low, high = axis.get_ylim()
+        axis.set_ylim(max(low, -0.5), min(high, 1.03))  # beyond, intervals say nothing
+    values = sorted({x for _, points in lines for x, _ in points})
+    scale(axes[0], "x", values)
+    if len(values) <= 8:
+        axes[0].set_xticks(values, [f"{v:g}" for v in values])
+        axes[0].xaxis.set_minor_locator(plt.NullLocator())
+    axes[1].set_xlabel(key)
+    legend_right(figure, axes[0])
+    part = f", {SHOWN} of {len(lines)} curves" if len(lines) > SHOWN else ""
+    text = f"ACC and forgetting by {key}: mean, 95 % interval{part}"
+    figure.suptitle(f"{text}\n{stream.title}", fontsize=10, x=0.01, y=1.0, ha="left", va="bottom")
+    return figure
+
+
+# Over the streams.
+
+
+def profiles(overall: Overall, metric: str, plt: Any) -> Any:
+    """Performance profiles (Agarwal et al. 2021, arXiv 2108.13264, fig. 3), bands pointwise."""
+    figure, axis = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    shown = overall.methods[:SHOWN]
+    for i, method in enumerate(shown):
+        x, share, low, high = np.array(method.profile, dtype=np.float64).T
+        style: dict[str, Any] = {"marker": MARKERS[i], "markevery": (i, 12), "ms": 4}
+        axis.plot(x, share, color=COLOURS[i], lw=1.3, label=wrapped(method.label), **style)
+        axis.fill_between(x, low, high, color=COLOURS[i], alpha=0.15, lw=0)
+    beyond = "at least" if larger_is_better(metric) else "at most"
+    axis.set(xlabel=f"{metric.replace('_', ' ')}, threshold", ylim=(-0.03, 1.03))
+    axis.set_ylabel(f"share of runs {beyond} the threshold")
+    axis.grid(alpha=0.3)
+    legend_right(figure, axis)
+    part = f" ({len(shown)} of {len(overall.methods)} methods)" if overall.methods[SHOWN:] else ""
+    text = f"Performance profiles (higher is better), 95 % stratified bootstrap{part}"
+    where = f"{overall.ranking.streams} streams, each with the same weight"
+    figure.suptitle(f"{text}\n{where}", fontsize=10, x=0.01, y=1.0, ha="left", va="bottom")
+    return figure
+
+
+# Fisher information.
+
+Overlaps = dict[str, list[float]]  # by layer: a value per pair of tasks and run
+
+
+def fisher_overlaps(group: Group) -> Overlaps:
+    """The overlaps that a group's runs have written, layers in the network's order.
+
+    Raises UserError for a file that is none of cl-run.
+    """
+    found: Overlaps = {}
+    for run in group.runs.values():
+        path = run.folder / "fisher_overlap.csv"
+        if not path.is_file():
+            continue
+        try:
+            for row in read_rows(path):
+                values = found.setdefault(row["layer"], [])
+                values += [float(row["overlap"])] if row["overlap"] else []
+        except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+            raise UserError(f"cannot read {path}: {error}") from None
+    return {layer: values for layer, values in found.items() if values}
+
+
+def overlap_curves(stream: Stream, overlaps: Sequence[tuple[Group, Overlaps]], plt: Any) -> Any:
+    """Fisher overlap by layer, after figure 2C of Kirkpatrick et al. 2017 (arXiv 1612.00796)."""
+    layers = list(dict.fromkeys(layer for _, found in overlaps for layer in found))
+    figure, axis = plt.subplots(figsize=(max(4.4, 0.9 * len(layers)), 3.6), layout="constrained")
+    for i, (group, found) in enumerate(overlaps):
+        own = [(layers.index(layer), values) for layer, values in found.items()]
+        places = np.array([x for x, _ in own]) + 0.08 * (i - (len(overlaps) - 1) / 2)
+        means = np.array([np.mean(values) for _, values in own])
+        ends = np.array([[np.min(values), np.max(values)] for _, values in own])
+        bars = np.abs(ends - means[:, None]).T  # rounding may leave -0
+        style = {"ms": 5, "lw": 1.3, "elinewidth": 0.8, "capsize": 2.5}
+        name = wrapped(label(group))
+        axis.errorbar(places, means, yerr=bars, label=name, **look(group, stream), **style)
+    axis.set_xticks(range(len(layers)), layers, rotation=30 if len(layers) > 5 else 0)
+    axis.set(xlabel="layer, from the input on", ylabel="Fisher overlap (0: disjoint, 1: the same)")
+    axis.set(ylim=(-0.03, 1.03), xlim=(-0.5, len(layers) - 0.5))
+    axis.grid(alpha=0.3)
+    legend_right(figure, axis)
+    head(figure, stream, "Do two tasks use the same weights? Mean over pairs of tasks; bars: range")
     return figure

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from cl_runner.compare.runs import ERROR, Run
-from cl_runner.compare.statistics import FIRST_WILCOXON, LEVEL, Paired
+from cl_runner.compare.statistics import FEW, FIRST_WILCOXON, LEVEL, Paired
 from cl_runner.compare.table import PRICE, QUALITY, Comparison, Group, Overall, Stream
 
 if TYPE_CHECKING:
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 # Marks in a table, explained below it.
 MARKS = {"best": "*", "no": "~", "untested": "?", "yes": "", "bound": ""}
+OVERALL = "all streams"  # stands for the title of a stream
+SHORT = ("ACC", "forgetting")  # at the end of a sweep
+TITLES = {"flops": "FLOPs"}  # of columns that are not just words
 SIGNATURE = ("benchmark", "scenario", "reading", "strategy", "settings", "n")  # of comparison.csv
+HUGE = 1e9  # counts from which on three digits say more than all
 MANY = 60  # lines of incomplete runs that are still worth printing one by one
 
 
@@ -27,6 +31,8 @@ MANY = 60  # lines of incomplete runs that are still worth printing one by one
 class Sheet:
     """One table for people: cells as text, and which row is the best."""
 
+    kind: str  # quality, price, tests, overall
+    section: str  # the title of the stream, or OVERALL
     title: str
     header: list[str]
     rows: list[list[str]]
@@ -63,7 +69,15 @@ def quality_sheet(stream: Stream, metric: str) -> Sheet:
         cells = [g.label, mark, str(len(g.runs)), *lost, *(with_half(g, n) for n in names)]
         rows.append([*cells, *([number(g.position, 2)] if positions else [])])
     header += ["position"] if positions else []
-    return Sheet(title=stream.title, header=header, rows=rows, bold=[g.best for g in stream.groups])
+    bold = [g.best for g in stream.groups]
+    return Sheet(
+        kind="quality",
+        section=stream.title,
+        title=stream.title,
+        header=header,
+        rows=rows,
+        bold=bold,
+    )
 
 
 def price_sheet(stream: Stream) -> Sheet:
@@ -71,9 +85,12 @@ def price_sheet(stream: Stream) -> Sheet:
     names = [n for n in PRICE if any(g.values[n] for g in stream.groups)]
     groups = [g for g in stream.groups if g.runs]
     rows = [[g.label, *(amount(g.mean(n), n) for n in names)] for g in groups]
-    header = ["strategy", *(name.replace("_", " ") for name in names)]
+    header = ["strategy", *(TITLES.get(name, name.replace("_", " ")) for name in names)]
     bold = [g.best for g in groups]
-    return Sheet(title=f"{stream.title}: mean costs of a run", header=header, rows=rows, bold=bold)
+    title = f"{stream.title}: mean costs of a run"
+    return Sheet(
+        kind="price", section=stream.title, title=title, header=header, rows=rows, bold=bold
+    )
 
 
 def test_sheets(stream: Stream, comparison: Comparison) -> list[Sheet]:
@@ -89,7 +106,12 @@ def test_sheets(stream: Stream, comparison: Comparison) -> list[Sheet]:
         tested = [(g, result) for g, result in pairs if result is not None]
         rows = [[g.label, *test_cells(result)] for g, result in tested]
         title = f"{stream.title}: {comparison.question.metric} against {what}, {other}"
-        found.append(Sheet(title=title, header=header, rows=rows, bold=[False] * len(rows)))
+        bold = [False] * len(rows)
+        found.append(
+            Sheet(
+                kind="tests", section=stream.title, title=title, header=header, rows=rows, bold=bold
+            )
+        )
     return found
 
 
@@ -117,13 +139,17 @@ def overall_sheet(overall: Overall, metric: str) -> Sheet:
         f"{ranking.critical_difference:.2f} on (Nemenyi)"
     )
     best = min(m.rank for m in overall.methods)
-    return Sheet(
-        title=title, header=header, rows=rows, bold=[m.rank == best for m in overall.methods]
-    )
+    bold = [m.rank == best for m in overall.methods]
+    return Sheet(kind="overall", section=OVERALL, title=title, header=header, rows=rows, bold=bold)
 
 
 def remarks(comparison: Comparison) -> list[str]:
-    """What stands below the tables: the marks, the rules, and what is missing."""
+    """What stands below the tables."""
+    return explanations(comparison) + incomplete_lines(comparison)
+
+
+def explanations(comparison: Comparison) -> list[str]:
+    """The marks, the rules, and what the reader should know."""
     question, groups = comparison.question, [g for s in comparison.streams for g in s.groups]
     marks = {g.distinguishable for g in groups if g.runs}
     interval = "mean ± half of the 95 % interval (Student's t) over n seeds"
@@ -148,10 +174,13 @@ def remarks(comparison: Comparison) -> list[str]:
     if ranking is not None and ranking.critical_difference > len(ranking.ranks) - 1:
         few_streams = f"{ranking.streams} streams are too few for"
         lines.append(f"{few_streams} average ranks of {len(ranking.ranks)} methods to differ")
+    if comparison.overall is not None and comparison.overall.fewest < FEW:
+        few_runs = f"few seeds ({comparison.overall.fewest}, at least {FEW} are wanted)"
+        lines.append(f"{few_runs}: the bootstrap intervals over the streams are too narrow")
     if comparison.overall is not None and comparison.overall.left_out:
         names = ", ".join(comparison.overall.left_out)
         lines.append(f"not ranked, since some stream lacks them: {names}")
-    return lines + [f"note: {note}" for note in comparison.notes] + incomplete_lines(comparison)
+    return lines + [f"note: {note}" for note in comparison.notes]
 
 
 def incomplete_lines(comparison: Comparison) -> list[str]:
@@ -196,7 +225,8 @@ def amount(value: float | None, name: str) -> str:
     """Seconds with three digits; what is counted, in whole numbers with thousands apart."""
     if value is None:
         return "-"
-    return f"{value:.3g}" if name.endswith("seconds") and value < 1000 else f"{value:,.0f}"
+    short = (name.endswith("seconds") and value < 1000) or value >= HUGE
+    return f"{value:.3g}" if short else f"{value:,.0f}"
 
 
 def p_value(p: float | None) -> str:
@@ -216,19 +246,37 @@ def between(interval: tuple[float, float] | None, digits: int = 4) -> str:
 
 def plain(comparison: Comparison) -> str:
     """Aligned text without any control characters."""
-    blocks = []
-    for sheet in sheets(comparison):
-        cells = [sheet.header, *sheet.rows]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [
-            "  ".join(
-                c.ljust(w) if i == 0 else c.rjust(w)
-                for i, (c, w) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in cells
-        ]
-        blocks.append("\n".join([sheet.title, *lines]))
+    blocks = [aligned(sheet.title, [sheet.header, *sheet.rows]) for sheet in sheets(comparison)]
     return "\n\n".join([*blocks, "\n".join(remarks(comparison))])
+
+
+def aligned(title: str, cells: Sequence[Sequence[str]]) -> str:
+    """A table in columns, the first to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(
+            c.ljust(w) if i == 0 else c.rjust(w)
+            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]
+    return "\n".join([title, *lines])
+
+
+def short(comparison: Comparison) -> str:
+    """What the end of a sweep shows: ACC and forgetting of each group, and what is missing."""
+    blocks = []
+    for stream in comparison.streams:
+        names = [n for n in SHORT if any(g.values[n] for g in stream.groups)]
+        lost = any(g.incomplete for g in stream.groups)
+        header = ["strategy", "n", *(["incomplete"] if lost else []), *names]
+        rows = []
+        for g in stream.groups:
+            counts = [str(len(g.runs)), *([str(len(g.incomplete) or "")] if lost else [])]
+            rows.append([g.label, *counts, *(with_half(g, n) for n in names)])
+        blocks.append(aligned(stream.title, [header, *rows]))
+    explained = "mean ± half of the 95 % interval (Student's t) over n seeds"
+    return "\n\n".join([*blocks, explained])
 
 
 def print_rich(comparison: Comparison, console: Console) -> None:

@@ -13,22 +13,37 @@ from pathlib import Path
 from cl_runner.errors import UserError, check
 from cl_runner.results import METRICS
 
-SUMMARY, ERROR = "summary.csv", "error.txt"
+SUMMARY, ERROR, OVERRIDES = "summary.csv", "error.txt", "overrides.yaml"
 OTHER_FILES = re.compile(
-    r"(accura.*|costs|calibration|confusion|statistics|comparison.*)\.csv"
+    r"(accura.*|costs|calibration|confusion|statistics|comparison.*|fisher_overlap)\.csv"
 )  # of runs, and our own
 NEEDED = ("benchmark", "scenario", "strategy", "seed", "ACC")  # of a run that is complete
 COSTS = (
     *("seconds", "train_seconds", "evaluation_seconds", "steps", "samples"),
+    *("flops", "evaluation_flops", "peak_memory_bytes"),
     *("parameters", "parameter_bytes", "generator_parameters"),
     *("buffer_samples", "buffer_bytes", "memory_bytes"),
 )
-TOP_SETTINGS = ("model", "optimizer", "device", "precision", "threads")  # the others have a dot
+TOP_SETTINGS = (
+    "model",
+    "optimizer",
+    "device",
+    "precision",
+    "engine",
+    "threads",
+)  # the others have a dot
 NO_SETTINGS = {
     *("benchmark.seed", "benchmark.default_scenario", "benchmark.default_epochs"),
     "data.root",
 }
-VERSIONS = ("cl_runner_version", "commit", "torch_version", "used_device", "used_precision")
+VERSIONS = (
+    "cl_runner_version",
+    "commit",
+    "torch_version",
+    "used_device",
+    "used_precision",
+    "used_engine",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 LEVEL = 0.05
 FIRST_WILCOXON = 6  # with fewer seeds Wilcoxon's test never gives p < 0.05: 2 / 2**5
 RESAMPLES = 2000
-Strata = Sequence[Sequence[float]] | Sequence[NDArray[np.float64]]  # the runs of each stream
+FEW = 5  # runs of a stream below which a bootstrap interval is much too narrow
+Array = NDArray[np.float64]
+Strata = Sequence[Sequence[float]] | Sequence[Array]  # the runs of each stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +47,6 @@ def paired_test(a: Sequence[float], b: Sequence[float]) -> Paired:
     size is the matched-pairs rank-biserial correlation, (sum of the positive ranks - sum of the
     negative ones) / sum of all, or Cohen's d of the differences, their mean / their SD.
     """
-    from scipy import stats
-
     # Accuracies are ratios of whole numbers: differences closer than this are ties.
     d = np.round(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64), 12)
     n = len(d)
@@ -55,6 +55,8 @@ def paired_test(a: Sequence[float], b: Sequence[float]) -> Paired:
     mean, sd = float(d.mean()), float(d.std(ddof=1))
     if not d.any():
         return Paired(n=n, test="equal in every seed", difference=0.0, p=1.0)
+    from scipy import stats  # slow to import, and not needed by the end of every sweep
+
     if n >= FIRST_WILCOXON:
         d = d[d != 0]
         ranks = stats.rankdata(np.abs(d))
@@ -111,46 +113,82 @@ def rank(means: Mapping[str, Sequence[float]]) -> Ranking:
     )
 
 
-def interquartile_mean(strata: Strata) -> float:
+# Over streams. These take the runs of each stream in the last axis; leading axes are resamples.
+
+
+def interquartile_mean(strata: Strata) -> Array:
     """The mean of the middle half of all values (Agarwal et al. 2021, arXiv 2108.13264)."""
     from scipy import stats
 
-    return float(stats.trim_mean(np.concatenate([np.asarray(s) for s in strata]), 0.25))
+    values = np.concatenate([np.asarray(s, dtype=np.float64) for s in strata], axis=-1)
+    return np.asarray(stats.trim_mean(values, 0.25, axis=-1))
 
 
-def probability_of_improvement(a: Strata, b: Strata) -> float:
+def probability_of_improvement(a: Strata, b: Strata) -> Array:
     """How often a run of a is better than one of b on the same stream, ties counted half.
 
     Mean over the streams of P(X > Y) (Agarwal et al. 2021, arXiv 2108.13264).
     """
     shares = []
     for one, other in zip(a, b, strict=True):
-        x, y = np.asarray(one)[:, None], np.asarray(other)[None]
-        shares.append(((x > y) + 0.5 * (x == y)).mean())
-    return float(np.mean(shares))
+        x, y = np.asarray(one)[..., :, None], np.asarray(other)[..., None, :]
+        shares.append(((x > y) + 0.5 * (x == y)).mean(axis=(-2, -1)))
+    return np.asarray(np.mean(shares, axis=0))
 
 
-def resampled(strata: Strata, rng: np.random.Generator) -> list[NDArray[np.float64]]:
-    """Stratified: as many runs drawn with replacement from each stream as it has."""
-    return [rng.choice(np.asarray(s, dtype=np.float64), len(s)) for s in strata]
+def performance_profile(strata: Strata, thresholds: Sequence[float]) -> Array:
+    """The share of runs that reach each threshold, [len(thresholds)]: mean over the streams.
+
+    F(tau) = 1/M sum_m 1/N_m sum_n 1[x_{m,n} >= tau] (Agarwal et al. 2021, arXiv 2108.13264, with
+    > there). Larger values are better.
+    """
+    tau = np.asarray(thresholds, dtype=np.float64)[:, None]
+    shares = [(np.asarray(s)[..., None, :] >= tau).mean(axis=-1) for s in strata]
+    return np.asarray(np.mean(shares, axis=0))
 
 
-def iqm_interval(strata: Strata) -> tuple[float, float]:
-    """The 95 % percentile interval of the interquartile mean; stratified bootstrap, seed 0."""
-    rng = np.random.default_rng(0)
-    return _percentiles([interquartile_mean(resampled(strata, rng)) for _ in range(RESAMPLES)])
+def resampled(strata: Strata, rng: np.random.Generator) -> list[Array]:
+    """Stratified: RESAMPLES times as many runs, with replacement, from each stream as it has."""
+    return [rng.choice(np.asarray(s, dtype=np.float64), (RESAMPLES, len(s))) for s in strata]
 
 
-def improvement_interval(a: Strata, b: Strata) -> tuple[float, float]:
+def repeated(*several: Strata) -> bool:
+    """Whether there is anything to resample: some stream has two runs."""
+    return any(len(s) > 1 for strata in several for s in strata)
+
+
+def iqm_interval(strata: Strata) -> tuple[float, float] | None:
+    """The 95 % percentile interval of the interquartile mean; stratified bootstrap, seed 0.
+
+    None, as for the other intervals, where every stream has one run only.
+    """
+    if not repeated(strata):
+        return None
+    values = interquartile_mean(resampled(strata, np.random.default_rng(0)))
+    return _percentiles(values[:, None])[0]
+
+
+def improvement_interval(a: Strata, b: Strata) -> tuple[float, float] | None:
     """Likewise for the probability of improvement."""
+    if not repeated(a, b):
+        return None
     rng = np.random.default_rng(0)
-    values = [
-        probability_of_improvement(resampled(a, rng), resampled(b, rng)) for _ in range(RESAMPLES)
-    ]
-    return _percentiles(values)
+    values = probability_of_improvement(resampled(a, rng), resampled(b, rng))
+    return _percentiles(values[:, None])[0]
 
 
-def _percentiles(values: Sequence[float]) -> tuple[float, float]:
+def profile_intervals(
+    strata: Strata, thresholds: Sequence[float]
+) -> list[tuple[float, float]] | None:
+    """Likewise for the performance profile, at each threshold by itself."""
+    if not repeated(strata):
+        return None
+    rng = np.random.default_rng(0)
+    return _percentiles(performance_profile(resampled(strata, rng), thresholds))
+
+
+def _percentiles(values: Array) -> list[tuple[float, float]]:
+    """Low and high of each column of values [RESAMPLES, n]."""
     tail = 100 * LEVEL / 2
-    low, high = np.percentile(values, [tail, 100 - tail])
-    return float(low), float(high)
+    low, high = np.percentile(values, [tail, 100 - tail], axis=0)
+    return list(zip(low.tolist(), high.tolist(), strict=True))

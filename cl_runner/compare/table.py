@@ -15,8 +15,11 @@ from cl_runner.errors import UserError, check
 from cl_runner.results import interval
 
 QUALITY = ("ACC", "forgetting", "BWT", "FWT", "learning_accuracy", "intransigence")
-PRICE = ("seconds", "samples", "parameters", "buffer_bytes")
-LARGER_IS_BETTER = ("ACC", "BWT", "FWT", "learning_accuracy", "average_incremental_accuracy")
+PRICE = ("seconds", "samples", "flops", "parameters", "buffer_bytes", "peak_memory_bytes")
+LARGER_IS_BETTER = (
+    *("ACC", "BWT", "FWT", "learning_accuracy"),
+    *("average_incremental_accuracy", "average_anytime_accuracy"),
+)
 OWN_NAME = {"model": "model", "optimizer": "optimizer"}  # groups of settings that have a name
 BOUNDS = ("cumulative", "joint")  # see data that a strategy must not; none of them is the best
 LOWER, UPPER = "naive", "joint"
@@ -100,10 +103,12 @@ class Method:
     label: str
     rank: float
     iqm: float
-    iqm_interval: tuple[float, float]
+    iqm_interval: tuple[float, float] | None
     against: str | None = None  # the method that the probability is about
     improvement: float | None = None  # P(a run of this one is better)
     improvement_interval: tuple[float, float] | None = None
+    # threshold, share of the runs that reach it, and the share's interval: low and high
+    profile: list[tuple[float, float, float, float]] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -111,6 +116,7 @@ class Overall:
     """All methods that every stream has."""
 
     ranking: Ranking
+    fewest: int  # runs of a method on a stream
     methods: list[Method]
     left_out: list[str]  # methods that some stream lacks
 
@@ -357,7 +363,7 @@ def column(name: str, stream: Stream) -> str:
 
 def fill(stream: Stream, question: Question, notes: list[str]) -> None:
     """Values, bounds and tests of the groups; the best comes first, those without runs last."""
-    names = dict.fromkeys([question.metric, *QUALITY, *PRICE])
+    names = dict.fromkeys([question.metric, *QUALITY, *PRICE, "train_seconds"])
     for one in stream.groups:
         for name in names:
             numbers = {s: run.number(column(name, stream)) for s, run in one.runs.items()}
@@ -510,14 +516,35 @@ def over_streams(streams: Sequence[Stream], question: Question) -> Overall | Non
         method = Method(
             label=name,
             rank=rank,
-            iqm=statistics.interquartile_mean(strata),
+            iqm=float(statistics.interquartile_mean(strata)),
             iqm_interval=statistics.iqm_interval(strata),
         )
         if name != against:
             pair = [[[sign * v for v in s] for s in scores[n]] for n in (name, against)]
             method.against = against
-            method.improvement = statistics.probability_of_improvement(*pair)
+            method.improvement = float(statistics.probability_of_improvement(*pair))
             method.improvement_interval = statistics.improvement_interval(*pair)
         methods.append(method)
+    add_profiles(methods, scores, sign)
     left_out = sorted(set().union(*tables) - set(everywhere))
-    return Overall(ranking=ranking, methods=methods, left_out=left_out)
+    fewest = min(len(stratum) for strata in scores.values() for stratum in strata)
+    return Overall(ranking=ranking, fewest=fewest, methods=methods, left_out=left_out)
+
+
+def add_profiles(
+    methods: Sequence[Method], scores: Mapping[str, list[list[float]]], sign: int
+) -> None:
+    """Performance profiles at thresholds over the whole range of a metric.
+
+    Where less is better, a run reaches a threshold that it does not exceed.
+    """
+    values = [v for strata in scores.values() for stratum in strata for v in stratum]
+    low, high = min(0.0, *values), max(1.0, *values)
+    thresholds = [low + (high - low) * i / 100 for i in range(101)]
+    for method in methods:
+        strata = [[sign * v for v in stratum] for stratum in scores[method.label]]
+        signed = [sign * tau for tau in thresholds]
+        shares = statistics.performance_profile(strata, signed).tolist()
+        ends = statistics.profile_intervals(strata, signed) or [(s, s) for s in shares]
+        rows = zip(thresholds, shares, ends, strict=True)
+        method.profile = [(tau, share, *end) for tau, share, end in rows]

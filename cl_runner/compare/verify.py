@@ -14,9 +14,12 @@ import numpy as np
 from cl_runner.compare.runs import COSTS, SUMMARY, Run, is_metric, is_setting, read_runs
 from cl_runner.errors import UserError, check
 from cl_runner.results import (
+    METRICS,
     Curves,
     Matrices,
+    config_hash,
     flatten,
+    interval,
     matrix_name,
     metric_columns,
     read_curves,
@@ -24,6 +27,16 @@ from cl_runner.results import (
     read_rows,
 )
 
+STATISTICS = "statistics.csv"
+# Columns of costs.csv: what is spent on each task, and what is held after it.
+SPENT = (
+    *("train_seconds", "evaluation_seconds", "steps", "samples"),
+    *("flops", "evaluation_flops"),
+)
+HELD = (
+    *("parameters", "buffer_bytes", "memory_bytes", "generator_parameters"),
+    "peak_memory_bytes",
+)
 TOLERANCE = 1e-9  # of a metric; the files hold every digit
 STATES = ("complete", "running", "interrupted", "failed")
 READINGS, SPLITS = ("task", "domain", "class"), ("test", "validation")
@@ -39,6 +52,8 @@ def verify(patterns: Sequence[str]) -> tuple[int, list[str]]:
     for folder in sorted({parent for run in runs for parent in run.folder.parents}):
         if (folder / SUMMARY).is_file():
             lines += [f"{folder}: {problem}" for problem in of_merged(folder)]
+        if (folder / STATISTICS).is_file():
+            lines += [f"{folder}: {problem}" for problem in of_seeds(folder)]
     return len(runs), lines
 
 
@@ -48,6 +63,7 @@ def of_run(run: Run) -> Iterator[str]:
     if row["status"] not in STATES:
         yield f"{SUMMARY} has the status {row['status']!r}, not one of {', '.join(STATES)}"
     yield from of_costs(row)
+    yield from of_cost_table(run.folder, row)
     yield from of_configuration(run.folder, row)
     scenario = row.get("scenario", "")
     try:
@@ -91,16 +107,52 @@ def of_costs(row: Mapping[str, str]) -> Iterator[str]:
             yield f"{name} is {row[name]}, not whole"
 
 
+def of_cost_table(folder: Path, row: Mapping[str, str]) -> Iterator[str]:
+    """The tasks' costs add up to the run's, and what is held at the end is what the run says."""
+    path = folder / "costs.csv"
+    if not path.exists() or row["status"] != "complete":
+        return
+    try:
+        rows = read_rows(path)
+        tasks = [int(cells["after_task"]) for cells in rows]
+        sums = {name: math.fsum(float(cells[name]) for cells in rows) for name in SPENT}
+        held = {name: rows[-1][name] for name in HELD}
+    except (OSError, ValueError, TypeError, KeyError, IndexError, csv.Error) as error:
+        yield f"cannot read costs.csv: {error!r}"
+        return
+    if tasks != list(range(len(tasks))) or str(len(tasks) - 1) != row["benchmark.num_tasks"]:
+        yield f"costs.csv has the tasks {tasks}, not 0 to {row['benchmark.num_tasks']}, each once"
+    for name, value in sums.items():
+        if not math.isclose(value, number(row.get(name, "")), rel_tol=1e-9, abs_tol=1e-9):
+            said = row.get(name) or "nothing"
+            yield f"costs.csv adds up to {value} {name}, {SUMMARY} says {said}"
+    for name, cell in held.items():
+        if cell != row.get(name, ""):
+            yield f"costs.csv ends with {name} {cell!r}, {SUMMARY} says {row.get(name)!r}"
+
+
+def number(cell: str) -> float:
+    """A cell as a number; NaN where it is none."""
+    try:
+        return float(cell)
+    except ValueError:
+        return math.nan
+
+
 def of_configuration(folder: Path, row: Mapping[str, str]) -> Iterator[str]:
     """Every setting of the row is as in config.yaml, which may have more: they change no result."""
     import yaml
 
     path = folder / "config.yaml"
     try:
-        flat = flatten(yaml.safe_load(path.read_text(encoding="utf-8")))
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        flat = flatten(config)
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
         yield f"cannot read config.yaml: {' '.join(str(error).split())}"
         return
+    said = row.get("config_hash", "")
+    if said and said != (own := config_hash(config)):
+        yield f"config.yaml has the hash {own}, {SUMMARY} says {said}"
     for key in (key for key in row if is_setting(key) or key in NAMED):
         name = f"{key}.name" if key in NAMED else key
         value = flat.get(name)
@@ -190,7 +242,14 @@ def of_tidy(folder: Path, matrices: Matrices) -> Iterator[str]:
 
 def of_merged(folder: Path) -> Iterator[str]:
     """A table of several runs says of each what its own summary.csv says."""
-    for row in read_rows(folder / SUMMARY):
+    rows = read_rows(folder / SUMMARY)
+    named = {row.get("run") or f"seed={row.get('seed')}" for row in rows}
+    for path in sorted(folder.rglob(SUMMARY)):
+        name = path.parent.relative_to(folder).as_posix()
+        inner = next(path.parent.glob(f"*/{SUMMARY}"), None)
+        if inner is None and name not in named and read_rows(path)[0].get("status") == "complete":
+            yield f"{SUMMARY} has no row of {name}"
+    for row in rows:
         name = row.get("run") or f"seed={row.get('seed')}"
         own = folder / name / SUMMARY
         if not own.is_file():
@@ -199,3 +258,38 @@ def of_merged(folder: Path) -> Iterator[str]:
         for key, value in first.items():
             if row.get(key, "") != value and key != "run":
                 yield f"{SUMMARY} says {key} of {name} is {row.get(key)!r}, its own says {value!r}"
+
+
+def of_seeds(folder: Path) -> Iterator[str]:
+    """What `seeds=[...]` has gathered is what its runs say, and the statistics are theirs."""
+    found = {path.parent: read_rows(path)[0] for path in sorted(folder.glob(f"seed=*/{SUMMARY}"))}
+    rows = [row for row in found.values() if row["status"] == "complete"]
+    try:
+        said = {row["metric"]: row for row in read_rows(folder / STATISTICS)}
+        expected = {name: interval([float(r[name]) for r in rows if r.get(name)]) for name in said}
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        yield f"cannot read {STATISTICS}: {error!r}"
+        return
+    columns = set().union(*rows)
+    for metric in (m for m in METRICS if m in columns and m not in said):
+        yield f"{STATISTICS} has no row of {metric}"
+    cells = [(m, key, value) for m, found_ in expected.items() for key, value in found_.items()]
+    for metric, key, value in cells:
+        cell = said[metric].get(key) or ""
+        agrees = not cell if value is None else abs(number(cell) - value) <= TOLERANCE
+        if not agrees:
+            own = "nothing" if value is None else value
+            yield f"{STATISTICS} says {cell or 'nothing'} for {key} of {metric}, its runs {own}"
+    for name in sorted({path.name for run in found for path in run.glob("accura*.csv")}):
+        if not (folder / name).is_file():
+            yield f"{name} is missing"
+            continue
+        whole = [row for row in read_rows(folder / name) if folder / f"seed={row['seed']}" in found]
+        parts = [
+            {"seed": run["seed"], **row}
+            for path, run in found.items()
+            if (path / name).is_file()
+            for row in read_rows(path / name)
+        ]
+        if sorted(whole, key=str) != sorted(parts, key=str):
+            yield f"{name} has {len(whole)} rows that are not the {len(parts)} of its runs"

@@ -290,3 +290,16 @@ def output_sensitivity(s: TrainState, task: Task, env: Env, *, samples: int | No
         return [2 * (logits if batch.active is None else logits * batch.active)]
 
     return mean_gradient_sizes(s, task, env, outputs, torch.abs, samples)
+
+
+def fisher_overlap(a: Tensor, b: Tensor) -> float | None:
+    """How far two tasks need the same weights: 1 - d^2 in [0, 1], for Fisher diagonals a, b [P].
+
+    Kirkpatrick et al. 2017 (arXiv 1612.00796, section 4.3): with both normalised to unit trace,
+    d^2 = 1/2 tr(A + B - 2 (A B)^(1/2)), the Frechet distance, which for diagonals leaves
+    1 - d^2 = sum_p sqrt(a_p b_p). None where one of them is all zero.
+    """
+    a, b = a.double(), b.double()
+    if not (a.any() and b.any()):
+        return None
+    return float(((a / a.sum()) * (b / b.sum())).sqrt().sum())

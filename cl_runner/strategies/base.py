@@ -30,6 +30,7 @@ class Strategy:
     one_graph: ClassVar[bool] = True  # a step can be compiled, captured and stacked as one graph
     whole_sequence: ClassVar[bool] = False  # the first task's training stands for all tasks'
     buffers_inputs: ClassVar[bool] = True  # a buffered sample takes the room of its input
+    diagnostics: ClassVar[tuple[str, ...]] = ()  # names in memory that the method does not need
 
     name: str
 
@@ -68,6 +69,10 @@ class Strategy:
 
     def pictures(self, s: TrainState, env: Env) -> dict[str, Tensor]:
         """Images to look at after a task, [n, C, H, W] in [0, 1] by name, such as samples."""
+        return {}
+
+    def tables(self, s: TrainState, env: Env) -> dict[str, list[dict[str, Any]]]:
+        """Rows to write as `<name>.csv` after a task, those of the tasks before it included."""
         return {}
 
     # Hot: once per step.

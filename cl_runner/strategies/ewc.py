@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -10,7 +11,12 @@ from torch import Tensor
 from cl_runner.core import Batch, Task, TrainState
 from cl_runner.env import Env
 from cl_runner.errors import check, one_of
-from cl_runner.functional.importance import LABEL_RULES, fisher_diagonal, merge_quadratics
+from cl_runner.functional.importance import (
+    LABEL_RULES,
+    fisher_diagonal,
+    fisher_overlap,
+    merge_quadratics,
+)
 from cl_runner.functional.losses import pulled, quadratic_proximal
 from cl_runner.strategies.base import Aux, Strategy
 
@@ -31,7 +37,11 @@ class EWC(Strategy):
       it). With plain SGD the step on the penalty diverges once lr * lambda * max F > 2.
       `proximal`: the penalty's proximal step after the optimizer's own, with the step size lr; it
       is stable at any lambda.
+    - overlap: each task's own Fisher is kept for `fisher_overlap.csv` (section 4.3 and fig. 2C).
+      It is no part of the method, and not counted as its memory.
     """
+
+    diagnostics: ClassVar[tuple[str, ...]] = ("task_fishers",)
 
     lambda_: float = 3.0
     mode: str = "separate"
@@ -39,6 +49,7 @@ class EWC(Strategy):
     fisher_labels: str = "exact"
     fisher_samples: int | None = 5000
     penalty: str = "loss"
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         check(self.lambda_ >= 0, f"strategy.lambda must be at least 0, got {self.lambda_}")
@@ -53,7 +64,10 @@ class EWC(Strategy):
 
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
         anchor = theta.detach().clone()
-        return {"fisher": torch.zeros_like(anchor), "anchor": anchor}
+        memory = {"fisher": torch.zeros_like(anchor), "anchor": anchor}
+        if self.overlap:
+            memory["task_fishers"] = anchor.new_zeros(env.num_tasks, len(anchor))  # [T, P]
+        return memory
 
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         grad, (loss, aux) = env.grad_and_value(self.loss)(s.theta, s, batch, env)
@@ -70,6 +84,32 @@ class EWC(Strategy):
         old, theta = s.memory["fisher"], s.theta.detach().clone()
         new = fisher_diagonal(s, task, env, labels=self.fisher_labels, samples=self.fisher_samples)
         if self.mode == "online":
-            return s._replace(memory={"fisher": self.gamma * old + new, "anchor": theta})
-        anchor = merge_quadratics(s.memory["anchor"], old, theta, new)
-        return s._replace(memory={"fisher": old + new, "anchor": anchor})
+            memory = {"fisher": self.gamma * old + new, "anchor": theta}
+        else:
+            anchor = merge_quadratics(s.memory["anchor"], old, theta, new)
+            memory = {"fisher": old + new, "anchor": anchor}
+        if self.overlap:
+            memory["task_fishers"] = s.memory["task_fishers"].clone()
+            memory["task_fishers"][task.index] = new
+        return s._replace(memory=memory)
+
+    def tables(self, s: TrainState, env: Env) -> dict[str, list[dict[str, Any]]]:
+        if not self.overlap:
+            return {}
+        learned = s.memory["task_fishers"][: int(s.t) + 1]
+        tasks = [layers(env.flat.views(fisher)) for fisher in learned]
+        rows = [
+            {"layer": layer, "task_a": a + 1, "task_b": b + 1, "overlap": fisher_overlap(one, two)}
+            for b in range(len(tasks))
+            for a in range(b)
+            for (layer, one), two in zip(tasks[a].items(), tasks[b].values(), strict=True)
+        ]
+        return {"fisher_overlap": rows} if rows else {}
+
+
+def layers(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters by layer: a vector of its weights and biases for each."""
+    parts: dict[str, list[Tensor]] = {}
+    for name, value in parameters.items():
+        parts.setdefault(name.rpartition(".")[0] or name, []).append(value.flatten())
+    return {layer: torch.cat(values) for layer, values in parts.items()}

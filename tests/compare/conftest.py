@@ -26,6 +26,17 @@ def matrix(acc: float, learned: float = 0.9, T: int = 3) -> np.ndarray:
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Callable[..., Path]:
     """run_folder(acc, strategy="er", seed=1, **columns) -> a complete run's folder."""
+    return maker(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared_run_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The same for all tests of a module, which must leave the folders as they are."""
+    return maker(tmp_path_factory.mktemp("shared"))
+
+
+def maker(root: Path) -> Callable[..., Path]:
+    """What makes run folders in `root/runs`."""
 
     def make(
         acc: float | np.ndarray = 0.5,
@@ -51,7 +62,7 @@ def run_folder(tmp_path: Path) -> Callable[..., Path]:
             **keys,
         }
         label = "-".join([benchmark, scenario, strategy, str(seed), *map(str, keys.values())])
-        out = tmp_path / "runs" / (folder or label)
+        out = root / "runs" / (folder or label)
         out.mkdir(parents=True)
         matrices = {("test", scenario): R}
         if scenario == "class":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cl_runner import sweep
 from cl_runner.compare import cli
 from cl_runner.errors import UserError
 from cl_runner.results import read_rows
@@ -122,9 +123,11 @@ def command(name: str, *arguments: str | Path, cwd: Path) -> subprocess.Complete
 def test_the_installed_command_on_a_real_sweep(tmp_path: Path) -> None:
     common = ("benchmark=split_digits", "benchmark.num_tasks=2", "training.iterations=4")
     quick = ("model.hidden_sizes=[8]", "threads=1", "device=cpu", "verbose=false")
-    sweep = ("-m", "strategy=naive,joint,er", "seed=0,1", "hydra.sweep.dir=sweep")
-    done = command("cl-run", *sweep, *common, *quick, cwd=tmp_path)
+    many = ("-m", "strategy=naive,joint,er", "seed=0,1", "hydra.sweep.dir=sweep")
+    done = command("cl-run", *many, *common, *quick, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    *_, said, _ = done.stdout.splitlines()
+    assert said.startswith("compared in sweep/comparison.csv; tests and pictures: cl-compare sweep")
     more = ("strategy=ewc", "seeds=[0,1]", "hydra.run.dir=ewc")
     assert command("cl-run", *more, *common, *quick, cwd=tmp_path).returncode == 0
     verified = command("cl-compare", "verify", "sweep", "ewc", cwd=tmp_path)
@@ -144,6 +147,12 @@ def test_the_installed_command_on_a_real_sweep(tmp_path: Path) -> None:
         for row in read_rows(path)
     ]
     assert float(rows["ewc"]["ACC"]) == pytest.approx(sum(accs) / 2)
+    own = read_rows(tmp_path / "sweep" / "comparison.csv")
+    assert {(row["strategy"], row["n"]) for row in own} == {
+        ("naive", "2"),
+        ("joint", "2"),
+        ("er", "2"),
+    }
     broken = command("cl-compare", "nowhere", cwd=tmp_path)
     assert (broken.returncode, broken.stdout) == (2, "")
     assert broken.stderr == "cl-compare: there is no file or folder nowhere\n"
@@ -159,3 +168,66 @@ def test_it_never_loads_torch(here: Path) -> None:
         [sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=True
     )
     assert done.stderr.splitlines()[-1] == ""
+
+
+def test_a_sweep_ends_with_its_comparison(run_folder, tmp_path: Path, capsys) -> None:
+    """Failed jobs are counted, not averaged in."""
+    for seed in (0, 1):
+        run_folder(0.6 + seed / 10, seed=seed)
+    run_folder(0.1, seed=2, status="failed")
+    run_folder(0.4, strategy="naive")
+    sweep.compared(tmp_path / "runs", verbose=True)
+    out, err = capsys.readouterr()
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[2] == ["strategy", "n", "incomplete", "ACC", "forgetting"]
+    assert lines[3][:4] == ["er", "2", "1", "0.650"] and lines[4][:3] == ["naive", "1", "0.400"]
+    rows = {row["strategy"]: row for row in read_rows(tmp_path / "runs" / "comparison.csv")}
+    assert (rows["er"]["n"], rows["er"]["incomplete"]) == ("2", "1")
+    assert float(rows["er"]["ACC"]) == pytest.approx(0.65)
+    assert out.splitlines()[-1].endswith(f"cl-compare {tmp_path / 'runs'} --html report.html")
+    assert err == ""
+
+
+def test_a_comparison_that_fails_is_one_line(run_folder, tmp_path: Path, capsys) -> None:
+    run_folder(0.5, status="failed")
+    sweep.compared(tmp_path / "runs", verbose=True)
+    out, err = capsys.readouterr()
+    assert (out, err) == ("no comparison: none of the 1 runs is complete: failed\n", "")
+
+
+def test_few_runs_are_compared_without_slow_imports(run_folder, tmp_path: Path) -> None:
+    """One seed per setting needs no statistics; several need Student's t only."""
+    for strategy in ("er", "naive"):
+        run_folder(0.5, strategy=strategy)
+    code = (
+        "import sys; from pathlib import Path; from cl_runner.sweep import compared; "
+        "compared(Path('runs'), verbose=True); "
+        "print(*sorted({'torch', 'pandas', 'scipy', 'matplotlib'} & set(sys.modules)), '!')"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "!"
+
+
+def test_a_run_draws_its_own_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    toy = ("benchmark=split_digits", "benchmark.num_tasks=2", "training.iterations=2", "device=cpu")
+    quick = ("model.hidden_sizes=[4]", "plots=true", "hydra.run.dir=a", "threads=1")
+    done = command("cl-run", *toy, *quick, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1].startswith("6 pictures in ")
+    kinds = {path.stem.rpartition("-")[2] for path in (tmp_path / "a" / "pictures").iterdir()}
+    assert kinds == {"matrices", "tasks", "average_accuracy"}  # one run has nothing to be beside
+    # Without matplotlib it is refused before the run has a folder.
+    without = (
+        "import sys; from importlib import util; found = util.find_spec; "
+        "util.find_spec = lambda name: None if name == 'matplotlib' else found(name); "
+        "sys.argv = ['cl-run', 'plots=true', 'hydra.run.dir=b']; "
+        "from cl_runner.cli import main; main()"
+    )
+    command_ = [sys.executable, "-c", without]
+    done = subprocess.run(command_, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    said = "plots=true needs matplotlib: pip install 'cl_runner[plots]', or plots=false"
+    assert done.stderr == f"cl-run: {said}\n"
+    assert not (tmp_path / "b").exists()

@@ -14,7 +14,7 @@ from cl_runner.compare import pictures
 from cl_runner.compare.runs import read_runs
 from cl_runner.compare.table import Comparison, Question, compare
 from cl_runner.errors import UserError
-from cl_runner.results import write_rows
+from cl_runner.results import read_rows, write_rows
 
 KINDS = ("matrices", "tasks", "average_accuracy", "forgetting", "stability_plasticity", "memory")
 POINTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1)
@@ -57,6 +57,133 @@ def test_figures_show_the_data_with_labelled_axes(comparison: Comparison) -> Non
         assert image[-1].mean() == pytest.approx(0.925)  # joint comes first
     finally:
         plt.close("all")
+
+
+def drawn(folder: Path, **question: object) -> dict[str, object]:
+    """The figures of the runs in a folder, by kind."""
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plt.switch_backend("Agg")
+    found = compare(read_runs([str(folder)])[0], Question(**question))
+    return {kind: figure for _, kind, figure in pictures.figures(found, plt)}
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    """No figure outlives its test."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+
+
+def test_a_sweep_of_a_setting_is_a_curve_for_each_of_the_others(run_folder, tmp_path) -> None:
+    for seed in (0, 1):
+        for i, value in enumerate((0, 1, 10, 1000)):
+            for lr in (0.1, 0.2):
+                acc = 0.5 + i / 20 + lr / 2 + seed / 100
+                run_folder(acc, strategy__lambda=value, seed=seed, optimizer__lr=lr)
+    figures = drawn(tmp_path)
+    assert "sweep_optimizer.lr" not in figures  # two values make no curve
+    top, below = figures["sweep_lambda"].axes
+    curves = {c.get_label().split(" (")[0]: c.lines[0].get_xydata() for c in top.containers}
+    assert set(curves) == {"er optimizer.lr=0.1", "er optimizer.lr=0.2"}
+    expected = [(0, 0.555), (1, 0.605), (10, 0.655), (1000, 0.705)]
+    assert curves["er optimizer.lr=0.1"] == pytest.approx(np.array(expected))
+    forgotten = {c.get_label().split(" (")[0]: c.lines[0].get_ydata() for c in below.containers}
+    expected = [1.5 * (0.9 - acc) for _, acc in expected]  # see conftest.matrix
+    assert forgotten["er optimizer.lr=0.1"] == pytest.approx(expected)
+    assert (top.get_xscale(), below.get_xlabel()) == ("symlog", "strategy.lambda")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1, 2, 3], "linear"),
+        ([0.1, 1, 10], "log"),
+        ([0, 1, 10], "symlog"),
+        ([0, 0], "linear"),
+        ([-1, 1, 100], "linear"),
+    ],
+)
+def test_an_axis_is_logarithmic_where_values_span_decades(values, expected: str) -> None:
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plt.switch_backend("Agg")
+    _, axis = plt.subplots()
+    pictures.scale(axis, "x", values)
+    assert axis.get_xscale() == expected
+
+
+def test_computation_is_what_all_runs_have_measured(run_folder, tmp_path: Path) -> None:
+    """FLOPs if all have them, else samples if they differ, else time."""
+    for strategy, acc in (("naive", 0.4), ("er", 0.6), ("joint", 0.9)):
+        run_folder(acc, strategy=strategy, samples=60, train_seconds=acc)
+    axis = drawn(tmp_path)["compute"].axes[0]
+    assert axis.get_xlabel() == "training time (seconds) per run"
+    for path in (tmp_path / "runs").glob("*/summary.csv"):
+        row = read_rows(path)[0]
+        write_rows(path, [row | {"samples": 99 if "joint" in path.parent.name else 60}])
+    axis = drawn(tmp_path)["compute"].axes[0]
+    assert axis.get_xlabel().startswith("samples trained on")
+    for path in (tmp_path / "runs").glob("*/summary.csv"):
+        row = read_rows(path)[0]
+        flops = {"naive": 1e9, "er": 3e9, "joint": 2e10}[row["strategy"]]
+        write_rows(path, [row | {"flops": int(flops)}])
+    axis = drawn(tmp_path)["compute"].axes[0]
+    assert axis.get_xlabel().startswith("floating-point operations")
+    assert axis.get_xscale() == "log"
+    points = {c.get_label().split(" (")[0]: c.lines[0].get_xydata()[0] for c in axis.containers}
+    assert points["er"] == pytest.approx([3e9, 0.6])
+    assert points["joint"] == pytest.approx([2e10, 0.9])  # shown, but not on the front
+    (line,) = [line for line in axis.lines if line.get_linestyle() == "--"][:1]
+    assert line.get_xydata() == pytest.approx(np.array([[1e9, 0.4], [3e9, 0.6]]))
+
+
+def test_profiles_over_streams(run_folder, tmp_path: Path) -> None:
+    for benchmark in "xy":
+        for strategy, acc in {"a": 0.6, "b": 0.4}.items():
+            for seed in (0, 1):
+                run_folder(acc + seed / 10, benchmark=benchmark, strategy=strategy, seed=seed)
+    (axis,) = drawn(tmp_path)["profiles"].axes
+    a, b = (line.get_xydata() for line in axis.lines)
+    assert dict(a.round(2).tolist())[0.65] == 0.5 and dict(b.round(2).tolist())[0.65] == 0
+    assert len(axis.collections) == 2  # the bands
+    (axis,) = drawn(tmp_path, metric="forgetting")["profiles"].axes
+    assert axis.get_ylabel() == "share of runs at most the threshold"
+
+
+def test_fisher_overlap_by_layer(run_folder, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        rows = [
+            {"layer": layer, "task_a": a, "task_b": b, "overlap": overlap + seed / 10}
+            for layer, overlap in (("hidden", 0.2), ("output", 0.6))
+            for a, b in ((1, 2), (1, 3))
+        ]
+        rows.append({"layer": "unused", "task_a": 1, "task_b": 2, "overlap": None})
+        out = run_folder(0.5, strategy="ewc", seed=seed)
+        write_rows(out / "fisher_overlap.csv", rows)
+    (axis,) = drawn(tmp_path)["fisher_overlap"].axes
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["hidden", "output"]
+    assert axis.containers[0].lines[0].get_ydata() == pytest.approx([0.25, 0.65])
+    (out / "fisher_overlap.csv").write_text("layer\nhidden\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"cannot read .*fisher_overlap\.csv"):
+        drawn(tmp_path)
+
+
+def test_ten_strategies_are_told_apart(run_folder, tmp_path: Path) -> None:
+    for i in range(12):
+        run_folder(0.3 + i / 20, strategy=f"s{i:02}")
+    axis = drawn(tmp_path)["average_accuracy"].axes[0]
+    looks = {(c.lines[0].get_color(), c.lines[0].get_marker()) for c in axis.containers}
+    colours, markers = zip(*looks, strict=True)
+    assert len(set(colours)) == len(set(markers)) == 10
+    assert axis.figure.get_suptitle().endswith("(10 of 12 settings)")
+
+
+def test_a_dollar_in_a_setting_is_no_formula(run_folder, tmp_path: Path) -> None:
+    for value in ("$x^$", "$y"):
+        run_folder(0.5, strategy__policy=value)
+    found = compare(read_runs([str(tmp_path)])[0], Question())
+    pytest.importorskip("matplotlib")
+    assert pictures.draw(found, tmp_path / "plots")
 
 
 def test_without_matrices_there_are_still_the_metrics(comparison: Comparison, tmp_path) -> None:

@@ -97,3 +97,24 @@ def test_a_name_with_specials_survives_every_format(run_folder, tmp_path) -> Non
     assert "policy=a\\|b" in render.markdown(found)
     assert "policy=c\\_d\\&e" in render.latex(found)
     assert "policy=c_d&e" in render.plain(found)
+
+
+def test_too_few_seeds_for_a_bootstrap_are_said(run_folder, tmp_path: Path) -> None:
+    for benchmark in "xy":
+        for strategy, acc in {"a": 0.6, "b": 0.5}.items():
+            run_folder(acc, benchmark=benchmark, strategy=strategy)
+    said = "the bootstrap intervals over the streams are too narrow"
+    text = render.plain(compare(read_runs([str(tmp_path)])[0], Question()))
+    assert f"few seeds (1, at least 5 are wanted): {said}" in text
+    (line,) = [line for line in text.splitlines() if re.match(r"a +1\.00", line)]
+    assert line.split() == ["a", "1.00", "0.6000", "-", "-", "-"]  # no interval of one run
+    for benchmark in "xy":
+        for strategy, acc in {"a": 0.6, "b": 0.5}.items():
+            for seed in range(1, 5):
+                run_folder(acc + seed / 100, benchmark=benchmark, strategy=strategy, seed=seed)
+    assert said not in render.plain(compare(read_runs([str(tmp_path)])[0], Question()))
+
+
+def test_costs_of_many_digits_are_short() -> None:
+    assert render.amount(123456789012.0, "flops") == "1.23e+11"
+    assert render.amount(144200.0, "samples") == "144,200"

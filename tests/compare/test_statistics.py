@@ -18,7 +18,9 @@ from cl_runner.compare.statistics import (
     interquartile_mean,
     iqm_interval,
     paired_test,
+    performance_profile,
     probability_of_improvement,
+    profile_intervals,
     rank,
 )
 
@@ -141,3 +143,44 @@ def test_bootstrap_intervals_agree_with_scipy_and_repeat() -> None:
 def test_the_bootstrap_is_stratified() -> None:
     """Runs of different streams never stand in for each other."""
     assert iqm_interval([[0.1, 0.1, 0.1], [0.9, 0.9, 0.9]]) == pytest.approx((0.5, 0.5))
+
+
+# Performance profiles.
+
+
+def test_a_performance_profile_by_counting() -> None:
+    """Streams count the same, whatever their number of runs."""
+    strata = [[0.2, 0.4, 0.4, 0.9], [0.5]]
+    found = performance_profile(strata, [0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 1.0])
+    expected = [1, 1, (3 / 4 + 1) / 2, (3 / 4 + 1) / 2, (1 / 4 + 1) / 2, 1 / 8, 0]
+    assert found == pytest.approx(expected)
+
+
+@given(st.lists(st.lists(FRACTIONS, min_size=1, max_size=4), min_size=1, max_size=3))
+def test_the_area_below_a_profile_is_the_mean_score(strata: list[list[float]]) -> None:
+    """integral of P(X >= tau) over [0, 1] = E[X], here on the grid of thousandths exactly."""
+    tau = (np.arange(1000) + 0.5) / 1000
+    area = performance_profile(strata, tau.tolist()).mean()
+    assert area == pytest.approx(np.mean([np.mean(s) for s in strata]))
+
+
+def test_profile_intervals_are_binomial_for_one_stream() -> None:
+    """A resampled share of n runs is a binomial count: its percentiles are scipy's."""
+    n, reached = 40, 26
+    values = [1.0] * reached + [0.0] * (n - reached)
+    found = profile_intervals([values], [0.5])
+    assert found is not None
+    expected = stats.binom.ppf([0.025, 0.975], n, reached / n) / n
+    assert found[0] == pytest.approx(tuple(expected), abs=1.01 / n)
+    several = profile_intervals([values, [1.0, 1.0]], [0.0, 0.5, 2.0])
+    assert several is not None
+    assert several[0] == (1.0, 1.0) and several[2] == (0.0, 0.0)
+    assert several[1] == pytest.approx(tuple((expected + 1) / 2), abs=1.01 / n)
+
+
+def test_one_run_per_stream_has_no_bootstrap_interval() -> None:
+    single = [[0.3], [0.8]]
+    assert iqm_interval(single) is None
+    assert improvement_interval(single, [[0.2], [0.9]]) is None
+    assert profile_intervals(single, [0.5]) is None
+    assert improvement_interval(single, [[0.2, 0.4], [0.9]]) is not None

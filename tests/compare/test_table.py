@@ -317,6 +317,24 @@ def test_over_streams_by_hand(run_folder, tmp_path) -> None:
     assert a.iqm == pytest.approx((0.71 + 0.9) / 2)  # of 0.70, 0.71, 0.90, 0.91 the middle half
 
 
+def test_profiles_count_the_runs_that_are_at_least_as_good(run_folder, tmp_path) -> None:
+    for benchmark, accs in {"x": (0.8, 0.35), "y": (0.6, 0.5)}.items():
+        for strategy, acc in zip("ab", accs, strict=True):
+            for seed in (0, 1):
+                run_folder(acc + seed / 10, benchmark=benchmark, strategy=strategy, seed=seed)
+    overall = ask(tmp_path).overall
+    assert overall is not None and overall.fewest == 2
+    a = {round(tau, 2): share for tau, share, _, _ in overall.methods[0].profile}
+    assert (len(a), a[0.0], a[0.65], a[0.75], a[0.85], a[0.95]) == (101, 1, 0.75, 0.5, 0.25, 0)
+    # forgetting = 1.5 (0.9 - ACC); less is better.
+    overall = ask(tmp_path, metric="forgetting").overall
+    assert overall is not None
+    a = {round(tau, 2): share for tau, share, _, _ in overall.methods[0].profile}
+    assert (a[0.1], a[0.16], a[0.31], a[0.46]) == (0.25, 0.5, 0.75, 1)
+    for _, share, low, high in overall.methods[0].profile:
+        assert 0 <= low <= share <= high <= 1
+
+
 def test_a_setting_tuned_per_stream_is_one_method_and_a_swept_one_is_several(
     run_folder, tmp_path
 ) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from cl_runner import sweep
 from cl_runner.compare.verify import verify
 from cl_runner.errors import UserError
-from cl_runner.results import read_rows, write_rows
+from cl_runner.results import config_hash, merge_seeds, read_rows, write_rows
 
 R = np.array([[0.1, 0.2, 0.3], [0.9, 0.1, 0.2], [0.5, 0.8, 0.2], [0.4, 0.6, 0.7]])
 
@@ -85,6 +87,137 @@ def test_a_merged_table_must_say_what_its_runs_say(run_folder, tmp_path) -> None
     change(tmp_path / "runs" / "summary.csv", "ACC", 0.9)
     (line,) = verify([str(tmp_path)])[1]
     assert "summary.csv says ACC of job is '0.9', its own says" in line
+
+
+def test_a_complete_run_that_a_merged_table_lacks_is_found(run_folder, tmp_path) -> None:
+    run_folder(R, folder="a")
+    sweep.merge(tmp_path / "runs")
+    run_folder(R, folder="b", seed=1)
+    run_folder(R, folder="c", seed=2, status="running")  # a job of a sweep that is not done
+    assert verify([str(tmp_path)])[1] == [f"{tmp_path / 'runs'}: summary.csv has no row of b"]
+
+
+def test_the_hash_is_that_of_the_configuration(run_folder, tmp_path: Path) -> None:
+    out = run_folder(R)
+    config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
+    row = read_rows(out / "summary.csv")[0] | {"config_hash": config_hash(config)}
+    write_rows(out / "summary.csv", [row])
+    assert verify([str(tmp_path)]) == (1, [])
+    text = (out / "config.yaml").read_text(encoding="utf-8")
+    for harmless in ("verbose: true\n", "device: cuda\n", "checkpoint: {every: 1}\n"):
+        (out / "config.yaml").write_text(text + harmless, encoding="utf-8")
+        assert verify([str(tmp_path)]) == (1, [])
+    # A setting that is no column of the row.
+    (out / "config.yaml").write_text(text + "surprise: 1\n", encoding="utf-8")
+    (line,) = verify([str(tmp_path)])[1]
+    assert f"summary.csv says {config_hash(config)}" in line
+
+
+def test_the_hash_is_known() -> None:
+    """16 hex digits of SHA-256 of the sorted JSON, as sha256sum gives them."""
+    config = {"seed": 0, "optimizer": {"lr": 0.1}, "verbose": True, "checkpoint": {"every": 60}}
+    text = b'{"optimizer.lr": 0.1, "seed": 0}'
+    assert config_hash(config) == hashlib.sha256(text).hexdigest()[:16]
+
+
+@pytest.fixture
+def costs(run_folder) -> Path:
+    """A run's folder with costs of three tasks that add up."""
+    out = run_folder(R, samples=60)
+    spent = {"train_seconds": 0.7, "evaluation_seconds": 0.8, "steps": 6, "samples": 60}
+    spent |= {"flops": 6000, "evaluation_flops": 40}
+    held = {"parameters": 100, "buffer_bytes": None, "memory_bytes": 0}
+    held |= {"generator_parameters": None, "peak_memory_bytes": 5000}
+    write_rows(out / "summary.csv", [read_rows(out / "summary.csv")[0] | spent | held])
+    first = {"train_seconds": 0.0, "evaluation_seconds": 0.2, "steps": 0, "samples": 0}
+    first |= {"flops": 0, "evaluation_flops": 10}
+    each = {"train_seconds": 0.7 / 3, "evaluation_seconds": 0.2, "steps": 2, "samples": 20}
+    each |= {"flops": 2000, "evaluation_flops": 10}
+    rows = [{"after_task": i, **(each if i else first), **held} for i in range(4)]
+    write_rows(out / "costs.csv", rows)
+    return out
+
+
+def test_costs_that_add_up_pass(costs: Path, tmp_path: Path) -> None:
+    assert verify([str(tmp_path)]) == (1, [])
+    (costs / "costs.csv").unlink()  # a run of an older version
+    assert verify([str(tmp_path)]) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("file", "column", "value", "line", "said"),
+    [
+        ("costs.csv", "samples", 21, 2, "costs.csv adds up to 61.0 samples, summary.csv says 60"),
+        ("costs.csv", "flops", "", 1, "cannot read costs.csv"),
+        ("costs.csv", "after_task", 1, 2, "costs.csv has the tasks [0, 1, 1, 3], not 0 to 3"),
+        ("costs.csv", "parameters", 101, 3, "costs.csv ends with parameters '101', summary.csv"),
+        ("summary.csv", "flops", 5999, 0, "adds up to 6000.0 flops, summary.csv says 5999"),
+        ("summary.csv", "train_seconds", "", 0, "train_seconds, summary.csv says nothing"),
+        (
+            "summary.csv",
+            "peak_memory_bytes",
+            1,
+            0,
+            "peak_memory_bytes '5000', summary.csv says '1'",
+        ),
+    ],
+)
+def test_costs_that_do_not_add_up_are_found(
+    costs: Path, tmp_path: Path, file: str, column: str, value: object, line: int, said: str
+) -> None:
+    change(costs / file, column, value, line)
+    lines = verify([str(tmp_path)])[1]
+    assert len(lines) == 1 and said in lines[0], lines
+
+
+@pytest.fixture
+def seeds(run_folder, tmp_path: Path) -> Path:
+    """What `seeds=[0,1,2]` leaves, one of them failed."""
+    runs = {}
+    for seed in (0, 1, 2):
+        status = "failed" if seed == 2 else "complete"
+        runs[seed] = run_folder(
+            R * (1 - seed / 10), folder=f"seed={seed}", seed=seed, status=status
+        )
+    merge_seeds(tmp_path / "runs", runs)
+    return tmp_path / "runs"
+
+
+def test_a_folder_of_seeds_passes(seeds: Path) -> None:
+    assert {row["metric"] for row in read_rows(seeds / "statistics.csv")} >= {
+        "ACC",
+        "learning_accuracy",
+        "average_incremental_accuracy",
+    }
+    assert verify([str(seeds)]) == (3, [])
+
+
+@pytest.mark.parametrize(
+    ("file", "column", "value", "said"),
+    [
+        ("statistics.csv", "mean", 0.6, "statistics.csv says 0.6 for mean of ACC, its runs 0.538"),
+        ("statistics.csv", "n", 3, "statistics.csv says 3 for n of ACC, its runs 2"),
+        ("statistics.csv", "high", "", "statistics.csv says nothing for high of ACC, its runs"),
+        ("statistics.csv", "metric", "BWT", "statistics.csv has no row of ACC"),
+        ("accuracies.csv", "accuracy", 0.5, "accuracies.csv has 36 rows that are not the 36 of"),
+        ("accuracy_matrix.csv", "task_1", 0.5, "accuracy_matrix.csv has 12 rows that are not"),
+    ],
+)
+def test_what_seeds_are_said_to_give_is_checked(
+    seeds: Path, file: str, column: str, value: object, said: str
+) -> None:
+    change(seeds / file, column, value)
+    lines = verify([str(seeds)])[1]
+    assert any(said in line for line in lines), lines
+
+
+def test_rows_that_a_folder_of_seeds_lost_are_found(seeds: Path) -> None:
+    rows = read_rows(seeds / "accuracies.csv")
+    write_rows(seeds / "accuracies.csv", rows[:-1])
+    (line,) = verify([str(seeds)])[1]
+    assert line == f"{seeds}: accuracies.csv has 35 rows that are not the 36 of its runs"
+    (seeds / "accuracies.csv").unlink()
+    assert verify([str(seeds)])[1] == [f"{seeds}: accuracies.csv is missing"]
 
 
 def test_a_table_alone_cannot_be_verified(run_folder, tmp_path) -> None:

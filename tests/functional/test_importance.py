@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import linalg
 from torch import Tensor, nn
 
 import cl_runner.env
@@ -18,6 +19,7 @@ from cl_runner.env import Env
 from cl_runner.functional.importance import (
     LABEL_RULES,
     fisher_diagonal,
+    fisher_overlap,
     merge_quadratics,
     output_sensitivity,
     score_cotangents,
@@ -591,3 +593,23 @@ def test_merging_with_zero_importance_keeps_the_other_anchor() -> None:
     merged = merge_quadratics(m, a, new, b)
     assert merged[:2].tolist() == [4.0, 2.0]
     assert bool(torch.isfinite(merged).all())
+
+
+def test_fisher_overlap_is_one_minus_the_squared_frechet_distance() -> None:
+    """Against the paper's formula with matrices: 1/2 tr(A + B - 2 (A B)^(1/2)), traces one."""
+    generator = torch.Generator().manual_seed(3)
+    a, b = torch.rand(2, 6, generator=generator, dtype=torch.float64)
+    A, B = (torch.diag(v / v.sum()).numpy() for v in (a, b))
+    distance = 0.5 * np.trace(A + B - 2 * linalg.sqrtm(A @ B)).real
+    assert fisher_overlap(a, b) == pytest.approx(1 - distance)
+    assert fisher_overlap(a, 7 * b) == pytest.approx(fisher_overlap(b, a))  # scale and order
+    assert fisher_overlap(a, a) == pytest.approx(1)
+
+
+def test_fisher_overlap_of_disjoint_weights_is_zero_and_of_none_unknown() -> None:
+    one, other = torch.tensor([1.0, 2.0, 0.0]), torch.tensor([0.0, 0.0, 3.0])
+    assert fisher_overlap(one, other) == 0
+    assert fisher_overlap(torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5])) == pytest.approx(
+        0.5**0.5
+    )
+    assert fisher_overlap(one, torch.zeros(3)) is None

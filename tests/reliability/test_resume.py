@@ -40,7 +40,7 @@ TOY = (
 QUICK = (*TOY, "benchmark.train_samples=150", "training.iterations=6", "training.batch_size=8")
 # One of each family, in a scenario that it supports, with what keeps the extra phases short.
 FAMILIES = {
-    "ewc": (),
+    "ewc": ("strategy.overlap=true",),
     "si": ("optimizer=adam",),
     "derpp": ("strategy.replay_batch_size=16", "strategy.buffer_size=50"),
     "icarl": ("strategy.buffer_size=50",),

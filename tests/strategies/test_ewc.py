@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cl_runner import runner
 from cl_runner.engine import initial_state, train_task
 from cl_runner.errors import Diverged
-from cl_runner.functional.importance import fisher_diagonal
+from cl_runner.functional.importance import fisher_diagonal, fisher_overlap
+from cl_runner.results import read_rows
 from cl_runner.strategies.naive import Naive
 
 TOY = (
@@ -124,3 +126,38 @@ def test_the_fisher_of_a_network_with_convolutions_and_batchnorm(prepared):
         gradients = torch.autograd.grad(log_p, env.flat.parameters)
         expected += torch.cat([g.flatten() for g in gradients]).square() / len(rows)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-8)
+
+
+# Fisher overlap.
+
+
+@pytest.mark.parametrize("mode", ["separate", "online"])
+def test_the_overlap_is_that_of_each_tasks_own_fisher_by_layer(prepared, mode: str) -> None:
+    settings = ("strategy.lambda=5", f"strategy.mode={mode}", "strategy.fisher_samples=null")
+    strategy, env, states = run(prepared, *settings, "strategy.overlap=true")
+    F = fishers(env, states)
+    rows = strategy.tables(states[1]._replace(t=torch.tensor(1)), env)["fisher_overlap"]
+    assert {(row["task_a"], row["task_b"]) for row in rows} == {(1, 2)}  # of what is trained
+    rows = strategy.tables(states[2]._replace(t=torch.tensor(2)), env)["fisher_overlap"]
+    hidden, total = 24 * 64 + 24, env.flat.theta.numel()
+    parts = {"layers.0": slice(hidden), "layers.1": slice(hidden, total)}
+    found = {(row["layer"], row["task_a"], row["task_b"]): row["overlap"] for row in rows}
+    assert found == {
+        (layer, a + 1, b + 1): pytest.approx(fisher_overlap(F[a][part], F[b][part]), rel=1e-4)
+        for layer, part in parts.items()
+        for a, b in ((0, 1), (0, 2), (1, 2))
+    }
+
+
+def test_the_overlap_is_written_and_changes_nothing_else(configure, tmp_path) -> None:
+    for name in ("true", "false"):
+        config = configure(*TOY, f"strategy.overlap={name}", "verbose=false")
+        runner.run(config, tmp_path / name)
+    assert len(read_rows(tmp_path / "true" / "fisher_overlap.csv")) == 3 * 2
+    assert not (tmp_path / "false" / "fisher_overlap.csv").exists()
+    one, other = (read_rows(tmp_path / n / "summary.csv")[0] for n in ("true", "false"))
+    differing = {key for key in one if one[key] != other[key] and "seconds" not in key}
+    assert differing <= {"strategy.overlap", "config_hash"}
+    assert one["memory_bytes"] == other["memory_bytes"]
+    files = [(tmp_path / n / "accuracies.csv").read_bytes() for n in ("true", "false")]
+    assert files[0] == files[1]
