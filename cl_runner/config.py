@@ -26,6 +26,7 @@ SECTIONS = (
     *("budget", "eval", "checkpoint", "strategy"),
 )
 ENGINES = ("auto", "eager", "compile", "graph")
+ABOUT_THE_COMMAND = {"seeds", "resume", "fail_fast"}  # top-level keys that are no part of a run
 PRECISIONS = ("auto", "float32", "float32_onednn", "tf32", "bfloat16")
 # What may change between two parts of a run. Threads and device change the last digits at most.
 IMMATERIAL = {
@@ -324,6 +325,7 @@ class Config:
     verbose: bool
     plots: bool
     resume: bool
+    fail_fast: bool
     data: Data
     benchmark: Benchmark
     model: Model
@@ -333,7 +335,7 @@ class Config:
     eval: Eval
     checkpoint: Checkpoint
     strategy: Mapping[str, Any]  # parsed by cl_runner.strategies, which needs torch
-    resolved: Mapping[str, Any]  # plain values of what config.yaml holds: not seeds, not resume
+    resolved: Mapping[str, Any]  # plain values of what config.yaml holds
 
 
 def parse(schema: type[T], node: Mapping[str, Any], section: str) -> T:
@@ -397,7 +399,7 @@ def validate(cfg: DictConfig) -> Config:
         checkpoint=parse(Checkpoint, node["checkpoint"], "checkpoint"),
         strategy=node["strategy"],
         # A run has one seed, and is the same run when it goes on.
-        resolved={k: v for k, v in node.items() if k not in {"seeds", "resume"}},
+        resolved={k: v for k, v in node.items() if k not in ABOUT_THE_COMMAND},
     )
 
 
@@ -414,6 +416,7 @@ class _Top:
     verbose: bool
     plots: bool = False
     resume: bool = False
+    fail_fast: bool = False
     seeds: list[int] | None = None
 
     def __post_init__(self) -> None:

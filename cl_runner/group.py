@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
 import torch
@@ -33,6 +35,7 @@ log = logging.getLogger(__name__)
 # Floating-point operations of one member's step below which a CPU spends more time between the
 # operations than in them: 6 x batch size x parameters.
 SMALL_STEP = 2e7
+SAVING = 1.5  # seconds that a worker has to save when the parent process is gone
 STATE_COPIES = 8  # of a member's state at once: old, new, gradients, temporaries
 Outcome = float | Exception | None  # what `runner.run` returned or raised; None: not run
 
@@ -53,10 +56,15 @@ def run_all(jobs: Sequence[Job]) -> None:
     """
     rest = [job for job in jobs if (job.out / checkpoint.NAME).exists()]  # they go on alone
     for group in groups([job for job in jobs if job not in rest]):
-        rest += stacked(group) if len(group) > 1 else group
+        rest += stacked(group) if len(group) > 1 and not stopped(jobs) else group
     on_gpu = torch.cuda.is_available() and any(job.config.device != "cpu" for job in rest)
-    if len(rest) > 1 and (os.cpu_count() or 1) > 1 and not on_gpu:
+    if len(rest) > 1 and (os.cpu_count() or 1) > 1 and not on_gpu and not stopped(jobs):
         in_processes(rest)
+
+
+def stopped(jobs: Sequence[Job]) -> bool:
+    """Whether a job failed and `fail_fast` says that then no more are begun."""
+    return any(job.config.fail_fast and isinstance(job.outcome, Exception) for job in jobs)
 
 
 def groups(jobs: Sequence[Job]) -> list[list[Job]]:
@@ -90,6 +98,8 @@ def stacked(jobs: Sequence[Job]) -> Sequence[Job]:
     left: list[Job] = []
     for at in range(0, len(jobs), size):
         part = jobs[at : at + size]
+        if stopped(jobs):
+            return left
         log.info("%d runs are trained as one stacked state", len(part))
         try:
             train(part, arrays)
@@ -148,12 +158,24 @@ def train(jobs: Sequence[Job], arrays: Arrays) -> None:
     for job, m in zip(jobs, members, strict=True):
         record = Record(job.config, *m, job.out, job.overrides, started, members=len(jobs))
         records.append(record)
+    alive = list(range(len(jobs)))
+    try:
+        train_members(jobs, members, records, alive)
+    except BaseException as error:
+        for i in alive:
+            records[i].ended(error)
+        raise
+
+
+def train_members(
+    jobs: Sequence[Job], members: Sequence[Member], records: Sequence[Record], alive: list[int]
+) -> None:
+    """Train a stack; `alive` are the indices of its members that neither failed nor are done."""
     states = [initial_state(*m) for m in members]
     for job, m, r, s in zip(jobs, members, records, states, strict=True):
         with logged(job.out):
             log.info("trained as one of %d in a stacked state, without checkpoints", len(jobs))
             r.evaluated(0, m.strategy, s)
-    alive = list(range(len(jobs)))
     step = ensemble.StackedStep(members)
     for t in range(members[0].env.num_tasks):
         own, begun = [members[i] for i in alive], time.perf_counter()
@@ -163,22 +185,26 @@ def train(jobs: Sequence[Job], arrays: Arrays) -> None:
             with logged(jobs[i].out):
                 if isinstance(after, Diverged):
                     log.error("%s", after)
-                    records[i].write("failed")
+                    records[i].ended(after)
                     jobs[i].outcome = after
                     alive.remove(i)
                     continue
                 states[i] = after
                 members[i].env.meter.train_seconds += share
                 records[i].evaluated(t + 1, members[i].strategy, after)
-        if not alive:
+        if stopped(jobs):
+            for i in alive:
+                records[i].write("interrupted")
+        if not alive or stopped(jobs):
             return
         if len(alive) < len(own):
             step = ensemble.StackedStep([members[i] for i in alive])
-    for i in alive:
+    for i in list(alive):
         records[i].write("complete")
         if jobs[i].config.plots:
             draw(jobs[i].config, jobs[i].out)
         jobs[i].outcome = result(records[i])
+        alive.remove(i)
 
 
 @contextmanager
@@ -200,20 +226,43 @@ def in_processes(jobs: Sequence[Job]) -> None:
     """Run jobs in as many processes as there are cores, one thread each unless `threads` is set."""
     workers = min(len(jobs), os.cpu_count() or 1)
     log.info("%d runs in %d processes", len(jobs), workers)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=stay_with_the_parent) as pool:
         waiting = {pool.submit(work, job.config, job.out, job.overrides): job for job in jobs}
         try:
             for future in as_completed(waiting):
                 conclude(waiting[future], future)
-        except BaseException:  # Ctrl-C: those that wait are not begun
+                if stopped(jobs):
+                    pool.shutdown(wait=False, cancel_futures=True)
+        except BaseException:  # Ctrl-C: those that wait are not begun, those that run are saved
             pool.shutdown(wait=False, cancel_futures=True)
+            for child in active_children():
+                child.terminate()
             raise
+
+
+def stay_with_the_parent() -> None:
+    """A worker's first act: Ctrl-C is told by the parent alone, and nobody outlives the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_the_parent, daemon=True).start()
+
+
+def end_with_the_parent() -> None:
+    """Wait for the end of the parent process, then save and stop."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(SAVING)
+    os._exit(1)
 
 
 def conclude(job: Job, future: Future[float]) -> None:
     """Take a job's outcome from its process."""
     try:
         job.outcome = future.result()
+    except CancelledError:
+        return
     except BrokenProcessPool:  # a process was killed: this job and those still waiting
         log.warning("%s was stopped with its process, and is repeated alone", job.out)
     except Exception as error:  # noqa: BLE001 - one job's failure

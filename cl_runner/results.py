@@ -232,18 +232,6 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def finished(out: Path) -> float | None:
-    """What `runner.run` returned for the complete run in a folder; None if there is none.
-
-    That is ACC on the validation data where there are any.
-    """
-    path = out / "summary.csv"
-    rows = read_rows(path) if path.exists() else []
-    if len(rows) != 1 or rows[0].get("status") != "complete":
-        return None
-    return float(rows[0].get("validation_ACC") or rows[0]["ACC"])
-
-
 def merge_seeds(out: Path, runs: Mapping[int, Path]) -> str:
     """Gather the runs of several seeds in `out`: their files with a column `seed`, and statistics.
 

@@ -69,7 +69,7 @@ def comparison(shared_run_folder) -> Comparison:
     shared_run_folder(0.5, strategy="ewc", strategy__lambda=1, seed=0)
     shared_run_folder(0.5, strategy="ewc", strategy__lambda=HOSTILE, seed=0)
     failed = shared_run_folder(0.5, strategy="si", status="failed")
-    (failed / "error.txt").write_text(f"Diverged: {HOSTILE}\n", encoding="utf-8")
+    status.fail(failed, Diverged(HOSTILE))
     runs = read_runs([str(failed.parent)])[0]
     return compare(runs, Question(baseline="naive"))
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from cl_runner import checkpoint, runner, strategies
+from cl_runner import checkpoint, runner, status, strategies
 from cl_runner.errors import Diverged, UserError
 from cl_runner.results import read_rows, reproducible
 
@@ -362,7 +362,7 @@ def test_a_sweep_goes_on_where_it_was_killed(configure, data_root, tmp_path):
     process.communicate(timeout=60)
     (first,) = out.glob("*seed=0*")
     complete = {path: path.stat().st_mtime_ns for path in first.glob("*.csv")}
-    (half[0] / "error.txt").write_text("Bug: killed\n")  # as if this job had also failed
+    assert [status.state(path) for path in (first, *half)] == ["complete", "killed"]
 
     process = sweep("0,1,2,3", "resume=true", "verbose=true")
     stdout, stderr = process.communicate(timeout=120)
@@ -371,10 +371,10 @@ def test_a_sweep_goes_on_where_it_was_killed(configure, data_root, tmp_path):
     assert len(re.findall(r"goes on in task \d after step \d+", stdout)) == 1
     assert stdout.count("starts from the beginning") == 2
     assert {path: path.stat().st_mtime_ns for path in complete} == complete
-    assert not list(out.glob("*/error.txt"))
+    assert {status.state(path) for path in out.glob("*seed=*")} == {"complete"}
 
     for seed in range(4):
-        (mine,) = out.glob(f"seed={seed}*")
+        (mine,) = out.glob(f"*seed={seed}*")
         runner.run(configure(*case, f"seed={seed}"), tmp_path / f"unbroken {seed}")
         assert outcome(mine) == outcome(tmp_path / f"unbroken {seed}")
 
