@@ -33,7 +33,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from cl_runner import __version__, status, sweep
+from cl_runner import __version__, sharing, status, sweep
 from cl_runner.config import Config, validate
 from cl_runner.errors import Diverged, UserError, check
 from cl_runner.naming import plain
@@ -88,7 +88,7 @@ def app(cfg: DictConfig) -> float | None:
             from cl_runner.runner import run  # torch, not before the configuration is valid
 
             begin_collecting()
-            return run(going_on(config, out) if in_sweep else config, out, overrides)
+            return run(of_sweep(config, out) if in_sweep else config, out, overrides)
     except Exception as caught:  # noqa: BLE001 - a bug in one job must not end a sweep
         error = known(caught, out)
         if not in_sweep:
@@ -113,11 +113,21 @@ def check_free(out: Path) -> None:
     check(not there, message)
 
 
-def going_on(config: Config, out: Path) -> Config:
-    """A job of a sweep, which resumes what the same sweep has begun: batch systems start it again.
+def of_sweep(config: Config, out: Path) -> Config:
+    """A job of a sweep: the cores are shared, and what the sweep has begun goes on.
 
-    A sweep without resume=true finds no other's runs in its folder, else it is refused.
+    Batch systems begin a job again. A sweep without resume=true has a folder without older runs.
     """
+    job = HydraConfig.get()
+    workers = sharing.at_once(job.launcher, len(status.jobs(Path(job.sweep.dir))))
+    if config.threads is None and workers > 1:
+        config = replace(config, threads=max(1, sharing.cores() // workers))
+        log.info("%d jobs at once: threads=%d", workers, config.threads)
+    return going_on(config, out)
+
+
+def going_on(config: Config, out: Path) -> Config:
+    """A job that resumes what lies in its folder."""
     return replace(config, resume=config.resume or (out / sweep.OVERRIDES).exists())
 
 

@@ -29,7 +29,7 @@ from cl_runner.ensemble import Member
 from cl_runner.env import Env
 from cl_runner.errors import Diverged, check
 from cl_runner.results import flatten
-from cl_runner.runner import Record, draw, prepare, read, result, run
+from cl_runner.runner import Record, draw, free_gpu, prepare, read, result, run
 
 log = logging.getLogger(__name__)
 # Floating-point operations of one member's step below which a CPU spends more time between the
@@ -56,7 +56,11 @@ def run_all(jobs: Sequence[Job]) -> None:
     """
     rest = [job for job in jobs if (job.out / checkpoint.NAME).exists()]  # they go on alone
     for group in groups([job for job in jobs if job not in rest]):
-        rest += stacked(group) if len(group) > 1 and not stopped(jobs) else group
+        if len(group) == 1 or stopped(jobs):
+            rest += group
+            continue
+        with free_gpu(group[0].config.device):
+            rest += stacked(group)
     on_gpu = torch.cuda.is_available() and any(job.config.device != "cpu" for job in rest)
     if len(rest) > 1 and (os.cpu_count() or 1) > 1 and not on_gpu and not stopped(jobs):
         in_processes(rest)

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 import cl_runner
-from cl_runner import checkpoint, kernels, results, status, steps, strategies
+from cl_runner import checkpoint, kernels, results, sharing, status, steps, strategies
 from cl_runner.checkpoint import Saved
 from cl_runner.config import Config
 from cl_runner.core import Task, TrainState
@@ -55,7 +55,8 @@ def run(config: Config, out: Path, overrides: Sequence[str] = ()) -> float:
             if (there := status.finished(out)) is not None:
                 tell(config, f"complete, nothing to do: {out}")
                 return there
-        return _run(config, out, overrides)
+        with free_gpu(config.device):
+            return _run(config, out, overrides)
     except (MemoryError, RuntimeError) as error:
         # torch raises a plain RuntimeError when the CPU's memory is exhausted.
         text = str(error)
@@ -227,6 +228,19 @@ def choose_device(name: str) -> torch.device:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
     return device
+
+
+@contextmanager
+def free_gpu(device: str) -> Iterator[None]:
+    """Meanwhile the current GPU is one that few runs use, where there are several."""
+    number = torch.cuda.device_count() if device != "cpu" else 0
+    if number < 2:
+        yield
+        return
+    with sharing.gpu(number) as index:
+        torch.cuda.set_device(index)
+        log.info("GPU %d of %d", index, number)
+        yield
 
 
 class Record:
