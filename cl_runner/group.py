@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import active_children, get_context, parent_process
@@ -232,17 +232,28 @@ def in_processes(jobs: Sequence[Job]) -> None:
     log.info("%d runs in %d processes", len(jobs), workers)
     context = get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=stay_with_the_parent) as pool:
-        waiting = {pool.submit(work, job.config, job.out, job.overrides): job for job in jobs}
         try:
-            for future in as_completed(waiting):
-                conclude(waiting[future], future)
-                if stopped(jobs):
-                    pool.shutdown(wait=False, cancel_futures=True)
+            keep_busy(pool, workers, jobs)
         except BaseException:  # Ctrl-C: those that wait are not begun, those that run are saved
             pool.shutdown(wait=False, cancel_futures=True)
             for child in active_children():
                 child.terminate()
             raise
+
+
+def keep_busy(pool: ProcessPoolExecutor, workers: int, jobs: Sequence[Job]) -> None:
+    """Run jobs, as many at a time as there are workers; none waits in the pool's own queue."""
+    todo, running = iter(jobs), dict[Future[float], Job]()
+    while True:
+        while len(running) < workers and not stopped(jobs) and (job := next(todo, None)):
+            try:
+                running[pool.submit(work, job.config, job.out, job.overrides)] = job
+            except BrokenProcessPool:
+                break  # this job and those that wait are run alone
+        if not running:
+            return
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            conclude(running.pop(future), future)
 
 
 def stay_with_the_parent() -> None:
@@ -265,8 +276,6 @@ def conclude(job: Job, future: Future[float]) -> None:
     """Take a job's outcome from its process."""
     try:
         job.outcome = future.result()
-    except CancelledError:
-        return
     except BrokenProcessPool:  # a process was killed: this job and those still waiting
         log.warning("%s was stopped with its process, and is repeated alone", job.out)
     except Exception as error:  # noqa: BLE001 - one job's failure

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cl_runner.config import ABOUT_THE_COMMAND, IMMATERIAL
 
-LONGEST = 80  # characters; file systems take 255 bytes, eyes less
+LONGEST = 110  # characters; file systems take 255 bytes, eyes less
 SILENT = IMMATERIAL | (ABOUT_THE_COMMAND - {"seeds"})
 
 

@@ -342,7 +342,7 @@ def job(*overrides: str, sweep: str = "nowhere") -> str:
 
 def test_jobs_with_a_long_common_beginning_are_told_apart() -> None:
     a, b = (job(f"data.path={'x' * 300}{end}") for end in "ab")
-    assert a[:80] == b[:80] == f"data.path={'x' * 70}"
+    assert a[:110] == b[:110] == f"data.path={'x' * 100}"
     assert a != b == job(f"data.path={'x' * 300}b")
 
 
