@@ -210,9 +210,9 @@ def run_seeds(cfg: DictConfig, out: Path, overrides: Sequence[str]) -> float:
 
     Raises the first error of those that failed, after the files of all are written.
     """
-    from cl_runner.group import run_all, stopped
+    from cl_runner.group import run_all, run_left
     from cl_runner.results import merge_seeds, write_text
-    from cl_runner.runner import draw, run
+    from cl_runner.runner import draw
 
     begin_collecting()
     write_text(out / sweep.OVERRIDES, OmegaConf.to_yaml(list(overrides)))
@@ -220,22 +220,15 @@ def run_seeds(cfg: DictConfig, out: Path, overrides: Sequence[str]) -> float:
     status.ask_for(out, {job.out.name: job.overrides for job in jobs})
     (out / status.STATUS).unlink(missing_ok=True)  # of an attempt that did not come so far
     run_all([job for job in jobs if status.finished(job.out) is None])
+    run_left(jobs)
     results, errors = [], []
     for job in jobs:
-        outcome = job.outcome
-        if outcome is None and stopped(jobs):
-            continue
-        if outcome is None:
-            try:
-                outcome = run(job.config, job.out, job.overrides)
-            except Exception as error:  # noqa: BLE001 - one seed must not end the others
-                outcome = job.outcome = error
-        if isinstance(outcome, Exception):
-            errors.append(known(outcome, job.out))
+        if isinstance(job.outcome, Exception):
+            errors.append(known(job.outcome, job.out))
             if job.out.exists():  # not so if the run was refused before its first file
                 record(job.out, errors[-1])
-        else:
-            results.append(outcome)
+        elif job.outcome is not None:  # begun, see fail_fast
+            results.append(job.outcome)
     if results:
         text = merge_seeds(out, {job.config.seed: job.out for job in jobs})
         if cfg.verbose:

@@ -372,6 +372,15 @@ def parse(schema: type[T], node: Mapping[str, Any], section: str) -> T:
     return result
 
 
+def whole(value: Any) -> Any:
+    """Plain values with 1 in the place of 1.0: what stands for one run has one form."""
+    if isinstance(value, Mapping):
+        return {str(key): whole(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [whole(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def validate(cfg: DictConfig) -> Config:
     """The typed configuration of a run. Raises UserError."""
     try:

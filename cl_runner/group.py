@@ -66,6 +66,16 @@ def run_all(jobs: Sequence[Job]) -> None:
         in_processes(rest)
 
 
+def run_left(jobs: Sequence[Job]) -> None:
+    """Run alone what has not been run; one that fails stops no other, unless `fail_fast` says so."""
+    for job in jobs:
+        if job.outcome is None and not stopped(jobs):
+            try:
+                job.outcome = run(job.config, job.out, job.overrides)
+            except Exception as error:  # noqa: BLE001 - one job's failure
+                job.outcome = error
+
+
 def stopped(jobs: Sequence[Job]) -> bool:
     """Whether a job failed and `fail_fast` says that then no more are begun."""
     return any(job.config.fail_fast and isinstance(job.outcome, Exception) for job in jobs)
@@ -199,16 +209,22 @@ def train_members(
         if stopped(jobs):
             for i in alive:
                 records[i].write("interrupted")
-        if not alive or stopped(jobs):
+            return
+        if not alive:
             return
         if len(alive) < len(own):
             step = ensemble.StackedStep([members[i] for i in alive])
     for i in list(alive):
         records[i].write("complete")
-        if jobs[i].config.plots:
-            draw(jobs[i].config, jobs[i].out)
         jobs[i].outcome = result(records[i])
         alive.remove(i)
+        draw_pictures(jobs[i])
+
+
+def draw_pictures(job: Job) -> None:
+    """The pictures of a run that is complete, if they are wanted."""
+    if job.config.plots:
+        draw(job.config, job.out)
 
 
 @contextmanager

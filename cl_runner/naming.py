@@ -6,18 +6,16 @@ it anew. Raw overrides make no folder names: a slash nests, and 300 characters a
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cl_runner.config import ABOUT_THE_COMMAND, IMMATERIAL
+from cl_runner.config import ABOUT_THE_COMMAND, IMMATERIAL, whole
 
 LONGEST = 110  # characters; file systems take 255 bytes, eyes less
 SILENT = IMMATERIAL | (ABOUT_THE_COMMAND - {"seeds"})
@@ -52,15 +50,6 @@ def normal(override: str, root: DictConfig) -> str:
     return f"{key}={whole(found) if number else value}"
 
 
-def whole(value: Any) -> Any:
-    """Plain values with 1 in the place of 1.0."""
-    if isinstance(value, Mapping):
-        return {str(key): whole(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [whole(inner) for inner in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 def content(root: DictConfig) -> dict[str, Any]:
     """The resolved configuration as plain values, without Hydra's part."""
     node = OmegaConf.masked_copy(root, [str(key) for key in root if key != "hydra"])
@@ -72,19 +61,16 @@ def content(root: DictConfig) -> dict[str, Any]:
 
 
 def digest(*, _root_: DictConfig) -> str:
-    """Eight hex digits of the resolved configuration: the same run has the same ones.
+    """The first eight digits of the run's `config_hash`: the same run has the same ones.
 
     `seeds=[...]` are several runs in one folder, to which more may be added.
     """
-    found = {key: value for key, value in content(_root_).items() if key not in SILENT}
-    for key in IMMATERIAL:
-        section, _, name = key.rpartition(".")
-        if isinstance(found.get(section), dict):
-            found[section].pop(name, None)
-    if found.get("seeds") is not None:
-        found |= {"seed": None, "seeds": []}
-    text = json.dumps(found, sort_keys=True)
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
+    from cl_runner.results import config_hash  # numpy, not needed for help and mistakes
+
+    found = content(_root_)
+    seeds = found.get("seeds")
+    found = {key: value for key, value in found.items() if key not in ABOUT_THE_COMMAND}
+    return config_hash(found if seeds is None else found | {"seed": None, "seeds": []})[:8]
 
 
 def job(overrides: Sequence[str], sweep: str, *, _root_: DictConfig) -> str:

@@ -510,6 +510,18 @@ def test_a_summary_that_cannot_be_merged_is_an_error(tmp_path: Path) -> None:
 # With training
 
 
+def test_a_job_is_named_by_the_hash_in_its_summary(tmp_path: Path) -> None:
+    result = cl_run("-m", *TINY, "optimizer.lr=1.0", "hydra.sweep.dir=out", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    row = only_row(tmp_path / "out")
+    assert row["run"].endswith(f"-{row['config_hash'][:8]}")
+
+
+def only_row(folder: Path) -> dict[str, str]:
+    (row,) = read(folder / "summary.csv")
+    return row
+
+
 def test_a_run_trains_and_writes_its_files(tmp_path: Path) -> None:
     result = cl_run(*TINY, "hydra.run.dir=out", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cl_runner import status
 from cl_runner.compare import cli, report
 from cl_runner.compare.render import sheets
 from cl_runner.compare.runs import read_runs
 from cl_runner.compare.table import Comparison, Question, compare
-from cl_runner.errors import UserError
+from cl_runner.errors import Diverged, UserError
 
 HOSTILE = "</td><script>alert(1)</script>\"'&$x^$"
 # A page with these scripts and styles only, that loads nothing.
