@@ -67,7 +67,7 @@ def run_all(jobs: Sequence[Job]) -> None:
 
 
 def run_left(jobs: Sequence[Job]) -> None:
-    """Run alone what has not been run; one that fails stops no other, unless `fail_fast` says so."""
+    """Run alone what has not been run; one that fails stops no other but by `fail_fast`."""
     for job in jobs:
         if job.outcome is None and not stopped(jobs):
             try:

@@ -301,7 +301,7 @@ def test_odd_values_make_safe_folders(mode: str, override: str, tmp_path: Path) 
     assert result.returncode == 0, result.stderr
     pattern = "*/*/*/summary.csv" if args else "*/*/summary.csv"
     folder = only((tmp_path / mode).glob(pattern)).parent
-    assert re.fullmatch(r"[A-Za-z0-9._=+-]{1,120}", folder.name)
+    assert re.fullmatch(r"[A-Za-z0-9._=+-]{1,140}", folder.name)
     assert "data." in folder.name
 
 
