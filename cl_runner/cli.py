@@ -15,10 +15,12 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
+from signal import SIGTERM
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
@@ -29,12 +31,13 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
-from cl_runner import __version__, sweep
+from cl_runner import __version__, sharing, status, sweep
 from cl_runner.config import Config, validate
 from cl_runner.errors import Diverged, UserError, check
 from cl_runner.naming import plain
-from cl_runner.signals import Interrupted
+from cl_runner.signals import Interrupted, stoppable
 from hydra_plugins import cl_runner_launcher as launcher
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 
 # Values of `resume` that are no folder's name.
 YES_OR_NO = {"", "true", "false", "yes", "no", "on", "off", "1", "0", "null"}
+LAUNCHERS = ("joblib", "submitit", "ray")  # packages, and our extras
 TRACEBACK = "CL_RUNNER_TRACEBACK"  # set to 1: show the traceback of every error
 
 log = logging.getLogger("cl_runner")
@@ -64,7 +68,11 @@ def app(cfg: DictConfig) -> float | None:
     overrides = [o for o in plain(job.overrides.task) if not o.startswith("resume=")]
     in_sweep = job.mode is RunMode.MULTIRUN
     try:
-        if in_sweep and not cfg.resume and (result := sweep.earlier(out)) is not None:
+        if in_sweep and sweep.stopped(Path(job.sweep.dir)):
+            with suppress(OSError):
+                out.rmdir()  # Hydra has made it
+            return math.nan
+        if in_sweep and not cfg.resume and (result := status.finished(out)) is not None:
             return result
         if not (in_sweep or cfg.resume):
             check_free(out)
@@ -74,18 +82,18 @@ def app(cfg: DictConfig) -> float | None:
             if not (in_sweep or cfg.resume):
                 check_free(out)  # again, now that nobody else can fill it
             if in_sweep or (out / sweep.OVERRIDES).exists():
-                sweep.forget(out)
+                (out / sweep.TRACEBACK).unlink(missing_ok=True)
             if config.seeds is not None:
                 return run_seeds(cfg, out, overrides)
             from cl_runner.runner import run  # torch, not before the configuration is valid
 
             begin_collecting()
-            return run(config, out, overrides)
+            return run(of_sweep(config, out) if in_sweep else config, out, overrides)
     except Exception as caught:  # noqa: BLE001 - a bug in one job must not end a sweep
         error = known(caught, out)
         if not in_sweep:
             raise SystemExit(1) from error
-        return failed(error, out)
+        return failed(error, out, fail_fast=cfg.fail_fast is True)
 
 
 def begin_collecting() -> None:
@@ -105,20 +113,47 @@ def check_free(out: Path) -> None:
     check(not there, message)
 
 
+def of_sweep(config: Config, out: Path) -> Config:
+    """A job of a sweep: the cores are shared, and what the sweep has begun goes on.
+
+    Batch systems begin a job again. A sweep without resume=true has a folder without older runs.
+    """
+    job = HydraConfig.get()
+    workers = sharing.at_once(job.launcher, len(status.jobs(Path(job.sweep.dir))))
+    if config.threads is None and workers > 1:
+        config = replace(config, threads=max(1, sharing.cores() // workers))
+        log.info("%d jobs at once: threads=%d", workers, config.threads)
+    return going_on(config, out)
+
+
+def going_on(config: Config, out: Path) -> Config:
+    """A job that resumes what lies in its folder."""
+    return replace(config, resume=config.resume or (out / sweep.OVERRIDES).exists())
+
+
 def known(error: Exception, out: Path) -> Exception:
     """The error itself if its message says all; else a Bug, with the traceback in the folder."""
     return error if isinstance(error, UserError | Diverged | Bug) else bug(error, out)
 
 
-def failed(error: Exception, out: Path) -> float:
+def failed(error: Exception, out: Path, *, fail_fast: bool) -> float:
     """Conclude a failed job of a sweep (see `app`)."""
     log.error("%s", error)
+    hydra_ = HydraConfig.get()
     if not isinstance(error, sweep.Busy):  # then the other process tells how it went
-        sweep.record(out, error)
+        record(out, error)
+        if fail_fast:
+            sweep.stop(Path(hydra_.sweep.dir))
     tell(error)
-    if not HydraConfig.get().sweeper._target_.endswith(".BasicSweeper"):
+    if not hydra_.sweeper._target_.endswith((".BasicSweeper", ".ListingSweeper")):
         raise error from None
     return math.nan
+
+
+def record(out: Path, error: Exception) -> None:
+    """Leave a failure in a job's folder; a bug is in it, and several runs have told their own."""
+    if not isinstance(error, Bug) and not (out / status.JOBS).exists():
+        status.fail(out, error)
 
 
 def run_together(composed: Sequence[DictConfig]) -> list[float | Exception | None]:
@@ -131,16 +166,18 @@ def run_together(composed: Sequence[DictConfig]) -> list[float | Exception | Non
             try:
                 config = validate(cfg)
                 check_strategy_keys(config.strategy)
-                if config.seeds is None and sweep.earlier(out) is None:
+                if config.seeds is None and status.finished(out) is None:
                     locks.enter_context(sweep.locked(out))
                     jobs[i] = job_of(config, out, plain(whole.hydra.overrides.task))
             except UserError:
                 continue  # told when the job is run alone
         if jobs:
-            from cl_runner.group import run_all
+            from cl_runner.group import run_all, stopped
 
             begin_collecting()
             run_all(list(jobs.values()))
+            if stopped(list(jobs.values())):
+                sweep.stop(Path(composed[0].hydra.sweep.dir))
     return [jobs[i].outcome if i in jobs else None for i in range(len(composed))]
 
 
@@ -149,18 +186,21 @@ def job_of(config: Config, out: Path, overrides: Sequence[str]) -> Job:
     from cl_runner.checkpoint import check_run  # torch, not before a configuration is valid
     from cl_runner.group import Job
 
+    config = going_on(config, out)
     if config.resume:
         check_run(out, config.resolved)
-    sweep.forget(out)
+    (out / sweep.TRACEBACK).unlink(missing_ok=True)
     return Job(config, out, [o for o in overrides if not o.startswith("resume=")])
 
 
 def concluded(outcome: float | Exception) -> TaskFunction:
     """What stands for `app` in a job that was run together with others."""
 
-    def conclude(_: DictConfig) -> float:
+    def conclude(cfg: DictConfig) -> float:
+        if not isinstance(outcome, Exception):
+            return outcome
         out = Path(HydraConfig.get().runtime.output_dir)
-        return failed(known(outcome, out), out) if isinstance(outcome, Exception) else outcome
+        return failed(known(outcome, out), out, fail_fast=cfg.fail_fast)
 
     return conclude
 
@@ -170,28 +210,25 @@ def run_seeds(cfg: DictConfig, out: Path, overrides: Sequence[str]) -> float:
 
     Raises the first error of those that failed, after the files of all are written.
     """
-    from cl_runner.group import run_all
+    from cl_runner.group import run_all, run_left
     from cl_runner.results import merge_seeds, write_text
-    from cl_runner.runner import draw, run
+    from cl_runner.runner import draw
 
     begin_collecting()
     write_text(out / sweep.OVERRIDES, OmegaConf.to_yaml(list(overrides)))
     jobs = [seed_job(cfg, seed, out, overrides) for seed in validate(cfg).seeds or []]
-    run_all([job for job in jobs if sweep.earlier(job.out) is None])
+    status.ask_for(out, {job.out.name: job.overrides for job in jobs})
+    (out / status.STATUS).unlink(missing_ok=True)  # of an attempt that did not come so far
+    run_all([job for job in jobs if status.finished(job.out) is None])
+    run_left(jobs)
     results, errors = [], []
     for job in jobs:
-        outcome = job.outcome
-        if outcome is None:
-            try:
-                outcome = run(job.config, job.out, job.overrides)
-            except Exception as error:  # noqa: BLE001 - one seed must not end the others
-                outcome = error
-        if isinstance(outcome, Exception):
-            errors.append(known(outcome, job.out))
+        if isinstance(job.outcome, Exception):
+            errors.append(known(job.outcome, job.out))
             if job.out.exists():  # not so if the run was refused before its first file
-                sweep.record(job.out, errors[-1])
-        else:
-            results.append(outcome)
+                record(job.out, errors[-1])
+        elif job.outcome is not None:  # begun, see fail_fast
+            results.append(job.outcome)
     if results:
         text = merge_seeds(out, {job.config.seed: job.out for job in jobs})
         if cfg.verbose:
@@ -212,10 +249,13 @@ def seed_job(cfg: DictConfig, seed: int, out: Path, overrides: Sequence[str]) ->
 
 
 def bug(error: Exception, out: Path) -> Bug:
-    """Write the traceback into the run's folder."""
-    path = out / "traceback.txt"
+    """Write the traceback into the run's folder, and that it failed."""
+    path = out / sweep.TRACEBACK
     path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    return Bug(f"a bug in cl_runner: {type(error).__name__}: {error}; the traceback is in {path}")
+    name = type(error).__name__
+    told = Bug(f"a bug in cl_runner: {name}: {error}; the traceback is in {path}")
+    status.fail(out, told, exception=name, traceback=path.name)
+    return told
 
 
 def main() -> None:
@@ -224,25 +264,38 @@ def main() -> None:
         os.environ[TRACEBACK] = "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on, for us to put in one line
     try:
-        if sys.argv[1:] == ["--version"]:
+        with stoppable(sweep.stop_jobs):
+            code = answer(sys.argv[1:])
+    except KeyboardInterrupt as again:  # the second: nothing is waited for
+        tell(again)
+        os._exit(explain(again)[0] or 1)
+    sys.exit(code)
+
+
+def answer(args: Sequence[str]) -> int:
+    """Do what the command says; whatever goes wrong ends in one line. Returns the exit code."""
+    try:
+        if args[:1] == ["status"]:
+            return status.main(args[1:])
+        if args == ["--version"]:
             print(f"cl-run {__version__} (Hydra {hydra.__version__})")
-            return
+            return 0
         check_flags()
         launcher.register()
-        sys.argv[1:] = continued(sys.argv[1:])
+        sys.argv[1:] = continued(args)
         app()
     except SystemExit as stop:
-        if stop.__cause__ is None:
+        if stop.__cause__ is None and stop.code != SIGTERM:  # with that number Ray ends
             raise
-        error = stop.__cause__
+        error: BaseException = stop.__cause__ or Interrupted(SIGTERM)
     except (Exception, KeyboardInterrupt) as caught:  # noqa: BLE001 - all becomes one line
         error = caught
     else:
-        return
-    if isinstance(error, KeyboardInterrupt):
-        sweep.merge_interrupted()
+        return 0
+    if explain(error)[0] != 2:
+        sweep.gather(tell=not isinstance(error, KeyboardInterrupt))
     sweep.discard()
-    sys.exit(tell(error))
+    return tell(error)
 
 
 def continued(args: Sequence[str]) -> list[str]:
@@ -257,7 +310,7 @@ def continued(args: Sequence[str]) -> list[str]:
     try:
         text = (folder / sweep.OVERRIDES).read_text(encoding="utf-8")
         overrides = [str(override) for override in yaml.safe_load(text)]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError):
+    except (OSError, UnicodeDecodeError, YAMLError, TypeError):
         message = f"resume={folder}: there is no run, for there is no {sweep.OVERRIDES} of cl-run"
         raise UserError(message) from None
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
@@ -305,31 +358,37 @@ def explain(error: BaseException) -> tuple[int | None, str]:
         case KeyboardInterrupt():
             code = error.exit_code if isinstance(error, Interrupted) else 130
             return code, f"interrupted{sweep.how_to_go_on()}"
-        case UserError():
-            return 2, one_line(str(error))
         case Diverged() | Bug():
             return 1, one_line(str(error))
         case OverrideParseException():
             hint = "write key=value, and quote a value with special characters: 'key=\"a=b\"'"
             return 2, f"cannot read {error.override}: {hint}"
         case MissingConfigException(missing_cfg_file=str(path), options=list(options)):
-            group, _, name = path.rpartition("/")
-            near = get_close_matches(name, options, n=1)
-            question = f" (did you mean {near[0]}?)" if near else ""
-            allowed = f"known are {', '.join(options)}" if options else "there is no such group"
-            return 2, f"unknown option {group}={name}{question}; {allowed}"
+            return 2, unknown_option(*path.rpartition("/")[::2], options)
         case HydraException(__cause__=ConfigKeyError() | ConfigAttributeError() as cause) if (
             OmegaConf.is_dict(cause.parent_node)
         ):
             return 2, unknown_key(str(cause.full_key), cause.parent_node)
         case HydraException(__cause__=OmegaConfBaseException() as cause):
             return 2, one_line(f"{error} {cause}")
-        case HydraException() | OmegaConfBaseException() | yaml.YAMLError() | OSError():
+        case UserError() | HydraException() | OmegaConfBaseException() | YAMLError() | OSError():
             return 2, one_line(str(error))
         case ValueError():  # Hydra's own checks, which do not always name the override
             return 2, one_line(f"{error} (given: {' '.join(sys.argv[1:])})")
+        case _ if type(error).__module__.partition(".")[0] in LAUNCHERS:
+            return 1, f"the launcher lost a job: {one_line(str(error))[:200]}{sweep.how_to_go_on()}"
         case _:
             return None, f"a bug in cl_runner or Hydra: {one_line(repr(error))}; see above"
+
+
+def unknown_option(group: str, name: str, options: list[str]) -> str:
+    """What to say about a file that a group of the configuration has not."""
+    near = get_close_matches(name, options, n=1)
+    question = f" (did you mean {near[0]}?)" if near else ""
+    allowed = f"known are {', '.join(options)}" if options else "there is no such group"
+    if group == "hydra/launcher" and (extra := name.partition("_")[0]) in LAUNCHERS:
+        allowed += f"; it needs pip install 'cl_runner[{extra}]'"
+    return f"unknown option {group}={name}{question}; {allowed}"
 
 
 def unknown_key(key: str, parent: DictConfig) -> str:

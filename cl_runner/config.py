@@ -26,6 +26,7 @@ SECTIONS = (
     *("budget", "eval", "checkpoint", "strategy"),
 )
 ENGINES = ("auto", "eager", "compile", "graph")
+ABOUT_THE_COMMAND = {"seeds", "resume", "fail_fast"}  # top-level keys that are no part of a run
 PRECISIONS = ("auto", "float32", "float32_onednn", "tf32", "bfloat16")
 # What may change between two parts of a run. Threads and device change the last digits at most.
 IMMATERIAL = {
@@ -324,6 +325,7 @@ class Config:
     verbose: bool
     plots: bool
     resume: bool
+    fail_fast: bool
     data: Data
     benchmark: Benchmark
     model: Model
@@ -333,7 +335,7 @@ class Config:
     eval: Eval
     checkpoint: Checkpoint
     strategy: Mapping[str, Any]  # parsed by cl_runner.strategies, which needs torch
-    resolved: Mapping[str, Any]  # plain values of what config.yaml holds: not seeds, not resume
+    resolved: Mapping[str, Any]  # plain values of what config.yaml holds
 
 
 def parse(schema: type[T], node: Mapping[str, Any], section: str) -> T:
@@ -370,6 +372,15 @@ def parse(schema: type[T], node: Mapping[str, Any], section: str) -> T:
     return result
 
 
+def whole(value: Any) -> Any:
+    """Plain values with 1 in the place of 1.0: what stands for one run has one form."""
+    if isinstance(value, Mapping):
+        return {str(key): whole(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [whole(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def validate(cfg: DictConfig) -> Config:
     """The typed configuration of a run. Raises UserError."""
     try:
@@ -397,7 +408,7 @@ def validate(cfg: DictConfig) -> Config:
         checkpoint=parse(Checkpoint, node["checkpoint"], "checkpoint"),
         strategy=node["strategy"],
         # A run has one seed, and is the same run when it goes on.
-        resolved={k: v for k, v in node.items() if k not in {"seeds", "resume"}},
+        resolved={k: v for k, v in node.items() if k not in ABOUT_THE_COMMAND},
     )
 
 
@@ -414,6 +425,7 @@ class _Top:
     verbose: bool
     plots: bool = False
     resume: bool = False
+    fail_fast: bool = False
     seeds: list[int] | None = None
 
     def __post_init__(self) -> None:

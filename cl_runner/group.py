@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
 import torch
@@ -27,12 +29,13 @@ from cl_runner.ensemble import Member
 from cl_runner.env import Env
 from cl_runner.errors import Diverged, check
 from cl_runner.results import flatten
-from cl_runner.runner import Record, draw, prepare, read, result, run
+from cl_runner.runner import Record, draw, free_gpu, prepare, read, result, run
 
 log = logging.getLogger(__name__)
 # Floating-point operations of one member's step below which a CPU spends more time between the
 # operations than in them: 6 x batch size x parameters.
 SMALL_STEP = 2e7
+SAVING = 1.5  # seconds that a worker has to save when the parent process is gone
 STATE_COPIES = 8  # of a member's state at once: old, new, gradients, temporaries
 Outcome = float | Exception | None  # what `runner.run` returned or raised; None: not run
 
@@ -53,10 +56,29 @@ def run_all(jobs: Sequence[Job]) -> None:
     """
     rest = [job for job in jobs if (job.out / checkpoint.NAME).exists()]  # they go on alone
     for group in groups([job for job in jobs if job not in rest]):
-        rest += stacked(group) if len(group) > 1 else group
+        if len(group) == 1 or stopped(jobs):
+            rest += group
+            continue
+        with free_gpu(group[0].config.device):
+            rest += stacked(group)
     on_gpu = torch.cuda.is_available() and any(job.config.device != "cpu" for job in rest)
-    if len(rest) > 1 and (os.cpu_count() or 1) > 1 and not on_gpu:
+    if len(rest) > 1 and (os.cpu_count() or 1) > 1 and not on_gpu and not stopped(jobs):
         in_processes(rest)
+
+
+def run_left(jobs: Sequence[Job]) -> None:
+    """Run alone what has not been run; one that fails stops no other but by `fail_fast`."""
+    for job in jobs:
+        if job.outcome is None and not stopped(jobs):
+            try:
+                job.outcome = run(job.config, job.out, job.overrides)
+            except Exception as error:  # noqa: BLE001 - one job's failure
+                job.outcome = error
+
+
+def stopped(jobs: Sequence[Job]) -> bool:
+    """Whether a job failed and `fail_fast` says that then no more are begun."""
+    return any(job.config.fail_fast and isinstance(job.outcome, Exception) for job in jobs)
 
 
 def groups(jobs: Sequence[Job]) -> list[list[Job]]:
@@ -90,6 +112,8 @@ def stacked(jobs: Sequence[Job]) -> Sequence[Job]:
     left: list[Job] = []
     for at in range(0, len(jobs), size):
         part = jobs[at : at + size]
+        if stopped(jobs):
+            return left
         log.info("%d runs are trained as one stacked state", len(part))
         try:
             train(part, arrays)
@@ -148,12 +172,24 @@ def train(jobs: Sequence[Job], arrays: Arrays) -> None:
     for job, m in zip(jobs, members, strict=True):
         record = Record(job.config, *m, job.out, job.overrides, started, members=len(jobs))
         records.append(record)
+    alive = list(range(len(jobs)))
+    try:
+        train_members(jobs, members, records, alive)
+    except BaseException as error:
+        for i in alive:
+            records[i].ended(error)
+        raise
+
+
+def train_members(
+    jobs: Sequence[Job], members: Sequence[Member], records: Sequence[Record], alive: list[int]
+) -> None:
+    """Train a stack; `alive` are the indices of its members that neither failed nor are done."""
     states = [initial_state(*m) for m in members]
     for job, m, r, s in zip(jobs, members, records, states, strict=True):
         with logged(job.out):
             log.info("trained as one of %d in a stacked state, without checkpoints", len(jobs))
             r.evaluated(0, m.strategy, s)
-    alive = list(range(len(jobs)))
     step = ensemble.StackedStep(members)
     for t in range(members[0].env.num_tasks):
         own, begun = [members[i] for i in alive], time.perf_counter()
@@ -163,22 +199,32 @@ def train(jobs: Sequence[Job], arrays: Arrays) -> None:
             with logged(jobs[i].out):
                 if isinstance(after, Diverged):
                     log.error("%s", after)
-                    records[i].write("failed")
+                    records[i].ended(after)
                     jobs[i].outcome = after
                     alive.remove(i)
                     continue
                 states[i] = after
                 members[i].env.meter.train_seconds += share
                 records[i].evaluated(t + 1, members[i].strategy, after)
+        if stopped(jobs):
+            for i in alive:
+                records[i].write("interrupted")
+            return
         if not alive:
             return
         if len(alive) < len(own):
             step = ensemble.StackedStep([members[i] for i in alive])
-    for i in alive:
+    for i in list(alive):
         records[i].write("complete")
-        if jobs[i].config.plots:
-            draw(jobs[i].config, jobs[i].out)
         jobs[i].outcome = result(records[i])
+        alive.remove(i)
+        draw_pictures(jobs[i])
+
+
+def draw_pictures(job: Job) -> None:
+    """The pictures of a run that is complete, if they are wanted."""
+    if job.config.plots:
+        draw(job.config, job.out)
 
 
 @contextmanager
@@ -200,14 +246,46 @@ def in_processes(jobs: Sequence[Job]) -> None:
     """Run jobs in as many processes as there are cores, one thread each unless `threads` is set."""
     workers = min(len(jobs), os.cpu_count() or 1)
     log.info("%d runs in %d processes", len(jobs), workers)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(work, job.config, job.out, job.overrides): job for job in jobs}
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=stay_with_the_parent) as pool:
         try:
-            for future in as_completed(waiting):
-                conclude(waiting[future], future)
-        except BaseException:  # Ctrl-C: those that wait are not begun
+            keep_busy(pool, workers, jobs)
+        except BaseException:  # Ctrl-C: those that wait are not begun, those that run are saved
             pool.shutdown(wait=False, cancel_futures=True)
+            for child in active_children():
+                child.terminate()
             raise
+
+
+def keep_busy(pool: ProcessPoolExecutor, workers: int, jobs: Sequence[Job]) -> None:
+    """Run jobs, as many at a time as there are workers; none waits in the pool's own queue."""
+    todo, running = iter(jobs), dict[Future[float], Job]()
+    while True:
+        while len(running) < workers and not stopped(jobs) and (job := next(todo, None)):
+            try:
+                running[pool.submit(work, job.config, job.out, job.overrides)] = job
+            except BrokenProcessPool:
+                break  # this job and those that wait are run alone
+        if not running:
+            return
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            conclude(running.pop(future), future)
+
+
+def stay_with_the_parent() -> None:
+    """A worker's first act: Ctrl-C is told by the parent alone, and nobody outlives the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_the_parent, daemon=True).start()
+
+
+def end_with_the_parent() -> None:
+    """Wait for the end of the parent process, then save and stop."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(SAVING)
+    os._exit(1)
 
 
 def conclude(job: Job, future: Future[float]) -> None:

@@ -6,27 +6,78 @@ it anew. Raw overrides make no folder names: a slash nests, and 300 characters a
 
 from __future__ import annotations
 
-import hashlib
 import re
 import secrets
 from collections.abc import Sequence
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-LONGEST = 80  # characters; file systems take 255 bytes, eyes less
-SILENT = re.compile(r"\+*(resume|verbose|plots|checkpoint\.\w+)=")  # what makes no other run
+from cl_runner.config import ABOUT_THE_COMMAND, IMMATERIAL, whole
 
-
-def slug(overrides: Sequence[str]) -> str:
-    """The overrides in characters that are safe in a folder's name, cut to a readable length."""
-    return re.sub(r"[^A-Za-z0-9._=+-]+", "_", ",".join(telling(overrides)))[:LONGEST] or "default"
+LONGEST = 110  # characters; file systems take 255 bytes, eyes less
+SILENT = IMMATERIAL | (ABOUT_THE_COMMAND - {"seeds"})
 
 
-def digest(overrides: Sequence[str]) -> str:
-    """Eight hex digits that tell apart overrides with the same slug."""
-    text = "\0".join(telling(overrides))
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
+def slug(overrides: Sequence[str], *, _root_: DictConfig) -> str:
+    """The overrides, in one order, in characters that are safe in a folder's name, cut.
+
+    Groups and keys without a dot come first, the seed last: it is never cut away.
+    """
+    texts = sorted(normal(override, _root_) for override in telling(overrides))
+    seed = "".join(text for text in texts if text.startswith("seed="))
+    rest = [text for text in texts if not text.startswith("seed=")]
+    head = ",".join(sorted(rest, key=lambda text: "." in text.partition("=")[0]))
+    name = f"{safe(head)[: LONGEST - len(seed)]}_{safe(seed)}"
+    return name.strip("_") or "default"
+
+
+def safe(text: str) -> str:
+    """A text in characters that every file system takes."""
+    return re.sub(r"[^A-Za-z0-9._=+-]+", "_", text)
+
+
+def normal(override: str, root: DictConfig) -> str:
+    """An override with its number as it is resolved: `lambda=1.0` and `lambda=1` are one."""
+    key, _, value = override.partition("=")
+    try:
+        found = OmegaConf.select(root, key.lstrip("+"))
+    except OmegaConfBaseException:  # the run tells
+        return override
+    number = isinstance(found, int | float) and not isinstance(found, bool)
+    return f"{key}={whole(found) if number else value}"
+
+
+def content(root: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain values, without Hydra's part."""
+    node = OmegaConf.masked_copy(root, [str(key) for key in root if key != "hydra"])
+    try:
+        found: Any = OmegaConf.to_container(node, resolve=True)
+    except OmegaConfBaseException:  # the run tells
+        found = OmegaConf.to_container(node)
+    return cast("dict[str, Any]", whole(found))
+
+
+def digest(*, _root_: DictConfig) -> str:
+    """The first eight digits of the run's `config_hash`: the same run has the same ones.
+
+    `seeds=[...]` are several runs in one folder, to which more may be added.
+    """
+    from cl_runner.results import config_hash  # numpy, not needed for help and mistakes
+
+    found = content(_root_)
+    seeds = found.get("seeds")
+    found = {key: value for key, value in found.items() if key not in ABOUT_THE_COMMAND}
+    return config_hash(found if seeds is None else found | {"seed": None, "seeds": []})[:8]
+
+
+def job(overrides: Sequence[str], sweep: str, *, _root_: DictConfig) -> str:
+    """The folder of a sweep's job: the one that is there with its digest, else a new one."""
+    own = digest(_root_=_root_)
+    there = sorted(path.name for path in Path(sweep).glob(f"*-{own}"))
+    return there[0] if there else f"{slug(overrides, _root_=_root_)}-{own}"
 
 
 def plain(overrides: Sequence[str]) -> list[str]:
@@ -36,7 +87,7 @@ def plain(overrides: Sequence[str]) -> list[str]:
 
 def telling(overrides: Sequence[str]) -> list[str]:
     """The overrides that say which run it is: with the others it keeps its folder."""
-    return [override for override in plain(overrides) if not SILENT.match(override)]
+    return [o for o in plain(overrides) if o.partition("=")[0].lstrip("+") not in SILENT]
 
 
 def unique() -> str:
@@ -47,6 +98,6 @@ def unique() -> str:
 def register() -> None:
     """Make the resolvers known to OmegaConf; a second call changes nothing."""
     OmegaConf.register_new_resolver("cl_run.slug", slug, replace=True)
-    OmegaConf.register_new_resolver("cl_run.digest", digest, replace=True)
+    OmegaConf.register_new_resolver("cl_run.job", job, replace=True)
     # Cached, so that all who ask during one command get the same folder.
     OmegaConf.register_new_resolver("cl_run.unique", unique, replace=True, use_cache=True)

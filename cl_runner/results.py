@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cl_runner.config import IMMATERIAL
+from cl_runner.config import IMMATERIAL, whole
 from cl_runner.errors import UserError
 from cl_runner.functional.metrics import Matrix, summarise, summarise_anytime
 
@@ -232,18 +232,6 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def finished(out: Path) -> float | None:
-    """What `runner.run` returned for the complete run in a folder; None if there is none.
-
-    That is ACC on the validation data where there are any.
-    """
-    path = out / "summary.csv"
-    rows = read_rows(path) if path.exists() else []
-    if len(rows) != 1 or rows[0].get("status") != "complete":
-        return None
-    return float(rows[0].get("validation_ACC") or rows[0]["ACC"])
-
-
 def merge_seeds(out: Path, runs: Mapping[int, Path]) -> str:
     """Gather the runs of several seeds in `out`: their files with a column `seed`, and statistics.
 
@@ -303,10 +291,12 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def config_hash(config: Mapping[str, Any]) -> str:
     """Which run a resolved configuration stands for: 16 hex digits of its SHA-256.
 
-    Of its JSON with sorted keys, without those that may change when a run goes on.
+    Of its JSON with sorted keys and 1 in the place of 1.0, without those that may change when a run
+    goes on.
     """
     material = {k: v for k, v in flatten(config).items() if k not in IMMATERIAL}
-    return hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()[:16]
+    text = json.dumps(whole(material), sort_keys=True)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def format_matrix(R: Matrix) -> str:

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 import cl_runner
-from cl_runner import checkpoint, kernels, results, steps, strategies
+from cl_runner import checkpoint, kernels, results, sharing, status, steps, strategies
 from cl_runner.checkpoint import Saved
 from cl_runner.config import Config
 from cl_runner.core import Task, TrainState
@@ -52,10 +52,11 @@ def run(config: Config, out: Path, overrides: Sequence[str] = ()) -> float:
     try:
         if config.resume:
             checkpoint.check_run(out, config.resolved)
-            if (there := results.finished(out)) is not None:
+            if (there := status.finished(out)) is not None:
                 tell(config, f"complete, nothing to do: {out}")
                 return there
-        return _run(config, out, overrides)
+        with free_gpu(config.device):
+            return _run(config, out, overrides)
     except (MemoryError, RuntimeError) as error:
         # torch raises a plain RuntimeError when the CPU's memory is exhausted.
         text = str(error)
@@ -101,7 +102,7 @@ def _run(config: Config, out: Path, overrides: Sequence[str]) -> float:
         if not config.checkpoint.keep:
             checkpoint.remove(out)
     except BaseException as error:
-        record.write("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        record.ended(error)
         log.error("%s", error if isinstance(error, Diverged) else repr(error))
         raise
     if config.verbose:
@@ -229,6 +230,19 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+@contextmanager
+def free_gpu(device: str) -> Iterator[None]:
+    """Meanwhile the current GPU is one that few runs use, where there are several."""
+    number = torch.cuda.device_count() if device != "cpu" else 0
+    if number < 2:
+        yield
+        return
+    with sharing.gpu(number) as index:
+        torch.cuda.set_device(index)
+        log.info("GPU %d of %d", index, number)
+        yield
+
+
 class Record:
     """What a run has measured so far, and its files."""
 
@@ -252,6 +266,7 @@ class Record:
         self.seconds = 0.0
         self.saved_at = started
         reset_peak_memory(env.device)
+        self.task, self.step = 1, 0  # for status.json: the task under way, steps at a checkpoint
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -259,12 +274,16 @@ class Record:
         if not (config.resume and (out / "overrides.yaml").exists()):
             results.write_text(out / "config.yaml", OmegaConf.to_yaml(dict(config.resolved)))
             results.write_text(out / "overrides.yaml", OmegaConf.to_yaml(list(overrides)))
+        self.tell("running")
 
     def save(self, s: TrainState, task: int, begun: Begun | None = None) -> None:
         """Write a checkpoint: next comes task `task`, or what remains of it."""
         counts = {"seconds": time.perf_counter() - self.started, **self.env.meter.state()}
         saved = Saved(s, self.matrices, counts, self.tables, self.curves, task, begun)
         checkpoint.save(self.out, saved, self.config.resolved)
+        if begun is not None:
+            self.at(task, begun.step)
+            self.tell("running")
         self.saved_at = time.perf_counter()
 
     def restore(self, saved: Saved, strategy: Strategy, s: TrainState) -> None:
@@ -273,6 +292,7 @@ class Record:
         self.started -= counts.pop("seconds")
         self.env.meter.restore(counts)
         self.matrices, self.tables, self.curves = saved.matrices, saved.tables, saved.curves
+        self.at(saved.task, 0 if saved.begun is None else saved.begun.step)
         self.memory = footprint(strategy, s, self.env)
 
     def evaluated(self, after_task: int, strategy: Strategy, s: TrainState) -> None:
@@ -294,6 +314,7 @@ class Record:
                 results.write_grid(self.out / "pictures" / f"{name}_{after_task}.png", images)
             for name, rows in strategy.tables(s, self.env).items():
                 results.write_rows(self.out / f"{name}.csv", rows)
+        self.at(after_task, 0)
         self.write("running")
 
     def evaluated_within(self, task: int, step: int, strategy: Strategy, s: TrainState) -> None:
@@ -368,15 +389,37 @@ class Record:
         meter = self.env.meter
         return {"budget_stopped": [t + 1 for t in meter.stopped]} if meter.budget else {}
 
-    def write(self, status: str) -> None:
-        """All result files as they stand."""
+    def write(self, state: str) -> None:
+        """All result files as they stand; status.json is the last."""
+        self.write_results(state)
+        self.tell(state)
+
+    def write_results(self, state: str) -> None:
+        """The matrices and the summary."""
         self.seconds = (time.perf_counter() - self.started) / self.members
         if self.matrices:
             results.write_matrices(self.out, self.matrices, self.own, self.within)
             for name, rows in self.tables.items():
                 if rows:  # no task was seen yet
                     results.write_rows(self.out / f"{name}.csv", rows)
-        results.write_rows(self.out / "summary.csv", [{"status": status, **self.columns()}])
+        results.write_rows(self.out / "summary.csv", [{"status": state, **self.columns()}])
+
+    def ended(self, error: BaseException) -> None:
+        """All files of a run that an error or a signal ends."""
+        if isinstance(error, Exception):
+            self.write_results("failed")
+            status.fail(self.out, error)
+        else:
+            self.write("interrupted")
+
+    def at(self, index: int, step: int) -> None:
+        """Where the run is: so many steps into task `index`; past the last one it stays there."""
+        self.task, self.step = min(index + 1, len(self.env.stream)), step
+
+    def tell(self, state: str) -> None:
+        """Write status.json."""
+        tasks = len(self.env.stream)
+        status.write(self.out, state, task=self.task, tasks=tasks, step=self.step)
 
 
 def footprint(strategy: Strategy, s: TrainState, env: Env) -> dict[str, int | None]:

@@ -1,12 +1,21 @@
-"""SIGINT and SIGTERM during a run: the step is finished, the state saved, then the run stops."""
+"""SIGINT and SIGTERM: within a task the step is finished and the state saved, else it ends at once.
+
+Batch systems send SIGTERM twice and more; a second one does not disturb what the first has begun.
+A second Ctrl-C does.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+PREEMPTION = signal.SIGUSR2  # submitit's, which requeues the job
+PATIENCE = 2.0  # seconds in which a second SIGTERM is the first one's echo
 
 
 class Interrupted(KeyboardInterrupt):
@@ -19,17 +28,26 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stop:
-    """Whether a signal asks a run to stop."""
+    """Whether a signal asks a command, or a run within it, to stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: Callable[[], None] = lambda: None) -> None:
         self.asked: int | None = None  # the signal's number, once there was one
+        self.asked_at = 0.0
         self._stepping = False
+        self._before = before  # what is to be done first when the command stops
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Between the steps of a task there is a moment to save; anywhere else, stop at once."""
-        if not self._stepping or (self.asked is not None and number == signal.SIGINT):
-            raise Interrupted(number)
-        self.asked = self.asked or number
+        first = self.asked is None
+        if first:
+            self.asked, self.asked_at = number, time.monotonic()
+        again = number == signal.SIGINT and not first  # a second Ctrl-C always stops
+        echo = not first and time.monotonic() < self.asked_at + PATIENCE
+        if not again and (self._stepping or echo):
+            return
+        if first:
+            self._before()
+        raise Interrupted(number)
 
     def check(self) -> None:
         """Raise Interrupted if a signal has come."""
@@ -48,18 +66,24 @@ class Stop:
 
 
 @contextmanager
-def stoppable() -> Iterator[Stop]:
-    """Meanwhile the two signals go to a Stop; in threads, and if ignored before, nothing is done.
+def stoppable(before: Callable[[], None] = lambda: None) -> Iterator[Stop]:
+    """Meanwhile signals go to a Stop; in threads, and if ignored before, nothing is done.
 
-    Only the main thread of a process may have handlers. The old ones return afterwards.
+    Only the main thread of a process may have handlers. The old ones return afterwards. Where there
+    is one for PREEMPTION, it gets its signal once the run is saved.
     """
-    stop, before = Stop(), {}
+    stop, old = Stop(before), {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-                before[number] = signal.signal(number, stop.handle)
+        wanted = [n for n in NUMBERS if signal.getsignal(n) is not signal.SIG_IGN]  # as under nohup
+        wanted += [PREEMPTION] if callable(signal.getsignal(PREEMPTION)) else []
+        old = {number: signal.signal(number, stop.handle) for number in wanted}
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in old.items():
             signal.signal(number, handler or signal.SIG_DFL)
+            outer = getattr(handler, "__self__", None)
+            if isinstance(outer, Stop) and stop.asked is not None:  # knows that the end has begun
+                outer.asked, outer.asked_at = stop.asked, stop.asked_at
+        if stop.asked == PREEMPTION:
+            signal.raise_signal(PREEMPTION)

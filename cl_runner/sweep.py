@@ -1,18 +1,22 @@
 """What happens around the jobs of a sweep: their folders, their failures, the merged summary.csv.
 
-A sweep's folder is its state: each job leaves `summary.csv`, `error.txt` or both in a folder of its
-own, and everything here is read from there. So it works with every launcher, whichever process or
-machine a job ran on.
+A sweep's folder is its state: each job leaves `status.json` and, once it has measured something,
+`summary.csv` in a folder of its own, and everything here is read from there. So it works with every
+launcher, whichever process or machine a job ran on.
 """
 
 from __future__ import annotations
 
 import csv
 import logging
+import os
 import re
 import shlex
+import signal
+import socket
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,20 +26,22 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from cl_runner import status
 from cl_runner.compare.cli import after_sweep
 from cl_runner.errors import UserError
+from cl_runner.status import JOBS, LOCK, STATUS
 
-SUMMARY, ERROR, LOCK, OVERRIDES = "summary.csv", "error.txt", ".lock", "overrides.yaml"
+SUMMARY, OVERRIDES, TRACEBACK = "summary.csv", "overrides.yaml", "traceback.txt"
+STOP = ".stop"  # in the folder of a sweep that begins no more jobs, see fail_fast
+SAVING = 1.5  # seconds that other processes have to save, when this command is stopped
+PATIENCE = 0.3  # seconds for a lock: `cl-run status` holds it for a moment
 FILES = (
-    *(SUMMARY, "config.yaml", OVERRIDES, "accuracies.csv", "accuracy_matrix.csv"),
+    *(SUMMARY, STATUS, "config.yaml", OVERRIDES, "accuracies.csv", "accuracy_matrix.csv"),
     "checkpoint.safetensors",
 )
 SHOWN = ("benchmark", "strategy", "seed", "ACC", "forgetting", "status", "run")  # final table
-REMOVABLE = {
-    "multirun.yaml",
-    "cl-run.log",
-    LOCK,
-}  # what Hydra may have left in a refused run's folder
+# What Hydra and we may have left in the folder of a run or sweep that is refused.
+REMOVABLE = {"multirun.yaml", "cl-run.log", LOCK, JOBS}
 
 _created: list[Path] = []  # folders that this command makes, innermost first
 _runs: list[Path] = []  # the folder of the run alone that is running
@@ -70,24 +76,23 @@ class Folders(Callback):
             )
             raise SystemExit(1) from UserError(message)
         _sweeps[:] = [] if folder is None else [folder]
+        if folder is not None:
+            (folder / STOP).unlink(missing_ok=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Merge and report. Exits if jobs failed: 2 for mistakes only, 1 for anything else."""
         folder = Path(config.hydra.sweep.dir)
         try:
-            rows, errors = merge(folder), failures(folder)
+            rows, failed = merge(folder), failures(folder)
             if config.verbose:
                 print(table(rows))
             compared(folder, verbose=config.verbose)
-            if errors:
-                print(f"{len(errors)} of {len(rows)} runs failed:", file=sys.stderr)
-            for run, error in errors.items():
-                print(f"  {folder / run}: {error.partition(': ')[2]}", file=sys.stderr)
+            tell_failures(folder, failed, len(rows))
             print(f"{len(rows)} runs · results in {folder / SUMMARY}")
         except Exception as error:
             raise SystemExit(1) from error
-        if errors:
-            mistakes = [error.startswith(f"{UserError.__name__}: ") for error in errors.values()]
+        if failed:
+            mistakes = [about.get("exception") == UserError.__name__ for about in failed.values()]
             raise SystemExit(2 if all(mistakes) else 1)
 
 
@@ -114,11 +119,52 @@ def _note(config: DictConfig, mode: str) -> Path | None:
     return folder
 
 
-def merge_interrupted() -> None:
-    """Gather what the jobs of a sweep that is being stopped have left."""
+def tell_failures(folder: Path, failed: Mapping[str, Mapping[str, Any]], runs: int) -> None:
+    """List the failed jobs of a sweep with their reasons, and what was not begun for them."""
+    if failed:
+        print(f"{len(failed)} of {runs} runs failed:", file=sys.stderr)
+    for run, about in failed.items():
+        print(f"  {folder / run}: {' '.join(about['reason'].split())}", file=sys.stderr)
+    if stopped(folder):
+        missing = sum(status.state(folder / job) == "missing" for job in status.jobs(folder))
+        print(f"fail_fast=true: {missing} jobs were not begun", file=sys.stderr)
+
+
+def gather(*, tell: bool) -> None:
+    """Merge what the jobs of a sweep that is being stopped have left; tell: list its failures."""
     for folder in _sweeps:
         if next(folder.rglob(SUMMARY), None) is not None:
-            merge(folder)
+            rows = merge(folder)
+            if tell:
+                tell_failures(folder, failures(folder), len(rows))
+
+
+def stop(folder: Path) -> None:
+    """Begin no more jobs of a sweep, in whichever process."""
+    (folder / STOP).touch()
+
+
+def stopped(folder: Path) -> bool:
+    """Whether no more jobs of a sweep are to begin."""
+    return (folder / STOP).exists()
+
+
+def stop_jobs() -> None:
+    """Ask the jobs that run in processes of this command to save, and give them a moment for it.
+
+    Launchers kill their processes at once when they are interrupted.
+    """
+    folders = [out for folder in (_sweeps or _runs) for out in status.found(folder)]
+    own = {"ppid": os.getpid(), "host": socket.gethostname(), "state": "running"}.items()
+    running = [out for out in folders if own <= status.read(out).items()]
+    for out in running:
+        with suppress(ProcessLookupError):
+            os.kill(status.read(out)["pid"], signal.SIGTERM)
+    deadline = time.monotonic() + SAVING
+    while time.monotonic() < deadline:
+        if not any(status.read(out).get("state") == "running" for out in running):
+            break
+        time.sleep(0.02)
 
 
 def how_to_go_on() -> str:
@@ -139,7 +185,7 @@ def locked(out: Path) -> Iterator[None]:
     lock = FileLock(out / LOCK)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=PATIENCE)
     except Timeout:
         _created.clear()  # another process uses these folders
         raise Busy(f"another process is at work in {out}") from None
@@ -166,43 +212,26 @@ def discard() -> None:
                 folder.rmdir()
 
 
-def forget(out: Path) -> None:
-    """Remove the reason of an earlier failure of a job that is about to be repeated."""
-    for name in (ERROR, "traceback.txt"):
-        (out / name).unlink(missing_ok=True)
-
-
-def record(out: Path, error: Exception) -> None:
-    """Leave a job's reason of failure in its folder."""
-    (out / ERROR).write_text(f"{type(error).__name__}: {error}\n", encoding="utf-8")
-
-
-def earlier(out: Path) -> float | None:
-    """The result of the same job earlier in this sweep: optimisers may propose it again."""
-    if not (out / SUMMARY).exists():
-        return None
-    from cl_runner.results import finished  # numpy, not needed for help and mistakes
-
-    return finished(out)
-
-
-def failures(folder: Path) -> dict[str, str]:
-    """The failed jobs of a sweep: sub-folder -> "type of the error: reason"."""
-    return {
-        path.parent.relative_to(folder).as_posix(): path.read_text(encoding="utf-8").strip()
-        for path in sorted(folder.rglob(ERROR))
-    }
+def failures(folder: Path) -> dict[str, dict[str, Any]]:
+    """The jobs of a sweep that failed or were killed: sub-folder -> status, with a reason."""
+    found: dict[str, dict[str, Any]] = {}
+    for out in status.found(folder):
+        state = status.state(out)
+        if state in {"failed", "killed"}:
+            about = {"reason": state} | status.read(out) | {"state": state}
+            found[out.relative_to(folder).as_posix()] = about
+    return found
 
 
 def merge(folder: Path) -> list[dict[str, str]]:
     """Gather the jobs' summary.csv in one, and return its rows.
 
     The columns are `run`, the sub-folder, and the union of the jobs' columns; what a job has not is
-    empty. A job that failed before it could write a summary has a row with its status only.
+    empty. A job that failed or was killed before it wrote a summary has a row with its status only.
     """
     from cl_runner.results import write_rows  # numpy, not needed for help and mistakes
 
-    rows = {run: {"run": run, "status": "failed"} for run in failures(folder)}
+    rows = {run: {"run": run, "status": about["state"]} for run, about in failures(folder).items()}
     for path in folder.rglob(SUMMARY):
         # A job with seeds=[...] has a folder for each, and they count in its place.
         if path.parent != folder and next(path.parent.glob(f"*/{SUMMARY}"), None) is None:

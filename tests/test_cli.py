@@ -13,9 +13,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from cl_runner import naming, sweep
+from cl_runner import naming, status, sweep
 
 CL_RUN = Path(sys.executable).with_name("cl-run")
 HEAVY = {"torch", "torchvision", "pandas", "sklearn"}
@@ -35,6 +36,7 @@ STUB = """
 import csv, logging, sys, types
 
 def run(config, out, overrides):
+    from cl_runner import status
     from cl_runner.errors import Diverged, UserError
     logging.getLogger("cl_runner").info("task 1")
     if config.seed == 7 and not config.resume:
@@ -44,6 +46,7 @@ def run(config, out, overrides):
     row = {"status": "complete", "seed": config.seed, "ACC": config.seed / 10}
     row |= {"forgetting": 0.25} if config.seed == 2 else {}
     row |= {"status": "failed"} if config.seed == 8 else {}
+    status.write(out, "running", task=1, tasks=2)
     with open(out / "summary.csv", "x") as file:
         writer = csv.DictWriter(file, list(row))
         writer.writeheader()
@@ -54,6 +57,7 @@ def run(config, out, overrides):
         print("waiting", flush=True)
         import signal
         signal.pause()
+    status.write(out, "complete", task=2, tasks=2)
     return row["ACC"]
 
 sys.modules["cl_runner.runner"] = types.ModuleType("cl_runner.runner")
@@ -282,12 +286,12 @@ def test_two_runs_in_the_same_second_have_two_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "override",
     [
-        "data.root=/a/b/../c",
-        "data.root='a b'",
-        f"data.root={'x' * 300}",
-        'data.root="héé ✓ 数"',
+        "data.path=/a/b/../c",
+        "data.path='a b'",
+        f"data.path={'x' * 300}",
+        'data.path="héé ✓ 数"',
         "data.path=${.root}",
-        "data.root='a;b|c&d'",
+        "data.path='a;b|c&d'",
     ],
 )
 @pytest.mark.parametrize("mode", ["outputs", "multirun"])
@@ -297,7 +301,7 @@ def test_odd_values_make_safe_folders(mode: str, override: str, tmp_path: Path) 
     assert result.returncode == 0, result.stderr
     pattern = "*/*/*/summary.csv" if args else "*/*/summary.csv"
     folder = only((tmp_path / mode).glob(pattern)).parent
-    assert re.fullmatch(r"[A-Za-z0-9._=+-]{1,120}", folder.name)
+    assert re.fullmatch(r"[A-Za-z0-9._=+-]{1,140}", folder.name)
     assert "data." in folder.name
 
 
@@ -306,7 +310,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     result = stubbed("hydra.run.dir=a/b", "seed=1", cwd=tmp_path)
     assert result.returncode == 2
-    assert "already holds summary.csv; resume=true goes on with it" in result.stderr
+    assert "already holds summary.csv, status.json; resume=true goes on with it" in result.stderr
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
@@ -324,23 +328,53 @@ def test_the_log_is_in_the_folder_and_not_on_the_console(tmp_path: Path) -> None
     assert "task 1" in (tmp_path / "out/cl-run.log").read_text(encoding="utf-8")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "cl-run.log",
+        "status.json",
         "summary.csv",
     ]
 
 
+def job(*overrides: str, sweep: str = "nowhere") -> str:
+    """The folder of a job with these overrides."""
+    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+        config = compose("config", list(overrides))
+    return naming.job(OmegaConf.create(list(overrides)), sweep, _root_=config)
+
+
 def test_jobs_with_a_long_common_beginning_are_told_apart() -> None:
-    a, b = (OmegaConf.create([f"data.root={'x' * 300}{end}"]) for end in "ab")
-    assert naming.slug(a) == naming.slug(b)
-    assert naming.digest(a) != naming.digest(b)
-    assert naming.digest(a) == naming.digest(OmegaConf.create([f"data.root={'x' * 300}a"]))
+    a, b = (job(f"data.path={'x' * 300}{end}") for end in "ab")
+    assert a[:110] == b[:110] == f"data.path={'x' * 100}"
+    assert a != b == job(f"data.path={'x' * 300}b")
 
 
 def test_what_makes_no_other_run_makes_no_other_folder() -> None:
-    plain = OmegaConf.create(["seed=1", "strategy=ewc"])
-    more = ["seed=1", "resume=true", "strategy=ewc", "++verbose=false", "checkpoint.every=5"]
-    assert naming.slug(OmegaConf.create(more)) == naming.slug(plain) == "seed=1_strategy=ewc"
-    assert naming.digest(OmegaConf.create(more)) == naming.digest(plain)
-    assert naming.slug(OmegaConf.create(["threads=2"])) == "threads=2"
+    name = job("strategy=ewc", "seed=1", "strategy.lambda=1")
+    assert re.fullmatch("strategy=ewc_strategy.lambda=1_seed=1-[0-9a-f]{8}", name)
+    assert job("seed=1", "strategy=ewc", "strategy.lambda=1.0") == name
+    silent = ("++verbose=false", "checkpoint.every=5", "resume=true", "threads=2", "data.root=a")
+    assert job(*silent, "strategy.lambda=1e0", "seed=1", "strategy=ewc", "device=cpu") == name
+    others = ("strategy.lambda=1.5", "model.hidden_sizes=[8]", "scenario=task", "optimizer=adam")
+    names = {job("strategy=ewc", "seed=1", "strategy.lambda=1", other) for other in others}
+    assert len({other[-8:] for other in {name, *names}}) == 5
+
+
+def test_a_changed_default_makes_another_folder() -> None:
+    """The name is that of the resolved configuration, not of the overrides."""
+    config = OmegaConf.create({"seed": 1, "lr": 0.1, "twice": "${seed}", "hydra": {"x": 1}})
+    name = naming.digest(_root_=config)
+    assert naming.digest(_root_=OmegaConf.merge(config, {"hydra": {"x": 2}})) == name
+    assert naming.digest(_root_=OmegaConf.merge(config, {"twice": 1})) == name
+    assert naming.digest(_root_=OmegaConf.merge(config, {"lr": 0.2})) != name
+
+
+def test_a_default_said_aloud_is_the_same_job(tmp_path: Path) -> None:
+    (tmp_path / job("strategy=si")).mkdir()
+    said = job("strategy=si", "seed=0", sweep=str(tmp_path))
+    assert said == job("strategy=si") != job("strategy=si", "seed=0")
+
+
+def test_more_seeds_join_the_folder_of_seeds(tmp_path: Path) -> None:
+    (tmp_path / job("seeds=[0,1]")).mkdir()
+    assert job("seeds=[0,1,2]", sweep=str(tmp_path)) == job("seeds=[0,1]") != job()
 
 
 # Resuming (what it computes is in tests/reliability)
@@ -386,7 +420,7 @@ def test_two_processes_do_not_run_the_same_job(tmp_path: Path) -> None:
     assert result.returncode == 0
     assert re.fullmatch(r"cl-run: another process is at work in .*/seed=10-\w+\n", result.stderr)
     assert [row["seed"] for row in read(tmp_path / "b/summary.csv")] == ["1", "10"]
-    assert not list(tmp_path.glob("b/*/error.txt"))
+    assert "another process" not in "".join(p.read_text() for p in tmp_path.glob("b/*/*.json"))
     first.kill()
     first.communicate(timeout=60)
 
@@ -394,17 +428,17 @@ def test_two_processes_do_not_run_the_same_job(tmp_path: Path) -> None:
 def test_a_job_that_failed_is_repeated_and_its_error_goes(tmp_path: Path) -> None:
     assert stubbed("-m", "seed=1,7", "hydra.sweep.dir=out", cwd=tmp_path).returncode == 1 + 1
     (failed,) = tmp_path.glob("out/seed=7*")
-    assert (failed / "error.txt").exists()
+    assert status.state(failed) == "failed"
     result = stubbed("-m", "seed=7", "hydra.sweep.dir=out", "resume=true", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
-    assert not (failed / "error.txt").exists()
+    assert "reason" not in status.read(failed)
     assert [row["status"] for row in read(tmp_path / "out/summary.csv")] == ["complete"] * 2
 
 
 def test_resuming_in_a_folder_of_the_users_own_removes_nothing(tmp_path: Path) -> None:
-    (tmp_path / "error.txt").write_text("mine")
+    (tmp_path / "traceback.txt").write_text("mine")
     assert stubbed("hydra.run.dir=.", "seed=1", "resume=true", cwd=tmp_path).returncode == 0
-    assert (tmp_path / "error.txt").read_text() == "mine"
+    assert (tmp_path / "traceback.txt").read_text() == "mine"
 
 
 # Sweeps
@@ -421,20 +455,25 @@ def test_a_sweep_goes_on_when_jobs_fail(tmp_path: Path) -> None:
     assert [rows[seed]["status"] for seed in "1238"] == ["complete"] * 3 + ["failed"]
     assert len(rows) == 6
     for run, row in rows.items():
-        assert (out / row["run"] / "error.txt").exists() == (row["status"] == "failed"), run
+        assert status.state(out / row["run"]) == row["status"], run
 
-    failed = {path.parent.name[:6]: path for path in out.glob("*/error.txt")}
-    assert failed["seed=7"].read_text(encoding="utf-8") == "UserError: seed must not be 7\n"
-    assert failed["seed=8"].read_text(encoding="utf-8") == "Diverged: the loss is not finite\n"
-    assert "seed must not be 7" in failed["seed=7"].with_name("cl-run.log").read_text()
+    failed = {path.name[:6]: path for path in out.glob("seed=[789]*")}
+    told = {seed: status.read(path) for seed, path in failed.items()}
+    reasons = {seed: (about["exception"], about["reason"]) for seed, about in told.items()}
+    assert reasons["seed=7"] == ("UserError", "seed must not be 7")
+    assert reasons["seed=8"] == ("Diverged", "the loss is not finite")
+    assert (told["seed=8"]["task"], told["seed=8"]["tasks"]) == (1, 2)
+    assert reasons["seed=9"][0] == "ZeroDivisionError"
+    assert "seed must not be 7" in (failed["seed=7"] / "cl-run.log").read_text()
     assert [p.parent.name[:6] for p in out.glob("*/traceback.txt")] == ["seed=9"]
+    assert [seed for seed, about in told.items() if "traceback" in about] == ["seed=9"]
 
     *shown, final = result.stdout.splitlines()
     assert any(re.search(r"\b2 +0\.2000 +0\.2500 +complete +seed=2", line) for line in shown)
     assert "out/summary.csv" in final
     listed = result.stderr.partition("3 of 6 runs failed:\n")[2].splitlines()
     assert [line.strip().partition(": ")[0] for line in listed] == [
-        f"out/{failed[f'seed={seed}'].parent.name}" for seed in "789"
+        f"out/{failed[f'seed={seed}'].name}" for seed in "789"
     ]
 
 
@@ -471,6 +510,18 @@ def test_a_summary_that_cannot_be_merged_is_an_error(tmp_path: Path) -> None:
 # With training
 
 
+def test_a_job_is_named_by_the_hash_in_its_summary(tmp_path: Path) -> None:
+    result = cl_run("-m", *TINY, "optimizer.lr=1.0", "hydra.sweep.dir=out", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    row = only_row(tmp_path / "out")
+    assert row["run"].endswith(f"-{row['config_hash'][:8]}")
+
+
+def only_row(folder: Path) -> dict[str, str]:
+    (row,) = read(folder / "summary.csv")
+    return row
+
+
 def test_a_run_trains_and_writes_its_files(tmp_path: Path) -> None:
     result = cl_run(*TINY, "hydra.run.dir=out", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
@@ -492,8 +543,9 @@ def test_a_sweep_trains_merges_and_survives_divergence(tmp_path: Path) -> None:
     complete = [row for row in rows if row["status"] == "complete"]
     assert sorted(row["strategy"] for row in complete) == ["ewc", "naive"]
     assert all(0 <= float(row["ACC"]) <= 1 for row in complete)
-    errors = sorted(path.read_text() for path in (tmp_path / "out").glob("*/error.txt"))
-    assert [error.partition(":")[0] for error in errors] == ["Diverged"] * 2 + ["UserError"] * 2
+    told = [status.read(path.parent) for path in (tmp_path / "out").glob("*/status.json")]
+    errors = sorted(about["exception"] for about in told if about["state"] == "failed")
+    assert errors == ["Diverged"] * 2 + ["UserError"] * 2
 
 
 @pytest.mark.parametrize(
@@ -514,7 +566,7 @@ def test_a_sweep_stopped_between_two_jobs_is_merged_all_the_same(
     (tmp_path / "seed=0").mkdir()
     (tmp_path / "seed=0" / "summary.csv").write_text("status,ACC\ncomplete,0.5\n")
     monkeypatch.setattr(sweep, "_sweeps", [tmp_path])
-    sweep.merge_interrupted()
+    sweep.gather(tell=False)
     assert (tmp_path / "summary.csv").read_text() == "run,status,ACC\nseed=0,complete,0.5\n"
 
 

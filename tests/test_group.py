@@ -132,7 +132,7 @@ def test_jobs_with_tasks_of_different_sizes_are_run_otherwise(configure, tmp_pat
 def test_the_launcher_does_not_repeat_a_job_whose_accuracy_is_zero(monkeypatch):
     monkeypatch.setattr(cl_runner_launcher, "configure_log", lambda *_: None)
     monkeypatch.setattr(cl_runner_launcher, "run_job", lambda **given: given["task_function"])
-    monkeypatch.setattr(VectorizedLauncher, "compose", lambda *_: None)
+    monkeypatch.setattr(cl_runner_launcher, "compose", lambda *_: None)
     monkeypatch.setattr(cli, "run_together", lambda _: [0.0, None])
     launcher = VectorizedLauncher()
     config = OmegaConf.create({"hydra": {"hydra_logging": {}, "verbose": False}})

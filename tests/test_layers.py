@@ -27,6 +27,7 @@ LAYERS = (  # from the top down; a module of a sub-package counts as that sub-pa
     ("blocks",),
     ("ensemble",),
     ("results",),
+    ("status", "sharing"),
     ("compare",),
     ("checkpoint",),
     ("progress",),
@@ -36,14 +37,8 @@ LAYERS = (  # from the top down; a module of a sub-package counts as that sub-pa
 )
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 LIGHT = (
-    "__init__",
-    "__main__",
-    "errors",
-    "signals",
-    "config",
-    "naming",
-    "sweep",
-    "cli",
+    *("__init__", "__main__", "errors", "signals", "config", "naming", "status", "sharing"),
+    *("sweep", "cli"),
     "compare.cli",
 )
 HEAVY = {

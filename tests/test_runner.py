@@ -30,6 +30,7 @@ FILES = {
     "config.yaml",
     "costs.csv",
     "overrides.yaml",
+    "status.json",
     "summary.csv",
 }
 

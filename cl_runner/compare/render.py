@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from cl_runner.compare.runs import ERROR, Run
+from cl_runner import status
+from cl_runner.compare.runs import Run
 from cl_runner.compare.statistics import FEW, FIRST_WILCOXON, LEVEL, Paired
 from cl_runner.compare.table import PRICE, QUALITY, Comparison, Group, Overall, Stream
 
@@ -195,12 +196,8 @@ def incomplete_lines(comparison: Comparison) -> list[str]:
 
 def reason(run: Run) -> str:
     """What the run's folder says about its failure, and the folder."""
-    path = run.folder / ERROR
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    except OSError:
-        return f"see {run.folder}"
-    return f"{text[0].partition(': ')[2] if text else 'no reason given'} ({run.folder})"
+    why = str(status.read(run.folder).get("reason", ""))
+    return f"{' '.join(why.split())} ({run.folder})" if why else f"see {run.folder}"
 
 
 # Cells.

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from cl_runner import status
 from cl_runner.errors import UserError, check
 from cl_runner.results import METRICS
 
-SUMMARY, ERROR, OVERRIDES = "summary.csv", "error.txt", "overrides.yaml"
+SUMMARY, OVERRIDES = "summary.csv", "overrides.yaml"
 OTHER_FILES = re.compile(
     r"(accura.*|costs|calibration|confusion|statistics|comparison.*|fisher_overlap)\.csv"
 )  # of runs, and our own
@@ -110,8 +111,8 @@ def read_runs(patterns: Sequence[str], *, once: bool = True) -> tuple[list[Run],
         if path in seen:
             continue
         seen.add(path)
-        if path.name == ERROR:  # a job that failed before it wrote a summary
-            row = {"status": "failed"}
+        if path.name == status.STATUS:  # a job that ended before it wrote a summary
+            row = {"status": status.state(path.parent)}
             found.setdefault(path.parent, Run(folder=path.parent, source=path, row=row))
             continue
         for folder, row in _rows(path):
@@ -132,7 +133,7 @@ def read_runs(patterns: Sequence[str], *, once: bool = True) -> tuple[list[Run],
 
 
 def _files(patterns: Sequence[str], skipped: list[str]) -> Iterator[Path]:
-    """The summary.csv files below the paths, and error.txt where a job left nothing else."""
+    """The summary.csv files below the paths, and status.json where a job left nothing else."""
     for pattern in patterns:
         # glob.glob, because Path.glob takes no absolute patterns.
         globbed = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
@@ -140,7 +141,7 @@ def _files(patterns: Sequence[str], skipped: list[str]) -> Iterator[Path]:
         check(bool(matches), f"there is no file or folder {pattern}")
         for path in map(Path, matches):
             if path.is_dir():
-                files = [p for name in (SUMMARY, ERROR) for p in path.rglob(name)]
+                files = [p for name in (SUMMARY, status.STATUS) for p in path.rglob(name)]
                 yield from (p.resolve() for p in files if p.name == SUMMARY or not _explained(p))
                 if not files:
                     skipped.append(f"{path} (no {SUMMARY} in it)")
@@ -150,10 +151,10 @@ def _files(patterns: Sequence[str], skipped: list[str]) -> Iterator[Path]:
                 skipped.append(f"{path} (no {SUMMARY})")
 
 
-def _explained(error: Path) -> bool:
-    """Whether a job with this error.txt has left more: its own summary, or runs in folders."""
-    inner = (p for name in (SUMMARY, ERROR) for p in error.parent.rglob(name))
-    return any(path != error for path in inner)
+def _explained(told: Path) -> bool:
+    """Whether a job with this status.json has left more: its own summary, or runs in folders."""
+    inner = (p for name in (SUMMARY, status.STATUS) for p in told.parent.rglob(name))
+    return any(path != told for path in inner)
 
 
 def _rows(path: Path) -> list[tuple[Path, dict[str, str]]]:

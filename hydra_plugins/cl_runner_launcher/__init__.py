@@ -1,4 +1,4 @@
-"""`cl-run -m hydra/launcher=vectorized ...`: the jobs of a sweep trained together.
+"""`cl-run -m`: what is asked for is listed; with hydra/launcher=vectorized it is trained together.
 
 Jobs that differ only in seed, learning rate and the strategy's numbers are trained as one stacked
 state where that is faster, the others in worker processes (`cl_runner.group`). Each job has its own
@@ -7,6 +7,7 @@ folder, as with Hydra's basic launcher, which is also what runs a job that can g
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, configure_log, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from cl_runner import naming, status
+from cl_runner.errors import UserError
 
 
 class VectorizedLauncher(Launcher):
@@ -36,7 +41,7 @@ class VectorizedLauncher(Launcher):
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         composed = [
-            self.compose(overrides, initial_job_idx + i)
+            compose(self.context, self.config, overrides, initial_job_idx + i)
             for i, overrides in enumerate(job_overrides)
         ]
         from cl_runner import cli  # torch comes with it, and only sweeps that run need it
@@ -58,23 +63,65 @@ class VectorizedLauncher(Launcher):
             configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         return returns
 
-    def compose(self, overrides: Sequence[str], number: int) -> DictConfig:
-        """A job's configuration, with its output folder."""
-        config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-        with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = number
-        before: Any = HydraConfig.instance().cfg
-        HydraConfig.instance().set_config(config)
-        out = Path(config.hydra.sweep.dir, str(OmegaConf.select(config, "hydra.sweep.subdir")))
-        with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
-            config.hydra.runtime.output_dir = str(out.absolute())
-        HydraConfig.instance().cfg = before
-        return config
+
+class ListingSweeper(Sweeper):
+    """Hydra's own sweeper, which also leaves the list of its jobs: none can be lost unnoticed."""
+
+    def __init__(self, max_batch_size: int | None, params: dict[str, str] | None) -> None:
+        # Not a base class: Hydra loads its module anew when it looks for plugins.
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+        self.basic = BasicSweeper(max_batch_size, params)
+        self.basic.validate_batch_is_legal = self.list_jobs  # type: ignore[method-assign]
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Keep what the jobs need."""
+        self.context, self.master = hydra_context, config
+        self.basic.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run all jobs."""
+        return self.basic.sweep(arguments)
+
+    def list_jobs(self, batch: Sequence[Sequence[str]]) -> None:
+        """Compose every job, so that mistakes are found first, and add them to jobs.json."""
+        asked: dict[str, Sequence[str]] = {}
+        settings: dict[str, Any] = {}
+        for number, overrides in enumerate(batch):
+            config = compose(self.context, self.master, overrides, number)
+            out = os.path.relpath(config.hydra.runtime.output_dir, config.hydra.sweep.dir)
+            own = naming.content(config)
+            if settings.setdefault(out, own) != own:
+                raise UserError(
+                    f"{' '.join(overrides)} and {' '.join(asked[out])} are one job: what differs "
+                    "makes no other run"
+                )
+            asked[out] = list(overrides)
+        status.ask_for(Path(self.master.hydra.sweep.dir), asked)
+
+
+def compose(
+    context: HydraContext, master: DictConfig, overrides: Sequence[str], number: int
+) -> DictConfig:
+    """A job's configuration, with its output folder."""
+    config = context.config_loader.load_sweep_config(master, list(overrides))
+    with open_dict(config):
+        config.hydra.job.id = config.hydra.job.num = number
+    before: Any = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(config)
+    out = Path(config.hydra.sweep.dir, str(OmegaConf.select(config, "hydra.sweep.subdir")))
+    with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
+        config.hydra.runtime.output_dir = str(out.absolute())
+    HydraConfig.instance().cfg = before
+    return config
 
 
 def register() -> None:
-    """Make the launcher known to Hydra, which does not find it by itself in an editable install."""
+    """Make both known to Hydra, which does not find them by itself in an editable install."""
     Plugins.instance().register(VectorizedLauncher)
+    Plugins.instance().register(ListingSweeper)
     node = {"_target_": "hydra_plugins.cl_runner_launcher.VectorizedLauncher"}  # no settings
     ConfigStore.instance().store(
         group="hydra/launcher", name="vectorized", node=node, provider="cl_runner"

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from cl_runner import status
 from cl_runner.compare import render
 from cl_runner.compare.runs import read_runs
 from cl_runner.compare.table import Comparison, Question, compare
+from cl_runner.errors import Diverged
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def comparison(run_folder, tmp_path: Path) -> Comparison:
         run_folder(0.59 + more, strategy="er", seed=seed, strategy__policy="ring")
     run_folder(0.5, strategy="ewc")
     failed = run_folder(0.5, strategy="ewc", seed=1, status="failed")
-    (failed / "error.txt").write_text("Diverged: the loss became NaN\n", encoding="utf-8")
+    status.fail(failed, Diverged("the loss became NaN"))
     return compare(read_runs([str(tmp_path)])[0], Question(baseline="naive"))
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cl_runner import status
 from cl_runner.compare import cli, report
 from cl_runner.compare.render import sheets
 from cl_runner.compare.runs import read_runs
 from cl_runner.compare.table import Comparison, Question, compare
-from cl_runner.errors import UserError
+from cl_runner.errors import Diverged, UserError
 
 HOSTILE = "</td><script>alert(1)</script>\"'&$x^$"
 # A page with these scripts and styles only, that loads nothing.
@@ -69,7 +70,7 @@ def comparison(shared_run_folder) -> Comparison:
     shared_run_folder(0.5, strategy="ewc", strategy__lambda=1, seed=0)
     shared_run_folder(0.5, strategy="ewc", strategy__lambda=HOSTILE, seed=0)
     failed = shared_run_folder(0.5, strategy="si", status="failed")
-    (failed / "error.txt").write_text(f"Diverged: {HOSTILE}\n", encoding="utf-8")
+    status.fail(failed, Diverged(HOSTILE))
     runs = read_runs([str(failed.parent)])[0]
     return compare(runs, Question(baseline="naive"))
 

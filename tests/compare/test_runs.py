@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cl_runner import sweep
+from cl_runner import status, sweep
 from cl_runner.compare.runs import Run, read_runs, select, version_notes
 from cl_runner.errors import UserError
 from cl_runner.results import merge_seeds, read_rows, write_rows
@@ -65,7 +65,7 @@ def test_a_seed_that_failed_stays_beside_the_others(run_folder, tmp_path: Path) 
     folder = tmp_path / "runs" / "many"
     (folder / "seed=1").mkdir()
     for path in (folder, folder / "seed=1"):
-        (path / "error.txt").write_text("UserError: no\n", encoding="utf-8")
+        status.fail(path, UserError("no"))
     runs, _ = read_runs([str(tmp_path)])
     assert [run.row["status"] for run in runs] == ["complete", "failed"]
 
@@ -81,7 +81,7 @@ def test_a_job_that_never_started_is_a_failed_run(run_folder, tmp_path: Path) ->
     run_folder()
     job = tmp_path / "runs" / "job"
     job.mkdir()
-    (job / "error.txt").write_text("UserError: no data\n", encoding="utf-8")
+    status.fail(job, UserError("no data"))
     for merged in (False, True):
         if merged:
             sweep.merge(tmp_path / "runs")

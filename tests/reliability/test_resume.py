@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from cl_runner import checkpoint, runner, strategies
+from cl_runner import checkpoint, runner, status, strategies
 from cl_runner.errors import Diverged, UserError
 from cl_runner.results import read_rows, reproducible
 
@@ -323,6 +323,53 @@ def test_a_signal_ends_in_a_checkpoint_and_says_how_to_go_on(configure, data_roo
     assert outcome(out) == outcome(tmp_path / "unbroken")
 
 
+@pytest.mark.parametrize("mode", [(), ("-m",)], ids=["run", "sweep"])
+@pytest.mark.parametrize("moment", ["compose", "torch", "data"])
+def test_a_signal_before_the_first_step_is_one_line_too(moment, mode, tmp_path):
+    """A module that is being imported tells when: of Hydra's composing, of torch, of the data."""
+    module = {"compose": "antlr4", "torch": "torch", "data": "cl_runner.data.datasets"}[moment]
+    code = f"""
+import sys, threading, time
+from cl_runner.cli import main
+def tell():
+    while "{module}" not in sys.modules:
+        time.sleep(0.001)
+    print("now", flush=True)
+threading.Thread(target=tell, daemon=True).start()
+sys.argv = ["cl-run", *{[*mode, *TOY, "training.iterations=1000000", f"data.root={tmp_path}"]!r}]
+main()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert "now\n" in iter(process.stdout.readline, "")
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert re.fullmatch(r"cl-run: interrupted(; to go on: .*)?\n", stderr), stderr
+
+
+def test_a_signal_saves_what_worker_processes_run(data_root, tmp_path):
+    """Many seeds of a large network, which are not stacked."""
+    large = ("model.hidden_sizes=[400,400]", "training.batch_size=256")
+    args = ("strategy=naive", *TOY, *large, "training.iterations=100000", "device=cpu")
+    where = (f"data.root={data_root}", f"hydra.run.dir={tmp_path / 'R'}", "seeds=[0,1,2,3,4,5]")
+    process = start((*args, *where))
+    while not list(tmp_path.glob("R/*/accuracy_matrix.csv")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert re.fullmatch(r"cl-run: interrupted; to go on: cl-run resume=.*\n", stderr)
+    seen = [status.state(out) for out in status.found(tmp_path / "R")]
+    assert {"interrupted", "missing"} <= set(seen) <= {"interrupted", "missing", "killed"}
+
+
 def test_a_damaged_checkpoint_is_one_line_and_exit_code_2(
     configure, monkeypatch, data_root, tmp_path
 ):
@@ -362,7 +409,7 @@ def test_a_sweep_goes_on_where_it_was_killed(configure, data_root, tmp_path):
     process.communicate(timeout=60)
     (first,) = out.glob("*seed=0*")
     complete = {path: path.stat().st_mtime_ns for path in first.glob("*.csv")}
-    (half[0] / "error.txt").write_text("Bug: killed\n")  # as if this job had also failed
+    assert [status.state(path) for path in (first, *half)] == ["complete", "killed"]
 
     process = sweep("0,1,2,3", "resume=true", "verbose=true")
     stdout, stderr = process.communicate(timeout=120)
@@ -371,10 +418,10 @@ def test_a_sweep_goes_on_where_it_was_killed(configure, data_root, tmp_path):
     assert len(re.findall(r"goes on in task \d after step \d+", stdout)) == 1
     assert stdout.count("starts from the beginning") == 2
     assert {path: path.stat().st_mtime_ns for path in complete} == complete
-    assert not list(out.glob("*/error.txt"))
+    assert {status.state(path) for path in out.glob("*seed=*")} == {"complete"}
 
     for seed in range(4):
-        (mine,) = out.glob(f"seed={seed}*")
+        (mine,) = out.glob(f"*seed={seed}*")
         runner.run(configure(*case, f"seed={seed}"), tmp_path / f"unbroken {seed}")
         assert outcome(mine) == outcome(tmp_path / f"unbroken {seed}")
 
