@@ -107,14 +107,19 @@ def check_free(out: Path) -> None:
 
 def known(error: Exception, out: Path) -> Exception:
     """The error itself if its message says all; else a Bug, with the traceback in the folder."""
+    if isinstance(error, OSError) and error.errno:  # a disk that fails, a folder that is gone
+        return UserError(one_line(reason(error)))
     return error if isinstance(error, UserError | Diverged | Bug) else bug(error, out)
 
 
 def failed(error: Exception, out: Path) -> float:
     """Conclude a failed job of a sweep (see `app`)."""
-    log.error("%s", error)
     if not isinstance(error, sweep.Busy):  # then the other process tells how it went
-        sweep.record(out, error)
+        try:
+            sweep.record(out, error)
+            log.error("%s", error)
+        except (UserError, OSError):  # what writes no reason writes no results: the sweep ends
+            raise SystemExit(1) from error
     tell(error)
     if not HydraConfig.get().sweeper._target_.endswith(".BasicSweeper"):
         raise error from None
@@ -213,15 +218,20 @@ def seed_job(cfg: DictConfig, seed: int, out: Path, overrides: Sequence[str]) ->
 
 def bug(error: Exception, out: Path) -> Bug:
     """Write the traceback into the run's folder."""
-    path = out / "traceback.txt"
-    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    return Bug(f"a bug in cl_runner: {type(error).__name__}: {error}; the traceback is in {path}")
+    path, where = out / "traceback.txt", "is in"
+    try:
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    except OSError:
+        where = "cannot be written to"
+    told = f"a bug in cl_runner: {type(error).__name__}: {error}"
+    return Bug(f"{told}; the traceback {where} {path}")
 
 
 def main() -> None:
     """The entry point of `cl-run`."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         os.environ[TRACEBACK] = "1"
+    logging.raiseExceptions = False  # a log on a full disk is no reason for a traceback
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on, for us to put in one line
     try:
         if sys.argv[1:] == ["--version"]:
@@ -325,7 +335,7 @@ def explain(error: BaseException) -> tuple[int | None, str]:
         case HydraException(__cause__=OmegaConfBaseException() as cause):
             return 2, one_line(f"{error} {cause}")
         case HydraException() | OmegaConfBaseException() | yaml.YAMLError() | OSError():
-            return 2, one_line(str(error))
+            return 2, one_line(reason(error))
         case ValueError():  # Hydra's own checks, which do not always name the override
             return 2, one_line(f"{error} (given: {' '.join(sys.argv[1:])})")
         case _:
@@ -359,6 +369,13 @@ def dotted(node: Any, prefix: str = "") -> Iterator[str]:
         for key in map(str, node):
             yield f"{prefix}{key}"
             yield from dotted(node._get_node(key), f"{prefix}{key}.")
+
+
+def reason(error: Exception) -> str:
+    """The message of an error; of the system's, which file and why."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def one_line(text: str) -> str:

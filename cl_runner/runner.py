@@ -173,7 +173,7 @@ def tell(config: Config, text: str) -> None:
 def read(config: Config) -> Arrays:
     """The data set of a run. Raises UserError."""
     path = None if config.data.path is None else Path(config.data.path)
-    return load(config.benchmark.dataset, Path(config.data.root), path)
+    return load(config.benchmark.dataset, Path(config.data.root), path, partial(tell, config))
 
 
 def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) -> Env:
