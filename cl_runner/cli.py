@@ -12,6 +12,7 @@ import gc
 import logging
 import math
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -270,6 +271,8 @@ def continued(args: Sequence[str]) -> list[str]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError):
         message = f"resume={folder}: there is no run, for there is no {sweep.OVERRIDES} of cl-run"
         raise UserError(message) from None
+    foreign = [override for override in overrides if re.match(r"[+~]*hydra\b", override)]
+    check(not foreign, f"{folder / sweep.OVERRIDES} is not of cl-run: {' '.join(foreign)}")
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     where = [f"hydra.run.dir='{quoted}'", "resume=true"]
     return [*args[:i], *overrides, *where, *args[i + 1 :]]

@@ -324,6 +324,7 @@ class Config:
     verbose: bool
     plots: bool
     resume: bool
+    plugins: list[str]
     data: Data
     benchmark: Benchmark
     model: Model
@@ -333,7 +334,7 @@ class Config:
     eval: Eval
     checkpoint: Checkpoint
     strategy: Mapping[str, Any]  # parsed by cl_runner.strategies, which needs torch
-    resolved: Mapping[str, Any]  # plain values of what config.yaml holds: not seeds, not resume
+    resolved: Mapping[str, Any]  # plain values of what config.yaml holds: no seeds, no resume
 
 
 def parse(schema: type[T], node: Mapping[str, Any], section: str) -> T:
@@ -355,12 +356,13 @@ def parse(schema: type[T], node: Mapping[str, Any], section: str) -> T:
     OmegaConf.set_readonly(merged, False)  # the class is frozen, this copy is being filled
     for key, value in node.items():
         field_ = fields[names[str(key)]]
-        if isinstance(value, bool) and field_.type == "str":
+        if isinstance(value, bool) and field_.type in ("str", str):
             value = str(value).lower()  # noqa: PLW2901 - YAML's true, where a word is meant
         try:  # one by one, to tell which key is wrong
             OmegaConf.update(merged, field_.name, value)
         except OmegaConfBaseException:
-            raise UserError(f"{prefix}{key} must be {field_.type}, got {value!r}") from None
+            wanted = getattr(field_.type, "__name__", field_.type)
+            raise UserError(f"{prefix}{key} must be {wanted}, got {value!r}") from None
         numbers = value if isinstance(value, list) else [value]
         finite = all(math.isfinite(n) for n in numbers if isinstance(n, float))
         check(finite, f"{prefix}{key} must be finite, got {value!r}")
@@ -396,8 +398,12 @@ def validate(cfg: DictConfig) -> Config:
         eval=parse(Eval, node["eval"], "eval"),
         checkpoint=parse(Checkpoint, node["checkpoint"], "checkpoint"),
         strategy=node["strategy"],
-        # A run has one seed, and is the same run when it goes on.
-        resolved={k: v for k, v in node.items() if k not in {"seeds", "resume"}},
+        # A run has one seed, and is the same run when it goes on; no plugins are nothing to tell.
+        resolved={
+            k: v
+            for k, v in node.items()
+            if k not in {"seeds", "resume"} and (k, v) != ("plugins", [])
+        },
     )
 
 
@@ -414,6 +420,7 @@ class _Top:
     verbose: bool
     plots: bool = False
     resume: bool = False
+    plugins: list[str] = field(default_factory=list)  # packages with strategies of your own
     seeds: list[int] | None = None
 
     def __post_init__(self) -> None:

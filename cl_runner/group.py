@@ -71,7 +71,7 @@ def groups(jobs: Sequence[Job]) -> list[list[Job]]:
 
 def may_differ(config: Config) -> set[str]:
     """The keys in which stacked runs may differ."""
-    fields = dataclasses.fields(strategies.find(str(config.strategy["name"])))
+    fields = dataclasses.fields(strategies.find(str(config.strategy["name"]), config.plugins))
     numbers = {f"strategy.{f.name.rstrip('_')}" for f in fields if f.type == "float"}
     return {"seed", "benchmark.seed", "optimizer.lr", *numbers}
 
@@ -101,7 +101,7 @@ def stacked(jobs: Sequence[Job]) -> Sequence[Job]:
 
 def member(job: Job, arrays: Arrays) -> Member:
     """A job's strategy and environment; the data set is shared by all jobs of a stack."""
-    strategy = strategies.build(job.config.strategy)
+    strategy = strategies.build(job.config.strategy, job.config.plugins)
     return Member(strategy, prepare(job.config, strategy, arrays))
 
 

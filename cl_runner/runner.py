@@ -69,7 +69,7 @@ def run(config: Config, out: Path, overrides: Sequence[str] = ()) -> float:
 
 def _run(config: Config, out: Path, overrides: Sequence[str]) -> float:
     started = time.perf_counter()
-    strategy = strategies.build(config.strategy)
+    strategy = strategies.build(config.strategy, config.plugins)
     env = prepare(config, strategy)
     own, *others = readings(config.scenario)
     saved = checkpoint.load(out, config.resolved) if config.resume else None

@@ -273,7 +273,7 @@ def test_a_download_that_is_cut_leaves_nothing_and_the_next_one_succeeds(server,
 
 @pytest.mark.slow
 def test_damaged_data_are_named_or_made_again(server, raw, tmp_path: Path):
-    """A raw file that was cut is the user's to mend; the copy that was made of whole ones is not."""
+    """A raw file that was cut is the user's to mend, the copy made of whole ones is not."""
     folder = tmp_path / "MNIST" / "raw"
     folder.mkdir(parents=True)
     for name, data in raw.items():
