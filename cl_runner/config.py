@@ -30,7 +30,7 @@ PRECISIONS = ("auto", "float32", "float32_onednn", "tf32", "bfloat16")
 # What may change between two parts of a run. Threads and device change the last digits at most.
 IMMATERIAL = {
     *("data.root", "device", "threads", "verbose", "plots"),
-    *("checkpoint.every", "checkpoint.keep"),
+    *("checkpoint.every", "checkpoint.every_steps", "checkpoint.keep"),
 }
 T = TypeVar("T")
 
@@ -289,12 +289,17 @@ class Checkpoint:
     """When the state of a run is saved within a task; it always is between two tasks."""
 
     every: float | None = 60.0  # seconds; None: never
+    every_steps: int | None = None  # optimizer steps of a task, besides
     keep: bool = False  # the last one stays when the run is complete
 
     def __post_init__(self) -> None:
         check(
             self.every is None or self.every >= 0,
             f"checkpoint.every must be at least 0 seconds, or null, got {self.every}",
+        )
+        check(
+            self.every_steps is None or self.every_steps >= 1,
+            f"checkpoint.every_steps must be at least 1, or null, got {self.every_steps}",
         )
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from cl_runner import checkpoint, ensemble, strategies
+from cl_runner import checkpoint, ensemble, memory, strategies
 from cl_runner.config import Config
 from cl_runner.data.datasets import Arrays
 from cl_runner.engine import initial_state
@@ -27,13 +27,12 @@ from cl_runner.ensemble import Member
 from cl_runner.env import Env
 from cl_runner.errors import Diverged, check
 from cl_runner.results import flatten
-from cl_runner.runner import Record, draw, prepare, read, result, run
+from cl_runner.runner import Record, draw, notes, prepare, read, result, run
 
 log = logging.getLogger(__name__)
 # Floating-point operations of one member's step below which a CPU spends more time between the
 # operations than in them: 6 x batch size x parameters.
 SMALL_STEP = 2e7
-STATE_COPIES = 8  # of a member's state at once: old, new, gradients, temporaries
 Outcome = float | Exception | None  # what `runner.run` returned or raised; None: not run
 
 
@@ -86,7 +85,7 @@ def stacked(jobs: Sequence[Job]) -> Sequence[Job]:
     if reason is not None:
         log.info("%d runs are not stacked: %s", len(jobs), reason)
         return jobs
-    size = fitting(first)
+    size = memory.fitting(*first)
     left: list[Job] = []
     for at in range(0, len(jobs), size):
         part = jobs[at : at + size]
@@ -122,19 +121,6 @@ def not_worth_it(env: Env) -> str | None:
     return f"a step of {flops:.1e} operations fills a CPU core alone (limit {SMALL_STEP:.0e})"
 
 
-def fitting(one: Member) -> int:
-    """How many members fit into half of the memory that is free."""
-    theta, stream = one.env.flat.theta, one.env.stream
-    memory = one.strategy.init(theta, one.env)
-    state = 4 * theta.nbytes + sum(v.nbytes for v in memory.values())
-    shown = stream.x_test.nbytes * (1 if stream.transform is None else len(stream))  # as tasks do
-    if one.env.device.type == "cuda":
-        free = torch.cuda.mem_get_info()[0]
-    else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, int(free / 2 / (STATE_COPIES * state + shown)))
-
-
 def train(jobs: Sequence[Job], arrays: Arrays) -> None:
     """Train jobs as one stack, each with its own files. A member that diverges leaves the others.
 
@@ -151,6 +137,8 @@ def train(jobs: Sequence[Job], arrays: Arrays) -> None:
     states = [initial_state(*m) for m in members]
     for job, m, r, s in zip(jobs, members, records, states, strict=True):
         with logged(job.out):
+            for line in notes(*m):
+                log.info("%s", line)
             log.info("trained as one of %d in a stacked state, without checkpoints", len(jobs))
             r.evaluated(0, m.strategy, s)
     alive = list(range(len(jobs)))
