@@ -73,7 +73,10 @@ def shown(value: float) -> str:
     return repr(value)
 
 
+USUAL = st.sampled_from([1, 2, 3, 4, 5, 8, 0.1, 0.25, 0.5, 0.9, 1.0, 10.0])
 NUMBERS = st.one_of(
+    USUAL,
+    USUAL,
     st.integers(-2, 9),
     st.sampled_from([16, 40, 100, 10**6, 2**31, 2**63, -(2**63), 10**30]),
     st.floats(allow_nan=True, allow_infinity=True),
@@ -85,7 +88,8 @@ WORDS = st.one_of(
     st.text("abcxyz_.-/", min_size=1, max_size=6),
 )
 LISTS = st.lists(NUMBERS, max_size=4).map(lambda v: "[" + ",".join(map(shown, v)) + "]")
-VALUES = st.one_of(NUMBERS.map(shown), NUMBERS.map(shown), WORDS, LISTS)
+VALUES = st.one_of(USUAL.map(shown), NUMBERS.map(shown), WORDS, LISTS)
+Leaves = dict[str, list[str]]
 STEERING = {"resume", "seeds", "plugins", "verbose", "data.root", "device", "threads"}
 
 
@@ -102,18 +106,25 @@ def groups() -> dict[str, list[str]]:
     conf = Path(__file__).parents[2] / "conf"
     found = {g: sorted(f.stem for f in (conf / g).glob("*.yaml")) for g in ("model", "optimizer")}
     names = ("split", "permuted", "rotated")
-    return found | {"benchmark": [f"{n}_digits" for n in names], "strategy": strategies.available()}
+    return found | {
+        "benchmark": [f"{n}_digits" for n in names],
+        "strategy": [*strategies.available()],
+    }
 
 
 @st.composite
-def commands(draw: st.DrawFn, leaves: list[str], choices: dict[str, list[str]]) -> list[str]:
-    """Overrides: a choice of groups, a scenario, and up to four keys with any value."""
-    args = [f"{g}={draw(st.sampled_from(names))}" for g, names in choices.items()]
-    args.append(f"scenario={draw(st.sampled_from(['task', 'domain', 'class']))}")
-    for key in draw(st.lists(st.sampled_from(leaves), max_size=4, unique=True)):
-        value = draw(VALUES)
+def commands(draw: st.DrawFn, leaves: Leaves) -> list[str]:
+    """Overrides: a choice of groups, a scenario, and up to four of their keys with any value."""
+    args = [f"scenario={draw(st.sampled_from(['task', 'domain', 'class']))}"]
+    known = list(leaves["config"])
+    for group, names in groups().items():
+        args.append(f"{group}={draw(st.sampled_from(names))}")
+        known += leaves[args[-1]]
+    if not draw(st.integers(0, 9)):
+        known = [key for keys in leaves.values() for key in keys]  # of other groups as well
+    for key in draw(st.lists(st.sampled_from(known), max_size=4, unique=True)):
         sign = draw(st.sampled_from(["", "", "", "++"]))
-        args.append(f"{sign}{key}={value}")
+        args.append(f"{sign}{key}={draw(VALUES)}")
     return args
 
 
@@ -135,15 +146,19 @@ def first_step(args: list[str], root: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def leaves() -> list[str]:
-    """Every key of every group, however the groups are chosen."""
-    found: set[str] = set()
+def leaves() -> Leaves:
+    """The keys of each choice of a group, and those outside."""
     conf = Path(__file__).parents[2] / "conf"
-    for group in ("benchmark", "strategy", "model", "optimizer", "training"):
-        for file in (conf / group).glob("*.yaml"):
-            found |= set(keys(OmegaConf.load(file), group))
-    found |= set(keys(OmegaConf.load(conf / "config.yaml"))) - {"defaults"}
-    return sorted(k for k in found if not k.startswith("hydra") and k not in STEERING)
+    found = {
+        f"{group}={name}": keys(OmegaConf.load(conf / group / f"{name}.yaml"), group)
+        for group, names in groups().items()
+        for name in names
+    }
+    top = keys(OmegaConf.load(conf / "config.yaml"))
+    top += keys(OmegaConf.load(conf / "training/default.yaml"), "training")
+    odd = ("hydra", "defaults")
+    found["config"] = [k for k in top if not k.startswith(odd) and k not in STEERING]
+    return found
 
 
 @pytest.mark.slow
@@ -151,7 +166,7 @@ def test_every_configuration_takes_a_step_or_is_told_in_one_line(data_root, leav
     taken = refused = 0
 
     @DRAWS
-    @given(commands(leaves, groups()))
+    @given(commands(leaves))
     def draw(args: list[str]) -> None:
         nonlocal taken, refused
         torch.manual_seed(0)
@@ -167,11 +182,10 @@ def test_every_configuration_takes_a_step_or_is_told_in_one_line(data_root, leav
 @pytest.mark.parametrize("seed", range(max(3, LONG // 50)))
 def test_the_installed_command_does_the_same(data_root, leaves, tmp_path, seed):
     draw = random.Random(seed)
-    choices = {g: draw.choice(list(names)) for g, names in groups().items()}
+    choices = [f"{g}={draw.choice(names)}" for g, names in groups().items()]
+    known = [key for choice in ("config", *choices) for key in leaves[choice]]
     odd = ["-1", "0", "nan", "inf", "1e999", "[]", "[1,-1]", "abc", "null", "''", "2**31", "{a: 1}"]
-    args = [f"{g}={v}" for g, v in choices.items()] + [
-        f"{key}={draw.choice(odd)}" for key in draw.sample(leaves, 1 + seed % 2)
-    ]
+    args = choices + [f"{key}={draw.choice(odd)}" for key in draw.sample(known, 1 + seed % 2)]
     quick = ("training.iterations=1", "training.batch_size=4", "benchmark.train_samples=40")
     result = subprocess.run(
         [CL_RUN, *quick, *args, f"data.root={data_root}", "threads=1", "hydra.run.dir=out"],
