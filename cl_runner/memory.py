@@ -6,13 +6,17 @@ refused. What is found out later (see `shortage`) is told in the same words.
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from cl_runner.config import Config
 from cl_runner.core import Stream
@@ -21,9 +25,10 @@ from cl_runner.engine import EVALUATION_CHUNK
 from cl_runner.env import Env
 from cl_runner.errors import check
 from cl_runner.functional import optim
-from cl_runner.nn.networks import activation_shapes
+from cl_runner.nn.networks import Network, activation_shapes
 from cl_runner.strategies.base import Strategy
 
+log = logging.getLogger(__name__)
 Parts = dict[str, int]  # bytes, by what they are for
 STATE_COPIES = 8  # of a stacked member's state at once: old, new, gradients, temporaries
 REMEDY = (
@@ -35,11 +40,42 @@ REMEDY = (
 # What is needed.
 
 
-def of_activations(config: Config, strategy: Strategy, stream: Stream, net: nn.Module) -> Parts:
-    """Of the configured network `net`, on any device.
+class Sketch(TorchFunctionMode):
+    """For tensors without storage: stands for two functions that would import sympy, for seconds."""
 
-    Two neighbouring layers of an evaluation chunk; in training, what backward needs of a batch.
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Call `func`, or what stands for it."""
+        if func is torch.Tensor.normal_:
+            return args[0]
+        if func is F.linear:
+            x, weight = args[:2]
+            return x.new_empty(*x.shape[:-1], len(weight))
+        return func(*args, **(kwargs or {}))
+
+
+def of_network(
+    config: Config, strategy: Strategy, env: Env, make_net: Callable[[], nn.Module]
+) -> Parts:
+    """Of the network that is about to be made: theta, its gradient, optimizer, checkpoints."""
+    try:
+        with torch.device("meta"), Sketch():
+            net = strategy.wrap(make_net, env)
+    except RuntimeError as error:  # of a user's strategy whose network depends on values
+        log.info("memory is not estimated: %s", error)
+        return {}
+    return of_parameters(config, net, env.device)
+
+
+def of_activations(config: Config, strategy: Strategy, env: Env) -> Parts:
+    """Two neighbouring layers of an evaluation chunk; in training, what backward needs of a batch.
+
+    Empty for networks that are more than stages one after another.
     """
+    stream, net = env.stream, env.flat.module
+    if not isinstance(net, Network):
+        return {}
     shapes = (stream.input_shape, *activation_shapes(net, stream.input_shape))
     units = [torch.Size(shape).numel() for shape in shapes]  # of one sample, by layer
     largest = max(a + b for a, b in pairwise(units))
@@ -52,9 +88,9 @@ def of_activations(config: Config, strategy: Strategy, stream: Stream, net: nn.M
 
 def of_parameters(config: Config, net: nn.Module, device: torch.device) -> Parts:
     """Of the trained network `net`: theta, its gradient, the optimizer's slots; checkpoints."""
-    theta = torch.empty(sum(p.numel() for p in net.parameters() if p.requires_grad), device="meta")
-    state = theta.nbytes + sum(v.nbytes for v in optim.init(config.optimizer, theta).values())
-    return {f"{len(theta):,} parameters": state * saved(device) + theta.nbytes}
+    P = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    slots = sum(v.ndim for v in optim.init(config.optimizer, torch.empty(0)).values())  # 0-d, [P]
+    return {f"{P:,} parameters": 4 * P * ((1 + slots) * saved(device) + 1)}
 
 
 def of_strategy(strategy: Strategy, env: Env) -> Parts:

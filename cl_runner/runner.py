@@ -208,10 +208,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     parts = memory.of_data(stream, data if arrays is None else None)
 
     def network(env: Env) -> nn.Module:
-        with torch.device("meta"):  # shapes without storage
-            plain, wrapped = make_net(), strategy.wrap(make_net, env)
-        parts.update(memory.of_activations(config, strategy, stream, plain))
-        parts.update(memory.of_parameters(config, wrapped, device))
+        parts.update(memory.of_network(config, strategy, env, make_net))
         memory.require(parts, free)
         return strategy.wrap(make_net, env)
 
@@ -225,6 +222,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
         seed=config.seed,
     )
     parts |= memory.of_strategy(strategy, env)  # with its checks against the stream
+    parts |= memory.of_activations(config, strategy, env)
     memory.require(parts, free)
     env.engine, reason = steps.choose(config.engine, strategy.one_graph, env)
     log.info("engine: %s (%s)", env.engine, reason)

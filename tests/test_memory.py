@@ -122,11 +122,29 @@ def test_the_sketch_of_a_network_draws_no_random_number_and_has_its_size(prepare
     scenario = strategies.find(strategy).scenarios[0]
     config, own, env = prepared(*DIGITS, f"strategy={strategy}", f"scenario={scenario}")
     before = torch.random.get_rng_state()
-    with torch.device("meta"):
-        sketch = own.wrap(factory(config.model, env.input_shape, env.num_classes), env)
+    make_net = factory(config.model, env.input_shape, env.num_classes)
+    (part,) = memory.of_network(config, own, env, make_net)
     assert torch.equal(torch.random.get_rng_state(), before)
-    (part,) = memory.of_parameters(config, sketch, env.device)
     assert part == f"{len(env.flat.theta):,} parameters"
+
+
+@pytest.mark.slow
+def test_an_estimate_imports_nothing_that_is_slow(data_root):
+    """Without storage some operations are done by way of sympy."""
+    code = """
+import sys
+from hydra import compose, initialize_config_module
+from cl_runner import runner, strategies
+from cl_runner.config import validate
+names = [(name, "mlp") for name in strategies.available()]
+for name, model in [*names, ("ewc", "cnn"), ("ewc", "resnet18"), ("ewc", "resnet32")]:
+    args = [f"strategy={name}", f"model={model}", f"scenario={strategies.find(name).scenarios[0]}"]
+    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+        config = validate(compose("config", [*args, "device=cpu", "data.root=" + sys.argv[1]]))
+    runner.prepare(config, strategies.build(config.strategy))
+    assert "sympy" not in sys.modules, args
+"""
+    subprocess.run([sys.executable, "-c", code, data_root], check=True, timeout=300)
 
 
 # What there is
