@@ -137,9 +137,8 @@ def train(jobs: Sequence[Job], arrays: Arrays) -> None:
     states = [initial_state(*m) for m in members]
     for job, m, r, s in zip(jobs, members, records, states, strict=True):
         with logged(job.out):
-            for line in notes(*m):
-                log.info("%s", line)
-            log.info("trained as one of %d in a stacked state, without checkpoints", len(jobs))
+            how = f"trained as one of {len(jobs)} in a stacked state, without checkpoints"
+            log.info("%s", "\n".join([*notes(*m), how]))
             r.evaluated(0, m.strategy, s)
     alive = list(range(len(jobs)))
     step = ensemble.StackedStep(members)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -41,29 +40,37 @@ REMEDY = (
 
 
 class Sketch(TorchFunctionMode):
-    """For tensors without storage: stands for functions that would import sympy, for seconds."""
+    """Leaves out `normal_`, which without storage only imports sympy, for seconds."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         """Call `func`, or what stands for it."""
-        if func in {torch.Tensor.normal_, torch.relu, F.relu}:
-            return args[0]
-        if func is F.linear:
-            x, weight = args[:2]
-            return x.new_empty(*x.shape[:-1], len(weight))
-        return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
+        return args[0] if func is torch.Tensor.normal_ else func(*args, **(kwargs or {}))
 
 
 def of_network(
-    config: Config, strategy: Strategy, env: Env, make_net: Callable[[], nn.Module]
+    config: Config,
+    strategy: Strategy,
+    env: Env,
+    make_net: Callable[[], nn.Module],
+    free: int | None,
 ) -> Parts:
-    """Of the network that is about to be made: theta, its gradient, optimizer, checkpoints."""
+    """Of the network that is about to be made: theta, its gradient, optimizer, checkpoints.
+
+    Empty where the configured network is so small that no strategy makes it too large: to make a
+    strategy's network without storage may take seconds.
+    """
+    with torch.device("meta"), Sketch():
+        net = make_net()
+    parts = of_parameters(config, net, env.device)
+    if free is None or sum(parts.values()) * env.num_tasks < free / 100:
+        return {}
     try:
         with torch.device("meta"), Sketch():
             net = strategy.wrap(make_net, env)
     except RuntimeError as error:  # of a user's strategy whose network depends on values
-        log.info("memory is not estimated: %s", error)
+        log.info("memory is not estimated before the network is made: %s", error)
         return {}
     return of_parameters(config, net, env.device)
 

@@ -208,8 +208,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     parts = memory.of_data(stream, data if arrays is None else None)
 
     def network(env: Env) -> nn.Module:
-        parts.update(memory.of_network(config, strategy, env, make_net))
-        memory.require(parts, free)
+        memory.require(parts | memory.of_network(config, strategy, env, make_net, free), free)
         return strategy.wrap(make_net, env)
 
     env = Env(
@@ -221,6 +220,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
         training=config.training,
         seed=config.seed,
     )
+    parts |= memory.of_parameters(config, env.flat.module, device)
     parts |= memory.of_strategy(strategy, env)  # with its checks against the stream
     parts |= memory.of_activations(config, strategy, env)
     memory.require(parts, free)

@@ -123,7 +123,7 @@ def test_the_sketch_of_a_network_draws_no_random_number_and_has_its_size(prepare
     config, own, env = prepared(*DIGITS, f"strategy={strategy}", f"scenario={scenario}")
     before = torch.random.get_rng_state()
     make_net = factory(config.model, env.input_shape, env.num_classes)
-    (part,) = memory.of_network(config, own, env, make_net)
+    (part,) = memory.of_network(config, own, env, make_net, free=0)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert part == f"{len(env.flat.theta):,} parameters"
 
