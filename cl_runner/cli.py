@@ -12,6 +12,7 @@ import gc
 import logging
 import math
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,14 +25,13 @@ from signal import SIGTERM
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
-import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
-from yaml import YAMLError
+from yaml import YAMLError, safe_load
 
 from cl_runner import __version__, sharing, status, sweep
 from cl_runner.config import Config, validate
@@ -133,15 +133,20 @@ def going_on(config: Config, out: Path) -> Config:
 
 def known(error: Exception, out: Path) -> Exception:
     """The error itself if its message says all; else a Bug, with the traceback in the folder."""
+    if isinstance(error, OSError) and error.errno:  # a disk that fails, a folder that is gone
+        return UserError(one_line(reason(error)))
     return error if isinstance(error, UserError | Diverged | Bug) else bug(error, out)
 
 
 def failed(error: Exception, out: Path, *, fail_fast: bool) -> float:
     """Conclude a failed job of a sweep (see `app`)."""
-    log.error("%s", error)
     hydra_ = HydraConfig.get()
     if not isinstance(error, sweep.Busy):  # then the other process tells how it went
-        record(out, error)
+        try:
+            record(out, error)
+            log.error("%s", error)
+        except (UserError, OSError):  # what writes no reason writes no results: the sweep ends
+            raise SystemExit(1) from error
         if fail_fast:
             sweep.stop(Path(hydra_.sweep.dir))
     tell(error)
@@ -250,11 +255,15 @@ def seed_job(cfg: DictConfig, seed: int, out: Path, overrides: Sequence[str]) ->
 
 def bug(error: Exception, out: Path) -> Bug:
     """Write the traceback into the run's folder, and that it failed."""
-    path = out / sweep.TRACEBACK
-    path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    path, where = out / sweep.TRACEBACK, "is in"
     name = type(error).__name__
-    told = Bug(f"a bug in cl_runner: {name}: {error}; the traceback is in {path}")
-    status.fail(out, told, exception=name, traceback=path.name)
+    try:
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    except OSError:
+        where = "cannot be written to"
+    told = Bug(f"a bug in cl_runner: {name}: {error}; the traceback {where} {path}")
+    with suppress(UserError):
+        status.fail(out, told, exception=name, traceback=path.name)
     return told
 
 
@@ -262,6 +271,7 @@ def main() -> None:
     """The entry point of `cl-run`."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         os.environ[TRACEBACK] = "1"
+    logging.raiseExceptions = False  # a log on a full disk is no reason for a traceback
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on, for us to put in one line
     try:
         with stoppable(sweep.stop_jobs):
@@ -309,10 +319,12 @@ def continued(args: Sequence[str]) -> list[str]:
     check(single, "resume=FOLDER is for one run; repeat a sweep's own command with resume=true")
     try:
         text = (folder / sweep.OVERRIDES).read_text(encoding="utf-8")
-        overrides = [str(override) for override in yaml.safe_load(text)]
+        overrides = [str(override) for override in safe_load(text)]
     except (OSError, UnicodeDecodeError, YAMLError, TypeError):
         message = f"resume={folder}: there is no run, for there is no {sweep.OVERRIDES} of cl-run"
         raise UserError(message) from None
+    foreign = [override for override in overrides if re.match(r"[+~]*hydra\b", override)]
+    check(not foreign, f"{folder / sweep.OVERRIDES} is not of cl-run: {' '.join(foreign)}")
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     where = [f"hydra.run.dir='{quoted}'", "resume=true"]
     return [*args[:i], *overrides, *where, *args[i + 1 :]]
@@ -372,7 +384,7 @@ def explain(error: BaseException) -> tuple[int | None, str]:
         case HydraException(__cause__=OmegaConfBaseException() as cause):
             return 2, one_line(f"{error} {cause}")
         case UserError() | HydraException() | OmegaConfBaseException() | YAMLError() | OSError():
-            return 2, one_line(str(error))
+            return 2, one_line(reason(error))
         case ValueError():  # Hydra's own checks, which do not always name the override
             return 2, one_line(f"{error} (given: {' '.join(sys.argv[1:])})")
         case _ if type(error).__module__.partition(".")[0] in LAUNCHERS:
@@ -418,6 +430,13 @@ def dotted(node: Any, prefix: str = "") -> Iterator[str]:
         for key in map(str, node):
             yield f"{prefix}{key}"
             yield from dotted(node._get_node(key), f"{prefix}{key}.")
+
+
+def reason(error: Exception) -> str:
+    """The message of an error; of the system's, which file and why."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def one_line(text: str) -> str:

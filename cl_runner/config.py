@@ -31,7 +31,7 @@ PRECISIONS = ("auto", "float32", "float32_onednn", "tf32", "bfloat16")
 # What may change between two parts of a run. Threads and device change the last digits at most.
 IMMATERIAL = {
     *("data.root", "device", "threads", "verbose", "plots"),
-    *("checkpoint.every", "checkpoint.keep"),
+    *("checkpoint.every", "checkpoint.every_steps", "checkpoint.keep"),
 }
 T = TypeVar("T")
 
@@ -290,12 +290,17 @@ class Checkpoint:
     """When the state of a run is saved within a task; it always is between two tasks."""
 
     every: float | None = 60.0  # seconds; None: never
+    every_steps: int | None = None  # optimizer steps of a task, besides
     keep: bool = False  # the last one stays when the run is complete
 
     def __post_init__(self) -> None:
         check(
             self.every is None or self.every >= 0,
             f"checkpoint.every must be at least 0 seconds, or null, got {self.every}",
+        )
+        check(
+            self.every_steps is None or self.every_steps >= 1,
+            f"checkpoint.every_steps must be at least 1, or null, got {self.every_steps}",
         )
 
 
@@ -326,6 +331,7 @@ class Config:
     plots: bool
     resume: bool
     fail_fast: bool
+    plugins: list[str]
     data: Data
     benchmark: Benchmark
     model: Model
@@ -335,7 +341,7 @@ class Config:
     eval: Eval
     checkpoint: Checkpoint
     strategy: Mapping[str, Any]  # parsed by cl_runner.strategies, which needs torch
-    resolved: Mapping[str, Any]  # plain values of what config.yaml holds
+    resolved: Mapping[str, Any]  # plain values of what config.yaml holds: no seeds, no resume
 
 
 def parse(schema: type[T], node: Mapping[str, Any], section: str) -> T:
@@ -357,12 +363,13 @@ def parse(schema: type[T], node: Mapping[str, Any], section: str) -> T:
     OmegaConf.set_readonly(merged, False)  # the class is frozen, this copy is being filled
     for key, value in node.items():
         field_ = fields[names[str(key)]]
-        if isinstance(value, bool) and field_.type == "str":
+        if isinstance(value, bool) and field_.type in ("str", str):
             value = str(value).lower()  # noqa: PLW2901 - YAML's true, where a word is meant
         try:  # one by one, to tell which key is wrong
             OmegaConf.update(merged, field_.name, value)
         except OmegaConfBaseException:
-            raise UserError(f"{prefix}{key} must be {field_.type}, got {value!r}") from None
+            wanted = getattr(field_.type, "__name__", field_.type)
+            raise UserError(f"{prefix}{key} must be {wanted}, got {value!r}") from None
         numbers = value if isinstance(value, list) else [value]
         finite = all(math.isfinite(n) for n in numbers if isinstance(n, float))
         check(finite, f"{prefix}{key} must be finite, got {value!r}")
@@ -407,8 +414,12 @@ def validate(cfg: DictConfig) -> Config:
         eval=parse(Eval, node["eval"], "eval"),
         checkpoint=parse(Checkpoint, node["checkpoint"], "checkpoint"),
         strategy=node["strategy"],
-        # A run has one seed, and is the same run when it goes on.
-        resolved={k: v for k, v in node.items() if k not in ABOUT_THE_COMMAND},
+        # A run has one seed, and is the same run when it goes on; no plugins are nothing to tell.
+        resolved={
+            k: v
+            for k, v in node.items()
+            if k not in ABOUT_THE_COMMAND and (k, v) != ("plugins", [])
+        },
     )
 
 
@@ -426,6 +437,7 @@ class _Top:
     plots: bool = False
     resume: bool = False
     fail_fast: bool = False
+    plugins: list[str] = field(default_factory=list)  # packages with strategies of your own
     seeds: list[int] | None = None
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from cl_runner import checkpoint, ensemble, strategies
+from cl_runner import checkpoint, ensemble, memory, strategies
 from cl_runner.config import Config
 from cl_runner.data.datasets import Arrays
 from cl_runner.engine import initial_state
@@ -29,14 +29,13 @@ from cl_runner.ensemble import Member
 from cl_runner.env import Env
 from cl_runner.errors import Diverged, check
 from cl_runner.results import flatten
-from cl_runner.runner import Record, draw, free_gpu, prepare, read, result, run
+from cl_runner.runner import Record, draw, free_gpu, notes, prepare, read, result, run
 
 log = logging.getLogger(__name__)
 # Floating-point operations of one member's step below which a CPU spends more time between the
 # operations than in them: 6 x batch size x parameters.
 SMALL_STEP = 2e7
 SAVING = 1.5  # seconds that a worker has to save when the parent process is gone
-STATE_COPIES = 8  # of a member's state at once: old, new, gradients, temporaries
 Outcome = float | Exception | None  # what `runner.run` returned or raised; None: not run
 
 
@@ -93,7 +92,7 @@ def groups(jobs: Sequence[Job]) -> list[list[Job]]:
 
 def may_differ(config: Config) -> set[str]:
     """The keys in which stacked runs may differ."""
-    fields = dataclasses.fields(strategies.find(str(config.strategy["name"])))
+    fields = dataclasses.fields(strategies.find(str(config.strategy["name"]), config.plugins))
     numbers = {f"strategy.{f.name.rstrip('_')}" for f in fields if f.type == "float"}
     return {"seed", "benchmark.seed", "optimizer.lr", *numbers}
 
@@ -108,7 +107,7 @@ def stacked(jobs: Sequence[Job]) -> Sequence[Job]:
     if reason is not None:
         log.info("%d runs are not stacked: %s", len(jobs), reason)
         return jobs
-    size = fitting(first)
+    size = memory.fitting(*first)
     left: list[Job] = []
     for at in range(0, len(jobs), size):
         part = jobs[at : at + size]
@@ -125,7 +124,7 @@ def stacked(jobs: Sequence[Job]) -> Sequence[Job]:
 
 def member(job: Job, arrays: Arrays) -> Member:
     """A job's strategy and environment; the data set is shared by all jobs of a stack."""
-    strategy = strategies.build(job.config.strategy)
+    strategy = strategies.build(job.config.strategy, job.config.plugins)
     return Member(strategy, prepare(job.config, strategy, arrays))
 
 
@@ -144,19 +143,6 @@ def not_worth_it(env: Env) -> str | None:
     if env.device.type == "cuda" or flops < SMALL_STEP:
         return None
     return f"a step of {flops:.1e} operations fills a CPU core alone (limit {SMALL_STEP:.0e})"
-
-
-def fitting(one: Member) -> int:
-    """How many members fit into half of the memory that is free."""
-    theta, stream = one.env.flat.theta, one.env.stream
-    memory = one.strategy.init(theta, one.env)
-    state = 4 * theta.nbytes + sum(v.nbytes for v in memory.values())
-    shown = stream.x_test.nbytes * (1 if stream.transform is None else len(stream))  # as tasks do
-    if one.env.device.type == "cuda":
-        free = torch.cuda.mem_get_info()[0]
-    else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, int(free / 2 / (STATE_COPIES * state + shown)))
 
 
 def train(jobs: Sequence[Job], arrays: Arrays) -> None:
@@ -188,7 +174,8 @@ def train_members(
     states = [initial_state(*m) for m in members]
     for job, m, r, s in zip(jobs, members, records, states, strict=True):
         with logged(job.out):
-            log.info("trained as one of %d in a stacked state, without checkpoints", len(jobs))
+            how = f"trained as one of {len(jobs)} in a stacked state, without checkpoints"
+            log.info("%s", "\n".join([*notes(*m), how]))
             r.evaluated(0, m.strategy, s)
     step = ensemble.StackedStep(members)
     for t in range(members[0].env.num_tasks):

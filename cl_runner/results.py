@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cl_runner.config import IMMATERIAL, whole
-from cl_runner.errors import UserError
+from cl_runner.errors import UserError, check
 from cl_runner.functional.metrics import Matrix, summarise, summarise_anytime
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Row = Mapping[str, Any]
+FORMULA = tuple("=+-@\t\r")  # what a spreadsheet takes for a formula at the beginning of a cell
+DAMAGED = "the file is damaged"
 METRICS = (
     *("ACC", "BWT", "FWT", "forgetting", "learning_accuracy"),
     *("average_incremental_accuracy", "intransigence"),
@@ -96,13 +98,22 @@ def write_grid(path: Path, images: Tensor) -> None:
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows as CSV (see `csv_text`)."""
+    write_text(path, csv_text(rows))
+
+
+def csv_text(rows: Sequence[Row]) -> str:
     """Rows as CSV, columns in order of first appearance; None and NaN are empty cells."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
+    return "".join(f"{_line(cells)}\n" for cells in lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    # A cell is quoted if it has a character of the line's end: both kinds of a line break shall be.
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
-    write_text(path, text.getvalue())
+    csv.writer(text, lineterminator="\r\n").writerow(cells)
+    return text.getvalue().removesuffix("\r\n")
 
 
 def _cell(value: object) -> str:
@@ -110,7 +121,24 @@ def _cell(value: object) -> str:
         return ""
     if isinstance(value, (list, tuple, dict)):
         return json.dumps(value)
-    return str(value)
+    text = str(value)
+    return f"'{text}" if _is_formula(text) else text
+
+
+def _is_formula(text: str) -> bool:
+    """Whether a spreadsheet might execute a cell, or might have, but for apostrophes before it."""
+    if text.lstrip("'")[:1] not in FORMULA:
+        return False
+    try:
+        float(text)
+    except ValueError:
+        return True
+    return False
+
+
+def _plain(cell: str) -> str:
+    """The text of a cell without the apostrophe that `_cell` may have put before it."""
+    return cell[1:] if cell[:1] == "'" and cell.lstrip("'")[:1] in FORMULA else cell
 
 
 def matrix_name(split: str, reading: str, own_reading: str) -> str:
@@ -227,9 +255,20 @@ def metric_columns(
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, cells as text."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    """The rows of a CSV file, cells as text. Raises UserError where it is damaged."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            text = file.read()
+        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    check(text.endswith("\n"), f"{path} {'ends within a line' if text else 'is empty'}; {DAMAGED}")
+    header = lines[0]
+    check(len(set(header)) == len(header), f"{path}: a column is there twice; {DAMAGED}")
+    for i, line in enumerate(lines[1:], 2):
+        cells = f"line {i} has {len(line)} of {len(header)} cells"
+        check(len(line) == len(header), f"{path}: {cells}; {DAMAGED}")
+    return [dict(zip(header, map(_plain, line), strict=True)) for line in lines[1:]]
 
 
 def merge_seeds(out: Path, runs: Mapping[int, Path]) -> str:

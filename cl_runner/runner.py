@@ -16,10 +16,19 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
 import cl_runner
-from cl_runner import checkpoint, kernels, results, sharing, status, steps, strategies
+from cl_runner import (
+    checkpoint,
+    kernels,
+    memory,
+    results,
+    sharing,
+    status,
+    steps,
+    strategies,
+)
 from cl_runner.checkpoint import Saved
 from cl_runner.config import Config
 from cl_runner.core import Task, TrainState
@@ -58,19 +67,14 @@ def run(config: Config, out: Path, overrides: Sequence[str] = ()) -> float:
         with free_gpu(config.device):
             return _run(config, out, overrides)
     except (MemoryError, RuntimeError) as error:
-        # torch raises a plain RuntimeError when the CPU's memory is exhausted.
-        text = str(error)
-        if not (isinstance(error, MemoryError) or "out of memory" in text or "allocate" in text):
-            raise
-        raise UserError(
-            "not enough memory: lower model.hidden_sizes, training.batch_size, "
-            "strategy.buffer_size, benchmark.num_tasks or benchmark.pad_to"
-        ) from error
+        if message := memory.shortage(error):
+            raise UserError(message) from error
+        raise
 
 
 def _run(config: Config, out: Path, overrides: Sequence[str]) -> float:
     started = time.perf_counter()
-    strategy = strategies.build(config.strategy)
+    strategy = strategies.build(config.strategy, config.plugins)
     env = prepare(config, strategy)
     own, *others = readings(config.scenario)
     saved = checkpoint.load(out, config.resolved) if config.resume else None
@@ -86,8 +90,8 @@ def _run(config: Config, out: Path, overrides: Sequence[str]) -> float:
                 record.restore(saved, strategy, s)
             else:
                 record.evaluated(0, strategy, s)
-            if config.resume:
-                tell(config, position(out, saved))
+            for line in (*notes(strategy, env), *([position(out, saved)] if config.resume else [])):
+                tell(config, line)
             for task in env.stream[first:]:
                 log.info("task %d: classes %s", task.index + 1, ", ".join(task.names))
                 env.meter.lap()
@@ -136,7 +140,8 @@ def watch(
     record: Record, stop: Stop, strategy: Strategy, task: Task, samples: Samples
 ) -> Iterator[Between]:
     """Evaluate between the steps of a task if asked to; save the state now and then, and stop."""
-    every, meter = record.config.checkpoint.every, record.env.meter
+    every, steps = record.config.checkpoint.every, record.config.checkpoint.every_steps
+    meter = record.env.meter
     look, last = record.config.eval.every, 0
 
     def between(s: TrainState, step: int, losses: list[Tensor]) -> None:
@@ -145,7 +150,7 @@ def watch(
         if look is not None and step and step % look == 0:
             record.evaluated_within(task.index, step, strategy, s)
         due = every is not None and time.perf_counter() - record.saved_at >= every
-        if due or stop.asked:
+        if due or stop.asked or (steps is not None and step and step % steps == 0):
             meter.lap("train_seconds")
             record.save(s, task.index, Begun(samples, step, tuple(losses)))
             meter.lap()
@@ -164,6 +169,15 @@ def position(out: Path, saved: Saved | None) -> str:
     return f"goes on in task {saved.task + 1}{step}: {out}"
 
 
+def notes(strategy: Strategy, env: Env) -> Iterator[str]:
+    """What to know about a run before its numbers are read."""
+    if strategy.regulariser and env.stream.scenario == "class" and env.num_tasks > 1:
+        yield (
+            f"strategy={strategy.name} is a pure regulariser: in class-incremental learning expect "
+            "little more than strategy=naive; run that and strategy=joint, the bounds, beside it"
+        )
+
+
 def tell(config: Config, text: str) -> None:
     """A line for the log, and for the console unless verbose=false."""
     log.info("%s", text)
@@ -174,7 +188,7 @@ def tell(config: Config, text: str) -> None:
 def read(config: Config) -> Arrays:
     """The data set of a run. Raises UserError."""
     path = None if config.data.path is None else Path(config.data.path)
-    return load(config.benchmark.dataset, Path(config.data.root), path)
+    return load(config.benchmark.dataset, Path(config.data.root), path, partial(tell, config))
 
 
 def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) -> Env:
@@ -188,27 +202,38 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
         f"{', '.join(strategy.scenarios)}",
     )
     device = choose_device(config.device)
+    free = memory.available(device)
     torch.set_num_threads(config.threads or DEFAULT_THREADS)
     precision = kernels.choose(config.precision, device)
     kernels.keep_freed_memory()
+    data = read(config) if arrays is None else arrays
     stream = build_stream(
         config.benchmark,
         config.scenario,
-        read(config) if arrays is None else arrays,
+        data,
         device,
         augmented=config.training.augment != "none",
     )
     make_net = factory(config.model, stream.input_shape, stream.num_classes)
+    parts = memory.of_data(stream, data if arrays is None else None)
+
+    def network(env: Env) -> nn.Module:
+        memory.require(parts | memory.of_network(config, strategy, env, make_net, free), free)
+        return strategy.wrap(make_net, env)
+
     env = Env(
         stream=stream,
-        make_net=lambda env: strategy.wrap(make_net, env),
+        make_net=network,
         precision=precision,
         budget=config.budget,
         optimizer=config.optimizer,
         training=config.training,
         seed=config.seed,
     )
-    strategy.init(env.flat.theta, env)  # its checks against the stream
+    parts |= memory.of_parameters(config, env.flat.module, device)
+    parts |= memory.of_strategy(strategy, env)  # with its checks against the stream
+    parts |= memory.of_activations(config, strategy, env)
+    memory.require(parts, free)
     env.engine, reason = steps.choose(config.engine, strategy.one_graph, env)
     log.info("engine: %s (%s)", env.engine, reason)
     return env

@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from cl_runner.errors import check
+from cl_runner.errors import UserError, check
 
 STATUS, JOBS, LOCK = "status.json", "jobs.json", ".lock"
 STATES = ("complete", "running", "interrupted", "failed", "killed", "missing")
@@ -29,6 +29,8 @@ def write(out: Path, state: str, **about: Any) -> None:
     """
     from cl_runner.results import write_text  # numpy, not needed for help and mistakes
 
+    with suppress(OSError):  # the folder may have been removed meanwhile
+        out.mkdir(parents=True, exist_ok=True)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     host = {"pid": os.getpid(), "ppid": os.getppid(), "host": socket.gethostname(), "time": now}
     write_text(out / STATUS, json.dumps({"state": state, **about, **host}, indent=1) + "\n")
@@ -70,14 +72,20 @@ def _json(path: Path) -> dict[str, Any]:
 def finished(out: Path) -> float | None:
     """What `runner.run` returned for the complete run in a folder; None if there is none.
 
-    That is ACC on the validation data where there are any.
+    That is ACC on the validation data where there are any. Raises UserError for a damaged summary.
     """
-    from cl_runner.results import read_rows  # numpy, not needed for help and mistakes
+    from cl_runner.results import DAMAGED, read_rows  # numpy, not needed for help and mistakes
 
     if read(out).get("state") != "complete" or not (out / "summary.csv").exists():
         return None
     rows = read_rows(out / "summary.csv")  # of a job with seeds=[...] it has several
-    return float(rows[0].get("validation_ACC") or rows[0]["ACC"]) if len(rows) == 1 else None
+    if len(rows) != 1:
+        return None
+    try:
+        return float(rows[0].get("validation_ACC") or rows[0]["ACC"])
+    except (KeyError, ValueError):
+        message = f"{out / 'summary.csv'} is complete but has no ACC; {DAMAGED}"
+        raise UserError(message) from None
 
 
 def held(out: Path) -> bool:

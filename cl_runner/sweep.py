@@ -7,7 +7,7 @@ launcher, whichever process or machine a job ran on.
 
 from __future__ import annotations
 
-import csv
+import errno
 import logging
 import os
 import re
@@ -42,6 +42,11 @@ FILES = (
 SHOWN = ("benchmark", "strategy", "seed", "ACC", "forgetting", "status", "run")  # final table
 # What Hydra and we may have left in the folder of a run or sweep that is refused.
 REMOVABLE = {"multirun.yaml", "cl-run.log", LOCK, JOBS}
+# Errors that say that a folder, not only its lock, cannot be written.
+UNWRITABLE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
+}
 
 _created: list[Path] = []  # folders that this command makes, innermost first
 _runs: list[Path] = []  # the folder of the run alone that is running
@@ -179,7 +184,10 @@ def how_to_go_on() -> str:
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """A job's folder, for this process alone; the lock dies with its holder. Raises Busy."""
+    """A job's folder, for this process alone; the lock dies with its holder.
+
+    Raises Busy, and UserError for a folder that cannot be written.
+    """
     from filelock import FileLock, Timeout
 
     lock = FileLock(out / LOCK)
@@ -189,8 +197,10 @@ def locked(out: Path) -> Iterator[None]:
     except Timeout:
         _created.clear()  # another process uses these folders
         raise Busy(f"another process is at work in {out}") from None
-    except (OSError, NotImplementedError) as error:  # a folder that cannot be written tells later
-        log.warning("%s cannot be locked: %s", out, error)
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            raise UserError(f"cannot write {out}: {error.strerror}") from None
+        log.warning("%s cannot be locked: %s", out, error)  # a file system without locks
     try:
         yield
     finally:
@@ -229,14 +239,14 @@ def merge(folder: Path) -> list[dict[str, str]]:
     The columns are `run`, the sub-folder, and the union of the jobs' columns; what a job has not is
     empty. A job that failed or was killed before it wrote a summary has a row with its status only.
     """
-    from cl_runner.results import write_rows  # numpy, not needed for help and mistakes
+    from cl_runner.results import read_rows, write_rows  # numpy, not needed for help and mistakes
 
     rows = {run: {"run": run, "status": about["state"]} for run, about in failures(folder).items()}
     for path in folder.rglob(SUMMARY):
         # A job with seeds=[...] has a folder for each, and they count in its place.
         if path.parent != folder and next(path.parent.glob(f"*/{SUMMARY}"), None) is None:
             run = path.parent.relative_to(folder).as_posix()
-            rows[run] = {"run": run, **_row(path)}
+            rows[run] = {"run": run, **next(iter(read_rows(path)), {})}
     merged = [rows[run] for run in sorted(rows, key=_natural)]
     write_rows(folder / SUMMARY, merged)
     return merged
@@ -245,11 +255,6 @@ def merge(folder: Path) -> list[dict[str, str]]:
 def _natural(run: str) -> list[tuple[int, str]]:
     """A key that sorts seed=2 before seed=10."""
     return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", run)]
-
-
-def _row(path: Path) -> dict[str, str]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return next(csv.DictReader(file))
 
 
 def table(rows: list[dict[str, str]]) -> str:

@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from cl_runner import naming, status, sweep
+from cl_runner.errors import UserError
 
 CL_RUN = Path(sys.executable).with_name("cl-run")
 HEAVY = {"torch", "torchvision", "pandas", "sklearn"}
@@ -503,7 +504,7 @@ def test_a_folder_that_holds_a_sweep_is_refused(tmp_path: Path) -> None:
 def test_a_summary_that_cannot_be_merged_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "out/job").mkdir(parents=True)
     (tmp_path / "out/job/summary.csv").write_text("", encoding="utf-8")
-    with pytest.raises(StopIteration):
+    with pytest.raises(UserError, match="is empty; the file is damaged"):
         sweep.merge(tmp_path / "out")
 
 

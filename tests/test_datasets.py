@@ -319,8 +319,35 @@ def test_damaged_npz_is_named(tmp_path: Path, dataset: str, kind: str) -> None:
     file.write_bytes(damaged_bytes(kind))
     message = fails(dataset, tmp_path, file if dataset == "npz" else None)
     assert str(file) in message
-    assert ("delete it" if dataset == "mnist" else "data.path") in message
+    assert ("copy the files there" if dataset == "mnist" else "data.path") in message
     assert file.read_bytes() == damaged_bytes(kind)
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "truncated", "flipped", "npy"])
+def test_damaged_copy_is_made_again_where_it_can_be(tmp_path: Path, kind: str) -> None:
+    arrays, told = sample(28, 28), list[str]()
+    lay_out(tmp_path, arrays)
+    for dataset in ("mnist", "digits"):
+        load(dataset, tmp_path, None, told.append)
+        file = tmp_path / f"{dataset}.npz"
+        whole = file.read_bytes()
+        file.write_bytes(damaged_bytes(kind))
+        load(dataset, tmp_path, None, told.append)
+        assert file.read_bytes() == whole
+    assert_same(load("mnist", tmp_path, None, told.append), arrays)
+    assert [line.partition(" ")[0] for line in told] == [str(tmp_path / "mnist.npz"), str(file)]
+    assert all(line.endswith(": it is made again") for line in told)
+
+
+def test_bits_that_change_what_an_array_is_are_damage(tmp_path: Path) -> None:
+    """Half of the labels read as so many numbers of half the size would pass every other check."""
+    arrays = sample(28, 28)
+    arrays["y_train"] = arrays["y_train"].astype(np.int64)
+    save(tmp_path / "own.npz", arrays)
+    data = (tmp_path / "own.npz").read_bytes()
+    assert data.count(b"<i8") == 1
+    (tmp_path / "own.npz").write_bytes(data.replace(b"<i8", b"<i4"))
+    assert "cannot be read" in fails("npz", tmp_path, tmp_path / "own.npz")
 
 
 INVALID: dict[str, tuple[Decoded, str]] = {

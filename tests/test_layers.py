@@ -26,6 +26,7 @@ LAYERS = (  # from the top down; a module of a sub-package counts as that sub-pa
     ("engine",),
     ("blocks",),
     ("ensemble",),
+    ("memory",),
     ("results",),
     ("status", "sharing"),
     ("compare",),

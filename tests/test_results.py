@@ -51,6 +51,35 @@ def test_missing_is_empty_and_never_0(tmp_path: Path, missing: float | None) -> 
     assert cells(tmp_path / "r.csv")[1] == ["", "0.0", "0", "False"]
 
 
+FORMULAS = ["=1+1", "+cmd|' /C calc'!A0", "-x", "@SUM(A1)", "\t=1", "\r=1", "'=1", "''-x", "-1-1"]
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_what_a_spreadsheet_would_execute_is_quoted_and_read_back(
+    tmp_path: Path, text: str
+) -> None:
+    results.write_rows(tmp_path / "r.csv", [{"a": text, "b": 1}])
+    assert cells(tmp_path / "r.csv")[1] == [f"'{text}", "1"]
+    assert results.read_rows(tmp_path / "r.csv") == [{"a": text, "b": "1"}]
+
+
+@pytest.mark.parametrize("text", ["-1", "-1.5e-3", "+2", "-inf", "it's", "'quoted'", "a=b", "x@y"])
+def test_numbers_and_plain_text_stay_as_they_are(tmp_path: Path, text: str) -> None:
+    results.write_rows(tmp_path / "r.csv", [{"a": text}])
+    assert cells(tmp_path / "r.csv")[1] == [text]
+
+
+@given(st.lists(st.text() | st.text("'=+-@\t\r\n,\"1"), min_size=1, max_size=4))
+def test_any_text_is_read_back_and_starts_no_formula(tmp_path_factory, texts: list[str]) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    row = {str(i): text for i, text in enumerate(texts)}
+    results.write_rows(path, [row])
+    assert results.read_rows(path) == [row]
+    for cell in cells(path)[1]:
+        if cell[:1] in results.FORMULA:
+            float(cell)
+
+
 def test_lists_and_tables_are_json(tmp_path: Path) -> None:
     row = {"a": [400, 400], "b": (0.9, 0.999), "c": {"d": None}}
     results.write_rows(tmp_path / "r.csv", [row])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from cl_runner import runner
+from cl_runner import runner, strategies
 from cl_runner.compare.verify import verify
 from cl_runner.errors import Diverged, UserError
 from cl_runner.functional.metrics import summarise
@@ -331,3 +331,27 @@ def test_your_own_arrays_need_no_code(configure, tmp_path):
         "verbose=false",
     )
     assert run(config, tmp_path / "run") > 0.9
+
+
+@pytest.mark.parametrize("strategy", strategies.available())
+def test_a_pure_regulariser_in_class_il_is_told_its_bounds(prepared, strategy):
+    expected = {"l2", "ewc", "si", "mas", "rwalk", "lwf", "imm"}
+    for scenario in strategies.find(strategy).scenarios:
+        _, own, env = prepared(
+            "benchmark=split_digits", f"strategy={strategy}", f"scenario={scenario}"
+        )
+        lines = list(runner.notes(own, env))
+        assert bool(lines) == (strategy in expected and scenario == "class")
+        assert all(f"strategy={name}" in line for line in lines for name in ("naive", "joint"))
+
+
+def test_the_note_is_in_the_log_and_on_the_console(configure, tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
+    base = ("benchmark=split_digits", "strategy=ewc", "training.iterations=1", "verbose=true")
+    config = configure(*base, "strategy.fisher_samples=5", "benchmark.num_tasks=2")
+    runner.run(config, tmp_path / "a")
+    assert capsys.readouterr().out.startswith("strategy=ewc is a pure regulariser: ")
+    assert sum("pure regulariser" in r.getMessage() for r in caplog.records) == 1
+    one = configure(*base, "strategy.fisher_samples=5", "benchmark.num_tasks=1")
+    runner.run(one, tmp_path / "b")
+    assert "regulariser" not in capsys.readouterr().out

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from cl_runner import status
+from cl_runner import results, status
 from cl_runner.compare.runs import Run
 from cl_runner.compare.statistics import FEW, FIRST_WILCOXON, LEVEL, Paired
 from cl_runner.compare.table import PRICE, QUALITY, Comparison, Group, Overall, Stream
@@ -394,12 +392,7 @@ def test_columns(other: str, result: Paired | None) -> dict[str, Any]:
 
 def csv_text(comparison: Comparison) -> str:
     """comparison.csv: what is not known is empty."""
-    rows = records(comparison)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return results.csv_text(records(comparison))
 
 
 def json_text(comparison: Comparison) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import re
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from cl_runner import status
 from cl_runner.errors import UserError, check
-from cl_runner.results import METRICS
+from cl_runner.results import METRICS, read_rows
 
 SUMMARY, OVERRIDES = "summary.csv", "overrides.yaml"
 OTHER_FILES = re.compile(
@@ -175,19 +174,10 @@ def _rows(path: Path) -> list[tuple[Path, dict[str, str]]]:
 
 
 def _table(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            lines = list(csv.reader(file, strict=True))
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    check(bool(lines), f"{path} is empty; the file is damaged")
-    header = lines[0]
-    check("status" in header, f"{path} is no {SUMMARY} of cl-run: it has no column status")
-    check(len(set(header)) == len(header), f"{path}: a column is there twice")
-    for i, line in enumerate(lines[1:], 2):
-        cells = f"line {i} has {len(line)} of {len(header)} cells"
-        check(len(line) == len(header), f"{path}: {cells}; the file is damaged")
-    return [dict(zip(header, map(shortest, line), strict=True)) for line in lines[1:]]
+    rows = read_rows(path)
+    known = all("status" in row for row in rows)
+    check(known, f"{path} is no {SUMMARY} of cl-run: it has no column status")
+    return [{name: shortest(cell) for name, cell in row.items()} for row in rows]
 
 
 def shortest(cell: str) -> str:

@@ -6,11 +6,12 @@ that is read. sklearn, torchvision, PIL and filelock are imported only where the
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,7 +60,12 @@ CORRECT = "correct the file that data.path names"
 OFFLINE = "take benchmark=permuted_digits or split_digits, which need no download"
 TIMEOUT = 30.0  # seconds without an answer that end a download
 Decoded = dict[str, NDArray[Any]]  # by KEYS: x [N, H, W], [N, H, W, C] or [N, D]; y [N] integers
+log = logging.getLogger(__name__)
 _kept: list[Any] = []  # torch forgets schemas when their Library is collected
+
+
+class Damaged(UserError):
+    """A file that is not what was once written: cut, or with other bits."""
 
 
 class Arrays(NamedTuple):
@@ -72,17 +78,19 @@ class Arrays(NamedTuple):
     classes: tuple[str, ...]  # names
 
 
-def load(dataset: str, root: Path, path: Path | None) -> Arrays:
+def load(
+    dataset: str, root: Path, path: Path | None, tell: Callable[[str], None] = log.info
+) -> Arrays:
     """The data set, from the cache folder `root` (data.root) or the user's own `path` (data.path).
 
-    Downloads what is neither embedded nor below root. Raises UserError, in one line, for data that
-    is missing, damaged or of the wrong kind.
+    Downloads what is neither embedded nor below root, and makes a damaged copy in root again, which
+    it tells. Raises UserError, in one line, for data that is missing, damaged or of the wrong kind.
     """
     one_of("benchmark.dataset", dataset, (*CLASSES, *OWN))
     try:
         if dataset in CLASSES:
             check(path is None, f"data.path must not be set: {dataset} is read from data.root")
-            return _named(dataset, _expanded(root))
+            return _named(dataset, _expanded(root), tell)
         check(path is not None, f"data.path must be set: {OWN[dataset]}")
         path = _expanded(Path(path or ""))
         found = "is something else" if path.exists() else "does not exist"
@@ -94,11 +102,12 @@ def load(dataset: str, root: Path, path: Path | None) -> Arrays:
         raise UserError(message) from None
 
 
-def _named(dataset: str, root: Path) -> Arrays:
+def _named(dataset: str, root: Path, tell: Callable[[str], None]) -> Arrays:
     """A named data set from `<root>/<dataset>.npz`, which is made first where it is not there."""
     cached = root / f"{dataset}.npz"
-    if cached.exists():
-        return _cached(dataset, cached)
+    with suppress(Damaged):
+        if cached.exists():
+            return _cached(dataset, cached)
     from filelock import FileLock
 
     check(not root.exists() or root.is_dir(), f"data.root must be a folder, {root} is a file")
@@ -109,11 +118,17 @@ def _named(dataset: str, root: Path) -> Arrays:
         lock.acquire()
     except (OSError, NotImplementedError) as error:  # read-only, or a file system without locks
         obstacle = f"data.root cannot be written: {_reason(error)}"
+    damage = ""
     try:
-        if cached.exists():  # made by the process that had the lock
-            return _cached(dataset, cached)
+        try:
+            if cached.exists():  # made by the process that had the lock
+                return _cached(dataset, cached)
+        except Damaged as error:
+            damage = str(error)
         arrays = _digits() if dataset == "digits" else _from_torchvision(dataset, root)
-        arrays = arrays or _download(dataset, root, obstacle)
+        arrays = arrays or _download(dataset, root, obstacle, damage)
+        if damage:
+            tell(f"{damage}: it is made again")
         if not obstacle:
             _save(cached, arrays)
         return _tensors(arrays, CLASSES[dataset])
@@ -122,7 +137,7 @@ def _named(dataset: str, root: Path) -> Arrays:
 
 
 def _cached(dataset: str, file: Path) -> Arrays:
-    """The data set from its decoded copy. Raises UserError where that is damaged."""
+    """The data set from its decoded copy. Raises Damaged, or UserError for another's file."""
     arrays = _read(file, DELETE)
     _check(arrays, file, DELETE, CLASSES[dataset])
     return _tensors(arrays, CLASSES[dataset])
@@ -218,11 +233,12 @@ def _from_torchvision(dataset: str, root: Path) -> Decoded:
     return arrays
 
 
-def _download(dataset: str, root: Path, obstacle: str) -> Decoded:
+def _download(dataset: str, root: Path, obstacle: str, damage: str) -> Decoded:
     """The data set by way of torchvision's download, in a temporary folder that does not stay.
 
     Archives that lie below root in torchvision's layout are used instead of the network. Only for
-    the holder of root's lock; `obstacle` says why there is none. Raises UserError.
+    the holder of root's lock; `obstacle` says why there is none, `damage` what is wrong with the
+    decoded copy. Raises UserError.
     """
     name, folder = TORCHVISION[dataset]
     datasets = _torchvision()
@@ -230,6 +246,7 @@ def _download(dataset: str, root: Path, obstacle: str) -> Decoded:
     temporary = root / f".{dataset}.download"
     timeout = socket.getdefaulttimeout()
     fault = f"{dataset} is neither in {root / dataset}.npz nor in {root / folder}"
+    fault = f"{damage}, {dataset} is not in {root / folder}" if damage else fault
     remedy = "run once with internet, or copy the files there (data.root=DIR or CL_RUNNER_DATA=DIR)"
     try:
         with _told(f"{fault}, and its download failed", f"{remedy}, or {OFFLINE}"):
@@ -252,7 +269,10 @@ def _download(dataset: str, root: Path, obstacle: str) -> Decoded:
 
 def _npz(file: Path) -> Arrays:
     """The user's .npz file; labels are numbered in the sorted order of the training labels."""
-    arrays = _read(file, CORRECT)
+    try:
+        arrays = _read(file, CORRECT)
+    except Damaged as error:
+        raise UserError(f"{error}: {CORRECT}") from None
     _check(arrays, file, CORRECT)
     for key in ("x_train", "x_test"):
         if arrays[key].dtype != np.uint8:
@@ -319,13 +339,27 @@ def _image(file: Path) -> NDArray[np.uint8]:
 
 
 def _read(file: Path, remedy: str) -> Decoded:
-    """The four arrays of an .npz file. Raises UserError where it is damaged or lacks one."""
-    with file.open("rb") as stream, _told(f"{file} cannot be read", remedy):
-        check(zipfile.is_zipfile(stream), f"{file} is damaged or not an .npz file: {remedy}")
-        stream.seek(0)
-        archive = np.load(stream, allow_pickle=False)  # of a path, numpy leaves it open on errors
-        arrays = {key: archive[key] for key in KEYS if key in archive.files}
-    missing = [key for key in KEYS if not isinstance(arrays.get(key), np.ndarray)]
+    """The four arrays of an .npz file.
+
+    Raises Damaged, or UserError where it lacks one. Each is read to its end, where its checksum is.
+    """
+    arrays: Decoded = {}
+    with file.open("rb") as stream:
+        if not zipfile.is_zipfile(stream):
+            raise Damaged(f"{file} is damaged or not an .npz file")
+        try:
+            with zipfile.ZipFile(stream) as archive:
+                there = set(archive.namelist())
+                for key in (key for key in KEYS if f"{key}.npy" in there):
+                    with archive.open(f"{key}.npy") as member:
+                        arrays[key] = np.lib.format.read_array(member, allow_pickle=False)
+                        if member.read(1):
+                            raise ValueError(f"{key} is longer than it says")
+        except PermissionError:
+            raise
+        except Exception as error:  # noqa: BLE001  damaged input makes numpy raise nearly everything
+            raise Damaged(f"{file} cannot be read ({_reason(error)})") from None
+    missing = [key for key in KEYS if key not in arrays]
     check(not missing, f"{file} lacks {', '.join(missing)}: {remedy}")
     return arrays
 

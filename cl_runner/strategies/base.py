@@ -29,6 +29,8 @@ class Strategy:
     scenarios: ClassVar[tuple[str, ...]] = SCENARIOS  # those in which the method is defined
     one_graph: ClassVar[bool] = True  # a step can be compiled, captured and stacked as one graph
     whole_sequence: ClassVar[bool] = False  # the first task's training stands for all tasks'
+    regulariser: ClassVar[bool] = False  # no samples of the past, no parts of the network per task
+    whole_batches: ClassVar[bool] = True  # a step passes a whole batch forward at once
     buffers_inputs: ClassVar[bool] = True  # a buffered sample takes the room of its input
     diagnostics: ClassVar[tuple[str, ...]] = ()  # names in memory that the method does not need
 

@@ -41,6 +41,7 @@ class EWC(Strategy):
       It is no part of the method, and not counted as its memory.
     """
 
+    regulariser: ClassVar[bool] = True
     diagnostics: ClassVar[tuple[str, ...]] = ("task_fishers",)
 
     lambda_: float = 3.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ class GDumb(Strategy):
       but for MNIST, CutMix. They always train over all classes and mask at test alone; here a
       task-incremental run is masked in training too, as all are.
     """
+
+    whole_batches: ClassVar[bool] = False  # those of the buffer may be smaller
 
     buffer_size: int = 500
     epochs: int = 128

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ class IMM(Strategy):
     drop transfer are not here). In task-incremental learning a task's own outputs are averaged from
     that task on, because before it they are untrained.
     """
+
+    regulariser: ClassVar[bool] = True
 
     merge: str = "mode"
     fisher_labels: str = "exact"

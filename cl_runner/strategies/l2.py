@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ class L2(Strategy):
 
     EWC with every importance 1. There is no penalty in the first task.
     """
+
+    regulariser: ClassVar[bool] = True
 
     lambda_: float = 0.01
 

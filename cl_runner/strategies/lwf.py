@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class LwF(Strategy):
       new task's outputs (the paper trains them to convergence first).
     BatchNorm of the old network uses the batch's statistics.
     """
+
+    regulariser: ClassVar[bool] = True
 
     lambda_: float = 1.0
     temperature: float = 2.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ class MAS(Strategy):
     sensitivity of the squared norm of the output; it needs no labels, and the tasks' sum is kept.
     What is shown as the loss is without the penalty, whose gradient is added by hand.
     """
+
+    regulariser: ClassVar[bool] = True
 
     lambda_: float = 1.0
     samples: int | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ class MER(ER):
     holds n < k - 1 samples gives n, and replay_batch_size does not count the current sample. There,
     it comes first in each batch; here last.
     """
+
+    whole_batches: ClassVar[bool] = False
 
     replay_batch_size: int = 2
     batches: int = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class RWalk(Strategy):
     old one instead of replacing it. The paper also trains on a few exemplars of old classes, this
     does not: expect little of it in class-incremental learning.
     """
+
+    regulariser: ClassVar[bool] = True
 
     lambda_: float = 1.0
     alpha: float = 0.9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ class SI(Strategy):
     - clip: negative omega_p, by which the loss grew, count as 0.
     What is shown as the loss is without the penalty, whose gradient is added by hand.
     """
+
+    regulariser: ClassVar[bool] = True
 
     lambda_: float = 0.1
     damping: float = 0.1

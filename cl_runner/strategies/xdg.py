@@ -32,6 +32,7 @@ class XdG(SI):
     """
 
     scenarios: ClassVar[tuple[str, ...]] = ("task",)
+    regulariser: ClassVar[bool] = False
 
     lambda_: float = 0.035
     damping: float = 0.01

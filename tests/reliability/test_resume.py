@@ -249,15 +249,21 @@ def test_a_checkpoint_goes_when_the_run_is_complete_unless_it_is_to_be_kept(conf
     assert (saved.task, saved.begun) == (3, None)
 
 
-@pytest.mark.parametrize(("every", "within"), [("null", 0), ("1e9", 0), ("0", 7)])
-def test_how_often_is_for_the_user_to_say(configure, monkeypatch, tmp_path, every, within):
+@pytest.mark.parametrize(
+    ("every", "steps", "within"),
+    [
+        *(("null", "null", 0), ("1e9", "null", 0), ("0", "null", 7)),
+        *(("null", "1", 6), ("null", "2", 3), ("1e9", "4", 1), ("null", "7", 0), ("0", "2", 7)),
+    ],
+)
+def test_how_often_is_for_the_user_to_say(configure, monkeypatch, tmp_path, every, steps, within):
     positions = []
     save = checkpoint.save
     monkeypatch.setattr(
         checkpoint, "save", lambda *args: (positions.append(args[1].begun), save(*args))
     )
     case = (*QUICK, "benchmark.num_tasks=2", "strategy=naive", f"checkpoint.every={every}")
-    runner.run(configure(*case), tmp_path)
+    runner.run(configure(*case, f"checkpoint.every_steps={steps}"), tmp_path)
     assert sum(begun is not None for begun in positions) == 2 * within
     assert sum(begun is None for begun in positions) == 2
 

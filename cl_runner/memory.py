@@ -1,0 +1,245 @@
+"""How much memory a run needs at least, and how much there is: told before it is allocated.
+
+The estimate is a lower bound, made of what every run holds at once: a run that fits is never
+refused. What is found out later (see `shortage`) is told in the same words.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from cl_runner.config import Config
+from cl_runner.core import Stream
+from cl_runner.data.datasets import Arrays
+from cl_runner.engine import EVALUATION_CHUNK
+from cl_runner.env import Env
+from cl_runner.errors import check
+from cl_runner.functional import optim
+from cl_runner.nn.networks import Network, activation_shapes
+from cl_runner.strategies.base import Strategy
+
+log = logging.getLogger(__name__)
+Parts = dict[str, int]  # bytes, by what they are for
+STATE_COPIES = 8  # of a stacked member's state at once: old, new, gradients, temporaries
+REMEDY = (
+    "lower model.hidden_sizes, training.batch_size, strategy.buffer_size, benchmark.num_tasks or "
+    "benchmark.pad_to"
+)
+
+
+# What is needed.
+
+
+class Sketch(TorchFunctionMode):
+    """Leaves out `normal_`, which without storage only imports sympy, for seconds."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Call `func`, or what stands for it."""
+        return args[0] if func is torch.Tensor.normal_ else func(*args, **(kwargs or {}))
+
+
+def of_network(
+    config: Config,
+    strategy: Strategy,
+    env: Env,
+    make_net: Callable[[], nn.Module],
+    free: int | None,
+) -> Parts:
+    """Of the network that is about to be made: theta, its gradient, optimizer, checkpoints.
+
+    Empty where the configured network is so small that no strategy makes it too large: to make a
+    strategy's network without storage may take seconds.
+    """
+    with torch.device("meta"), Sketch():
+        net = make_net()
+    parts = of_parameters(config, net, env.device)
+    if free is None or sum(parts.values()) * env.num_tasks < free / 100:
+        return {}
+    try:
+        with torch.device("meta"), Sketch():
+            net = strategy.wrap(make_net, env)
+    except RuntimeError as error:  # of a user's strategy whose network depends on values
+        log.info("memory is not estimated before the network is made: %s", error)
+        return {}
+    return of_parameters(config, net, env.device)
+
+
+def of_activations(config: Config, strategy: Strategy, env: Env) -> Parts:
+    """Two neighbouring layers of an evaluation chunk; in training, what backward needs of a batch.
+
+    Empty for networks that are more than stages one after another.
+    """
+    stream, net = env.stream, env.flat.module
+    if not isinstance(net, Network):
+        return {}
+    shapes = (stream.input_shape, *activation_shapes(net, stream.input_shape))
+    units = [torch.Size(shape).numel() for shape in shapes]  # of one sample, by layer
+    largest = max(a + b for a, b in pairwise(units))
+    shown = min(EVALUATION_CHUNK, max(len(task.test) for task in stream)) * largest * 4
+    batch = min(config.training.batch_size, max(len(task.train) for task in stream))
+    width = 2 if config.precision == "bfloat16" else 4
+    trained = batch * sum(units[:-1]) * width if strategy.whole_batches else 0
+    return {"activations": max(shown, trained)}
+
+
+def of_parameters(config: Config, net: nn.Module, device: torch.device) -> Parts:
+    """Of the trained network `net`: theta, its gradient, the optimizer's slots; checkpoints."""
+    P = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    slots = sum(v.ndim for v in optim.init(config.optimizer, torch.empty(0)).values())  # 0-d, [P]
+    return {f"{P:,} parameters": 4 * P * ((1 + slots) * saved(device) + 1)}
+
+
+def of_strategy(strategy: Strategy, env: Env) -> Parts:
+    """Of the strategy's memory.
+
+    Of what it holds only vectors as long as theta count (importances, anchors, old networks): a
+    buffer is allocated at full size, but what no sample fills is never touched until it is saved.
+    """
+    sizes = [(v.nbytes, v.shape) for v in strategy.init(env.flat.theta, env).values()]
+    held = sum(n for n, shape in sizes if shape == env.flat.theta.shape)
+    copies = (saved(env.device) - 1) * sum(n for n, _ in sizes)
+    return {f"strategy={strategy.name}": held + copies}
+
+
+def saved(device: torch.device) -> int:
+    """How often the state lies in the device's memory while a checkpoint is written."""
+    return 3 if device.type == "cpu" else 1  # itself, a copy, and the bytes of the file
+
+
+def of_data(stream: Stream, arrays: Arrays | None) -> Parts:
+    """Of the data set, and of the test images as each task shows them."""
+    shown = sum(len(task.test) for task in stream) * stream.x_test[0].nbytes
+    return {"data": shown + sum(v.nbytes for v in arrays[:4]) if arrays else shown}
+
+
+def require(parts: Mapping[str, int], free: int | None) -> None:
+    """Raise UserError if there is less than the sum of the parts."""
+    needed = sum(parts.values())
+    listed = ", ".join(
+        f"{size(v)} for {k}" for k, v in sorted(parts.items(), key=lambda part: -part[1])
+    )
+    have = "" if free is None else f" and {size(free)} are free"
+    message = f"not enough memory: at least {size(needed)} are needed ({listed}){have}: {REMEDY}"
+    check(free is None or needed <= free, message)
+
+
+def shortage(error: BaseException) -> str | None:
+    """What to tell if an error means that memory is exhausted; None if it does not.
+
+    torch raises a plain RuntimeError when that of a CPU is.
+    """
+    text = str(error)
+    exhausted = isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "allocate" in text)
+    )
+    return f"not enough memory: {REMEDY}" if exhausted else None
+
+
+def fitting(strategy: Strategy, env: Env) -> int:
+    """How many stacked members fit into half of the memory that is free."""
+    memory = strategy.init(env.flat.theta, env)
+    state = 4 * env.flat.theta.nbytes + sum(v.nbytes for v in memory.values())
+    (shown,) = of_data(env.stream, None).values()
+    free = available(env.device)
+    return 2**16 if free is None else max(1, int(free / 2 / (STATE_COPIES * state + shown)))
+
+
+def size(n: int) -> str:
+    """Bytes in words."""
+    return f"{n / 1e9:.3g} GB" if n >= 1e9 else f"{n / 1e6:.3g} MB"
+
+
+# What there is.
+
+
+def available(device: torch.device) -> int | None:
+    """Bytes that a process may still take, swap included; None where the system does not say.
+
+    On a CPU the least of what the machine, the control groups (of containers and batch jobs) and
+    RLIMIT_AS leave.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    swap = meminfo().get("SwapFree", 0)
+    limits = [machine(), in_groups(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"), swap)]
+    return min((n for n in (*limits, address_space()) if n is not None), default=None)
+
+
+def meminfo(path: Path = Path("/proc/meminfo")) -> dict[str, int]:
+    """Linux's own account, in bytes; {} elsewhere."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return {}
+    return {k: int(v.split()[0]) * 1024 for k, _, v in (line.partition(":") for line in lines)}
+
+
+def machine() -> int | None:
+    """What the machine has left."""
+    known = meminfo()
+    if "MemAvailable" in known:
+        return known["MemAvailable"] + known.get("SwapFree", 0)
+    try:  # elsewhere: all there is
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def in_groups(root: Path, membership: Path, swap: int) -> int | None:
+    """What the process's control groups leave, version 1 or 2; page cache counts as free.
+
+    swap: bytes that the machine has left of it, all of which a group may use, as far as is known.
+    """
+    try:
+        lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
+    except OSError:
+        return None
+    left = []
+    for _, controllers, name in (line for line in lines if len(line) == 3):
+        if controllers not in {"", "memory"}:
+            continue
+        top = root / controllers
+        limit, used = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        if not controllers:
+            limit, used = ("memory.max", "memory.current")
+        group = top / name.lstrip("/")
+        folders = [f for f in (group, *group.parents) if f.is_relative_to(top)]
+        left += [headroom(f / limit, f / used, f / "memory.stat") for f in folders]
+    return min((n + swap for n in left if n is not None), default=None)
+
+
+def headroom(limit: Path, used: Path, stat: Path) -> int | None:
+    """Limit - used + page cache; None without a limit."""
+    try:
+        counts = dict(line.split() for line in stat.read_text().splitlines())
+        # With "total_": version 1, for a group with those below it.
+        cache = sum(
+            int(counts.get(f"total_{k}", counts.get(k, 0)))
+            for k in ("active_file", "inactive_file")
+        )
+        return int(limit.read_text()) - int(used.read_text()) + cache
+    except (OSError, ValueError):  # no such files, or the limit is "max"
+        return None
+
+
+def address_space() -> int | None:
+    """What RLIMIT_AS (ulimit -v) leaves; None without such a limit."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except (ImportError, OSError, ValueError):
+        return None
+    return None if limit == resource.RLIM_INFINITY else limit - pages * resource.getpagesize()
