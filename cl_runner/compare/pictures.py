@@ -6,15 +6,17 @@ import csv
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cl_runner.compare.render import OVERALL
-from cl_runner.compare.runs import read_runs
+from cl_runner.compare.runs import Run, read_runs
 from cl_runner.compare.table import (
     BOUNDS,
     LOWER,
@@ -29,7 +31,14 @@ from cl_runner.compare.table import (
 )
 from cl_runner.errors import UserError, check
 from cl_runner.functional.metrics import Matrix, average_accuracy
-from cl_runner.results import interval, matrix_name, read_matrix, read_rows, write_bytes
+from cl_runner.results import (
+    interval,
+    matrix_name,
+    read_curves,
+    read_matrix,
+    read_rows,
+    write_bytes,
+)
 
 # Okabe & Ito, and two of Tol's: safe for colour-blind readers; markers tell the groups apart in
 # grey, too.
@@ -40,6 +49,7 @@ COLOURS = (
 MARKERS = "osD^vPX*<>"
 SHOWN = len(COLOURS)  # groups in one picture
 PANELS = 5  # tasks with a panel of their own
+CONFUSIONS = 8  # groups with a confusion matrix
 CURVE = 3  # values of a swept setting from which on they make a curve
 DECADES = 10  # the ratio of values from which on an axis is logarithmic
 Matrices = Sequence[tuple[Group, list[Matrix]]]  # of each group's runs
@@ -134,10 +144,15 @@ def pictures(stream: Stream, plt: Any) -> Iterator[tuple[str, Any]]:
         yield "matrices", heatmaps(stream, matrices, plt)
         yield "tasks", task_curves(stream, matrices, plt)
         yield "average_accuracy", average_curves(stream, matrices, plt)
+    real = [g for g in shown if g.strategy not in BOUNDS]
+    if courses := [(g, own) for g in real if (own := read_courses(g, stream))]:
+        bounds = [(g, found) for g, found in matrices if g.strategy in BOUNDS]
+        yield "steps", step_curves(stream, courses, bounds, plt)
+    if confusions := [(g, counts) for g in shown if (counts := read_confusion(g, stream))]:
+        yield "confusion", confusion_matrices(stream, confusions[:CONFUSIONS], plt)
     for key, lines in swept(stream).items():
         yield f"sweep_{key.removeprefix('strategy.')}", sweep_curve(stream, key, lines, plt)
     # The bounds neither forget nor pay for the data that they keep.
-    real = [g for g in shown if g.strategy not in BOUNDS]
     several = len(real) > 1  # one point compares nothing
     if several and any(g.values["forgetting"] for g in real):
         yield "forgetting", bars(stream, real, plt)
@@ -175,9 +190,10 @@ def look(group: Group, stream: Stream) -> dict[str, Any]:
     return {"color": COLOURS[i], "marker": MARKERS[i]}
 
 
-def head(figure: Any, stream: Stream, text: str) -> None:
-    """What is shown, and of which stream."""
-    groups, shown = sum(bool(g.runs) for g in stream.groups), len(chosen(stream))
+def head(figure: Any, stream: Stream, text: str, shown: int | None = None) -> None:
+    """What is shown, and of which stream. shown: how many groups, unless all the chosen ones."""
+    groups = sum(bool(g.runs) for g in stream.groups)
+    shown = len(chosen(stream)) if shown is None else shown
     part = f" ({shown} of {groups} settings)" if shown < groups else ""
     figure.suptitle(
         f"{text}\n{stream.title}{part}", fontsize=10, x=0.01, y=1.0, ha="left", va="bottom"
@@ -192,36 +208,49 @@ def legend_right(figure: Any, axis: Any) -> None:
 
 def heatmaps(stream: Stream, matrices: Matrices, plt: Any) -> Any:
     """The mean matrix of each group."""
-    columns = min(4, len(matrices))
-    rows = -(-len(matrices) // columns)
-    T = matrices[0][1][0].shape[1]
-    size = min(max(2.6, 0.42 * T), 4.2)
+    means = [(group, np.mean(found, axis=0)) for group, found in matrices]
+    figure, columns = tiles(means, "accuracy (fraction)", plt)
+    T = means[0][1].shape[1]
+    for i, axis in enumerate(figure.axes[: len(means)]):
+        axis.set_xticks([task - 1 for task in some(T)], some(T))
+        axis.set_yticks([0, *some(T)], ["none", *some(T)])
+        if i % columns == 0:
+            axis.set_ylabel("trained up to task")
+        axis.set_xlabel("tested on task")
+    head(figure, stream, "Accuracy matrices, means over the seeds")
+    return figure
+
+
+def tiles(
+    tables: Sequence[tuple[Group, Matrix]], what: str, plt: Any, *, zeros: bool = True
+) -> tuple[Any, int]:
+    """A panel of coloured cells per group, with the numbers where they fit; and the columns of it.
+
+    tables: fractions, all of one shape. zeros: whether numbers that round to zero are written.
+    """
+    width = tables[0][1].shape[1]
+    size = min(max(2.6, 0.42 * width), 4.2)
+    columns = min(4 if size < 3.5 else 3, len(tables))  # legible on a page's width
+    rows = -(-len(tables) // columns)
     figure, axes = plt.subplots(
         *(rows, columns),
         figsize=(size * columns + 0.8, (size + 0.5) * rows),
         squeeze=False,
         layout="constrained",
     )
-    for axis in axes.flat[len(matrices) :]:
+    for axis in axes.flat[len(tables) :]:
         axis.set_axis_off()
-    for i, (axis, (group, found)) in enumerate(zip(axes.flat, matrices, strict=False)):
-        R = np.mean(found, axis=0)
-        image = axis.imshow(R, vmin=0, vmax=1, cmap="cividis", aspect="auto")
-        for (y, x), value in np.ndenumerate(R):
+    for axis, (group, table) in zip(axes.flat, tables, strict=False):
+        image = axis.imshow(table, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+        for (y, x), value in np.ndenumerate(table):
             text = f"{value:.2f}".removeprefix("0")
             colour = "black" if value > 0.55 else "white"
-            if T <= 10:
+            if width <= 10 and (zeros or text != ".00"):
                 axis.text(x, y, text, ha="center", va="center", color=colour, fontsize=7)
         axis.set_title(wrapped(label(group)), fontsize=8)
         axis.spines[:].set_visible(False)
-        axis.set_xticks([task - 1 for task in some(T)], some(T))
-        axis.set_yticks([0, *some(T)], ["none", *some(T)])
-        if i % columns == 0:
-            axis.set_ylabel("trained up to task")
-        axis.set_xlabel("tested on task")
-    figure.colorbar(image, ax=axes, label="accuracy (fraction)", shrink=0.8)
-    head(figure, stream, "Accuracy matrices, means over the seeds")
-    return figure
+    figure.colorbar(image, ax=axes, label=what, shrink=0.8)
+    return figure, columns
 
 
 def some(T: int) -> range:
@@ -269,25 +298,33 @@ def curves(
 def task_curves(stream: Stream, matrices: Matrices, plt: Any) -> Any:
     """A panel per task, after figure 2A of Kirkpatrick et al. 2017 (arXiv 1612.00796)."""
     T = matrices[0][1][0].shape[1]
+    figure, panels = task_panels(T, plt)
+    for task, axis in panels.items():
+        axis.axvspan(0.5, task + 0.5, color="0.93", lw=0)
+        after = np.arange(task + 1, T + 1)
+        curves(axis, after, stream, matrices, lambda R, task=task: R[task + 1 :, task])  # type: ignore[misc]
+    figure.axes[0].set(xlim=(0.5, T + 0.5))
+    figure.axes[-1].set(xlabel="tasks trained so far (grey: not yet trained)", xticks=some(T))
+    legend_right(figure, figure.axes[0])
+    head(
+        figure, stream, "Accuracy on single tasks while the others are learned: mean, 95 % interval"
+    )
+    return figure
+
+
+def task_panels(T: int, plt: Any) -> tuple[Any, dict[int, Any]]:
+    """A figure of accuracies, and its panels one below the other by the indices of their tasks."""
     tasks = sorted({round(t) for t in np.linspace(0, max(T - 2, 0), min(PANELS, T))})
     size = (6.4, 1.25 * len(tasks) + 0.6)
     figure, axes = plt.subplots(
         len(tasks), 1, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
     for axis, task in zip(axes.flat, tasks, strict=True):
-        axis.axvspan(0.5, task + 0.5, color="0.93", lw=0)
-        after = np.arange(task + 1, T + 1)
-        curves(axis, after, stream, matrices, lambda R, task=task: R[task + 1 :, task])  # type: ignore[misc]
         axis.set_ylabel(f"task {task + 1}")
         axis.grid(alpha=0.3)
-    axes[0, 0].set(xlim=(0.5, T + 0.5), ylim=(-0.03, 1.03), yticks=(0, 0.5, 1))
-    axes[-1, 0].set(xlabel="tasks trained so far (grey: not yet trained)", xticks=some(T))
+    axes[0, 0].set(ylim=(-0.03, 1.03), yticks=(0, 0.5, 1))
     figure.supylabel("accuracy (fraction)", fontsize=9)
-    legend_right(figure, axes[0, 0])
-    head(
-        figure, stream, "Accuracy on single tasks while the others are learned: mean, 95 % interval"
-    )
-    return figure
+    return figure, dict(zip(tasks, axes.flat, strict=True))
 
 
 def average_curves(stream: Stream, matrices: Matrices, plt: Any) -> Any:
@@ -416,9 +453,13 @@ def computation(groups: Sequence[Group]) -> str | None:
 
 def against_compute(stream: Stream, groups: Sequence[Group], measure: str, plt: Any) -> Any:
     """ACC against what was computed."""
+    from matplotlib.ticker import EngFormatter
+
     prices = {id(g): p for g in groups if (p := mean_and_half(g, measure)) is not None}
     figure = against_price(stream, groups, prices, plt)
     figure.axes[0].set_xlabel(f"{COMPUTE[measure]} per run")
+    if measure != "train_seconds":
+        figure.axes[0].xaxis.set_major_formatter(EngFormatter())
     head(figure, stream, "Accuracy against computation (best: upper left): mean, 95 % interval")
     return figure
 
@@ -459,6 +500,141 @@ def scale(axis: Any, which: str, values: Sequence[float]) -> None:
         place("log")
     else:
         place("symlog", linthresh=min(positive))
+
+
+# Within the tasks.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """A run at all of its evaluations."""
+
+    accuracies: dict[tuple[int, int], Sequence[float]]  # per task; (after_task, step) of each
+    steps: list[float]  # optimizer steps of each task
+
+
+def read_courses(group: Group, stream: Stream) -> list[Course]:
+    """Those of a group's runs that were evaluated within their tasks."""
+    found = [read_course(run, stream) for run in group.runs.values()]
+    return [course for course in found if course is not None]
+
+
+def read_course(run: Run, stream: Stream) -> Course | None:
+    """None where a file is missing, or tells nothing from within the tasks. Raises UserError."""
+    matrix = run.folder / matrix_name("test", stream.reading, stream.scenario)
+    paths = (run.folder / "accuracies.csv", run.folder / "costs.csv", matrix)
+    if not all(path.is_file() for path in paths):
+        return None
+    try:
+        curves = read_curves(paths[0]) or {}
+        within = curves.get(("test", stream.reading), [])
+        steps = [float(row["steps"]) for row in read_rows(paths[1])][1:]
+        R = read_matrix(matrix).tolist()
+        if any(len(row) != 2 + len(steps) for row in within) or len(R) != 1 + len(steps):
+            raise ValueError("their tasks are not the same")
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        raise UserError(f"cannot read {paths[0]} with {paths[1].name}: {error}") from None
+    ends = {(k, 0): row for k, row in enumerate(R)}
+    rows = {(int(k), int(step)): row for k, step, *row in within}
+    return Course(accuracies=ends | rows, steps=steps) if rows else None
+
+
+def step_curves(
+    stream: Stream, courses: Sequence[tuple[Group, list[Course]]], bounds: Matrices, plt: Any
+) -> Any:
+    """Accuracy over the optimizer steps, after figure 1 of De Lange et al. 2023 (arXiv 2205.13452).
+
+    Where runs took different numbers of steps for a task, its part of each is scaled to their mean.
+    Bounds, which learn other tasks at other times, are shown as what they are at the end.
+    """
+    steps = np.array([course.steps for _, found in courses for course in found])
+    widths = steps.mean(0)
+    starts = np.array([0.0, *np.cumsum(widths)])
+    T = len(widths)
+    figure, panels = task_panels(T, plt)
+    for task, axis in panels.items():
+        axis.axvspan(0, starts[task], color="0.93", lw=0)
+        for border in starts[1:-1]:
+            axis.axvline(border, color="0.5", lw=0.7, ls=":")
+        for group, matrices in bounds:
+            end = float(np.mean([R[-1, task] for R in matrices]))
+            style: dict[str, Any] = {"color": look(group, stream)["color"], "ls": "--", "lw": 1.1}
+            axis.axhline(end, label=wrapped(f"{label(group)} at its end"), **style)
+        for i, (group, found) in enumerate(courses):
+            shared = set.intersection(*(set(course.accuracies) for course in found))
+            times = sorted(time for time in shared if time >= (task, 0))
+            own = np.mean([course.steps for course in found], axis=0)
+            pace = np.append(widths / np.maximum(own, 1), 0)
+            x = np.array([starts[k] + step * pace[k] for k, step in times])
+            mean, half = spread([[c.accuracies[time][task] for time in times] for c in found])
+            colour, marker = look(group, stream).values()
+            every: dict[str, Any] = {"marker": marker, "ms": 3.5, "markevery": (i / 50, 0.12)}
+            axis.plot(x, mean, color=colour, lw=1.2, label=wrapped(label(group)), **every)
+            band = np.clip([mean - half, mean + half], 0, 1)
+            axis.fill_between(x, *band, color=colour, alpha=0.2, lw=0)
+    top, bottom = figure.axes[0], figure.axes[-1]
+    top.set(xlim=(0, starts[-1]))
+    for task in some(T):
+        place = (starts[task - 1] + starts[task]) / 2
+        height = top.get_xaxis_transform()
+        top.text(place, 1.03, f"learns {task}", transform=height, ha="center", fontsize=8)
+    scaled = "" if (steps == steps[0]).all() else ", each task scaled to the mean of the runs"
+    bottom.set_xlabel(f"optimizer steps{scaled} (grey: not yet trained)")
+    legend_right(figure, top)
+    text = "Accuracy on single tasks within the training of all: mean, 95 % interval"
+    head(figure, stream, text, len(courses) + len(bounds))
+    return figure
+
+
+Confusion = Counter[tuple[int, int]]  # (class, predicted) -> samples
+
+
+def read_confusion(group: Group, stream: Stream) -> Confusion:
+    """What a group's runs took each class for after the last task, all runs together.
+
+    Raises UserError for a file that is none of cl-run.
+    """
+    counts: Confusion = Counter()
+    for run in group.runs.values():
+        path = run.folder / "confusion.csv"
+        if not path.is_file():
+            continue
+        try:
+            rows = [
+                row
+                for row in read_rows(path)
+                if (row["split"], row["reading"]) == ("test", stream.reading)
+            ]
+            last = max((int(row["after_task"]) for row in rows), default=0)
+            for row in (row for row in rows if int(row["after_task"]) == last):
+                counts[int(row["class"]), int(row["predicted"])] += int(row["count"])
+        except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+            raise UserError(f"cannot read {path}: {error}") from None
+    return counts
+
+
+def confusion_matrices(
+    stream: Stream, confusions: Sequence[tuple[Group, Confusion]], plt: Any
+) -> Any:
+    """A panel per group, the rows as fractions of their class."""
+    K = 1 + max(max(pair) for _, counts in confusions for pair in counts)
+    tables = []
+    for group, counts in confusions:
+        table = np.zeros((K, K))
+        for pair, count in counts.items():
+            table[pair] = count
+        tables.append((group, table / np.maximum(table.sum(1, keepdims=True), 1)))
+    figure, columns = tiles(tables, "fraction of the class's samples", plt, zeros=False)
+    named = range(0, K, -(-K // 10))
+    for i, axis in enumerate(figure.axes[: len(tables)]):
+        axis.set_xticks(named)
+        axis.set_yticks(named)
+        axis.set_xlabel("taken for class")
+        if i % columns == 0:
+            axis.set_ylabel("class (output of the network)")
+    text = "Confusion after the last task, the test samples of all seeds together"
+    head(figure, stream, text, len(tables))
+    return figure
 
 
 # Sweeps of a setting.

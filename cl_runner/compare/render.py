@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from cl_runner import results, status
-from cl_runner.compare.runs import Run
+from cl_runner.compare.runs import COSTS, Run
 from cl_runner.compare.statistics import FEW, FIRST_WILCOXON, LEVEL, Paired
 from cl_runner.compare.table import PRICE, QUALITY, Comparison, Group, Overall, Stream
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 MARKS = {"best": "*", "no": "~", "untested": "?", "yes": "", "bound": ""}
 OVERALL = "all streams"  # stands for the title of a stream
 SHORT = ("ACC", "forgetting")  # at the end of a sweep
-TITLES = {"flops": "FLOPs"}  # of columns that are not just words
+UNITS = {"flops": "FLOPs", "bytes": "B"}  # what ends a cost's name, and what people call it
+PREFIXES = {1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k"}
 SIGNATURE = ("benchmark", "scenario", "reading", "strategy", "settings", "n")  # of comparison.csv
 HUGE = 1e9  # counts from which on three digits say more than all
 MANY = 60  # lines of incomplete runs that are still worth printing one by one
@@ -60,12 +61,13 @@ def quality_sheet(stream: Stream, metric: str) -> Sheet:
     positions = any(g.position is not None for g in stream.groups)
     failures = any(g.incomplete for g in stream.groups)
     header = ["strategy", "", "n", *(["incomplete"] if failures else [])]
-    header += [name.replace("_", " ") for name in names]
+    columns = [column(name, stream.groups) for name in names]
+    header += [title for title, _ in columns]
     rows = []
-    for g in stream.groups:
+    for i, g in enumerate(stream.groups):
         mark = MARKS[g.distinguishable] if g.runs else ""
         lost = [str(len(g.incomplete) or "")] if failures else []
-        cells = [g.label, mark, str(len(g.runs)), *lost, *(with_half(g, n) for n in names)]
+        cells = [g.label, mark, str(len(g.runs)), *lost, *(cells[i] for _, cells in columns)]
         rows.append([*cells, *([number(g.position, 2)] if positions else [])])
     header += ["position"] if positions else []
     bold = [g.best for g in stream.groups]
@@ -83,8 +85,9 @@ def price_sheet(stream: Stream) -> Sheet:
     """The means of what was paid."""
     names = [n for n in PRICE if any(g.values[n] for g in stream.groups)]
     groups = [g for g in stream.groups if g.runs]
-    rows = [[g.label, *(amount(g.mean(n), n) for n in names)] for g in groups]
-    header = ["strategy", *(TITLES.get(name, name.replace("_", " ")) for name in names)]
+    columns = [column(name, groups) for name in names]
+    rows = [[g.label, *(cells[i] for _, cells in columns)] for i, g in enumerate(groups)]
+    header = ["strategy", *(title for title, _ in columns)]
     bold = [g.best for g in groups]
     title = f"{stream.title}: mean costs of a run"
     return Sheet(
@@ -202,25 +205,41 @@ def reason(run: Run) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number with so many digits; a dash where there is none."""
-    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+    """A number with so many digits, and no -0; a dash where there is none."""
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def column(name: str, groups: Sequence[Group]) -> tuple[str, list[str]]:
+    """The title of a metric or cost and its cells; FLOPs and bytes in a unit for all of them."""
+    if name not in COSTS:
+        return name.replace("_", " "), [with_half(g, name) for g in groups]
+    means = [g.mean(name) for g in groups]
+    *words, last = name.split("_")
+    size = 1.0
+    if last in UNITS:
+        largest = max(m for m in means if m is not None)
+        size = next((s for s in PREFIXES if largest >= s), 1.0)
+        last = PREFIXES.get(size, "") + UNITS[last]
+    whole = size == 1 and last != "seconds"
+    cells = ["-" if m is None else amount(m / size, whole=whole) for m in means]
+    return " ".join([*words, last]), cells
 
 
 def with_half(group: Group, name: str) -> str:
     """Mean ± half of the interval; the mean alone for one run."""
     found = group.statistics(name)
-    if name in PRICE:
-        return amount(found["mean"], name)
     if found["low"] is None:
         return number(found["mean"])
-    return f"{found['mean']:.3f} ±{found['high'] - found['mean']:.3f}"
+    return f"{number(found['mean'])} ±{found['high'] - found['mean']:.3f}"
 
 
-def amount(value: float | None, name: str) -> str:
-    """Seconds with three digits; what is counted, in whole numbers with thousands apart."""
-    if value is None:
-        return "-"
-    short = (name.endswith("seconds") and value < 1000) or value >= HUGE
+def amount(value: float, *, whole: bool) -> str:
+    """What is counted, in whole numbers with thousands apart; others with three digits."""
+    if not whole and 0 < value < 0.001:
+        return "< 0.001"
+    short = (not whole and value < 1000) or value >= HUGE
     return f"{value:.3g}" if short else f"{value:,.0f}"
 
 

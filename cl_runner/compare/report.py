@@ -25,9 +25,10 @@ INTERVALS = (
 )
 TABLES = {  # how to read each kind of table
     "quality": "One row per strategy and setting, the best first; accuracies are fractions. More "
-    "is better for ACC, BWT, FWT and learning accuracy, less for forgetting and intransigence.",
-    "price": "What one run took and kept, averaged over the seeds. Less is cheaper; times depend "
-    "on the machine.",
+    "is better, but less of forgetting, intransigence, NLL, Brier score and ECE.",
+    "price": "What one run took and kept, averaged over the seeds. Less is cheaper; times and peak "
+    "memory depend on the machine. FLOPs are floating-point operations, of training unless they "
+    "are said to be of evaluation.",
     "tests": "Does the row differ from the one it is tested against by more than luck? The gain is "
     "positive where the row is better. Below 0.05, p (Holm) says that it does; the effect says by "
     "how much, in units of the spread between seeds.",
@@ -40,6 +41,13 @@ PICTURES = {  # how to read each kind of picture
     "what was just learned; a column that darkens downwards is a task being forgotten.",
     "tasks": "Each panel is one task, followed while the later ones are learned: a line that falls "
     "is forgetting.",
+    "steps": "Each panel is one task, followed while it and the later ones are trained; dotted "
+    "lines stand between the tasks. A line that dips where a task begins, and recovers, is the "
+    'stability gap (<a href="{papers}2205.13452">De Lange et al. 2023</a>).',
+    "confusion": "Row i, column j: the share of the samples of class i that were taken for class "
+    "j. The diagonal is right; a column that is bright below and above it is a class that is "
+    "preferred, often of the last task. Classes are the network's outputs; if tasks have classes "
+    "of their own, those of the first task come first.",
     "average_accuracy": "The mean accuracy on all tasks learned so far. The last point is ACC.",
     "sweep": "How much the setting matters, and which value is best. Choose it by the metrics of "
     "validation data, not by these.",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
+from statistics import fmean
 
 from cl_runner import status
 from cl_runner.errors import UserError, check
@@ -18,6 +19,7 @@ OTHER_FILES = re.compile(
     r"(accura.*|costs|calibration|confusion|statistics|comparison.*|fisher_overlap)\.csv"
 )  # of runs, and our own
 NEEDED = ("benchmark", "scenario", "strategy", "seed", "ACC")  # of a run that is complete
+CALIBRATION = ("NLL", "Brier", "ECE")  # of calibration.csv
 COSTS = (
     *("seconds", "train_seconds", "evaluation_seconds", "steps", "samples"),
     *("flops", "evaluation_flops", "peak_memory_bytes"),
@@ -90,7 +92,8 @@ def is_setting(column: str) -> bool:
 
 def is_metric(column: str) -> bool:
     """Whether a column is a metric, of whichever split and reading."""
-    return any(column == name or column.endswith(f"_{name}") for name in METRICS)
+    names = (*METRICS, *CALIBRATION)
+    return any(column == name or column.endswith(f"_{name}") for name in names)
 
 
 def read_runs(patterns: Sequence[str], *, once: bool = True) -> tuple[list[Run], list[str]]:
@@ -128,7 +131,7 @@ def read_runs(patterns: Sequence[str], *, once: bool = True) -> tuple[list[Run],
     for run in runs:
         _check_run(run)
     runs, repeated = without_repetitions(runs)
-    return runs, notes + repeated
+    return [calibrated(run) for run in runs], notes + repeated
 
 
 def _files(patterns: Sequence[str], skipped: list[str]) -> Iterator[Path]:
@@ -191,6 +194,29 @@ def _check_run(run: Run) -> None:
     missing = [name for name in NEEDED if not run.row.get(name)]
     what = "has no column" if missing and missing[0] not in run.row else "is complete but has no"
     check(not missing, f"{run.source}: {run.name} {what} {missing[0] if missing else ''}")
+
+
+def calibrated(run: Run) -> Run:
+    """With columns for calibration.csv: the means over all tasks, after the last of them.
+
+    They are named as the metrics are, with the split and the reading where those are not the usual.
+    Raises UserError for a file that is none of cl-run.
+    """
+    path = run.folder / "calibration.csv"
+    if not run.complete or not path.is_file():
+        return run
+    found: dict[str, list[float]] = {}
+    try:
+        for row in read_rows(path):
+            if row["after_task"] != run.row.get("benchmark.num_tasks"):
+                continue
+            prefix = "" if row["split"] == "test" else f"{row['split']}_"
+            prefix += "" if row["reading"] == run.row["scenario"] else f"{row['reading']}_"
+            for name in CALIBRATION:
+                found.setdefault(prefix + name, []).append(float(row[name]))
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    return replace(run, row=run.row | {name: repr(fmean(v)) for name, v in found.items()})
 
 
 def without_repetitions(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:

@@ -9,13 +9,20 @@ from itertools import groupby
 from typing import Any
 
 from cl_runner.compare import statistics
-from cl_runner.compare.runs import COSTS, Run, is_metric, is_setting
+from cl_runner.compare.runs import CALIBRATION, COSTS, Run, is_metric, is_setting
 from cl_runner.compare.statistics import Paired, Ranking
 from cl_runner.errors import UserError, check
 from cl_runner.results import interval
 
-QUALITY = ("ACC", "forgetting", "BWT", "FWT", "learning_accuracy", "intransigence")
-PRICE = ("seconds", "samples", "flops", "parameters", "buffer_bytes", "peak_memory_bytes")
+QUALITY = (
+    *("ACC", "forgetting", "BWT", "FWT", "learning_accuracy", "intransigence"),
+    *("min_ACC", "worst_case_ACC", "average_anytime_accuracy"),
+    *CALIBRATION,
+)
+PRICE = (
+    *("seconds", "samples", "flops", "evaluation_flops", "parameters"),
+    *("buffer_bytes", "memory_bytes", "peak_memory_bytes"),
+)
 LARGER_IS_BETTER = (
     *("ACC", "BWT", "FWT", "learning_accuracy"),
     *("average_incremental_accuracy", "average_anytime_accuracy"),

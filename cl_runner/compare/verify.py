@@ -280,11 +280,13 @@ def of_seeds(folder: Path) -> Iterator[str]:
         if not agrees:
             own = "nothing" if value is None else value
             yield f"{STATISTICS} says {cell or 'nothing'} for {key} of {metric}, its runs {own}"
-    for name in sorted({path.name for run in found for path in run.glob("accura*.csv")}):
+    names = {path.name for run in found for path in run.glob("*.csv")}
+    for name in sorted(names - {SUMMARY}):
         if not (folder / name).is_file():
             yield f"{name} is missing"
             continue
-        whole = [row for row in read_rows(folder / name) if folder / f"seed={row['seed']}" in found]
+        rows = read_rows(folder / name)
+        whole = [row for row in rows if folder / f"seed={row.get('seed')}" in found]
         parts = [
             {"seed": run["seed"], **row}
             for path, run in found.items()

@@ -128,7 +128,8 @@ def test_the_installed_command_on_a_real_sweep(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     *_, said, _ = done.stdout.splitlines()
     assert said.startswith("compared in sweep/comparison.csv; tests and pictures: cl-compare sweep")
-    more = ("strategy=ewc", "seeds=[0,1]", "hydra.run.dir=ewc")
+    more = ("strategy=ewc", "seeds=[0,1]", "hydra.run.dir=ewc", "eval.every=3")
+    more += ("eval.calibration=true",)
     assert command("cl-run", *more, *common, *quick, cwd=tmp_path).returncode == 0
     verified = command("cl-compare", "verify", "sweep", "ewc", cwd=tmp_path)
     assert (verified.returncode, verified.stdout) == (0, "")
@@ -147,6 +148,7 @@ def test_the_installed_command_on_a_real_sweep(tmp_path: Path) -> None:
         for row in read_rows(path)
     ]
     assert float(rows["ewc"]["ACC"]) == pytest.approx(sum(accs) / 2)
+    assert rows["ewc"]["min_ACC"] and rows["ewc"]["NLL"] and not rows["er"]["min_ACC"]
     own = read_rows(tmp_path / "sweep" / "comparison.csv")
     assert {(row["strategy"], row["n"]) for row in own} == {
         ("naive", "2"),
@@ -213,11 +215,13 @@ def test_a_run_draws_its_own_pictures(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     toy = ("benchmark=split_digits", "benchmark.num_tasks=2", "training.iterations=2", "device=cpu")
     quick = ("model.hidden_sizes=[4]", "plots=true", "hydra.run.dir=a", "threads=1")
-    done = command("cl-run", *toy, *quick, cwd=tmp_path)
+    within = ("eval.every=1", "eval.calibration=true")
+    done = command("cl-run", *toy, *quick, *within, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1].startswith("6 pictures in ")
+    assert done.stdout.splitlines()[-1].startswith("10 pictures in ")
     kinds = {path.stem.rpartition("-")[2] for path in (tmp_path / "a" / "pictures").iterdir()}
-    assert kinds == {"matrices", "tasks", "average_accuracy"}  # one run has nothing to be beside
+    # One run has nothing to be beside.
+    assert kinds == {"matrices", "tasks", "average_accuracy", "steps", "confusion"}
     # Without matplotlib it is refused before the run has a folder.
     without = (
         "import sys; from importlib import util; found = util.find_spec; "

@@ -14,7 +14,7 @@ from cl_runner.compare import pictures
 from cl_runner.compare.runs import read_runs
 from cl_runner.compare.table import Comparison, Question, compare
 from cl_runner.errors import UserError
-from cl_runner.results import read_rows, write_rows
+from cl_runner.results import read_matrix, read_rows, write_matrices, write_rows
 
 KINDS = ("matrices", "tasks", "average_accuracy", "forgetting", "stability_plasticity", "memory")
 POINTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1)
@@ -148,6 +148,95 @@ def test_profiles_over_streams(run_folder, tmp_path: Path) -> None:
     assert len(axis.collections) == 2  # the bands
     (axis,) = drawn(tmp_path, metric="forgetting")["profiles"].axes
     assert axis.get_ylabel() == "share of runs at most the threshold"
+
+
+def within(out: Path, steps: list[int], accuracies: dict[tuple[int, int], list[float]]) -> None:
+    """Files of a run that was evaluated within its tasks, too, at (after_task, step)."""
+    R = read_matrix(out / "accuracy_matrix.csv")
+    curve = [[k, step, *row] for (k, step), row in accuracies.items()]
+    write_matrices(out, {("test", "domain"): R}, "domain", {("test", "domain"): curve})
+    rows = [{"after_task": k, "steps": n} for k, n in enumerate([0, *steps])]
+    write_rows(out / "costs.csv", rows)
+
+
+def test_accuracy_over_the_steps(run_folder, tmp_path: Path) -> None:
+    """A run of more steps for a task is scaled; the bound is what it is at its end."""
+    R = np.array([[0.1, 0.1, 0.1], [0.9, 0.2, 0.2], [0.8, 0.9, 0.2], [0.6, 0.7, 0.9]])
+    for seed in (0, 1):
+        out = run_folder(R - seed / 10, strategy="er", seed=seed)
+        rows = {(0, 5): [0.5] * 3, (1, 5): [0.4] * 3, (2, 5): [0.3] * 3}
+        rows |= {(1, 7): [0.0] * 3} if seed else {}  # not of both seeds
+        within(out, [10, 10, 10], rows)
+    assert "steps" in drawn(tmp_path)
+    within(run_folder(R, strategy="packnet"), [30, 30, 10], {(1, 15): [0.45] * 3})
+    run_folder(R, strategy="joint")
+    figure = drawn(tmp_path)["steps"]
+    first, second = figure.axes
+    assert figure.get_suptitle().endswith("toy, 3 tasks, domain-IL")
+    wide = 50 / 3  # mean steps of the first two tasks: 10, 10 and 30
+
+    def lines(axis):
+        found = {str(line.get_label()).split(" (")[0]: line for line in axis.lines}
+        return {name: line.get_xydata() for name, line in found.items()}
+
+    er = [(0, 0.05), (wide / 2, 0.5), (wide, 0.85), (1.5 * wide, 0.4), (2 * wide, 0.75)]
+    er += [(2 * wide + 5, 0.3), (2 * wide + 10, 0.55)]
+    assert lines(first)["er"] == pytest.approx(np.array(er))
+    assert lines(second)["er"][0] == pytest.approx([wide, 0.15])  # where it began to be learned
+    packnet = [(wide, 0.2), (1.5 * wide, 0.45), (2 * wide, 0.9), (2 * wide + 10, 0.7)]
+    assert lines(second)["packnet"] == pytest.approx(np.array(packnet))
+    assert set(lines(second)["joint"][:, 1]) == {0.7}
+    borders = [line.get_xdata()[0] for line in first.lines if line.get_linestyle() == ":"]
+    assert borders == pytest.approx([wide, 2 * wide])
+    assert first.get_xlim() == pytest.approx((0, 2 * wide + 10))
+    assert "each task scaled to the mean of the runs" in second.get_xlabel()
+
+
+def test_curves_need_files_that_agree(run_folder, tmp_path: Path) -> None:
+    out = run_folder(0.5)
+    within(out, [10, 10, 10], {(0, 5): [0.5] * 3})
+    (axis, _) = drawn(tmp_path)["steps"].axes
+    assert axis.figure.axes[-1].get_xlabel() == "optimizer steps (grey: not yet trained)"
+    write_rows(out / "costs.csv", [{"after_task": 0, "steps": 1}])
+    with pytest.raises(UserError, match=r"cannot read .*accuracies\.csv with costs\.csv: their ta"):
+        drawn(tmp_path)
+    (out / "costs.csv").unlink()
+    assert "steps" not in drawn(tmp_path)
+
+
+def confuse(out: Path, counts: dict[tuple[int, int, int], int], **other: str) -> None:
+    """A confusion.csv: (after_task, class, predicted) -> samples."""
+    where = {"reading": "class", "split": "test"} | other
+    names = ("after_task", "class", "predicted")
+    rows = [{**where, **dict(zip(names, k, strict=True)), "count": n} for k, n in counts.items()]
+    old = read_rows(out / "confusion.csv") if (out / "confusion.csv").exists() else []
+    write_rows(out / "confusion.csv", [*old, *rows])
+
+
+def test_confusion_is_that_of_the_last_task(run_folder, tmp_path: Path) -> None:
+    """Of all seeds together, a row's shares of its class, in the reading that is asked for."""
+    for seed, right in ((0, 3), (1, 1)):
+        out = run_folder(0.5, scenario="class", seed=seed)
+        confuse(out, {(2, 0, 1): 99, (3, 0, 0): right, (3, 0, 2): 2, (3, 2, 1): 5})
+        confuse(out, {(3, 1, 1): 7}, split="validation")
+        confuse(out, {(3, 0, 0): 1}, reading="task")
+    (axis, _) = drawn(tmp_path)["confusion"].axes
+    expected = [[0.5, 0, 0.5], [0, 0, 0], [0, 1, 0]]
+    assert np.asarray(axis.images[0].get_array()) == pytest.approx(np.array(expected))
+    assert sorted(text.get_text() for text in axis.texts) == [".50", ".50", "1.00"]
+    (axis, _) = drawn(tmp_path, reading="task")["confusion"].axes
+    assert np.asarray(axis.images[0].get_array()) == pytest.approx(np.array([[1]]))
+    (out / "confusion.csv").write_text("class\n0\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"cannot read .*confusion\.csv"):
+        drawn(tmp_path)
+
+
+def test_eight_confusion_matrices_at_most(run_folder, tmp_path: Path) -> None:
+    for i in range(9):
+        confuse(run_folder(0.4 + i / 20, scenario="class", strategy=f"s{i}"), {(3, 0, 0): 1})
+    figure = drawn(tmp_path)["confusion"]
+    assert len([axis for axis in figure.axes if axis.images]) == 8
+    assert figure.get_suptitle().endswith("(8 of 9 settings)")
 
 
 def test_fisher_overlap_by_layer(run_folder, tmp_path: Path) -> None:

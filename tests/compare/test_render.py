@@ -15,6 +15,7 @@ from cl_runner.compare import render
 from cl_runner.compare.runs import read_runs
 from cl_runner.compare.table import Comparison, Question, compare
 from cl_runner.errors import Diverged
+from cl_runner.results import read_rows, write_rows
 
 
 @pytest.fixture
@@ -118,5 +119,40 @@ def test_too_few_seeds_for_a_bootstrap_are_said(run_folder, tmp_path: Path) -> N
 
 
 def test_costs_of_many_digits_are_short() -> None:
-    assert render.amount(123456789012.0, "flops") == "1.23e+11"
-    assert render.amount(144200.0, "samples") == "144,200"
+    assert render.amount(123456789012.0, whole=True) == "1.23e+11"
+    assert render.amount(144200.0, whole=True) == "144,200"
+    assert render.amount(0.00008, whole=False) == "< 0.001"
+
+
+def test_flops_and_bytes_are_in_a_unit_for_the_whole_column(run_folder, tmp_path: Path) -> None:
+    """So that a column can be compared and sorted; comparison.csv has every digit."""
+    costs = {"naive": (2_500_000_000, 0, None), "er": (31_879_290_880, 1500, 383_148_032)}
+    for strategy, values in costs.items():
+        names = ("flops", "memory_bytes", "peak_memory_bytes")
+        path = run_folder(0.5, strategy=strategy) / "summary.csv"
+        write_rows(path, [read_rows(path)[0] | dict(zip(names, values, strict=True))])
+    found = compare(read_runs([str(tmp_path)])[0], Question(metric="flops"))
+    quality, price = render.sheets(found)[:2]
+    assert price.header[3:] == ["GFLOPs", "parameters", "memory kB", "peak memory MB"]
+    cells = {row[0]: row[3:] for row in price.rows}
+    assert cells == {"naive": ["2.5", "100", "0", "-"], "er": ["31.9", "100", "1.5", "383"]}
+    assert (quality.header[3], [row[3] for row in quality.rows]) == ("GFLOPs", ["2.5", "31.9"])
+    rows = csv.DictReader(io.StringIO(render.csv_text(found)))
+    assert [float(row["flops"]) for row in rows] == [2_500_000_000, 31_879_290_880]
+
+
+def test_there_is_no_minus_zero() -> None:
+    assert (render.number(-0.0004), render.number(-0.0006)) == ("0.000", "-0.001")
+
+
+def test_metrics_within_tasks_and_calibration_have_columns(run_folder, tmp_path: Path) -> None:
+    for strategy, low in (("er", 0.2), ("naive", 0.1)):
+        out = run_folder(0.5, strategy=strategy)
+        write_rows(out / "summary.csv", [read_rows(out / "summary.csv")[0] | {"min_ACC": low}])
+        rows = [{"after_task": 3, "reading": "domain", "split": "test", "NLL": low, "Brier": 1}]
+        write_rows(out / "calibration.csv", [rows[0] | {"ECE": 0.5}])
+    for metric, first in (("min_ACC", "er"), ("NLL", "naive")):  # more, and less, is better
+        found = compare(read_runs([str(tmp_path)])[0], Question(metric=metric))
+        sheet = render.sheets(found)[0]
+        assert {"min ACC", "NLL", "Brier", "ECE"} <= set(sheet.header)
+        assert sheet.rows[0][0] == first and sheet.bold == [True, False]

@@ -180,3 +180,21 @@ def test_mixed_versions_are_said(run_folder) -> None:
     two = run_folder(seed=1, versions={"cl_runner_version": "2"}, training__augment="none")
     notes = version_notes(read_runs([str(one), str(two)])[0])
     assert notes == ["mixed cl_runner_version: 1, 2", "some runs have no column training.augment"]
+
+
+def test_calibration_is_the_mean_over_the_tasks_after_the_last(run_folder, tmp_path) -> None:
+    out = run_folder(0.5, scenario="class")
+    rows = [
+        {"after_task": k, "eval_task": j, "reading": reading, "split": split}
+        | {"NLL": k * j + shift, "Brier": j / 4, "ECE": shift}
+        for k in (0, 1, 2, 3)
+        for j in (1, 2, 3)
+        for split, reading, shift in (("test", "class", 0), ("validation", "task", 1))
+    ]
+    write_rows(out / "calibration.csv", rows)
+    (run,) = read_runs([str(tmp_path)])[0]
+    names = ("NLL", "Brier", "ECE", "validation_task_NLL", "validation_task_ECE")
+    assert [run.number(name) for name in names] == [6, 0.5, 0, 7, 1]
+    (out / "calibration.csv").write_text("after_task\n3\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"cannot read .*calibration\.csv"):
+        read_runs([str(tmp_path)])

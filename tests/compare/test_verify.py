@@ -179,6 +179,7 @@ def seeds(run_folder, tmp_path: Path) -> Path:
         runs[seed] = run_folder(
             R * (1 - seed / 10), folder=f"seed={seed}", seed=seed, status=status
         )
+        write_rows(runs[seed] / "calibration.csv", [{"after_task": 2, "NLL": seed}])
     merge_seeds(tmp_path / "runs", runs)
     return tmp_path / "runs"
 
@@ -201,6 +202,7 @@ def test_a_folder_of_seeds_passes(seeds: Path) -> None:
         ("statistics.csv", "metric", "BWT", "statistics.csv has no row of ACC"),
         ("accuracies.csv", "accuracy", 0.5, "accuracies.csv has 36 rows that are not the 36 of"),
         ("accuracy_matrix.csv", "task_1", 0.5, "accuracy_matrix.csv has 12 rows that are not"),
+        ("calibration.csv", "NLL", 0.5, "calibration.csv has 3 rows that are not the 3 of"),
     ],
 )
 def test_what_seeds_are_said_to_give_is_checked(
