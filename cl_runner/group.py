@@ -288,6 +288,7 @@ def conclude(job: Job, future: Future[float]) -> None:
 def work(config: Config, out: Path, overrides: Sequence[str]) -> float:
     """One run in a process of its own."""
     logging.getLogger().setLevel(logging.INFO)
+    logging.raiseExceptions = False  # as in cli.main
     with logged(out):
         return run(
             dataclasses.replace(config, threads=config.threads or 1, verbose=False), out, overrides

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,7 +89,7 @@ def read_within(folder: Path) -> Curves | None:
     """What was measured within the tasks, if it was; what cannot be read `of_tidy` tells."""
     try:
         return read_curves(folder / "accuracies.csv")
-    except (OSError, ValueError, TypeError, KeyError, csv.Error):
+    except (OSError, ValueError, TypeError, KeyError, UserError):
         return None
 
 
@@ -117,7 +116,7 @@ def of_cost_table(folder: Path, row: Mapping[str, str]) -> Iterator[str]:
         tasks = [int(cells["after_task"]) for cells in rows]
         sums = {name: math.fsum(float(cells[name]) for cells in rows) for name in SPENT}
         held = {name: rows[-1][name] for name in HELD}
-    except (OSError, ValueError, TypeError, KeyError, IndexError, csv.Error) as error:
+    except (OSError, ValueError, TypeError, KeyError, IndexError, UserError) as error:
         yield f"cannot read costs.csv: {error!r}"
         return
     if tasks != list(range(len(tasks))) or str(len(tasks) - 1) != row["benchmark.num_tasks"]:
@@ -225,7 +224,7 @@ def of_tidy(folder: Path, matrices: Matrices) -> Iterator[str]:
         for row in rows:
             key = (row["after_task"], row["eval_task"], row["reading"], row["split"])
             found[key] = float(row["accuracy"])
-    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+    except (OSError, ValueError, TypeError, KeyError, UserError) as error:
         yield f"cannot read accuracies.csv: {error}"
         return
     if len(rows) != len(found):
@@ -267,7 +266,7 @@ def of_seeds(folder: Path) -> Iterator[str]:
     try:
         said = {row["metric"]: row for row in read_rows(folder / STATISTICS)}
         expected = {name: interval([float(r[name]) for r in rows if r.get(name)]) for name in said}
-    except (OSError, ValueError, KeyError, csv.Error) as error:
+    except (OSError, ValueError, KeyError, UserError) as error:
         yield f"cannot read {STATISTICS}: {error!r}"
         return
     columns = set().union(*rows)

@@ -27,7 +27,7 @@ import pytest
 from PIL import Image
 
 from cl_runner import checkpoint
-from cl_runner.results import read_rows
+from cl_runner.results import read_rows, reproducible
 
 CL_RUN = Path(sys.executable).with_name("cl-run")
 TOY = (
@@ -75,10 +75,12 @@ def told(result: subprocess.CompletedProcess[str]) -> str:
 
 
 def outcome(out: Path) -> dict[str, object]:
-    """All CSV files of a run: bytes, but of the summary the cells that are no times."""
-    (row,) = read_rows(out / "summary.csv")
+    """All CSV files of a run: bytes, but of two of them the cells that can be reproduced."""
     files: dict[str, object] = {path.name: path.read_bytes() for path in sorted(out.glob("*.csv"))}
-    return files | {"summary.csv": {k: v for k, v in row.items() if "seconds" not in k}}
+    for name in ("summary.csv", "costs.csv"):
+        rows = read_rows(out / name)
+        files[name] = [[(k, v) for k, v in row.items() if reproducible(k)] for row in rows]
+    return files
 
 
 # Disks. `mounted` runs shell lines where `disk` is a tmpfs of 64 KiB, and $RUN is cl-run.
