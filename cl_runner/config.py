@@ -341,7 +341,7 @@ class Config:
     eval: Eval
     checkpoint: Checkpoint
     strategy: Mapping[str, Any]  # parsed by cl_runner.strategies, which needs torch
-    resolved: Mapping[str, Any]  # plain values of what config.yaml holds: no seeds, no resume
+    resolved: Mapping[str, Any]  # plain values of what config.yaml holds
 
 
 def parse(schema: type[T], node: Mapping[str, Any], section: str) -> T:
@@ -379,6 +379,12 @@ def parse(schema: type[T], node: Mapping[str, Any], section: str) -> T:
     return result
 
 
+def of_run(node: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration belongs to one run, however often it goes on; no plugins do not."""
+    unset = {"plugins"} if not node.get("plugins") else set()
+    return {k: v for k, v in node.items() if k not in ABOUT_THE_COMMAND | unset}
+
+
 def whole(value: Any) -> Any:
     """Plain values with 1 in the place of 1.0: what stands for one run has one form."""
     if isinstance(value, Mapping):
@@ -414,12 +420,7 @@ def validate(cfg: DictConfig) -> Config:
         eval=parse(Eval, node["eval"], "eval"),
         checkpoint=parse(Checkpoint, node["checkpoint"], "checkpoint"),
         strategy=node["strategy"],
-        # A run has one seed, and is the same run when it goes on; no plugins are nothing to tell.
-        resolved={
-            k: v
-            for k, v in node.items()
-            if k not in ABOUT_THE_COMMAND and (k, v) != ("plugins", [])
-        },
+        resolved=of_run(node),
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cl_runner.config import ABOUT_THE_COMMAND, IMMATERIAL, whole
+from cl_runner.config import ABOUT_THE_COMMAND, IMMATERIAL, of_run, whole
 
 LONGEST = 110  # characters; file systems take 255 bytes, eyes less
 SILENT = IMMATERIAL | (ABOUT_THE_COMMAND - {"seeds"})
@@ -69,7 +69,7 @@ def digest(*, _root_: DictConfig) -> str:
 
     found = content(_root_)
     seeds = found.get("seeds")
-    found = {key: value for key, value in found.items() if key not in ABOUT_THE_COMMAND}
+    found = of_run(found)
     return config_hash(found if seeds is None else found | {"seed": None, "seeds": []})[:8]
 
 
