@@ -531,7 +531,7 @@ def read_course(run: Run, stream: Stream) -> Course | None:
         R = read_matrix(matrix).tolist()
         if any(len(row) != 2 + len(steps) for row in within) or len(R) != 1 + len(steps):
             raise ValueError("their tasks are not the same")
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         raise UserError(f"cannot read {paths[0]} with {paths[1].name}: {error}") from None
     ends = {(k, 0): row for k, row in enumerate(R)}
     rows = {(int(k), int(step)): row for k, step, *row in within}
@@ -607,7 +607,7 @@ def read_confusion(group: Group, stream: Stream) -> Confusion:
             last = max((int(row["after_task"]) for row in rows), default=0)
             for row in (row for row in rows if int(row["after_task"]) == last):
                 counts[int(row["class"]), int(row["predicted"])] += int(row["count"])
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (ValueError, KeyError) as error:
             raise UserError(f"cannot read {path}: {error}") from None
     return counts
 
@@ -748,7 +748,7 @@ def fisher_overlaps(group: Group) -> Overlaps:
             for row in read_rows(path):
                 values = found.setdefault(row["layer"], [])
                 values += [float(row["overlap"])] if row["overlap"] else []
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (ValueError, KeyError) as error:
             raise UserError(f"cannot read {path}: {error}") from None
     return {layer: values for layer, values in found.items() if values}
 

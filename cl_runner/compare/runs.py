@@ -214,7 +214,7 @@ def calibrated(run: Run) -> Run:
             prefix += "" if row["reading"] == run.row["scenario"] else f"{row['reading']}_"
             for name in CALIBRATION:
                 found.setdefault(prefix + name, []).append(float(row[name]))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
     return replace(run, row=run.row | {name: repr(fmean(v)) for name, v in found.items()})
 

@@ -89,7 +89,7 @@ def read_within(folder: Path) -> Curves | None:
     """What was measured within the tasks, if it was; what cannot be read `of_tidy` tells."""
     try:
         return read_curves(folder / "accuracies.csv")
-    except (OSError, ValueError, TypeError, KeyError, UserError):
+    except (UserError, ValueError, KeyError):
         return None
 
 
@@ -116,8 +116,8 @@ def of_cost_table(folder: Path, row: Mapping[str, str]) -> Iterator[str]:
         tasks = [int(cells["after_task"]) for cells in rows]
         sums = {name: math.fsum(float(cells[name]) for cells in rows) for name in SPENT}
         held = {name: rows[-1][name] for name in HELD}
-    except (OSError, ValueError, TypeError, KeyError, IndexError, UserError) as error:
-        yield f"cannot read costs.csv: {error!r}"
+    except (UserError, ValueError, KeyError, IndexError) as error:
+        yield unreadable(path, error)
         return
     if tasks != list(range(len(tasks))) or str(len(tasks) - 1) != row["benchmark.num_tasks"]:
         yield f"costs.csv has the tasks {tasks}, not 0 to {row['benchmark.num_tasks']}, each once"
@@ -128,6 +128,11 @@ def of_cost_table(folder: Path, row: Mapping[str, str]) -> Iterator[str]:
     for name, cell in held.items():
         if cell != row.get(name, ""):
             yield f"costs.csv ends with {name} {cell!r}, {SUMMARY} says {row.get(name)!r}"
+
+
+def unreadable(path: Path, error: Exception) -> str:
+    """What is wrong with a file, in words; a UserError has them."""
+    return str(error) if isinstance(error, UserError) else f"cannot read {path.name}: {error!r}"
 
 
 def number(cell: str) -> float:
@@ -224,8 +229,8 @@ def of_tidy(folder: Path, matrices: Matrices) -> Iterator[str]:
         for row in rows:
             key = (row["after_task"], row["eval_task"], row["reading"], row["split"])
             found[key] = float(row["accuracy"])
-    except (OSError, ValueError, TypeError, KeyError, UserError) as error:
-        yield f"cannot read accuracies.csv: {error}"
+    except (UserError, ValueError, KeyError) as error:
+        yield unreadable(path, error)
         return
     if len(rows) != len(found):
         yield f"accuracies.csv has {len(rows) - len(found)} rows twice"
@@ -266,8 +271,8 @@ def of_seeds(folder: Path) -> Iterator[str]:
     try:
         said = {row["metric"]: row for row in read_rows(folder / STATISTICS)}
         expected = {name: interval([float(r[name]) for r in rows if r.get(name)]) for name in said}
-    except (OSError, ValueError, KeyError, UserError) as error:
-        yield f"cannot read {STATISTICS}: {error!r}"
+    except (UserError, ValueError, KeyError) as error:
+        yield unreadable(folder / STATISTICS, error)
         return
     columns = set().union(*rows)
     for metric in (m for m in METRICS if m in columns and m not in said):

@@ -170,6 +170,17 @@ def test_costs_that_do_not_add_up_are_found(
     assert len(lines) == 1 and said in lines[0], lines
 
 
+@pytest.mark.parametrize("name", ["costs.csv", "accuracies.csv"])
+def test_a_damaged_file_does_not_end_the_verification(
+    costs: Path, run_folder, tmp_path: Path, name: str
+) -> None:
+    (costs / name).write_bytes((costs / name).read_bytes()[:-3])
+    change(run_folder(R, seed=1) / "summary.csv", "ACC", 0.6)
+    count, (damaged, wrong) = verify([str(tmp_path)])
+    assert count == 2
+    assert f"{name} ends within a line" in damaged and "says ACC is 0.6" in wrong
+
+
 @pytest.fixture
 def seeds(run_folder, tmp_path: Path) -> Path:
     """What `seeds=[0,1,2]` leaves, one of them failed."""
