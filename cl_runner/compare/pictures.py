@@ -184,8 +184,9 @@ def label(group: Group) -> str:
 
 
 def look(group: Group, stream: Stream) -> dict[str, Any]:
-    """Colour and marker of a group, the same in all pictures."""
-    i = next(i for i, other in enumerate(chosen(stream)) if other is group)
+    """Colour and marker of a group: in all pictures the same, of all streams with these groups."""
+    order = sorted(chosen(stream), key=lambda g: (g.strategy in BOUNDS, g.label))
+    i = next(i for i, other in enumerate(order) if other is group)
     return {"color": COLOURS[i], "marker": MARKERS[i]}
 
 
@@ -712,7 +713,9 @@ def profiles(overall: Overall, metric: str, plt: Any) -> Any:
     """Performance profiles (Agarwal et al. 2021, arXiv 2108.13264, fig. 3), bands pointwise."""
     figure, axis = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
     shown = overall.methods[:SHOWN]
-    for i, method in enumerate(shown):
+    order = sorted(method.label for method in shown)  # as in `look`
+    for method in shown:
+        i = order.index(method.label)
         x, share, low, high = np.array(method.profile, dtype=np.float64).T
         style: dict[str, Any] = {"marker": MARKERS[i], "markevery": (i, 12), "ms": 4}
         axis.plot(x, share, color=COLOURS[i], lw=1.3, label=wrapped(method.label), **style)
