@@ -333,7 +333,11 @@ def test_a_signal_ends_in_a_checkpoint_and_says_how_to_go_on(configure, data_roo
 @pytest.mark.parametrize("moment", ["compose", "torch", "data"])
 def test_a_signal_before_the_first_step_is_one_line_too(moment, mode, tmp_path):
     """A module that is being imported tells when: of Hydra's composing, of torch, of the data."""
-    module = {"compose": "antlr4", "torch": "torch", "data": "cl_runner.data.datasets"}[moment]
+    module = {
+        "compose": "hydra._internal.core_plugins.zsh_completion",
+        "torch": "torch",
+        "data": "cl_runner.data.datasets",
+    }[moment]
     code = f"""
 import sys, threading, time
 from cl_runner.cli import main
