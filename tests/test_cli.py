@@ -19,6 +19,8 @@ from omegaconf import OmegaConf
 from cl_runner import naming, status, sweep
 from cl_runner.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 CL_RUN = Path(sys.executable).with_name("cl-run")
 HEAVY = {"torch", "torchvision", "pandas", "sklearn"}
 

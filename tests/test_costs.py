@@ -16,6 +16,8 @@ from cl_runner.errors import UserError
 from cl_runner.results import read_rows
 from cl_runner.runner import run
 
+pytestmark = pytest.mark.slow
+
 TOY = (
     "benchmark=split_digits",
     "benchmark.num_tasks=3",

@@ -11,6 +11,8 @@ from cl_runner.ensemble import Member, StackedStep, obstacle
 from cl_runner.errors import Diverged
 from cl_runner.steps import Record
 
+pytestmark = pytest.mark.slow
+
 TOY = (
     "benchmark.num_tasks=2",
     "benchmark.train_samples=120",

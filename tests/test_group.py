@@ -17,6 +17,8 @@ from cl_runner.runner import read, run
 from hydra_plugins import cl_runner_launcher
 from hydra_plugins.cl_runner_launcher import VectorizedLauncher
 
+pytestmark = pytest.mark.slow
+
 TOY = (
     "benchmark.num_tasks=2",
     "benchmark.train_samples=120",

@@ -29,6 +29,8 @@ from PIL import Image
 from cl_runner import checkpoint
 from cl_runner.results import read_rows, reproducible
 
+pytestmark = pytest.mark.slow
+
 CL_RUN = Path(sys.executable).with_name("cl-run")
 TOY = (
     "benchmark=split_digits",

@@ -39,6 +39,8 @@ from cl_runner.errors import UserError
 from cl_runner.fit import Source
 from cl_runner.results import read_matrix, read_rows
 
+pytestmark = pytest.mark.slow
+
 CL_RUN = Path(sys.executable).with_name("cl-run")
 LONG = int(os.environ.get("CL_RUNNER_FUZZ", "0"))
 DRAWS = settings(

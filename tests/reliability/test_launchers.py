@@ -23,6 +23,8 @@ from test_resume import outcome
 
 from cl_runner import status
 
+pytestmark = pytest.mark.slow
+
 CL_RUN = Path(sys.executable).with_name("cl-run")
 KILLS = int(os.environ.get("CL_RUNNER_SWEEP_KILLS", "2"))
 KILL_SEED = int(os.environ.get("CL_RUNNER_KILL_SEED", "0"))

@@ -27,6 +27,8 @@ from cl_runner import checkpoint, runner, status, strategies
 from cl_runner.errors import Diverged, UserError
 from cl_runner.results import read_rows, reproducible
 
+pytestmark = pytest.mark.slow
+
 CL_RUN = Path(sys.executable).with_name("cl-run")
 TOY = (
     "benchmark=split_digits",

@@ -16,6 +16,8 @@ from cl_runner.engine import evaluate, initial_state, train_task
 from cl_runner.fit import Source
 from cl_runner.steps import recorded, stepper
 
+pytestmark = pytest.mark.slow
+
 TOY = (
     "benchmark.num_tasks=3",
     "benchmark.train_samples=300",
