@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from cl_runner import strategies
 from cl_runner.core import Batch, TrainState
-from cl_runner.engine import evaluate, initial_state, train_task
+from cl_runner.engine import evaluate, initial_state, restored, train_task
 from cl_runner.fit import Source
 from cl_runner.steps import recorded, stepper
 
@@ -146,19 +146,13 @@ def test_the_seed_reaches_the_result(prepared, case):
 
 
 @everywhere
-def test_resumed_equals_unbroken(prepared, case):
-    _, unbroken, _ = train(prepared, case)
+def test_resumed_equals_unbroken_and_the_state_keeps_its_size(prepared, case):
+    strategy, unbroken, env = train(prepared, case)
+    first = {k: (v.shape, v.dtype) for k, v in leaves(initial_state(strategy, env)).items()}
+    assert {k: (v.shape, v.dtype) for k, v in leaves(unbroken).items()} == first
     _, half, _ = train(prepared, case, slice(0, 1))
     _, resumed, _ = train(prepared, case, slice(1, None), half)
     assert_same(unbroken, resumed)
-
-
-@everywhere
-def test_state_is_allocated_at_full_size(prepared, case):
-    _, strategy, env = prepared(*TOY, *case)
-    before = {k: (v.shape, v.dtype) for k, v in leaves(initial_state(strategy, env)).items()}
-    _, s, _ = train(prepared, case)
-    assert {k: (v.shape, v.dtype) for k, v in leaves(s).items()} == before
 
 
 def a_step(prepared, case, task: int = 1) -> tuple[Any, TrainState, list[Batch], Any]:
@@ -195,9 +189,12 @@ def skip_unless_one_graph(case: tuple[str, ...]) -> None:
 
 @everywhere
 def test_the_step_is_one_graph(prepared, case):
-    """Dynamo with fullgraph=True refuses host synchronisations and branches on tensors."""
+    """Dynamo with fullgraph=True refuses graph breaks and branches on tensors."""
     skip_unless_one_graph(case)
     strategy, s, batches, env = a_step(prepared, case)
+    with torch.no_grad(), Questions() as questions:
+        strategy.step(s, batches[0], env)
+    assert not questions.asked, "the host would wait for the device"
     torch.compiler.reset()
     s = snapshot(s)
     compiled = torch.compile(
@@ -237,22 +234,15 @@ def test_questions_are_noticed():
 
 
 @everywhere
-def test_the_step_never_asks_the_host(prepared, case):
-    skip_unless_one_graph(case)
-    strategy, s, batches, env = a_step(prepared, case)
-    with torch.no_grad(), Questions() as questions:
-        strategy.step(s, batches[0], env)
-    assert not questions.asked
-
-
-@everywhere
 def test_steps_recorded_in_place_equal_plain_ones(prepared, case):
     """What a CUDA graph replays, on tensors that stay where they are; here replayed by hand."""
     skip_unless_one_graph(case)
     ends = []
+    strategy, s, batches, env = a_step(prepared, case)
+    start = snapshot(s)
+    batches.insert(1, smaller(batches[0]))
     for engine in ("eager", "graph"):
-        strategy, s, batches, env = a_step(prepared, case)
-        batches.insert(1, smaller(batches[0]))
+        s = restored(snapshot(start), env)
         take = stepper(strategy, env, "eager")
         if engine == "graph":
             take = recorded(take, env, record=lambda body: body)
