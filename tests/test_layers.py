@@ -42,19 +42,6 @@ LIGHT = (
     *("sweep", "cli"),
     "compare.cli",
 )
-HEAVY = {
-    "torch",
-    "torchvision",
-    "pandas",
-    "numpy",
-    "scipy",
-    "matplotlib",
-    "sklearn",
-    "PIL",
-    "rich",
-    "filelock",
-    "safetensors",
-}
 # Needed by some runs only, and slow to import or not there: inside the function that uses them.
 ON_DEMAND = {
     "torchvision",
@@ -67,6 +54,7 @@ ON_DEMAND = {
     "filelock",
     "safetensors",
 }
+HEAVY = ON_DEMAND | {"torch", "numpy"}  # not for `cl-run --help` and mistakes
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
     for path in sorted(PACKAGE.rglob("*.py"))
