@@ -1,0 +1,194 @@
+"""What every strategy does with no option at all, on small streams and on MNIST.
+
+    python scripts/defaults.py                    all (about an hour on two cores)
+    python scripts/defaults.py --only er,mir      some strategies; the others' rows stay
+    python scripts/defaults.py --folder DIR       keep the runs, repeat none that is complete
+
+Each run is `cl-run strategy=X benchmark=Y scenario=Z seed=N threads=1` in a process of its own, so
+that its peak memory is its own: three seeds on the digits, one on MNIST. Writes
+results/defaults.csv and docs/defaults.md. Exits with 1 if a run did not end, is not finite, or is
+below naive fine-tuning by more than seeds explain (see `worse`) though its paper claims to forget
+less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from reproduce import ROOT
+
+from cl_runner import strategies
+from cl_runner.config import SCENARIOS
+
+SEEDS = {
+    "split_digits": (0, 1, 2),
+    "permuted_digits": (0, 1, 2),
+    "rotated_digits": (0, 1, 2),
+    "split_mnist": (0,),
+    "permuted_mnist": (0,),
+}
+CSV = ROOT / "results" / "defaults.csv"
+PAGE = ROOT / "docs" / "defaults.md"
+# What claims nothing against fine-tuning: itself, with a growing output layer or frozen features.
+NO_CLAIM = ("naive", "expandable_head", "frozen_features")
+SLACK = 0.02  # of ACC, besides the spread between seeds
+INTRODUCTION = """\
+# Every strategy with no option
+
+`cl-run strategy=X benchmark=Y scenario=Z`, one CPU thread, and nothing else: the default network (MLP
+256-256), the default optimizer (SGD 0.1) and each strategy's own defaults, none of them tuned for the
+stream. Mean ACC (and forgetting) over three seeds on the digits, one seed on MNIST. Milliseconds per
+optimizer step (with all that a strategy does before and after a task) and the peak memory of the
+process are those of the first scenario that the strategy has. An empty cell: it is not defined there.
+For tuned settings see the presets. Made by `python scripts/defaults.py`; the numbers are in
+`results/defaults.csv`.
+"""
+
+
+class Cell(NamedTuple):
+    """One row of the table: a strategy on a stream."""
+
+    strategy: str
+    benchmark: str
+    scenario: str
+
+
+def cells(only: list[str]) -> list[Cell]:
+    """Every strategy in each scenario that it has, on each benchmark."""
+    return [
+        Cell(strategy, benchmark, scenario)
+        for benchmark in SEEDS
+        for scenario in SCENARIOS
+        for strategy in only
+        if scenario in strategies.find(strategy).scenarios
+    ]
+
+
+def run(cell: Cell, seed: int, folder: Path) -> dict[str, Any]:
+    """The summary of one run; of one that failed, what there is of it and its status."""
+    out = folder / "-".join((*cell, str(seed)))
+    command = [
+        str(Path(sys.executable).with_name("cl-run")),
+        *(f"strategy={cell.strategy}", f"benchmark={cell.benchmark}"),
+        *(f"scenario={cell.scenario}", f"seed={seed}", "threads=1", "verbose=false"),
+        *(f"hydra.run.dir={out}", "resume=true"),
+    ]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    print(*cell, seed, done.stderr.strip() or "ended", flush=True)
+    summary = out / "summary.csv"
+    row = pd.read_csv(summary).loc[0].to_dict() if summary.exists() else {"status": "failed"}
+    return {**cell._asdict(), **row}
+
+
+def table(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row per cell: means over the seeds, the spread of ACC, the largest memory."""
+    rows = []
+    for cell, own in runs.groupby(list(Cell._fields), sort=False):
+        complete = (own.status == "complete").all()
+        rows.append(
+            {
+                **dict(zip(Cell._fields, cell, strict=True)),
+                "n": len(own),
+                "status": "complete" if complete else "failed",
+                "ACC": round(own.ACC.mean(), 4),
+                "ACC_sd": round(own.ACC.std(), 4),
+                "forgetting": round(own.forgetting.mean(), 4),
+                "ms_per_step": round((1000 * own.train_seconds / own.steps).mean(), 2),
+                "train_seconds": round(own.train_seconds.mean(), 1),
+                "peak_memory_MB": round(own.peak_memory_bytes.max() / 1e6),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def worse(rows: pd.DataFrame) -> list[str]:
+    """What is below naive by more than seeds explain, or did not end.
+
+    By more than three standard deviations of the difference of two means, and SLACK. One seed has
+    no spread of its own: it takes that of naive on the digits in the same scenario.
+    """
+    found = []
+    naive = rows[rows.strategy == "naive"].set_index(["benchmark", "scenario"])
+    for row in rows.itertuples():
+        name = f"{row.strategy} on {row.benchmark}, {row.scenario}-IL"
+        if row.status != "complete" or pd.isna(row.ACC):
+            found.append(f"{name}: {row.status}")
+            continue
+        bound = naive.loc[(row.benchmark, row.scenario)]
+        digits = naive.loc[(row.benchmark.replace("mnist", "digits"), row.scenario)]
+        spread = [bound.ACC_sd if bound.n > 1 else digits.ACC_sd]
+        spread.append(row.ACC_sd if row.n > 1 else spread[0])
+        margin = SLACK + 3 * (sum(sd**2 for sd in spread) / row.n) ** 0.5
+        if row.strategy not in NO_CLAIM and bound.ACC - row.ACC > margin:
+            found.append(f"{name}: ACC {row.ACC}, naive {bound.ACC}, margin {margin:.3f}")
+    return found
+
+
+def page(rows: pd.DataFrame) -> str:
+    """docs/defaults.md."""
+    parts = [INTRODUCTION]
+    for benchmark in SEEDS:
+        here = rows[rows.benchmark == benchmark]
+        if not len(here):
+            continue
+        found = [s for s in SCENARIOS if s in set(here.scenario)]
+        heads = [*(f"{s}-IL" for s in found), "ms per step", "peak MB"]
+        parts.append(f"## `{benchmark}`\n")
+        parts.append(f"| strategy | {' | '.join(heads)} |\n|---{'|---' * len(heads)}|")
+        for strategy, own in here.groupby("strategy"):
+            values = []
+            for scenario in found:
+                cell = own[own.scenario == scenario]
+                if not len(cell):
+                    values.append("")
+                elif cell.iloc[0].status != "complete":
+                    values.append("failed")
+                else:
+                    values.append(f"{cell.iloc[0].ACC:.3f} ({cell.iloc[0].forgetting:.3f})")
+            first = own.iloc[0]
+            parts.append(
+                f"| `{strategy}` | {' | '.join(values)} "
+                f"| {first.ms_per_step:.1f} | {first.peak_memory_MB:.0f} |"
+            )
+        parts.append("")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    """Run, write, check."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default=",".join(strategies.available()), help="strategies")
+    parser.add_argument("--folder", type=Path, help="where the runs are kept")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once, a thread each")
+    arguments = parser.parse_args()
+    only = arguments.only.split(",")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        work = [(cell, seed, folder) for cell in cells(only) for seed in SEEDS[cell.benchmark]]
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            runs = pd.DataFrame(list(pool.map(lambda args: run(*args), work)))
+    rows = table(runs)
+    if CSV.exists():
+        kept = pd.read_csv(CSV)
+        rows = pd.concat([kept[~kept.strategy.isin(only)], rows], ignore_index=True)
+        order = {benchmark: i for i, benchmark in enumerate(SEEDS)}
+        rows = rows.sort_values(
+            ["benchmark", "scenario", "strategy"],
+            key=lambda column: column.map(order) if column.name == "benchmark" else column,
+        )
+    rows.to_csv(CSV, index=False)
+    PAGE.write_text(page(rows), encoding="utf-8")
+    wrong = worse(rows)
+    print("\n".join(wrong))
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
