@@ -42,13 +42,13 @@ SLACK = 0.02  # of ACC, besides the spread between seeds
 INTRODUCTION = """\
 # Every strategy with no option
 
-`cl-run strategy=X benchmark=Y scenario=Z`, one CPU thread, and nothing else: the default network (MLP
-256-256), the default optimizer (SGD 0.1) and each strategy's own defaults, none of them tuned for the
-stream. Mean ACC (and forgetting) over three seeds on the digits, one seed on MNIST. Milliseconds per
-optimizer step (with all that a strategy does before and after a task) and the peak memory of the
-process are those of the first scenario that the strategy has. An empty cell: it is not defined there.
-For tuned settings see the presets. Made by `python scripts/defaults.py`; the numbers are in
-`results/defaults.csv`.
+`cl-run strategy=X benchmark=Y scenario=Z`, one CPU thread, and nothing else: the default network
+(MLP 256-256), the default optimizer (SGD 0.1) and each strategy's own defaults, none of them tuned
+for the stream. Mean ACC (and forgetting) over three seeds on the digits, one seed on MNIST.
+Milliseconds per optimizer step (with all that a strategy does before and after a task) and the peak
+memory of the process are those of the first scenario that the strategy has. An empty cell: it is not
+defined there. For tuned settings see the presets. Made by `python scripts/defaults.py`; the numbers
+are in `results/defaults.csv`.
 """
 
 
@@ -126,7 +126,8 @@ def worse(rows: pd.DataFrame) -> list[str]:
         spread = [bound.ACC_sd if bound.n > 1 else digits.ACC_sd]
         spread.append(row.ACC_sd if row.n > 1 else spread[0])
         margin = SLACK + 3 * (sum(sd**2 for sd in spread) / row.n) ** 0.5
-        if row.strategy not in NO_CLAIM and bound.ACC - row.ACC > margin:
+        lost = bound.ACC - row.ACC
+        if row.strategy not in NO_CLAIM and lost > margin:
             found.append(f"{name}: ACC {row.ACC}, naive {bound.ACC}, margin {margin:.3f}")
     return found
 
