@@ -46,7 +46,7 @@ INTRODUCTION = """\
 (MLP 256-256), the default optimizer (SGD 0.1) and each strategy's own defaults, none of them tuned
 for the stream. Mean ACC (and forgetting) over three seeds on the digits, one seed on MNIST.
 Milliseconds per optimizer step (with all that a strategy does before and after a task) and the peak
-memory of the process are those of the first scenario that the strategy has. An empty cell: it is not
+memory of the process are those of the first scenario that the strategy has. Empty: it is not
 defined there. For tuned settings see the presets. Made by `python scripts/defaults.py`; the numbers
 are in `results/defaults.csv`.
 """
