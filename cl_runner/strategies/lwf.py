@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState
-from cl_runner.env import Env
+from cl_runner.env import Env, kept, statistics
 from cl_runner.errors import check, one_of
 from cl_runner.functional.losses import distillation
 from cl_runner.strategies.base import Aux, Strategy
@@ -31,7 +31,8 @@ class LwF(Strategy):
       de Ven et al. 2022), so that the new classes are also pushed down.
     - warm_up: so many steps at the beginning of a task, from the second on, train nothing but the
       new task's outputs (the paper trains them to convergence first).
-    BatchNorm of the old network uses the batch's statistics.
+    The old network answers in evaluation mode: without dropout, BatchNorm with the statistics it
+    had when it was kept.
     """
 
     regulariser: ClassVar[bool] = True
@@ -57,8 +58,7 @@ class LwF(Strategy):
             self.over == "old" or env.stream.scenario == "class",
             f"strategy.over=seen is for scenario=class, got scenario={env.stream.scenario}",
         )
-        return {
-            "old": theta.detach().clone(),
+        return kept("old", theta, env.flat.buffers) | {
             "free": torch.ones_like(theta, dtype=torch.bool),  # what a warm-up step may change
             "steps": torch.zeros((), dtype=torch.int64, device=env.device),  # of this task
         }
@@ -67,8 +67,8 @@ class LwF(Strategy):
         free = env.flat.output_mask(env.own_classes[task.index])
         steps = torch.zeros_like(s.memory["steps"])
         return s._replace(
-            memory={
-                "old": s.theta.detach().clone(),
+            memory=kept("old", s.theta, s.buffers)
+            | {
                 "free": free if task.index else torch.ones_like(free),
                 "steps": steps,
             }
@@ -83,16 +83,17 @@ class LwF(Strategy):
         else:
             heads = (env.own_classes & past[:, None]).any(0)[None, None]  # [1, 1, K]
             weight = past[:1].float()  # 0 in the first task
-        answers = env.net(s.memory["old"], batch.x, batch.task).detach()
         scored = None
         if self.over == "seen":
             seen = past | (torch.arange(env.num_tasks, device=s.t.device) == s.t)
             scored = (env.own_classes & seen[:, None]).any(0)[None, None]
-        kept = distillation(aux["logits"], answers, heads, self.temperature, scored).mean(-1)
+        of_old = statistics(s.memory, "old")
+        answers = env.answers(s.memory["old"], batch.x, batch.task, of_old)
+        changed = distillation(aux["logits"], answers, heads, self.temperature, scored).mean(-1)
         factor = self.lambda_ * (s.t if self.weight == "growing" else 1)
         if self.squared_temperature:
             factor = factor * self.temperature**2
-        return loss + factor * (weight * kept).sum(), aux
+        return loss + factor * (weight * changed).sum(), aux
 
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         new, aux = super().step(s, batch, env)
