@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -75,6 +75,24 @@ class Env:
         if first == 0 and last is None:
             return self.flat.call(theta, x, task)
         return self.flat.call(theta, x, task, first=first, last=last)
+
+    def answers(
+        self,
+        theta: Tensor,
+        x: Tensor,
+        task: Tensor,
+        buffers: Mapping[str, Tensor] | None = None,
+        *,
+        first: int = 0,
+        last: int | None = None,
+    ) -> Tensor:
+        """What `net` gives in evaluation mode, also within a step: constants, to learn from.
+
+        buffers: the BatchNorm statistics that belong to theta; by default, the live ones. None are
+        moved. An old network is kept with its statistics by `kept` and `statistics`.
+        """
+        options = {} if first == 0 and last is None else {"first": first, "last": last}
+        return self.flat.answers(theta, x, task, buffers, **options)
 
     def grad_and_value(self, loss: Loss) -> Gradient:
         """f(theta, ...) -> (gradient [P], (loss, aux)) for loss(theta, s, batch, env).
@@ -186,6 +204,18 @@ class Env:
                 carry = call(len(batch.y), function, carry, batch)
         self.flat.module.train()
         return carry, len(index)
+
+
+def kept(name: str, theta: Tensor, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A network as it is now, to be held in a strategy's memory: `name` is its theta [P]."""
+    copies = {f"{name}.{key}": value.clone() for key, value in buffers.items()}
+    return {name: theta.detach().clone()} | copies
+
+
+def statistics(memory: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The BatchNorm statistics of the network that `kept` has put into a memory as `name`."""
+    prefix = f"{name}."
+    return {k.removeprefix(prefix): v for k, v in memory.items() if k.startswith(prefix)}
 
 
 def active_table(stream: Stream, active_classes: str) -> Tensor | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ class Flat:
         for p, view in zip(self.parameters, self._split(storage), strict=True):
             p.data = view
         self.theta = storage.requires_grad_()  # [P]
+        self.answering = in_evaluation_mode(module)
 
     @property
     def buffers(self) -> dict[str, Tensor]:
@@ -53,6 +56,25 @@ class Flat:
             with torch.autocast(theta.device.type, dtype=torch.bfloat16):
                 return self._call(theta, x, task, **options).float()
         return self._call(theta, x, task, **options)
+
+    def answers(
+        self,
+        theta: Tensor,
+        x: Tensor,
+        task: Tensor | int,
+        buffers: Mapping[str, Tensor] | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """What `call` gives in evaluation mode, whatever mode the module is in, without gradient.
+
+        Dropout is off; BatchNorm uses the statistics in `buffers`, or the module's own ones, and
+        moves none.
+        """
+        values = self.views(theta.detach()) | self.buffers | dict(buffers or {})
+        mixed = self.mixed and self.module.training
+        with torch.no_grad(), torch.autocast(theta.device.type, torch.bfloat16, enabled=mixed):
+            output: Tensor = functional_call(self.answering, values, (x, task), options)
+        return output.float() if mixed else output
 
     def _call(self, theta: Tensor, x: Tensor, task: Tensor | int, **options: Any) -> Tensor:
         output: Tensor
@@ -100,3 +122,15 @@ class Flat:
         if theta is not self.theta:
             self.theta.copy_(theta)
         return self.theta
+
+
+def in_evaluation_mode(module: nn.Module) -> nn.Module:
+    """The module in evaluation mode, as one of its own that holds no trainable parameters.
+
+    A step that asks an old network while the new one trains thus changes no module's mode, which a
+    compiled step could not do. Whoever calls it provides the parameters (`functional_call`).
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    memo: dict[int, Any] = {id(v): v for v in tensors}
+    memo |= {id(p): nn.Parameter(p.to("meta")) for p in module.parameters() if p.requires_grad}
+    return deepcopy(module, memo).eval()

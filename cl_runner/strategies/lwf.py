@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState
-from cl_runner.env import Env
+from cl_runner.env import Env, kept, statistics
 from cl_runner.errors import check, one_of
 from cl_runner.functional.losses import distillation
 from cl_runner.strategies.base import Aux, Strategy
@@ -23,22 +23,25 @@ class LwF(Strategy):
     -sum_c p_c log q_c at the temperature T (eq. 2 to 4) keeps these answers: in task-incremental
     learning for each old task's outputs apart (the mean over tasks), in class-incremental learning
     over all old classes together, in domain-incremental learning over all outputs.
-    - weight `fixed`: lambda (the paper's lambda_o); `growing`: lambda (t - 1) in task t, so that
-      every task counts alike (van de Ven et al. 2022, Nature Machine Intelligence 4, 1185).
+    - weight `growing`: lambda (t - 1) in task t, so that every task counts alike. In
+      task-incremental learning this is the sum over old tasks, which the paper takes (section 3),
+      with lambda its lambda_o; van de Ven et al. 2022 (Nature Machine Intelligence 4, 1185) have it
+      in all scenarios. `fixed`: lambda, however many old tasks there are.
     - squared_temperature: times T^2 (Hinton et al. 2015, 1503.02531), which the paper has not.
     - over: the classes among which the new network answers, in class-incremental learning: `old`,
       as the paper has it for each old task, or `seen`: the new task's too, whose target is 0 (van
       de Ven et al. 2022), so that the new classes are also pushed down.
     - warm_up: so many steps at the beginning of a task, from the second on, train nothing but the
       new task's outputs (the paper trains them to convergence first).
-    BatchNorm of the old network uses the batch's statistics.
+    The old network answers in evaluation mode: without dropout, BatchNorm with the statistics it
+    had when it was kept.
     """
 
     regulariser: ClassVar[bool] = True
 
     lambda_: float = 1.0
     temperature: float = 2.0
-    weight: str = "fixed"
+    weight: str = "growing"
     squared_temperature: bool = False
     over: str = "old"
     warm_up: int = 0
@@ -57,8 +60,7 @@ class LwF(Strategy):
             self.over == "old" or env.stream.scenario == "class",
             f"strategy.over=seen is for scenario=class, got scenario={env.stream.scenario}",
         )
-        return {
-            "old": theta.detach().clone(),
+        return kept("old", theta, env.flat.buffers) | {
             "free": torch.ones_like(theta, dtype=torch.bool),  # what a warm-up step may change
             "steps": torch.zeros((), dtype=torch.int64, device=env.device),  # of this task
         }
@@ -67,8 +69,8 @@ class LwF(Strategy):
         free = env.flat.output_mask(env.own_classes[task.index])
         steps = torch.zeros_like(s.memory["steps"])
         return s._replace(
-            memory={
-                "old": s.theta.detach().clone(),
+            memory=kept("old", s.theta, s.buffers)
+            | {
                 "free": free if task.index else torch.ones_like(free),
                 "steps": steps,
             }
@@ -83,16 +85,17 @@ class LwF(Strategy):
         else:
             heads = (env.own_classes & past[:, None]).any(0)[None, None]  # [1, 1, K]
             weight = past[:1].float()  # 0 in the first task
-        answers = env.net(s.memory["old"], batch.x, batch.task).detach()
         scored = None
         if self.over == "seen":
             seen = past | (torch.arange(env.num_tasks, device=s.t.device) == s.t)
             scored = (env.own_classes & seen[:, None]).any(0)[None, None]
-        kept = distillation(aux["logits"], answers, heads, self.temperature, scored).mean(-1)
+        of_old = statistics(s.memory, "old")
+        answers = env.answers(s.memory["old"], batch.x, batch.task, of_old)
+        changed = distillation(aux["logits"], answers, heads, self.temperature, scored).mean(-1)
         factor = self.lambda_ * (s.t if self.weight == "growing" else 1)
         if self.squared_temperature:
             factor = factor * self.temperature**2
-        return loss + factor * (weight * kept).sum(), aux
+        return loss + factor * (weight * changed).sum(), aux
 
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         new, aux = super().step(s, batch, env)

@@ -164,3 +164,54 @@ def test_buffers_are_the_live_statistics_of_batchnorm() -> None:
     flat.call(flat.theta, inputs(), 0)
     assert all(not torch.equal(buffers[name], before[name]) for name in buffers)
     assert flat_of(mlp).buffers == {}
+
+
+class Noisy(nn.Module):
+    """Dropout and BatchNorm: what differs between training and evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.norm, self.out = nn.Linear(16, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, task: Tensor | int | None = None) -> Tensor:
+        h = F.dropout(self.norm(self.hidden(x.flatten(1))), 0.5, self.training)
+        return self.out(h)
+
+
+def test_answers_are_those_of_evaluation_mode_whatever_the_mode_is() -> None:
+    flat = flat_of(Noisy)
+    for _ in range(3):  # so that the running statistics are some
+        flat.call(flat.theta, inputs(), 0)
+    before = {k: v.clone() for k, v in flat.buffers.items()}
+    other = {"norm.running_mean": torch.full((6,), 0.3), "norm.running_var": torch.full((6,), 2.0)}
+    for theta in (flat.theta, other_theta(flat)):
+        for buffers in (None, other):
+            flat.module.train()
+            given = flat.answers(theta, inputs(), 0, buffers)
+            assert not given.requires_grad
+            assert torch.equal(given, flat.answers(theta, inputs(), 0, buffers))
+            assert flat.module.training
+            separate = Noisy().eval()
+            separate.load_state_dict(before | (other if buffers else {}), strict=False)
+            vector_to_parameters(theta.detach().clone(), separate.parameters())
+            assert torch.equal(given, separate(inputs()))
+    assert all(torch.equal(v, before[k]) for k, v in flat.buffers.items())
+
+
+def test_answers_are_constants_under_torch_func() -> None:
+    flat = flat_of(Noisy)
+    x, y = inputs(), torch.arange(8) % 3
+
+    def loss(theta: Tensor) -> Tensor:
+        return F.cross_entropy(flat.answers(theta, x, 0), y) + theta.square().sum()
+
+    theta = torch.stack([flat.theta.detach(), other_theta(flat)])
+    gradient = torch.func.vmap(torch.func.grad(loss))(theta)
+    torch.testing.assert_close(gradient, 2 * theta)
+
+
+def test_the_module_that_answers_takes_no_memory_of_its_own() -> None:
+    flat = flat_of(Noisy)
+    assert all(p.is_meta for p in flat.answering.parameters())
+    live = dict(flat.module.named_buffers())
+    assert all(v is live[name] for name, v in flat.answering.named_buffers())

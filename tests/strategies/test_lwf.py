@@ -64,11 +64,22 @@ def test_the_distillation_by_hand(prepared, scenario, weight):
 
 def test_over_seen_the_new_classes_have_target_zero(prepared):
     case = ("scenario=class", "strategy.temperature=3", "strategy.over=seen")
+    case = (*case, "strategy.weight=fixed")
     strategy, env, s, (batch, *_), old = mid_run(prepared, *case)
     answers = env.net(old, batch.x, batch.task).detach()[:, :4]
     log_q = (env.net(s.theta, batch.x, batch.task).detach()[:, :6] / 3).log_softmax(1)
     expected = -((answers / 3).softmax(1) * log_q[:, :4]).sum(1).mean()
     assert kept(strategy, env, s, batch) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_by_default_the_weight_is_the_papers_sum_over_old_tasks(prepared):
+    strategy, env, s, (batch, *_), old = mid_run(prepared, "scenario=task", tasks=3)
+    answers = env.net(old, batch.x, batch.task).detach() / 2
+    log_q = env.net(s.theta, batch.x, batch.task).detach() / 2
+    heads = ([0, 1], [2, 3], [4, 5])
+    terms = (answers[:, c].softmax(1) * log_q[:, c].log_softmax(1) for c in heads)
+    expected = -sum(float(term.sum(1).mean()) for term in terms)
+    assert kept(strategy, env, s, batch) == pytest.approx(expected, rel=1e-4)
 
 
 def test_over_seen_is_for_class_incremental_learning(prepared):
@@ -107,3 +118,38 @@ def test_warm_up_trains_the_new_outputs_only(prepared):
     for step in (0, 1):
         assert bool((changed[step] <= own).all()) and bool(changed[step].any())
     assert bool((changed[2] & ~own).any())
+
+
+NOISY = [
+    ("model.hidden_sizes=[24]", "model.dropout=0.5"),
+    ("model=reduced_resnet18", "model.width=2", "benchmark.train_samples=60"),
+]
+
+
+@pytest.mark.parametrize("model", NOISY, ids=["dropout", "batchnorm"])
+def test_the_old_network_answers_as_it_did_at_the_end_of_its_task(prepared, monkeypatch, model):
+    """Without dropout, with its own statistics; nothing that it does moves those of the new one."""
+    toy = (o for o in TOY if not o.startswith("model."))
+    _, strategy, env = prepared(*toy, *model)
+    s = train_task(strategy, initial_state(strategy, env), env.stream[0], env)
+    batch = env.gather(env.stream[1].train[:16], 1, torch.tensor(1))
+    env.flat.module.eval()
+    expected = env.net(s.theta, batch.x, batch.task).detach()
+    env.flat.module.train()
+    s = strategy.begin_task(s._replace(t=torch.ones_like(s.t)), env.stream[1], env)
+    received, answers = [], env.answers
+
+    def watched(*given):
+        before = {k: v.clone() for k, v in env.flat.buffers.items()}
+        received.append(answers(*given))
+        assert all(torch.equal(v, before[k]) for k, v in env.flat.buffers.items())
+        return received[-1]
+
+    monkeypatch.setattr(env, "answers", watched)
+    with torch.no_grad():
+        for _ in range(3):  # the new network moves, and its statistics do
+            s, _ = strategy.step(s, batch, env)
+            s = env.commit(s)
+    assert len(received) == 3
+    for given in received:
+        torch.testing.assert_close(given, expected)
