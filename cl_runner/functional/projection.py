@@ -38,11 +38,15 @@ def project_cone(g: Tensor, references: Sequence[Tensor], margin: float) -> Tens
     1/2 v^T G G^T v + v^T G g over v_k >= margin. With v = margin + u it is a problem of
     non-negative least squares, min over u >= 0 of |G^T u + g + margin sum_k g_k|, which scipy
     solves exactly (Lawson & Hanson 1974), on the host: of G^T = Q R only R and Q^T (...) go there.
+    NaN throughout where a product is not finite, for then there is no such vector.
     """
     if not references:
         return g
     G = torch.stack(list(references))
-    if bool((G @ g >= 0).all()):
+    products = G @ g
+    if not bool(products.isfinite().all()):
+        return torch.full_like(g, torch.nan)
+    if bool((products >= 0).all()):
         return g
     from scipy.optimize import nnls
 
@@ -58,16 +62,22 @@ def project_out(g: Tensor, basis: Tensor) -> Tensor:
     return g - (g @ basis.T) @ basis
 
 
-def new_directions(vectors: Tensor, basis: Tensor) -> Tensor:
-    """Orthonormal rows [n, P] that span what `vectors` [n, P] add to `basis` [m, P].
+def new_directions(vectors: Tensor, bases: Sequence[Tensor]) -> Tensor:
+    """Orthonormal rows [n, P] that span what `vectors` [n, P] add to `bases` [m, P].
 
     What Gram-Schmidt gives, up to a rotation: where the vectors add fewer than n directions the
-    other rows are 0. The second projection removes what rounding left of the basis.
+    other rows are 0. The second projection removes what rounding left of the bases.
     """
-    Q, R = torch.linalg.qr(project_out(vectors, basis).T)
+    rest = vectors
+    for basis in bases:
+        rest = project_out(rest, basis)
+    Q, R = torch.linalg.qr(rest.T)
     W, length, _ = torch.linalg.svd(R)
     kept = length > RANK_TOLERANCE * vectors.square().sum().sqrt()
-    return project_out((Q @ W * kept).T, basis)
+    new: Tensor = (Q @ W * kept).T
+    for basis in bases:
+        new = project_out(new, basis)
+    return new
 
 
 def logit_gradients(s: TrainState, task: Task, env: Env, *, number: int, every: bool) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cl_runner.config import SCENARIOS
 from cl_runner.core import Batch, Stream, Task, TrainState
 from cl_runner.env import Env
+from cl_runner.errors import check
 from cl_runner.functional.losses import cross_entropy
 
 Aux = dict[str, Any]
@@ -93,3 +94,13 @@ class Strategy:
     def predict(self, s: TrainState, x: Tensor, task: int, env: Env) -> Tensor:
         """Logits [B, K] for inputs of a task; only task-incremental learning may use `task`."""
         return env.net(s.theta, x, torch.full((len(x),), task, device=x.device))
+
+
+def without_meaning(strategy: Strategy, where: str, *names: str) -> None:
+    """Refuse a value, other than the default, of fields that change nothing `where` they stand."""
+    for field in fields(strategy):
+        value = getattr(strategy, field.name)
+        check(
+            field.name not in names or value == field.default,
+            f"strategy.{field.name.rstrip('_')}={value} has no meaning with {where}: leave it out",
+        )

@@ -10,7 +10,7 @@ from cl_runner.core import Batch, Task, TrainState
 from cl_runner.env import Env
 from cl_runner.errors import check, one_of
 from cl_runner.functional.importance import LABEL_RULES, fisher_diagonal, merge_quadratics
-from cl_runner.functional.losses import quadratic
+from cl_runner.functional.losses import PENALTIES, proximal_step, quadratic
 from cl_runner.strategies.base import Aux
 from cl_runner.strategies.er import ER
 
@@ -24,17 +24,20 @@ class EREWC(ER):
     remembers; what EWC adds is two vectors of memory, a term of the loss and a Fisher at the end of
     a task. The penalties of the tasks are merged into one, as strategy=ewc does in its mode
     `separate`; the Fisher is that of the task's own samples, not of the buffer's. The keys mean
-    what they mean for strategy=er and strategy=ewc.
+    what they mean for strategy=er and strategy=ewc. penalty `proximal`, stable at any lambda, takes
+    its step after the optimizer's own; `loss` adds the penalty to the loss.
     """
 
     lambda_: float = 3.0
     fisher_labels: str = "exact"
     fisher_samples: int | None = 5000
+    penalty: str = "proximal"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.lambda_ >= 0, f"strategy.lambda must be at least 0, got {self.lambda_}")
         one_of("strategy.fisher_labels", self.fisher_labels, LABEL_RULES)
+        one_of("strategy.penalty", self.penalty, PENALTIES)
         check(
             self.fisher_samples is None or self.fisher_samples >= 1,
             f"strategy.fisher_samples must be at least 1, got {self.fisher_samples}",
@@ -49,8 +52,16 @@ class EREWC(ER):
 
     def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
         loss, aux = super().loss(theta, s, batch, env)  # batch: the incoming and the replayed
-        penalty = quadratic(theta, s.memory["anchor"], s.memory["fisher"])
-        return loss + self.lambda_ * penalty, aux
+        if self.penalty == "loss":
+            penalty = quadratic(theta, s.memory["anchor"], s.memory["fisher"])
+            loss = loss + self.lambda_ * penalty
+        return loss, aux
+
+    def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
+        s, aux = super().step(s, batch, env)
+        if self.penalty == "proximal":
+            s = proximal_step(s, s.memory["anchor"], s.memory["fisher"], self.lambda_)
+        return s, aux
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
         s = super().end_task(s, task, env)

@@ -17,8 +17,8 @@ from cl_runner.functional.importance import (
     fisher_overlap,
     merge_quadratics,
 )
-from cl_runner.functional.losses import pulled, quadratic_proximal
-from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.functional.losses import PENALTIES, proximal_step, pulled
+from cl_runner.strategies.base import Aux, Strategy, without_meaning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +31,13 @@ class EWC(Strategy):
     - mode `separate`: one penalty per past task, around that task's own weights (the paper). Their
       sum is one quadratic, F = sum_t F_t around the F-weighted mean of the theta*_t, which is what
       is kept: the gradient is the same and the cost does not grow with the number of tasks.
-    - mode `online`: F <- gamma F + F_t around the latest weights (Schwarz et al. 2018, 1805.06370,
-      there with a normalised F_t; Huszar 2018).
-    - penalty `loss`: added to the loss, as the paper has it (what is shown as the loss is without
-      it). With plain SGD the step on the penalty diverges once lr * lambda * max F > 2.
-      `proximal`: the penalty's proximal step after the optimizer's own, with the step size lr; it
-      is stable at any lambda.
+    - mode `online`: gamma F in the place of F, around the latest weights, and F <- gamma F + F_t at
+      the end of a task (Schwarz et al. 2018, 1805.06370, eq. 8 and 9, there with a normalised F_t;
+      Huszar 2018). In mode `separate` gamma has no meaning.
+    - penalty `loss`: added to the loss, as the paper has it. With plain SGD the step on the penalty
+      diverges once lr * lambda * max F > 2. `proximal`: the penalty's proximal step after the
+      optimizer's own, with the step size lr; it is stable at any lambda.
+    What is shown as the loss is without the penalty.
     - overlap: each task's own Fisher is kept for `fisher_overlap.csv` (section 4.3 and fig. 2C).
       It is no part of the method, and not counted as its memory.
     """
@@ -56,8 +57,10 @@ class EWC(Strategy):
         check(self.lambda_ >= 0, f"strategy.lambda must be at least 0, got {self.lambda_}")
         one_of("strategy.mode", self.mode, ("separate", "online"))
         one_of("strategy.fisher_labels", self.fisher_labels, LABEL_RULES)
-        one_of("strategy.penalty", self.penalty, ("loss", "proximal"))
+        one_of("strategy.penalty", self.penalty, PENALTIES)
         check(0 < self.gamma <= 1, f"strategy.gamma must lie in (0, 1], got {self.gamma}")
+        if self.mode == "separate":
+            without_meaning(self, "strategy.mode=separate", "gamma")
         check(
             self.fisher_samples is None or self.fisher_samples >= 1,
             f"strategy.fisher_samples must be at least 1, got {self.fisher_samples}",
@@ -73,12 +76,12 @@ class EWC(Strategy):
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         grad, (loss, aux) = env.grad_and_value(self.loss)(s.theta, s, batch, env)
         anchor, fisher = s.memory["anchor"], s.memory["fisher"]
+        strength = self.lambda_ * self.gamma  # gamma is 1 but in mode `online`
         if self.penalty == "loss":
-            grad = pulled(grad, s.theta, anchor, fisher, self.lambda_)
+            grad = pulled(grad, s.theta, anchor, fisher, strength)
         s = env.update(s, grad)
         if self.penalty == "proximal":
-            step = s.opt["lr"] * self.lambda_
-            s = s._replace(theta=quadratic_proximal(s.theta, anchor, fisher, step))
+            s = proximal_step(s, anchor, fisher, strength)
         return s, {**aux, "loss": loss}
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:

@@ -26,7 +26,9 @@ class GEM(Strategy):
     the step is along the nearest vector for which no such product is, found by a quadratic program
     in t - 1 variables v. margin is the paper's gamma ("memory strength"), which favours backward
     transfer: the program is solved with v_k >= gamma, as in the authors' code, which keeps the
-    constraints; the text adds gamma to the v_k of the solution, which need not.
+    constraints; the text adds gamma to the v_k of the solution, which need not. The solution is
+    exact; the authors add eps = 0.001 to the diagonal of the program's matrix, by which a
+    constraint may be missed, and by the more the shorter the gradients are.
 
     The number of g_k grows with the tasks and the program is solved on the host, so that a step is
     not one graph; it costs a pass over the memories of all previous tasks. What is projected is the

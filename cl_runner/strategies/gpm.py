@@ -14,6 +14,8 @@ from cl_runner.errors import check
 from cl_runner.functional.projection import grow_projector, input_grams
 from cl_runner.strategies.base import Aux, Strategy
 
+THRESHOLD = [0.95, 0.99]  # of the first layer, and of all others, if there are any
+
 
 @dataclass(frozen=True, kw_only=True)
 class GPM(Strategy):
@@ -35,7 +37,7 @@ class GPM(Strategy):
 
     scenarios: ClassVar[tuple[str, ...]] = ("task", "domain")
 
-    threshold: list[float] = field(default_factory=lambda: [0.95, 0.99])
+    threshold: list[float] = field(default_factory=lambda: list(THRESHOLD))
     samples: int = 300
 
     def __post_init__(self) -> None:
@@ -62,6 +64,12 @@ class GPM(Strategy):
         return found
 
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
+        numbers, projected = len(self.threshold), len(self.layers(env))
+        check(
+            numbers <= projected or self.threshold == THRESHOLD,
+            f"strategy.threshold has {numbers} numbers, and {projected} layers are projected: "
+            "leave out those at the end",
+        )
         return {
             name: theta.detach().new_zeros(2 * (layer.weight[0].numel(),))
             for name, layer in self.layers(env).items()

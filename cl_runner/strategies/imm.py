@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from cl_runner.core import Task, TrainState
-from cl_runner.env import Env
+from cl_runner.env import Env, kept, statistics
 from cl_runner.errors import check, one_of
 from cl_runner.functional.importance import LABEL_RULES, fisher_diagonal, merge_quadratics
-from cl_runner.strategies.base import Strategy
+from cl_runner.strategies.base import Strategy, without_meaning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,8 @@ class IMM(Strategy):
     Training goes on from theta_k, not from the average (the paper's weight transfer; its L2 and
     drop transfer are not here). In task-incremental learning a task's own outputs are averaged from
     that task on, because before it they are untrained.
+    The paper's networks have no BatchNorm. Where there is some, the merged network has the mean of
+    the tasks' running statistics, all tasks alike, in either merge; no old data are needed for it.
     """
 
     regulariser: ClassVar[bool] = True
@@ -36,14 +38,16 @@ class IMM(Strategy):
     def __post_init__(self) -> None:
         one_of("strategy.merge", self.merge, ("mean", "mode"))
         one_of("strategy.fisher_labels", self.fisher_labels, LABEL_RULES)
+        if self.merge == "mean":
+            without_meaning(self, "strategy.merge=mean", "fisher_labels", "fisher_samples")
         check(
             self.fisher_samples is None or self.fisher_samples >= 1,
             f"strategy.fisher_samples must be at least 1, got {self.fisher_samples}",
         )
 
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
-        merged = theta.detach().clone()
-        return {"merged": merged, "weight": torch.zeros_like(merged)}
+        weight = torch.zeros_like(theta, requires_grad=False)
+        return kept("merged", theta, env.flat.buffers) | {"weight": weight}
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
         theta, weight = s.theta.detach().clone(), s.memory["weight"]
@@ -57,7 +61,13 @@ class IMM(Strategy):
                 s, task, env, labels=self.fisher_labels, samples=self.fisher_samples
             )
         merged = merge_quadratics(s.memory["merged"], weight, theta, new)
-        return s._replace(memory={"merged": merged, "weight": weight + new})
+        old, share = statistics(s.memory, "merged"), 1 / (task.index + 1)
+        mean = {
+            k: torch.lerp(old[k], v, share) if v.is_floating_point() else v
+            for k, v in s.buffers.items()
+        }
+        return s._replace(memory=kept("merged", merged, mean) | {"weight": weight + new})
 
     def predict(self, s: TrainState, x: Tensor, task: int, env: Env) -> Tensor:
-        return super().predict(s._replace(theta=s.memory["merged"]), x, task, env)
+        tasks = torch.full((len(x),), task, device=x.device)
+        return env.answers(s.memory["merged"], x, tasks, statistics(s.memory, "merged"))

@@ -23,8 +23,10 @@ class LwF(Strategy):
     -sum_c p_c log q_c at the temperature T (eq. 2 to 4) keeps these answers: in task-incremental
     learning for each old task's outputs apart (the mean over tasks), in class-incremental learning
     over all old classes together, in domain-incremental learning over all outputs.
-    - weight `fixed`: lambda (the paper's lambda_o); `growing`: lambda (t - 1) in task t, so that
-      every task counts alike (van de Ven et al. 2022, Nature Machine Intelligence 4, 1185).
+    - weight `growing`: lambda (t - 1) in task t, so that every task counts alike. In
+      task-incremental learning this is the sum over old tasks, which the paper takes (section 3),
+      with lambda its lambda_o; van de Ven et al. 2022 (Nature Machine Intelligence 4, 1185) have it
+      in all scenarios. `fixed`: lambda, however many old tasks there are.
     - squared_temperature: times T^2 (Hinton et al. 2015, 1503.02531), which the paper has not.
     - over: the classes among which the new network answers, in class-incremental learning: `old`,
       as the paper has it for each old task, or `seen`: the new task's too, whose target is 0 (van
@@ -39,7 +41,7 @@ class LwF(Strategy):
 
     lambda_: float = 1.0
     temperature: float = 2.0
-    weight: str = "fixed"
+    weight: str = "growing"
     squared_temperature: bool = False
     over: str = "old"
     warm_up: int = 0

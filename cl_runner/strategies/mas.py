@@ -10,9 +10,9 @@ from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState
 from cl_runner.env import Env
-from cl_runner.errors import check
+from cl_runner.errors import check, one_of
 from cl_runner.functional.importance import output_sensitivity
-from cl_runner.functional.losses import pulled
+from cl_runner.functional.losses import PENALTIES, proximal_step, pulled
 from cl_runner.strategies.base import Aux, Strategy
 
 
@@ -22,16 +22,22 @@ class MAS(Strategy):
 
     There is no 1/2. Omega_p is the mean over samples, one by one, of |d |f(x)|^2 / d theta_p|, the
     sensitivity of the squared norm of the output; it needs no labels, and the tasks' sum is kept.
-    What is shown as the loss is without the penalty, whose gradient is added by hand.
+    - penalty `loss`: added to the loss, as the paper has it. With plain SGD the step on the penalty
+      diverges once lr * lambda * max Omega > 1, and Omega has no bound: with lr 0.1 a lambda of 1
+      does on every benchmark. `proximal`: the penalty's proximal step after the optimizer's own,
+      with the step size lr; it is stable at any lambda.
+    What is shown as the loss is without the penalty.
     """
 
     regulariser: ClassVar[bool] = True
 
     lambda_: float = 1.0
     samples: int | None = None
+    penalty: str = "proximal"
 
     def __post_init__(self) -> None:
         check(self.lambda_ >= 0, f"strategy.lambda must be at least 0, got {self.lambda_}")
+        one_of("strategy.penalty", self.penalty, PENALTIES)
         check(
             self.samples is None or self.samples >= 1,
             f"strategy.samples must be at least 1, got {self.samples}",
@@ -44,8 +50,13 @@ class MAS(Strategy):
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         grad, (loss, aux) = env.grad_and_value(self.loss)(s.theta, s, batch, env)
         anchor, importance = s.memory["anchor"], s.memory["importance"]
-        grad = pulled(grad, s.theta, anchor, importance, 2 * self.lambda_)  # 2: there is no 1/2
-        return env.update(s, grad), {**aux, "loss": loss}
+        strength = 2 * self.lambda_  # 2: there is no 1/2
+        if self.penalty == "loss":
+            grad = pulled(grad, s.theta, anchor, importance, strength)
+        s = env.update(s, grad)
+        if self.penalty == "proximal":
+            s = proximal_step(s, anchor, importance, strength)
+        return s, {**aux, "loss": loss}
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
         new = output_sensitivity(s, task, env, samples=self.samples)

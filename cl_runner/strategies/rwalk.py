@@ -10,7 +10,8 @@ from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState
 from cl_runner.env import Env
-from cl_runner.errors import check
+from cl_runner.errors import check, one_of
+from cl_runner.functional.losses import PENALTIES, proximal_step
 from cl_runner.strategies.base import Aux, Strategy
 
 
@@ -26,12 +27,20 @@ class RWalk(Strategy):
       code (github.com/facebookresearch/agem) g is that of the batch's mean loss on the data's
       labels; the scale this gives F falls away, because the penalty has both terms in [0, 1]:
       (v - min) / (max - min) over all parameters.
-    At the end of a task its score is averaged with that of the tasks before, 1/2 each. With plain
-    SGD the step on the penalty diverges once lr * lambda * max(F + s) > 1.
-    Where we differ from that code: it has F_p Delta_p^2 without the paper's 1/2, drops an interval
-    that a task's end cuts short (here it counts in proportion), and adds the averaged score to the
-    old one instead of replacing it. The paper also trains on a few exemplars of old classes, this
-    does not: expect little of it in class-incremental learning.
+    At the end of a task its score is averaged with that of the tasks before, 1/2 each.
+    - penalty `loss`: added to the loss, as the paper has it. With plain SGD the step on the penalty
+      diverges once lr * lambda * max(F + s) > 1, and F + s <= 2. `proximal`: the penalty's proximal
+      step after the optimizer's own, with the step size lr; it is stable at any lambda. The change
+      of theta_p along the path includes it.
+    What is shown as the loss is without the penalty.
+
+    Where we differ from that code: it has F_p Delta_p^2 without the paper's 1/2; it never empties
+    its sum of g^2 within a task, so that its F grows like a sum over the task's steps rather than
+    the paper's mean over an interval; it closes an interval before its last step, so that the first
+    has one step less; it drops an interval that a task's end cuts short (here it counts in
+    proportion); and it adds the averaged score to the old one instead of replacing it. Its lambda
+    therefore means about the same as ours, not exactly. The paper also trains on a few exemplars of
+    old classes, this does not: expect little of it in class-incremental learning.
     """
 
     regulariser: ClassVar[bool] = True
@@ -40,12 +49,14 @@ class RWalk(Strategy):
     alpha: float = 0.9
     interval: int = 10
     damping: float = 0.001
+    penalty: str = "proximal"
 
     def __post_init__(self) -> None:
         check(self.lambda_ >= 0, f"strategy.lambda must be at least 0, got {self.lambda_}")
         check(0 < self.alpha <= 1, f"strategy.alpha must lie in (0, 1], got {self.alpha}")
         check(self.interval >= 1, f"strategy.interval must be at least 1 step, got {self.interval}")
         check(self.damping > 0, f"strategy.damping must be positive, got {self.damping}")
+        one_of("strategy.penalty", self.penalty, PENALTIES)
 
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
         start = theta.detach().clone()
@@ -65,16 +76,20 @@ class RWalk(Strategy):
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         memory, before = s.memory, s.theta.detach()
         g, (loss, aux) = env.grad_and_value(self.loss)(s.theta, s, batch, env)
-        moved = before - memory["anchor"]
-        pull = self.lambda_ * memory["importance"] * moved
-        s = env.update(s, torch.add(g, pull, alpha=2))
+        anchor, importance, total = memory["anchor"], memory["importance"], g
+        if self.penalty == "loss":
+            pull = self.lambda_ * importance * (before - anchor)
+            total = torch.add(g, pull, alpha=2)  # 2: there is no 1/2
+        s = env.update(s, total)
+        if self.penalty == "proximal":
+            s = proximal_step(s, anchor, importance, 2 * self.lambda_)
         memory = memory | {
             "path": torch.addcmul(memory["path"], g, s.theta - before, value=-1),
             "squares": torch.addcmul(memory["squares"], g, g),
             "steps": memory["steps"] + 1,
         }
         memory |= self.close(memory, s.theta, memory["steps"] == self.interval)
-        return s._replace(memory=memory), {**aux, "loss": loss + pull @ moved}
+        return s._replace(memory=memory), {**aux, "loss": loss}
 
     def close(self, memory: dict[str, Tensor], theta: Tensor, over: Tensor) -> dict[str, Tensor]:
         """The memory if the interval is over (0-d bool) at theta [P], maybe early; or as it was."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from cl_runner.core import Batch, Task, TrainState
 from cl_runner.env import Env
 from cl_runner.errors import check, one_of
+from cl_runner.functional.losses import PENALTIES, proximal_step
 from cl_runner.strategies.base import Aux, Strategy
 
 
@@ -24,8 +25,14 @@ class SI(Strategy):
     damping is the paper's xi).
     - gradient `task`: g is the gradient of the loss without the penalty (the paper); `total`: with
       it, as some implementations have it.
-    - clip: negative omega_p, by which the loss grew, count as 0.
-    What is shown as the loss is without the penalty, whose gradient is added by hand.
+    - clip: negative omega_p, by which the loss grew, count as 0, in each task for itself, as the
+      authors of A-GEM and of XdG have it. The paper's own code (github.com/ganguli-lab/pathint)
+      clips the sum over tasks, Omega_p, which differs once a task has a negative omega_p.
+    - penalty `loss`: added to the loss, as the paper has it. With plain SGD the step on the penalty
+      diverges once lr * lambda * max Omega > 1. `proximal`: the penalty's proximal step after the
+      optimizer's own, with the step size lr; it is stable at any lambda, and part of the change of
+      theta_p.
+    What is shown as the loss is without the penalty.
     """
 
     regulariser: ClassVar[bool] = True
@@ -34,11 +41,17 @@ class SI(Strategy):
     damping: float = 0.1
     gradient: str = "task"
     clip: bool = True
+    penalty: str = "proximal"
 
     def __post_init__(self) -> None:
         check(self.lambda_ >= 0, f"strategy.lambda must be at least 0, got {self.lambda_}")
         check(self.damping > 0, f"strategy.damping must be positive, got {self.damping}")
         one_of("strategy.gradient", self.gradient, ("task", "total"))
+        one_of("strategy.penalty", self.penalty, PENALTIES)
+        check(
+            self.gradient == "task" or self.penalty == "loss",
+            "strategy.gradient=total needs strategy.penalty=loss: a proximal step has no gradient",
+        )
 
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
         anchor = theta.detach().clone()
@@ -50,10 +63,14 @@ class SI(Strategy):
 
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         memory, before = s.memory, s.theta.detach()
-        task, (loss, aux) = env.grad_and_value(self.loss)(s.theta, s, batch, env)
-        pull = (before - memory["anchor"]).mul_(2 * self.lambda_)  # the penalty's, by hand
-        total = torch.addcmul(task, memory["importance"], pull)
+        anchor, importance, strength = memory["anchor"], memory["importance"], 2 * self.lambda_
+        total, (loss, aux) = env.grad_and_value(self.loss)(s.theta, s, batch, env)
+        task = total
+        if self.penalty == "loss":
+            total = torch.addcmul(task, importance, (before - anchor).mul_(strength))
         s = env.update(s, total)
+        if self.penalty == "proximal":
+            s = proximal_step(s, anchor, importance, strength)
         grad = task if self.gradient == "task" else total
         path = torch.addcmul(memory["path"], grad, s.theta - before, value=-1)
         return s._replace(memory=memory | {"path": path}), {**aux, "loss": loss}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cl_runner.core import Batch, TrainState
 from cl_runner.env import Env
 from cl_runner.errors import check, one_of
-from cl_runner.functional.losses import quadratic, quadratic_proximal
+from cl_runner.functional.losses import PENALTIES, proximal_step, quadratic
 from cl_runner.nn.columns import Copies
 from cl_runner.strategies.base import Aux
 from cl_runner.strategies.joint import Joint
@@ -44,7 +44,7 @@ class SoftSharing(Joint):
 
     def __post_init__(self) -> None:
         check(self.lambda_ >= 0, f"strategy.lambda must be at least 0, got {self.lambda_}")
-        one_of("strategy.penalty", self.penalty, ("loss", "proximal"))
+        one_of("strategy.penalty", self.penalty, PENALTIES)
 
     def wrap(self, make_net: Callable[[], nn.Module], env: Env) -> nn.Module:
         return Copies(make_net(), env.num_tasks)
@@ -66,9 +66,7 @@ class SoftSharing(Joint):
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         s, aux = super().step(s, batch, env)
         if self.penalty == "proximal":
-            step = s.opt["lr"] * self.lambda_
-            theta = quadratic_proximal(s.theta, mean(s.theta, env), s.memory["hidden"], step)
-            s = s._replace(theta=theta)
+            s = proximal_step(s, mean(s.theta, env), s.memory["hidden"], self.lambda_)
         return s, aux
 
     def predict(self, s: TrainState, x: Tensor, task: int, env: Env) -> Tensor:

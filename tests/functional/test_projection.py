@@ -108,6 +108,15 @@ def test_cone_of_repeated_and_vanishing_references():
     torch.testing.assert_close(project_cone(g, [-g], 0.0), torch.zeros_like(g))
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", ["gradient", "reference"])
+def test_cone_of_what_is_not_finite_is_not_finite(bad, where):
+    """So that the run says where it diverged; the solver's own complaint names nothing."""
+    g, G = conflict(2, 1)
+    (g if where == "gradient" else G[1])[0] = bad
+    assert bool(project_cone(g, list(G), 0.5).isnan().all())
+
+
 def gram_schmidt(vectors: Tensor, basis: Tensor) -> Tensor:
     rows = [b for b in basis if b.any()]
     new = []
@@ -119,11 +128,13 @@ def gram_schmidt(vectors: Tensor, basis: Tensor) -> Tensor:
 
 
 def test_new_directions_span_what_gram_schmidt_adds():
-    basis = torch.cat([new_directions(normal(3, P), torch.zeros(1, P).double()), torch.zeros(2, P)])
+    first = torch.cat([new_directions(normal(2, P), []), torch.zeros(2, P).double()])
+    second = new_directions(normal(1, P, seed=3), [first])
+    basis = torch.cat([first, second])
     vectors = normal(4, P, seed=1)
     vectors[2] = 2 * vectors[0] - vectors[1]  # nothing new
     vectors[3] = 5 * basis[1]  # nothing new
-    new = new_directions(vectors, basis)
+    new = new_directions(vectors, [first, second])
     assert new.shape == vectors.shape
     kept = new[new.norm(dim=1) > 0.5]
     assert len(kept) == 2
@@ -135,15 +146,15 @@ def test_new_directions_span_what_gram_schmidt_adds():
 
 
 def test_new_directions_are_orthogonal_in_single_precision_however_little_is_new():
-    basis = new_directions(normal(20, 500).float(), torch.zeros(1, 500))
+    basis = new_directions(normal(20, 500).float(), [])
     for nearly in (normal(1, 500, seed=1), 100 * normal(20, 20, seed=1) @ basis.double()):
         vectors = nearly + 0.02 * normal(20, 500, seed=2)
-        rows = torch.cat([basis, new_directions(vectors.float(), basis)])
+        rows = torch.cat([basis, new_directions(vectors.float(), [basis])])
         torch.testing.assert_close(rows @ rows.T, torch.eye(40), rtol=0, atol=5e-6)
 
 
 def test_what_is_projected_out_is_orthogonal_to_the_basis():
-    basis = torch.cat([new_directions(normal(3, P), torch.zeros(1, P).double()), torch.zeros(2, P)])
+    basis = torch.cat([new_directions(normal(3, P), []), torch.zeros(2, P).double()])
     g = normal(P, seed=1)
     z = project_out(g, basis)
     torch.testing.assert_close(basis @ z, torch.zeros(5).double(), rtol=0, atol=1e-12)

@@ -28,11 +28,11 @@ TOY = (
 PER_CLASS = "strategy.buffer_size=null strategy.per_class=5"
 VARIANTS = {
     "cls_er": ("scenario=task strategy.stable_rate=0.5",),
-    "er_ewc": ("strategy.policy=class_balanced",),
     "derpp": (f"strategy.policy=class_balanced {PER_CLASS}",),
     "icarl": (f"{PER_CLASS} strategy.temperature=2",),
+    "er_ewc": ("strategy.policy=class_balanced", "strategy.penalty=loss"),
     "expandable_head": ("strategy.new_units=imprinted",),
-    "rwalk": ("strategy.interval=2",),
+    "rwalk": ("strategy.interval=2", "strategy.penalty=loss"),
     "agem": ("strategy.policy=ring", "strategy.policy=class_balanced"),
     "den": ("strategy.tau=100 strategy.phase_epochs=1",),
     "gem": ("scenario=task strategy.margin=0",),
@@ -44,9 +44,10 @@ VARIANTS = {
         "strategy.policy=ring",
         "strategy.policy=herding",
     ),
-    "lwf": ("scenario=task", "strategy.warm_up=5 strategy.weight=growing"),
+    "lwf": ("scenario=task", "strategy.warm_up=5 strategy.weight=fixed"),
     "imm": ("strategy.merge=mean scenario=task",),
-    "si": ("strategy.gradient=total",),
+    "si": ("strategy.gradient=total strategy.penalty=loss",),
+    "mas": ("strategy.penalty=loss strategy.lambda=0.01",),
     "generative_replay": (
         "strategy.generator=gan strategy.critic_steps=2 strategy.hidden_sizes=[50]",
         "strategy.labels=distillation scenario=task strategy.replay_batch_size=9",

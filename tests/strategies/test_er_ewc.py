@@ -55,20 +55,29 @@ def test_the_penalties_of_the_tasks_are_merged_as_they_are_in_ewc(prepared):
     torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-6)
 
 
-def test_a_step_has_er_s_gradient_and_the_penalty_s_once(mid_run):
-    strategy, env, s, (batch, *_) = mid_run(*BOTH, "strategy.lambda=30", tasks=2)
+@pytest.mark.parametrize("penalty", ["loss", "proximal"])
+def test_a_step_has_er_s_gradient_and_the_penalty_s_once(mid_run, penalty):
+    strategy, env, s, (batch, *_) = mid_run(
+        *BOTH, "strategy.lambda=30", f"strategy.penalty={penalty}", tasks=2
+    )
     s = s._replace(theta=s.theta.detach() + 0.01)
     both = strategy.join(s, batch, strategy.replay(s, batch, env))
     er = ER(name="er", buffer_size=60, replay_batch_size=10)
     replay, _ = env.grad_and_value(er.loss)(s.theta, s, both, env)
-    pull = 30 * s.memory["fisher"] * (s.theta - s.memory["anchor"])
+    lr, fisher, anchor = env.optimizer.lr, s.memory["fisher"], s.memory["anchor"]
+    pull = 30 * fisher * (s.theta - anchor)
     assert float(pull.norm()) > 0.1 * float(replay.norm())
     after, _ = strategy.step(s, batch, env)
-    torch.testing.assert_close(after.theta, s.theta - env.optimizer.lr * (replay + pull))
+    expected = s.theta - lr * (replay + pull)
+    if penalty == "proximal":  # argmin_z |z - theta'|^2 / (2 lr) + 30 / 2 sum F (z - theta*)^2
+        moved, pulled = s.theta - lr * replay, lr * 30 * fisher
+        expected = (moved + pulled * anchor) / (1 + pulled)
+    torch.testing.assert_close(after.theta, expected)
 
 
 def test_where_the_replay_weighs_nothing_the_gradient_is_ewc_s(mid_run):
-    strategy, env, s, (batch, *_) = mid_run(*BOTH, "strategy.lambda=30", tasks=2)
+    loss = ("strategy.lambda=30", "strategy.penalty=loss")
+    strategy, env, s, (batch, *_) = mid_run(*BOTH, *loss, tasks=2)
     s = s._replace(theta=s.theta.detach() + 0.01)
     replay = strategy.replay(s, batch, env)
     both = strategy.join(s, batch, replay._replace(weight=torch.zeros_like(replay.weight)))

@@ -7,8 +7,8 @@ import torch
 
 from cl_runner import runner
 from cl_runner.engine import initial_state, train_task
-from cl_runner.errors import Diverged
-from cl_runner.functional.importance import fisher_diagonal, fisher_overlap
+from cl_runner.errors import Diverged, UserError
+from cl_runner.functional.importance import LABEL_RULES, fisher_diagonal, fisher_overlap
 from cl_runner.results import read_rows, reproducible
 from cl_runner.strategies.naive import Naive
 
@@ -97,6 +97,48 @@ def test_the_proximal_step_stays_finite_where_the_explicit_one_diverges(prepared
     assert torch.isfinite(states[-1].theta).all()
     with pytest.raises(Diverged, match=r"task \d at step \d+"):
         run(prepared, *huge, "strategy.penalty=loss")
+
+
+@pytest.mark.parametrize("penalty", ["loss", "proximal"])
+def test_online_mode_penalises_with_gamma_times_the_fisher(prepared, penalty):
+    """Schwarz et al. 2018, eq. 8; and with lambda, by the closed form of either way."""
+    case = ("strategy.mode=online", "strategy.gamma=0.4", f"strategy.penalty={penalty}")
+    strategy, env, states = run(prepared, *case, "strategy.lambda=200", "optimizer.lr=0.01")
+    s = states[1]._replace(theta=(states[1].theta + 0.1).detach())
+    batch = env.gather(env.stream[2].train[:8], 2, s.t)
+    grad, _ = env.grad_and_value(Naive(name="naive").loss)(s.theta, s, batch, env)
+    step = 0.01 * 200 * 0.4 * s.memory["fisher"]
+    pull = step * (s.theta - s.memory["anchor"])
+    assert float(pull.norm()) > 0.1 * float((0.01 * grad).norm())
+    expected = s.theta - 0.01 * grad - pull
+    if penalty == "proximal":
+        expected = (s.theta - 0.01 * grad + step * s.memory["anchor"]) / (1 + step)
+    new, _ = strategy.step(s, batch, env)
+    torch.testing.assert_close(new.theta, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_gamma_is_refused_where_it_has_no_meaning(prepared):
+    with pytest.raises(UserError, match=r"strategy.gamma=0.5 has no meaning with strategy.mode=se"):
+        prepared(*TOY, "strategy.gamma=0.5")
+    prepared(*TOY, "strategy.gamma=1.0")  # what a preset or a saved configuration repeats
+
+
+@pytest.mark.parametrize("labels", LABEL_RULES)
+@pytest.mark.parametrize("samples", ["7", "null"])
+def test_the_fisher_is_that_of_the_label_rule_and_of_so_many_samples(prepared, labels, samples):
+    number = None if samples == "null" else int(samples)
+    case = (f"strategy.fisher_labels={labels}", f"strategy.fisher_samples={samples}")
+    _, strategy, env = prepared(*TOY, *case)
+    s = train_task(strategy, initial_state(strategy, env), env.stream[0], env)
+
+    def fisher(labels: str, number: int | None):
+        return fisher_diagonal(s, env.stream[0], env, labels=labels, samples=number)
+
+    actual = s.memory["fisher"]
+    torch.testing.assert_close(actual, fisher(labels, number))
+    others = [fisher(rule, number) for rule in LABEL_RULES if rule != labels]
+    for other in (*others, fisher(labels, 300 if number else 7)):
+        assert float((actual - other).norm()) > 0.02 * float(other.norm())
 
 
 def test_the_fisher_of_a_network_with_convolutions_and_batchnorm(prepared):

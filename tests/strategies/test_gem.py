@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cl_runner.errors import UserError
+from cl_runner.engine import initial_state, train_task
+from cl_runner.errors import Diverged, UserError
 from cl_runner.functional.projection import project_cone
 from cl_runner.strategies import gem
 
@@ -84,6 +85,31 @@ def test_no_step_raises_a_previous_task_s_loss_to_first_order(mid_run, margin):
         tolerance = 1e-4 * float(G.norm() * direction.norm())
         assert float((G @ direction).min()) >= -tolerance
     assert conflicts > 3
+
+
+@pytest.mark.parametrize("scenario", ["task", "domain", "class"])
+def test_what_is_recalled_is_a_task_s_own(mid_run, scenario):
+    """Its samples as it shows them, its label, and in task-IL its classes alone."""
+    strategy, env, s, _ = run(mid_run, f"scenario={scenario}", "benchmark=permuted_digits")
+    for k in range(3):
+        held = strategy.recall(s, k, env)
+        assert bool((held.task == k).all())
+        assert torch.equal(held.y, env.stream.labels(held.index, k))
+        shown = env.stream.normalise(env.stream.images(held.index, k))
+        assert torch.equal(held.x, shown)
+        if scenario == "task":
+            assert torch.equal(held.active, env.own_classes[k].expand(len(held.y), -1))
+        else:
+            assert held.active is None
+
+
+def test_gradients_that_are_not_finite_are_said_to_diverge(prepared):
+    """After the first task a program is solved, whose solver would complain in its own words."""
+    _, strategy, env = prepared(*TOY, "training.iterations=5")
+    s = train_task(strategy, initial_state(strategy, env), env.stream[0], env)
+    s = env.commit(s._replace(theta=torch.full_like(s.theta, torch.nan)))
+    with pytest.raises(Diverged, match=r"task 2 at step 1"):
+        train_task(strategy, s, env.stream[1], env)
 
 
 def test_too_small_a_memory_is_refused(prepared):

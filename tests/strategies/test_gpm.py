@@ -103,6 +103,16 @@ def test_the_subspace_explains_what_the_threshold_of_its_layer_says(prepared):
             x = torch.relu(layer(x)).detach()
 
 
+@pytest.mark.parametrize("samples", [7, 1000])
+def test_samples_is_how_many_are_looked_at(prepared, samples):
+    """Of the first layer's inputs: all that they span, and no more."""
+    whole = ("strategy.threshold=[1.0]", f"strategy.samples={samples}")
+    _, _, env, s, _ = run(prepared, *whole)
+    rank = round(float(s.memory["layers.0"].trace()))
+    x = env.gather(env.stream[0].train, 0, s.t).x.flatten(1).double()
+    assert rank == (7 if samples == 7 else int(torch.linalg.matrix_rank(x)))
+
+
 def test_in_the_first_task_it_is_naive(prepared):
     _, strategy, env, s, (batch, *_) = run(prepared, tasks=0)
     s = s._replace(theta=s.theta.detach().clone())
@@ -118,6 +128,8 @@ def test_in_the_first_task_it_is_naive(prepared):
         (("strategy.threshold=[]",), "one or more numbers"),
         (("strategy.threshold=[0.9,1.1]",), r"numbers in \(0, 1\]"),
         (("strategy.samples=0",), "at least 1"),
+        (("strategy.threshold=[0.9,0.9,0.9,0.9]",), "has 4 numbers, and 3 layers are projected"),
+        (("scenario=task", "strategy.threshold=[0.9,0.9,0.9]"), "3 numbers, and 2 layers are"),
     ],
 )
 def test_what_cannot_be_is_refused(prepared, overrides, message):

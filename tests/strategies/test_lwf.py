@@ -64,11 +64,22 @@ def test_the_distillation_by_hand(prepared, scenario, weight):
 
 def test_over_seen_the_new_classes_have_target_zero(prepared):
     case = ("scenario=class", "strategy.temperature=3", "strategy.over=seen")
+    case = (*case, "strategy.weight=fixed")
     strategy, env, s, (batch, *_), old = mid_run(prepared, *case)
     answers = env.net(old, batch.x, batch.task).detach()[:, :4]
     log_q = (env.net(s.theta, batch.x, batch.task).detach()[:, :6] / 3).log_softmax(1)
     expected = -((answers / 3).softmax(1) * log_q[:, :4]).sum(1).mean()
     assert kept(strategy, env, s, batch) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_by_default_the_weight_is_the_papers_sum_over_old_tasks(prepared):
+    strategy, env, s, (batch, *_), old = mid_run(prepared, "scenario=task", tasks=3)
+    answers = env.net(old, batch.x, batch.task).detach() / 2
+    log_q = env.net(s.theta, batch.x, batch.task).detach() / 2
+    heads = ([0, 1], [2, 3], [4, 5])
+    terms = (answers[:, c].softmax(1) * log_q[:, c].log_softmax(1) for c in heads)
+    expected = -sum(float(term.sum(1).mean()) for term in terms)
+    assert kept(strategy, env, s, batch) == pytest.approx(expected, rel=1e-4)
 
 
 def test_over_seen_is_for_class_incremental_learning(prepared):

@@ -58,7 +58,9 @@ def test_importance_adds_up_over_tasks(prepared):
 
 def test_the_step_is_along_the_gradient_of_the_papers_loss(prepared):
     """Equation 3, which has no half before the penalty."""
-    _, strategy, env = prepared("strategy=mas", "strategy.lambda=3", "optimizer.lr=0.01")
+    _, strategy, env = prepared(
+        "strategy=mas", "strategy.lambda=3", "strategy.penalty=loss", "optimizer.lr=0.01"
+    )
     s = initial_state(strategy, env)
     importance = torch.rand_like(s.memory["importance"])
     s = s._replace(theta=s.theta.detach() + 0.1, memory=s.memory | {"importance": importance})
@@ -71,3 +73,34 @@ def test_the_step_is_along_the_gradient_of_the_papers_loss(prepared):
     grad, _ = env.grad_and_value(papers_loss)(s.theta, s, batch, env)
     after, _ = strategy.step(s, batch, env)
     torch.testing.assert_close(after.theta, s.theta - 0.01 * grad, rtol=1e-5, atol=1e-7)
+
+
+def test_the_proximal_step_is_the_closed_form_around_the_latest_weights(prepared):
+    """argmin_z |z - theta'|^2 / (2 lr) + lambda sum Omega (z - theta*)^2, theta' after SGD."""
+    _, strategy, env = prepared("strategy=mas", "strategy.lambda=30", "benchmark.train_samples=80")
+    s = initial_state(strategy, env)
+    for task in env.stream[:2]:
+        s = train_task(strategy, s, task, env)
+    assert torch.equal(s.memory["anchor"], s.theta)
+    Omega, anchor = s.memory["importance"], s.memory["anchor"]
+    s = s._replace(theta=s.theta.detach() + 0.01)
+    batch = env.gather(env.stream[2].train[:8], 2, s.t)
+    grad, _ = env.grad_and_value(Naive(name="naive").loss)(s.theta, s, batch, env)
+    moved, pull = s.theta - 0.1 * grad, 2 * 0.1 * 30 * Omega
+    after, _ = strategy.step(s, batch, env)
+    torch.testing.assert_close(after.theta, (moved + pull * anchor) / (1 + pull))
+    assert float((after.theta - moved).norm()) > 0.1 * float((0.1 * grad).norm())
+
+
+def test_samples_is_how_many_are_looked_at(prepared):
+    """A subset of 7 is what `fold` draws for 7; all 80 give something else."""
+    toy = ("strategy=mas", "benchmark.train_samples=80", "model.hidden_sizes=[12]")
+    found = {}
+    for samples in ("7", "null"):
+        _, strategy, env = prepared(*toy, f"strategy.samples={samples}")
+        s = train_task(strategy, initial_state(strategy, env), env.stream[0], env)
+        number = None if samples == "null" else int(samples)
+        expected = output_sensitivity(s, env.stream[0], env, samples=number)
+        torch.testing.assert_close(s.memory["importance"], expected)
+        found[samples] = expected
+    assert not torch.allclose(found["7"], found["null"], rtol=0.01)

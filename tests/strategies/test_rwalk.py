@@ -89,7 +89,8 @@ def test_an_interval_cut_short_by_the_task_counts_in_proportion(mid_run):
 
 
 def test_a_step_descends_the_loss_plus_the_penalty_without_half(mid_run):
-    strategy, env, s, (batch, *_) = mid_run(*TOY, "strategy.lambda=3", tasks=1)
+    case = ("strategy.lambda=3", "strategy.penalty=loss")
+    strategy, env, s, (batch, *_) = mid_run(*TOY, *case, tasks=1)
     P = len(s.theta)
     torch.manual_seed(0)
     memory = s.memory | {
@@ -99,11 +100,25 @@ def test_a_step_descends_the_loss_plus_the_penalty_without_half(mid_run):
     s = s._replace(theta=s.theta.detach().clone(), memory=memory)
     theta = s.theta.clone().requires_grad_()
     penalty = 3 * (memory["importance"] * (theta - memory["anchor"]) ** 2).sum()
-    loss = NAIVE.loss(theta, s, batch, env)[0] + penalty
-    loss.backward()
+    loss = NAIVE.loss(theta, s, batch, env)[0]
+    (loss + penalty).backward()
     after, aux = strategy.step(s, batch, env)
     torch.testing.assert_close(after.theta, s.theta - 0.05 * theta.grad)
-    torch.testing.assert_close(aux["loss"], loss.detach())
+    torch.testing.assert_close(aux["loss"], loss.detach())  # shown without it, as all of them do
+
+
+def test_the_proximal_step_is_the_closed_form_and_part_of_the_path(mid_run):
+    """argmin_z |z - theta'|^2 / (2 lr) + lambda sum (F + s) (z - theta*)^2, theta' after SGD."""
+    strategy, env, s, (batch, *_) = mid_run(*TOY, "strategy.lambda=30", tasks=1)
+    importance, anchor = s.memory["importance"], s.memory["anchor"]
+    path = s.memory["path"].clone()
+    s = s._replace(theta=s.theta.detach() + 0.1)
+    grad = own_gradient(env, s, batch)
+    moved, pull = s.theta - 0.05 * grad, 2 * 0.05 * 30 * importance
+    after, _ = strategy.step(s, batch, env)
+    torch.testing.assert_close(after.theta, (moved + pull * anchor) / (1 + pull))
+    torch.testing.assert_close(after.memory["path"], path - grad * (after.theta - s.theta))
+    assert float((after.theta - moved).norm()) > 0.1 * float((0.05 * grad).norm())
 
 
 @pytest.mark.parametrize("task", [0, 1])

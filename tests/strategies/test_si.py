@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cl_runner.engine import initial_state
+from cl_runner.engine import initial_state, train_task
+from cl_runner.errors import UserError
 from cl_runner.strategies.naive import Naive
 
 TOY = (
@@ -64,7 +65,7 @@ def test_importance_is_contribution_over_squared_distance(prepared, clip):
 @pytest.mark.parametrize("gradient", ["task", "total"])
 def test_the_gradient_is_without_the_penalty_unless_asked(prepared, gradient):
     strategy, env, _, s, _, batch = steps(
-        prepared, 5, f"strategy.gradient={gradient}", "strategy.lambda=3"
+        prepared, 5, f"strategy.gradient={gradient}", "strategy.lambda=3", "strategy.penalty=loss"
     )
     memory = s.memory | {
         "importance": torch.rand_like(s.memory["anchor"]),
@@ -87,9 +88,56 @@ def papers_loss(theta, s, batch, env):
 
 def test_the_step_is_along_the_gradient_of_the_papers_loss(prepared):
     """Without a half before the penalty."""
-    strategy, env, _, s, _, batch = steps(prepared, 5, "strategy.lambda=3")
+    strategy, env, _, s, _, batch = steps(prepared, 5, "strategy.lambda=3", "strategy.penalty=loss")
     importance = torch.rand_like(s.memory["anchor"])
     s = s._replace(theta=s.theta.detach() + 0.1, memory=s.memory | {"importance": importance})
     grad, _ = env.grad_and_value(papers_loss)(s.theta, s, batch, env)
     after, _ = strategy.step(s, batch, env)
     torch.testing.assert_close(after.theta, s.theta - 0.01 * grad, rtol=1e-5, atol=1e-7)
+
+
+def test_the_importance_of_the_tasks_adds_up(prepared):
+    _, strategy, env = prepared(*TOY, "benchmark.num_tasks=3", "strategy.damping=0.5")
+    s = initial_state(strategy, env)
+    total, gained = torch.zeros_like(s.theta, requires_grad=False), []
+    for task in env.stream:
+        watched = Watched(strategy)
+        s = train_task(watched, s, task, env)
+        path, moved = watched.end
+        gained.append(path.clamp_min(0) / (moved.square() + 0.5))
+        total += gained[-1]
+        torch.testing.assert_close(s.memory["importance"], total)
+    assert all(float(g.sum()) > 0.1 * float(total.sum()) for g in gained)
+
+
+class Watched:
+    """A strategy that remembers path and move of a task when it ends."""
+
+    def __init__(self, strategy) -> None:
+        self.strategy = strategy
+
+    def __getattr__(self, name):
+        return getattr(self.strategy, name)
+
+    def end_task(self, s, task, env):
+        self.end = s.memory["path"].clone(), s.theta.detach() - s.memory["anchor"]
+        return self.strategy.end_task(s, task, env)
+
+
+def test_the_proximal_step_is_the_closed_form_and_part_of_the_path(prepared):
+    """argmin_z |z - theta'|^2 / (2 lr) + c sum Omega (z - theta*)^2, theta' after SGD."""
+    strategy, env, _, s, _, batch = steps(prepared, 5, "strategy.lambda=30")
+    Omega, anchor = torch.rand_like(s.memory["anchor"]), s.memory["anchor"]
+    memory = s.memory | {"importance": Omega, "path": torch.zeros_like(anchor)}
+    s = s._replace(theta=s.theta.detach() + 0.1, memory=memory)
+    grad, _ = env.grad_and_value(Naive(name="naive").loss)(s.theta, s, batch, env)
+    moved, pull = s.theta - 0.01 * grad, 2 * 0.01 * 30 * Omega
+    after, _ = strategy.step(s, batch, env)
+    torch.testing.assert_close(after.theta, (moved + pull * anchor) / (1 + pull))
+    torch.testing.assert_close(after.memory["path"], -grad * (after.theta - s.theta))
+    assert float((after.theta - moved).norm()) > 0.1 * float((0.01 * grad).norm())
+
+
+def test_the_total_gradient_needs_the_penalty_in_the_loss(prepared):
+    with pytest.raises(UserError, match=r"gradient=total needs strategy.penalty=loss"):
+        prepared("strategy=si", "strategy.gradient=total")
