@@ -201,7 +201,7 @@ class Source:
     def noise(self, epoch: int, block: int) -> dict[str, Tensor]:
         """Uniforms [NOISE_BLOCK, ...] for a block of steps, each name from a seed of its own."""
         size = self.env.training.batch_size
-        shapes = self.learner.noise(min(size, len(self.index)))
+        shapes = self.learner.noise(min(size, len(self.index)), self.env)
         if self.env.training.augment != "none":
             shapes["augment"] = (size, 3)
 

@@ -74,20 +74,24 @@ def shuffled(generator: torch.Generator) -> Ranking:
     return some
 
 
-def balance(bins: Tensor, filled: Tensor, new_bins: Tensor, best: Ranking) -> Tensor:
+def balance(
+    bins: Tensor, filled: Tensor, new_bins: Tensor, best: Ranking, share: int | None = None
+) -> Tensor:
     """Which of K slots and n new samples to hold, so that the bins get equal shares.
 
     bins: [K]; filled: [K] bool; new_bins: [n]. The result, at most K positions in the K slots
-    followed by the new samples, has floor(K / bins present) of each bin or all there are, the
-    `best`. (From a bin that has both old and new samples `shuffled` draws as if all had been there,
-    which is uniform only if none was dropped before.) Loops over bins: for the end of a task.
+    followed by the new samples, has `share` of each bin or all there are, the `best`. Without a
+    share it is floor(K / bins present), which shrinks as bins come; with one, K must be enough for
+    all of them. (From a bin that has both old and new samples `shuffled` draws as if all had been
+    there, which is uniform only if none was dropped before.) Loops over bins: for the end of a
+    task.
     """
     candidates = torch.cat(
         [filled.nonzero()[:, 0], len(bins) + torch.arange(len(new_bins), device=bins.device)]
     )
     member = torch.cat([bins, new_bins])[candidates]
     present = member.unique()
-    share = len(bins) // len(present)
+    share = len(bins) // len(present) if share is None else share
     return torch.cat([best(candidates[member == b], share) for b in present])
 
 

@@ -65,11 +65,9 @@ def features_of(s: TrainState, index: Tensor, task: int | Tensor, env: Env) -> T
     """
     tasks = torch.full_like(index, task) if isinstance(task, int) else task
     parts = []
-    env.flat.module.eval()
     for rows, own in zip(index.split(CHUNK), tasks.split(CHUNK), strict=True):
         batch = env.gather(rows, own, s.t)
-        parts.append(unit(env.net(s.theta, batch.x, batch.task, last=-1)))
-    env.flat.module.train()
+        parts.append(unit(env.answers(s.theta, batch.x, batch.task, last=-1)))
     return torch.cat(parts)
 
 

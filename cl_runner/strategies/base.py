@@ -43,7 +43,7 @@ class Strategy:
         """The network that is trained, built from the configured one."""
         return make_net()
 
-    def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
+    def noise(self, batch_size: int, env: Env) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the uniforms in [0, 1) that each step needs, in `batch.noise`."""
         return {}
 

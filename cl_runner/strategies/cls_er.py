@@ -48,8 +48,8 @@ class CLSER(ER):
             value = getattr(self, key)
             check(0 <= value < 1, f"strategy.{key} must lie in [0, 1), got {value}")
 
-    def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
-        return super().noise(batch_size) | {"plastic": (), "stable": ()}
+    def noise(self, batch_size: int, env: Env) -> dict[str, tuple[int, ...]]:
+        return super().noise(batch_size, env) | {"plastic": (), "stable": ()}
 
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
         averages = {name: theta.detach().clone() for name in ("plastic", "stable")}
@@ -59,7 +59,7 @@ class CLSER(ER):
     def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
         loss, aux = super().loss(theta, s, batch, env)
         assert batch.weight is not None
-        B = len(batch.y) - self.replayed
+        B = len(batch.y) - self.replayed(env)
         z = self.better_logits(s, batch, B, env)
         distance = (aux["logits"][B:] - z).square().mean(1)
         return loss + self.lambda_ * weighted_mean(distance, batch.weight[B:]), aux

@@ -204,7 +204,7 @@ class Expansion:
 
     den: DEN
 
-    def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
+    def noise(self, batch_size: int, env: Env) -> dict[str, tuple[int, ...]]:
         return {}
 
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:

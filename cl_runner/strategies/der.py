@@ -21,7 +21,8 @@ class DER(ER):
     """Loss + alpha |f(x') - z'|^2 for (x', z') from the buffer (Buzzega et al. 2020, eq. 5).
 
     arXiv 2004.07211. z are the logits that the network gave when it saw x in the stream, before the
-    step (with class-balanced refilling: at the end of the task). The squared distance is the mean
+    step (where the policy refills at the end of a task: those of that time, in evaluation mode, of
+    the plain input). The squared distance is the mean
     over classes and samples, as in the authors' code. `weighting` has no meaning here and must stay
     as it is: alpha weighs the replay.
     """
@@ -37,10 +38,10 @@ class DER(ER):
         )
 
     def empty_slots(self, theta: Tensor, env: Env) -> Slots:
-        return {"logits": torch.zeros(self.buffer_size, env.num_classes, device=env.device)}
+        return {"logits": torch.zeros(self.places(env), env.num_classes, device=env.device)}
 
     def keep(self, s: TrainState, batch: Batch, aux: Aux, env: Env) -> Slots:
-        logits = aux["logits"] if aux else env.net(s.theta, batch.x, batch.task)
+        logits = aux["logits"] if aux else env.answers(s.theta, batch.x, batch.task)
         return {"logits": logits.detach()}
 
     def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:

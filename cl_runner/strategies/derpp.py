@@ -27,8 +27,8 @@ class DERPP(DER):
         super().__post_init__()
         check(self.beta >= 0, f"strategy.beta must be at least 0, got {self.beta}")
 
-    def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
-        shapes = super().noise(batch_size)
+    def noise(self, batch_size: int, env: Env) -> dict[str, tuple[int, ...]]:
+        shapes = super().noise(batch_size, env)
         again = {f"{name}_labels": shapes[name] for name in ("draw", "replay_augment")}
         return shapes | again
 

@@ -38,7 +38,7 @@ class ERACE(ER):
     def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
         assert batch.weight is not None
         logits = env.net(theta, batch.x, batch.task)
-        B = len(batch.y) - self.replayed
+        B = len(batch.y) - self.replayed(env)
         present = torch.zeros_like(logits[0], dtype=torch.bool).scatter(0, batch.y[:B], True)
         new = cross_entropy(logits[:B], batch.y[:B], present.expand(B, -1))
         active = None if batch.active is None else batch.active[B:]

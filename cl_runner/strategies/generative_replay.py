@@ -92,7 +92,7 @@ class GenerativeReplay(Strategy):
         make = GENERATORS[self.generator]
         return Scholar(classifier, make(env.input_shape, self.hidden_sizes, self.latent_size))
 
-    def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
+    def noise(self, batch_size: int, env: Env) -> dict[str, tuple[int, ...]]:
         R, Z = self.replay_batch_size or batch_size, self.latent_size
         N, k = batch_size + R, self.critic_steps
         if self.generator == "vae":

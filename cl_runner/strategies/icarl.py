@@ -10,14 +10,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cl_runner.core import Batch, Stream, Task, TrainState
-from cl_runner.env import Env
+from cl_runner.env import Env, kept, statistics
 from cl_runner.errors import check
 from cl_runner.functional import buffers
 from cl_runner.functional.exemplars import class_means, features_of, herded, nearest_mean, unit
 from cl_runner.functional.losses import weighted_mean
 from cl_runner.nn.networks import activation_shapes
 from cl_runner.strategies.base import Aux, Strategy
-from cl_runner.strategies.er import LARGEST, arrived, bins_of, check_features, load, store
+from cl_runner.strategies.er import (
+    arrived,
+    bins_of,
+    check_features,
+    check_places,
+    load,
+    places,
+    store,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +35,11 @@ class ICaRL(Strategy):
     arXiv 1611.07725. For class-incremental learning, for which it is defined.
     - A task trains on its own samples and on all exemplars together, with a sigmoid and a binary
       cross-entropy for each class (algorithm 3): the target of a class of earlier tasks is the old
-      network's sigmoid, that of any other class the label, 1 or 0.
+      network's sigmoid(logit / temperature), that of any other class the label, 1 or 0. The paper's
+      temperature is 1.
     - At the end of a task each of the c classes seen so far has floor(buffer_size / c) exemplars:
-      the new ones by herding (algorithm 4), the old ones the best-ranked that they had (5).
+      the new ones by herding (algorithm 4), the old ones the best-ranked that they had (5). With
+      per_class in the place of buffer_size each has that many from its own task on.
     - Features, the activations before the output layer, and their class means have length 1; the
       class is that of the nearest mean (eq. 2), by the features that the network has now.
     The losses of the classes seen so far are summed, as in the paper, whose network has no other
@@ -37,22 +47,27 @@ class ICaRL(Strategy):
     classes, those of later tasks as negative, with a learning rate of 2. The mean that herding
     approaches keeps its length, as in that code; no mirrored images enter the class means. Classes
     without exemplars, all of them before the first task's end, come last, in the order of the
-    network's outputs. BatchNorm of the old network uses the batch's statistics.
+    network's outputs. The old network answers in evaluation mode.
+
+    In van de Ven et al. 2022 (Nature Machine Intelligence 4, 1185; code:
+    GMvandeVen/continual-learning) the temperature is 2, of the targets alone, and each class has
+    100 exemplars: conf/experiment/nmi-icarl-cil.yaml.
     """
 
     scenarios = ("class",)
 
-    buffer_size: int = 500
+    buffer_size: int | None = 500
+    per_class: int | None = None
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        check(
-            1 <= self.buffer_size <= LARGEST,
-            f"strategy.buffer_size must lie between 1 and {LARGEST}, got {self.buffer_size}",
-        )
+        check_places(self.buffer_size, self.per_class)
+        check(self.temperature > 0, f"strategy.temperature must be above 0, got {self.temperature}")
 
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
+        size = places(self.buffer_size, self.per_class, env)
         check(
-            self.buffer_size >= env.num_classes,
+            size >= env.num_classes,
             f"strategy.buffer_size={self.buffer_size} is too small for strategy={self.name}, which "
             f"needs at least one exemplar for each of {env.num_classes} classes",
         )
@@ -63,15 +78,14 @@ class ICaRL(Strategy):
         )
         check_features(f"strategy={self.name}", env)
         shapes = activation_shapes(env.flat.module, env.input_shape)
-        size = math.prod((env.input_shape, *shapes)[-2])
-        empty = torch.full((self.buffer_size,), -1, device=env.device)
-        return store({"index": empty, "task": torch.zeros_like(empty)}) | {
-            "means": torch.zeros(env.num_classes, size, device=env.device),
-            "old": theta.detach().clone(),
-        }
+        features = math.prod((env.input_shape, *shapes)[-2])
+        empty = torch.full((size,), -1, device=env.device)
+        slots = {"index": empty, "task": torch.zeros_like(empty)}
+        means = torch.zeros(env.num_classes, features, device=env.device)
+        return store(slots) | {"means": means} | kept("old", theta, env.flat.buffers)
 
     def begin_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
-        return s._replace(memory=s.memory | {"old": s.theta.detach().clone()})
+        return s._replace(memory=s.memory | kept("old", s.theta, s.buffers))
 
     def training_set(
         self, s: TrainState, stream: Stream, t: int, env: Env
@@ -82,18 +96,19 @@ class ICaRL(Strategy):
 
     def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
         logits = env.net(theta, batch.x, batch.task)
-        answers = env.net(s.memory["old"], batch.x, batch.task).detach().sigmoid()
+        answers = env.answers(s.memory["old"], batch.x, batch.task, statistics(s.memory, "old"))
         order = torch.arange(env.num_tasks, device=s.t.device)[:, None]
         old = (env.own_classes & (order < s.t)).any(0)  # [K]
         seen = (env.own_classes & (order <= s.t)).any(0)
         label = batch.y[:, None] == torch.arange(env.num_classes, device=batch.y.device)
-        target = torch.where(old, answers, label.to(answers.dtype))
+        target = torch.where(old, (answers / self.temperature).sigmoid(), label.to(answers.dtype))
         losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none") * seen
         return weighted_mean(losses.sum(1), batch.weight), {"logits": logits}
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
         slots = load(s.memory)
-        keep = buffers.balance(*bins_of(slots, task, env), herded(s, task, env, self.buffer_size))
+        best = herded(s, task, env, len(slots["index"]))
+        keep = buffers.balance(*bins_of(slots, task, env), best, self.per_class)
         slots = buffers.refill(slots, arrived(slots, task, keep), keep)
         s = s._replace(memory=s.memory | store(slots))
         index, tasks = exemplars(s)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState
-from cl_runner.env import FOLD_CHUNK, Env
+from cl_runner.env import Env
 from cl_runner.errors import check
 from cl_runner.functional.buffers import Slots
 from cl_runner.functional.losses import cross_entropy
 from cl_runner.nn.networks import activation_shapes
 from cl_runner.strategies.base import Aux, Strategy
-from cl_runner.strategies.er import ER, load, store
+from cl_runner.strategies.er import ER, REFILLED, load, store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +36,11 @@ class LatentReplay(ER):
     since what comes out of it depends on the batch and on statistics that go on moving. Not here:
     what they combine it with (CWR* for the output layer, a penalty on the weights).
 
-    What is stored is what the upper stages saw: of the augmented input, if the run augments
-    (`class_balanced`: of the plain one), and after dropout, if the lower stages have it. The labels
-    come from the rows of the training set; their images are read along with them and not used.
+    What a step stores is what the upper stages saw: of the augmented input, if the run augments,
+    and after dropout, if the lower stages have it. What is computed at the end of a task (of the
+    first one, and of each where `policy` refills the buffer then) is of the plain input, in
+    evaluation mode. The labels come from the rows of the training set; their images are read along
+    with them and not used.
     """
 
     buffers_inputs: ClassVar[bool] = False
@@ -73,15 +75,12 @@ class LatentReplay(ER):
 
     def empty_slots(self, theta: Tensor, env: Env) -> Slots:
         shape = activation_shapes(env.flat.module, env.input_shape)[self.layer - 1]
-        return {"latent": torch.zeros(self.buffer_size, *shape, device=env.device)}
+        return {"latent": torch.zeros(self.places(env), *shape, device=env.device)}
 
     def keep(self, s: TrainState, batch: Batch, aux: Aux, env: Env) -> Slots:
-        latent = aux["latent"] if aux else self.latent(s.theta, batch, env)
-        return {"latent": latent.detach()}
-
-    def latent(self, theta: Tensor, batch: Batch, env: Env) -> Tensor:
-        """The activations [B, ...] after the lower stages."""
-        return env.net(theta, batch.x, batch.task, last=self.layer)
+        if not aux:
+            return {"latent": env.answers(s.theta, batch.x, batch.task, last=self.layer)}
+        return {"latent": aux["latent"].detach()}
 
     def replay(self, s: TrainState, batch: Batch, env: Env, which: str = "") -> Batch:
         replay = super().replay(s, batch, env, which)
@@ -89,7 +88,8 @@ class LatentReplay(ER):
         return replay._replace(weight=replay.weight * (s.t > 0))
 
     def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
-        replay, new = self.replay(s, batch, env), self.latent(theta, batch, env)
+        replay = self.replay(s, batch, env)
+        new = env.net(theta, batch.x, batch.task, last=self.layer)  # [B, ...]
         assert replay.weight is not None
         old = load(s.memory)["latent"][replay.noise["slot"]]
         again = new[torch.arange(len(old), device=new.device) % len(new)]  # as ER.replay has it
@@ -109,13 +109,13 @@ class LatentReplay(ER):
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
         s = super().end_task(s, task, env)
-        if task.index > 0:
+        if task.index > 0 or self.policy in REFILLED:
             return s
         slots = load(s.memory)
+        held = slots["index"] >= 0
+        kept = self.kept_of(s, slots["index"][held], slots["task"][held], env)
         latent = slots["latent"].clone()
-        for held in (slots["index"] >= 0).nonzero()[:, 0].split(FOLD_CHUNK):
-            batch = env.gather(slots["index"][held], slots["task"][held], s.t)
-            latent[held] = self.latent(s.theta, batch, env)
+        latent[held] = kept["latent"]
         return s._replace(memory=s.memory | store({"latent": latent}))
 
 

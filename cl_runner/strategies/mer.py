@@ -56,8 +56,8 @@ class MER(ER):
         check(0 < self.beta <= 1, f"strategy.beta must lie in (0, 1], got {self.beta}")
         check(0 < self.gamma <= 1, f"strategy.gamma must lie in (0, 1], got {self.gamma}")
 
-    def noise(self, batch_size: int) -> dict[str, tuple[int, ...]]:
-        drawn = (batch_size, self.batches * self.replayed)
+    def noise(self, batch_size: int, env: Env) -> dict[str, tuple[int, ...]]:
+        drawn = (batch_size, self.batches * self.replayed(env))
         return {"draw": drawn, "replay_augment": (*drawn, 3), "reservoir": (batch_size,)}
 
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
@@ -86,7 +86,7 @@ class MER(ER):
 
     def learn(self, s: TrainState, sample: Batch, env: Env) -> tuple[Tensor, Tensor]:
         """Theta after all steps for one sample, and its loss before the last one of them."""
-        gradient, lr, drawn = env.grad_and_value(self.loss), s.opt["lr"], self.replayed
+        gradient, lr, drawn = env.grad_and_value(self.loss), s.opt["lr"], self.replayed(env)
         replay = self.replay(s, sample, env)
         theta = before_sample = s.theta.detach()
         loss = torch.zeros_like(lr)
@@ -102,10 +102,10 @@ class MER(ER):
     def replay(self, s: TrainState, batch: Batch, env: Env, which: str = "") -> Batch:
         """The samples of all batches for one incoming sample, [batches * replayed]."""
         slots = load(s.memory)
-        held = s.memory["seen"].sum().clamp_max(self.buffer_size)  # a reservoir fills from slot 0
+        held = s.memory["seen"].sum().clamp_max(self.places(env))  # a reservoir fills from slot 0
         uniform = batch.noise["draw" + which].flatten()
         slot = (uniform.double() * held).long()
-        filled = torch.arange(self.replayed, device=held.device).repeat(self.batches) < held
+        filled = torch.arange(self.replayed(env), device=held.device).repeat(self.batches) < held
         index = torch.where(filled, slots["index"][slot], batch.index)
         task = torch.where(filled, slots["task"][slot], batch.task)
         augment = batch.noise["replay_augment" + which].flatten(0, 1)

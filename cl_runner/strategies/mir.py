@@ -45,10 +45,9 @@ class MIR(ER):
             f"{self.replay_batch_size}, got {self.candidates}",
         )
 
-    @property
-    def replayed(self) -> int:
+    def replayed(self, env: Env) -> int:
         """Samples drawn per step: the candidates, of which not all are trained on."""
-        return min(self.candidates, self.buffer_size)
+        return min(self.candidates, self.places(env))
 
     def replay(self, s: TrainState, batch: Batch, env: Env, which: str = "") -> Batch:
         candidates = super().replay(s, batch, env, which)
@@ -58,7 +57,7 @@ class MIR(ER):
         score = sample_losses(virtual, candidates, env) - sample_losses(theta, candidates, env)
         assert candidates.weight is not None
         score = score.masked_fill(candidates.weight == 0, float("-inf"))  # no sample, no harm
-        chosen = score.topk(min(self.replay_batch_size, self.replayed)).indices
+        chosen = score.topk(min(self.replay_batch_size, self.replayed(env))).indices
         kept = Batch._make(v[chosen] if isinstance(v, Tensor) else v for v in candidates)
         return kept._replace(noise={"slot": candidates.noise["slot"][chosen]})
 

@@ -231,6 +231,26 @@ def test_balance_gives_equal_shares(
     assert task[index >= 0].tolist() == [row // 100 + 10 for row in kept]  # rows keep their task
 
 
+@pytest.mark.parametrize(
+    ("held", "new", "counts"),
+    [
+        ({}, {0: 9, 1: 2}, {0: 3, 1: 2}),
+        ({0: 3, 1: 2}, {2: 9}, {0: 3, 1: 2, 2: 3}),
+        ({0: 3, 1: 2}, {1: 9, 2: 1}, {0: 3, 1: 3, 2: 1}),
+    ],
+)
+def test_a_given_share_does_not_shrink_as_bins_come(held, new, counts):
+    old = torch.tensor([b for b, n in held.items() for _ in range(n)], dtype=torch.int64)
+    bins = torch.zeros(12, dtype=torch.int64)
+    bins[: len(old)] = old
+    filled = torch.arange(12) < len(old)
+    arriving = torch.tensor([b for b, n in new.items() for _ in range(n)])
+    generator = torch.Generator().manual_seed(0)
+    keep = buffers.balance(bins, filled, arriving, buffers.shuffled(generator), 3)
+    assert len(keep.unique()) == len(keep)
+    assert Counter(torch.cat([bins, arriving])[keep].tolist()) == counts
+
+
 def test_balance_draws_by_its_generator_alone() -> None:
     first, again, other = (refill({}, {0: 30, 1: 30}, 10, seed)[0] for seed in (0, 0, 1))
     assert torch.equal(first, again)

@@ -25,8 +25,11 @@ TOY = (
     "training.batch_size=16",
     "training.epochs=2",
 )
+PER_CLASS = "strategy.buffer_size=null strategy.per_class=5"
 VARIANTS = {
     "cls_er": ("scenario=task strategy.stable_rate=0.5",),
+    "derpp": (f"strategy.policy=class_balanced {PER_CLASS}",),
+    "icarl": (f"{PER_CLASS} strategy.temperature=2",),
     "er_ewc": ("strategy.policy=class_balanced", "strategy.penalty=loss"),
     "expandable_head": ("strategy.new_units=imprinted",),
     "rwalk": ("strategy.interval=2", "strategy.penalty=loss"),
@@ -59,6 +62,8 @@ VARIANTS = {
         "strategy.policy=ring",
         "strategy.policy=class_balanced strategy.weighting=task_share",
         "strategy.policy=herding",
+        f"strategy.policy=herding {PER_CLASS}",
+        f"strategy.policy=ring {PER_CLASS}",
     ),
 }
 

@@ -83,22 +83,25 @@ def test_in_domain_incremental_learning_the_ring_keeps_every_task(prepared):
     assert [tasks.count(t) for t in range(5)] == [20] * 5
 
 
-def best_of_a_class(env, s, task, label: int, k: int) -> list[int]:
-    """Rows of the k exemplars of a class by algorithm 4 of iCaRL as it is written."""
+def assert_best_of_a_class(env, s, task, label: int, mine: list[int]) -> None:
+    """Each of the rows is the next exemplar of a class by algorithm 4 of iCaRL as it is written.
+
+    Or as good as that: candidates may be equally near but for rounding.
+    """
     rows = [int(i) for i in env.stream[task].train if int(env.stream.y[i]) == label]
     x = env.gather(torch.tensor(rows), task, s.t).x.flatten(1)
     for layer in env.flat.module.layers[:-1]:
         x = F.relu(layer(x))
     features = (x / x.norm(dim=1, keepdim=True)).detach().double()
     chosen: list[int] = []
-    for _ in range(k):
+    for row in mine:
         distance = {
             i: float((features.mean(0) - features[[*chosen, i]].mean(0)).norm())
             for i in range(len(rows))
             if i not in chosen
         }
-        chosen.append(min(distance, key=distance.__getitem__))
-    return [rows[i] for i in chosen]
+        chosen.append(rows.index(row))
+        assert distance[chosen[-1]] <= min(distance.values()) + 1e-6
 
 
 @pytest.mark.parametrize("strategy", ["er", "er_ace", "der", "derpp", "agem", "icarl"])
@@ -111,12 +114,76 @@ def test_herding_holds_the_best_of_new_classes_and_keeps_the_best_of_old_ones(pr
     for task in env.stream[:3]:
         s = train_task(strategy, s, task, env)
         share = 60 // (2 * task.index + 2)
+        by_class = rows_by_class(env, s)
         for label in task.classes:
-            ranked[label] = best_of_a_class(env, s, task.index, label, share)
-        classes = [int(env.stream.y[row]) for row, _ in held(s)]
-        for label in range(2 * task.index + 2):
-            mine = [row for (row, _), c in zip(held(s), classes, strict=True) if c == label]
-            assert mine == ranked[label][:share]
+            ranked[label] = by_class[label]
+            assert len(by_class[label]) == share
+            assert_best_of_a_class(env, s, task.index, label, by_class[label])
+        assert by_class == {label: ranked[label][:share] for label in range(2 * task.index + 2)}
+
+
+SHARES = ("strategy.buffer_size=null", "strategy.per_class=7")
+
+
+def rows_by_class(env, s) -> dict[int, list[int]]:
+    """What is held of each class, in the order of the slots."""
+    rows: dict[int, list[int]] = {}
+    for row, _ in sorted(held(s), key=lambda item: int(env.stream.y[item[0]])):
+        rows.setdefault(int(env.stream.y[row]), []).append(row)
+    return rows
+
+
+@pytest.mark.parametrize("name", ["er", "er_ace", "der", "derpp", "agem", "latent_replay", "icarl"])
+@pytest.mark.parametrize("policy", ["class_balanced", "herding", "ring"])
+def test_each_class_has_its_share_from_its_own_task_on(prepared, name, policy):
+    """As many of each, in a buffer of full size from the start; old classes keep what they hold."""
+    toy = [o for o in TOY[1:] if "buffer_size" not in o and ("replay" not in o or name != "icarl")]
+    if name == "icarl":
+        if policy != "herding":
+            pytest.skip("icarl has no other policy")
+    else:
+        toy.append(f"strategy.policy={policy}")
+    _, strategy, env = prepared(*toy, *SHARES, f"strategy={name}")
+    s = initial_state(strategy, env)
+    assert s.memory["buffer_index"].tolist() == [-1] * 70
+    before: dict[int, list[int]] = {}
+    for task in env.stream:
+        s = train_task(strategy, s, task, env)
+        rows = rows_by_class(env, s)
+        assert {label: len(own) for label, own in rows.items()} == dict.fromkeys(
+            range(2 * task.index + 2), 7
+        )
+        assert {label: sorted(rows[label]) for label in before} == before
+        if policy == "herding":
+            for label in task.classes:
+                assert_best_of_a_class(env, s, task.index, label, rows[label])
+        before = {label: sorted(own) for label, own in rows.items()}
+    assert len(s.memory["buffer_index"]) == 70
+
+
+def test_a_class_with_fewer_samples_than_its_share_holds_all_of_them(prepared):
+    own = ("strategy.policy=class_balanced", "strategy.buffer_size=null", "strategy.per_class=400")
+    _, strategy, env = prepared(*TOY, *own)
+    s = train_task(strategy, initial_state(strategy, env), env.stream[0], env)
+    assert len(s.memory["buffer_index"]) == 4000
+    assert sorted(row for row, _ in held(s)) == sorted(env.stream[0].train.tolist())
+
+
+def test_in_domain_incremental_learning_a_share_is_that_of_a_tasks_class(prepared):
+    own = ("benchmark=permuted_digits", "strategy.policy=class_balanced", *SHARES)
+    _, _, env, s = run(prepared, *own)
+    bins = [(task, int(env.stream.y[row])) for row, task in held(s)]
+    assert [bins.count((t, c)) for t in range(5) for c in range(10)] == [7] * 50
+
+
+def test_samples_are_drawn_from_all_shares(prepared):
+    """The uniforms that a step declares are as many as the places."""
+    toy = (*SHARES, "strategy.policy=class_balanced", "strategy.replay_batch_size=100")
+    strategy, env, s, batch = next_batch(prepared, *toy, task=2)
+    assert batch.noise["draw"].shape == (70,)
+    replay = strategy.replay(s, batch, env)
+    assert replay.weight.tolist() == [1.0] * 28 + [0.0] * 42
+    assert sorted(replay.index[:28].tolist()) == sorted(row for row, _ in held(s))
 
 
 def test_what_is_kept_of_a_sample_moves_with_it(prepared):
@@ -171,6 +238,49 @@ def test_the_loss_is_the_stated_mean_over_new_and_old(prepared, weighting):
     assert {*both.task[16:].tolist()} <= {0, 1}
 
 
+@pytest.mark.parametrize("task", [0, 2])
+def test_a_step_replays_what_was_held_before_it_and_then_remembers_its_batch(prepared, task):
+    """Not the incoming samples, which would count twice: the first step replays nothing."""
+    strategy, env, s, batch = next_batch(prepared, "strategy.buffer_size=500", task=task)
+    before = {row for row, _ in held(s)}
+    replay = strategy.replay(s, batch, env)
+    old = replay.index[replay.weight > 0]
+    assert len(old) == (10 if task else 0) and set(old.tolist()) <= before
+    x = torch.cat([batch.x, env.gather(old, replay.task[replay.weight > 0], s.t).x])
+    y = torch.cat([batch.y, env.stream.labels(old, replay.task[replay.weight > 0])])
+    tasks = torch.zeros_like(y)
+    theta = s.theta.detach().clone().requires_grad_()
+    loss = F.cross_entropy(env.net(theta, x, tasks), y)
+    expected = theta - float(s.opt["lr"]) * torch.autograd.grad(loss, theta)[0]
+    with torch.no_grad():
+        new, _ = strategy.step(s, batch, env)
+    torch.testing.assert_close(new.theta, expected.detach(), rtol=1e-5, atol=1e-6)
+    if task == 0:
+        assert {row for row, _ in held(new)} == set(batch.index.tolist())
+
+
+def test_what_needs_no_answer_of_the_network_gathers_no_images(prepared, monkeypatch):
+    """Plain ER keeps rows; the images of a large buffer would be hundreds of MB."""
+    _, strategy, env, s = run(prepared, "strategy.policy=class_balanced", tasks=1)
+    monkeypatch.setattr(env, "gather", None)
+    strategy.end_task(s, env.stream[0], env)
+
+
+@pytest.mark.parametrize("name", ["der", "latent_replay"])
+def test_what_is_kept_at_the_end_of_a_task_is_computed_in_chunks(prepared, monkeypatch, name):
+    own = (*TOY[1:], f"strategy={name}", "strategy.policy=class_balanced")
+    _, strategy, env = prepared(*own)
+    s = train_task(strategy, initial_state(strategy, env), env.stream[0], env)
+    whole = strategy.end_task(s, env.stream[0], env).memory
+    sizes, gather = [], env.gather
+    monkeypatch.setattr("cl_runner.strategies.er.FOLD_CHUNK", 7)
+    monkeypatch.setattr(env, "gather", lambda i, *more: (sizes.append(len(i)), gather(i, *more))[1])
+    parts = strategy.end_task(s, env.stream[0], env).memory
+    assert sizes and max(sizes) == 7 and sum(sizes) <= 60
+    for key, value in whole.items():
+        torch.testing.assert_close(parts[key], value, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("benchmark", ["split_digits", "permuted_digits", "rotated_digits"])
 def test_a_replayed_sample_looks_as_it_did_in_its_own_task(prepared, benchmark):
     strategy, env, s, batch = next_batch(
@@ -196,6 +306,17 @@ def test_an_empty_buffer_changes_nothing(prepared):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (("strategy.per_class=5",), "per_class=5 takes the place of strategy.buffer_size=60: set"),
+        (("strategy.buffer_size=null",), "strategy.buffer_size must lie between .*, got None"),
+        (
+            ("strategy.buffer_size=null", "strategy.per_class=0", "strategy.policy=ring"),
+            "strategy.per_class must lie between 1 and 1000000, got 0",
+        ),
+        (SHARES, "strategy.per_class has no meaning for strategy.policy=reservoir"),
+        (
+            ("strategy.buffer_size=null", "strategy.per_class=100001", "strategy.policy=ring"),
+            "strategy.per_class=100001 for each of 10 classes makes 1000010 places",
+        ),
         (("strategy.buffer_size=0",), "strategy.buffer_size must lie between 1 and 1000000, got 0"),
         (("strategy.buffer_size=9", "strategy.policy=ring"), "one place for each of 10 classes"),
         (("strategy.buffer_size=9", "strategy.policy=herding"), "one place for each of 10 classes"),

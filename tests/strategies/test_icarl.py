@@ -59,9 +59,10 @@ def test_a_run_trains_on_the_exemplars(prepared):
 
 
 @pytest.mark.parametrize("active", ["all", "seen"])
-@pytest.mark.parametrize("tasks", [0, 2])
-def test_the_loss_is_algorithm_3_by_hand(mid_run, active, tasks):
-    strategy, env, s, _ = mid_run(*TOY, f"training.active_classes={active}", tasks=tasks)
+@pytest.mark.parametrize(("tasks", "temperature"), [(0, 1.0), (2, 1.0), (2, 2.0)])
+def test_the_loss_is_algorithm_3_by_hand(mid_run, active, tasks, temperature):
+    own = (f"training.active_classes={active}", f"strategy.temperature={temperature}")
+    strategy, env, s, _ = mid_run(*TOY, *own, tasks=tasks)
     old = s.theta.detach().clone()
     s = strategy.begin_task(s, env.stream[tasks], env)
     index, own = strategy.training_set(s, env.stream, tasks, env)
@@ -70,7 +71,7 @@ def test_the_loss_is_algorithm_3_by_hand(mid_run, active, tasks):
     theta = old * 1.1  # the network has moved on
     loss, _ = strategy.loss(theta, s, batch, env)
     g = env.net(theta, batch.x, batch.task).sigmoid().double()
-    q = env.net(old, batch.x, batch.task).sigmoid().double()
+    q = (env.net(old, batch.x, batch.task).double() / temperature).sigmoid()
     total = 0.0
     for i, label in enumerate(batch.y.tolist()):
         for y in range(2 * tasks + 2):  # no term for classes not seen yet
@@ -89,6 +90,36 @@ def test_a_task_is_distilled_from_the_network_at_its_beginning(mid_run):
             s = env.commit(s)
     assert torch.equal(s.memory["old"], before)
     assert not torch.equal(s.theta.detach(), before)
+
+
+def test_the_old_network_answers_in_evaluation_mode(mid_run):
+    """Without dropout, whatever the generator of the step that the new network draws from."""
+    strategy, env, s, (batch, *_) = mid_run(*TOY, "model.dropout=0.5", tasks=1)
+    s = strategy.begin_task(s, env.stream[1], env)
+    env.net = lambda *_: torch.ones(len(batch.y), 10)  # the new one's part
+    losses = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        losses.append(strategy.loss(s.theta, s, batch, env)[0])
+    assert torch.equal(*losses)
+
+
+def test_the_old_network_has_the_batchnorm_statistics_of_its_time(mid_run):
+    toy = [o for o in TOY if not o.startswith(("model", "training.epochs"))]
+    own = ("model=resnet18", "model.width=2", "training.iterations=3")
+    strategy, env, s, (batch, *_) = mid_run(*toy, *own, tasks=1)
+    s = strategy.begin_task(s, env.stream[1], env)
+    env.flat.module.eval()
+    then = env.net(s.theta, batch.x, batch.task).detach()
+    env.flat.module.train()
+    with torch.no_grad():
+        for value in s.buffers.values():
+            value.add_(1)  # the new network's, in training
+        env.net = lambda *_: torch.ones_like(then)
+        loss, _ = strategy.loss(s.theta, s, batch, env)
+    target = then.sigmoid()[:, :2], F.one_hot(batch.y, 10)[:, 2:4].float()
+    expected = F.binary_cross_entropy_with_logits(torch.ones(len(then), 4), torch.cat(target, 1))
+    torch.testing.assert_close(loss, 4 * expected)
 
 
 def test_the_class_is_that_of_the_nearest_mean_of_exemplars(mid_run):
@@ -141,6 +172,8 @@ def test_any_network_with_an_output_layer_has_features(prepared, model):
     ("override", "message"),
     [
         ("strategy.buffer_size=9", "at least one exemplar for each of 10 classes"),
+        ("strategy.temperature=0", "strategy.temperature must be above 0, got 0"),
+        ("strategy.per_class=5", "per_class=5 takes the place of strategy.buffer_size=47"),
         ("strategy.buffer_size=0", "strategy.buffer_size must lie between 1 and 1000000, got 0"),
         (
             "training.active_classes=current",

@@ -121,7 +121,7 @@ def test_without_a_choice_it_is_er(prepared, policy):
 
 
 def test_candidates_are_bounded_by_the_buffer_and_must_suffice(prepared):
-    _, strategy, _ = prepared(*TOY, "strategy=mir", "strategy.candidates=1000")
-    assert isinstance(strategy, MIR) and strategy.replayed == 60
+    _, strategy, env = prepared(*TOY, "strategy=mir", "strategy.candidates=1000")
+    assert isinstance(strategy, MIR) and strategy.replayed(env) == 60
     with pytest.raises(UserError, match=r"candidates must be at least .*replay_batch_size=10"):
         prepared(*TOY, "strategy=mir", "strategy.candidates=9")
