@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 # Values of `resume` that are no folder's name.
 YES_OR_NO = {"", "true", "false", "yes", "no", "on", "off", "1", "0", "null"}
 CONFIG = "config.yaml"  # in a run's folder: its resolved configuration
+SEED = "${seed}"  # the one reference in it, where several runs differ in nothing but their seeds
 RESUMED = "cl_run_resumed"  # Hydra's name for the configuration of the run that goes on
 LAUNCHERS = ("joblib", "submitit", "ray")  # packages, and our extras
 TRACEBACK = "CL_RUNNER_TRACEBACK"  # set to 1: show the traceback of every error
@@ -224,7 +225,7 @@ def run_seeds(cfg: DictConfig, out: Path, overrides: Sequence[str]) -> float:
 
     begin_collecting()
     config = validate(cfg)
-    whole = {"seeds": config.seeds, **config.resolved}
+    whole = {"seeds": config.seeds, **of_any_seed(cfg), "seed": config.seed}
     if config.resume:
         check_run(out, whole)
     write_text(out / CONFIG, OmegaConf.to_yaml(whole))
@@ -251,6 +252,22 @@ def run_seeds(cfg: DictConfig, out: Path, overrides: Sequence[str]) -> float:
     if errors:
         raise errors[0]
     return sum(results) / len(results)
+
+
+def of_any_seed(cfg: DictConfig) -> Any:
+    """The resolved configuration of runs that differ in their seeds, `${seed}` where they do."""
+    own = cfg.copy()
+    own.seed = mark = 2**62 + 1  # no other value is this one
+
+    def unmarked(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: unmarked(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [unmarked(inner) for inner in value]
+        text = str(value).replace(str(mark), SEED)
+        return text if isinstance(value, str) or value == mark else value
+
+    return unmarked(validate(own).resolved)
 
 
 def seed_job(cfg: DictConfig, seed: int, out: Path, overrides: Sequence[str]) -> Job:
@@ -354,7 +371,8 @@ def configuration_of(folder: Path, *, confirmed: bool) -> dict[str, Any]:
     path = folder / CONFIG
     node = reading.yaml_values(path)
     check(isinstance(node, dict), f"{path} is not a configuration of cl-run")
-    check("${" not in str(node), f"{path} has references, ${{...}}, which cl-run does not write")
+    plain_values = "${" not in str(node).replace(SEED, "")
+    check(plain_values, f"{path} has references, ${{...}}, which cl-run does not write")
     try:
         config = validate(OmegaConf.create(node))
         check_strategy_keys(config.strategy)
