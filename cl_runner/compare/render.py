@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cl_runner import results, status
 from cl_runner.compare.runs import COSTS, Run
-from cl_runner.compare.statistics import FEW, FIRST_WILCOXON, LEVEL, Paired
+from cl_runner.compare.statistics import FEW, LEVEL, Paired
 from cl_runner.compare.table import PRICE, QUALITY, Comparison, Group, Overall, Stream
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 # Marks in a table, explained below it.
-MARKS = {"best": "*", "no": "~", "untested": "?", "yes": "", "bound": ""}
+MARKS = {"best": "*", "no": "~", "untested": "?", "too_few": "?", "yes": "", "bound": ""}
 OVERALL = "all streams"  # stands for the title of a stream
 SHORT = ("ACC", "forgetting")  # at the end of a sweep
 UNITS = {"flops": "FLOPs", "bytes": "B"}  # what ends a cost's name, and what people call it
@@ -160,16 +160,8 @@ def explanations(comparison: Comparison) -> list[str]:
         lines.append("joint and cumulative are bounds: never the best, tested or ranked")
     if "no" in marks:
         lines.append(f"~ not distinguishable from the best (paired test, Holm, p >= {LEVEL})")
-    if "untested" in marks:
-        lines.append("? no test against the best was possible; the table of tests says why")
-    if marks & {"yes", "no"}:
-        rule = f"Wilcoxon's signed-rank test from {FIRST_WILCOXON} shared seeds on, else paired t"
-        lines.append(f"tests: {rule}; Holm over the comparisons of one table")
-    few = [
-        g.versus_best.n for g in groups if g.versus_best and 1 < g.versus_best.n < FIRST_WILCOXON
-    ]
-    if few:
-        lines.append(f"few seeds ({min(few)}): the t-test relies on normal differences")
+    if marks & {"untested", "too_few"}:
+        lines.append("? no test could tell it from the best; notes and the table of tests say why")
     if any(g.position is not None for g in groups):
         lines.append("position: 0 is naive, 1 is joint, over the seeds that all three share")
     ranking = None if comparison.overall is None else comparison.overall.ranking
