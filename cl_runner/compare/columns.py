@@ -22,7 +22,7 @@ PRICE = (
     *("flops", "memory_bytes", "buffer_bytes", "seconds", "peak_memory_bytes"),
     *("parameters", "samples", "evaluation_flops"),
 )
-PAPER = ("ACC", "forgetting", "learning_accuracy", "flops", "memory_bytes")  # one page's width
+PAPER = ("ACC", "forgetting", "flops", "memory_bytes")  # what fits into a page's width
 
 
 def choose(text: str | None, comparison: Comparison) -> list[str] | None:

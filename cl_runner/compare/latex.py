@@ -37,7 +37,8 @@ def latex(comparison: Comparison, columns: Names = None) -> str:
         blocks.append(stream_table(stream, metric, list(names)))
     if comparison.overall is not None:
         sheet = render.overall_sheet(comparison)
-        blocks.append(table(sheet.columns, f"{escaped(sheet.title)}.", render.OVERALL))
+        ranks = sheet.columns[:4]  # strategy, rank, mean and interval fit into a page's width
+        blocks.append(table(ranks, f"{escaped(sheet.title)}.", render.OVERALL))
     notes = [*render.rules(comparison), *render.incomplete_lines(comparison)]
     return "\n\n".join([*blocks, "\n".join(f"% {printable(line)}" for line in notes)])
 
@@ -95,7 +96,7 @@ def table(
     return "\n".join(
         [
             "\\begin{table}",
-            "\\centering",
+            "\\centering\\small",
             SETUP,
             f"\\caption{{{about}}}",
             f"\\label{{tab:{slug}}}",
