@@ -24,8 +24,8 @@ SPECIAL = {
 DAGGER, DOUBT = "$^\\dagger$", "$^?$"
 MARKS = {"no": DAGGER, "untested": DOUBT, "too_few": DOUBT}  # as render.MARKS
 NUMBER = re.compile(r"(?P<sign>[-+]?)(?P<whole>\d+)(\.(?P<part>\d+))?( ±(?P<half>\d+\.\d+))?")
-# Bold numbers in bold columns' width, and 0.828 ± 0.009 for 0.828(9).
-SETUP = "\\sisetup{detect-weight, separate-uncertainty}"
+# More columns on a page, bold numbers, and 0.828 ± 0.009 for 0.828(9).
+SETUP = "\\setlength{\\tabcolsep}{4pt}\\sisetup{detect-weight, separate-uncertainty}"
 
 
 def latex(comparison: Comparison, columns: Names = None) -> str:

@@ -6,8 +6,9 @@ a plugin's for one, keeps its own name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+MANY = 4  # names that a sentence can hold
 NAMES = {
     "agem": "A-GEM",
     "cls_er": "CLS-ER",
@@ -58,3 +59,10 @@ def said_by_name(strategy: str, settings: Mapping[str, str]) -> str | None:
     """The key of the setting that the displayed name already says; None where there is none."""
     key, names = VARIANTS.get(strategy, ("", {}))
     return key if settings.get(key) in names else None
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`; of more than MANY names the first ones, and how many more there are."""
+    more = len(names) - MANY + 1
+    shown = [*names] if more < 2 else [*names[: MANY - 1], f"{more} more"]
+    return " and ".join(part for part in (", ".join(shown[:-1]), *shown[-1:]) if part)

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 from cl_runner import results, status
 from cl_runner.compare import table, terminal
 from cl_runner.compare.columns import POSITION, PRICE, QUALITY
-from cl_runner.compare.names import display, said_by_name
+from cl_runner.compare.names import display
 from cl_runner.compare.runs import COSTS, Run
-from cl_runner.compare.statistics import FEW, FIRST_WILCOXON, LEVEL, Paired
+from cl_runner.compare.statistics import FEW, LEVEL, Paired
 from cl_runner.compare.table import (
     BOUNDS,
     Comparison,
     Group,
     Stream,
-    describe,
     larger_is_better,
 )
 from cl_runner.compare.terminal import Column, printable
@@ -61,13 +60,6 @@ class Sheet:
     def rows(self) -> list[list[str]]:
         """The cells, row by row."""
         return [list(row) for row in zip(*(c.cells for c in self.columns), strict=True)]
-
-
-def named(group: Group) -> str:
-    """The strategy as people know it, with the settings that tell the group from others."""
-    said = said_by_name(group.strategy, group.everything)
-    settings = {key: value for key, value in group.settings.items() if key != said}
-    return " ".join([display(group.strategy, group.everything), *describe(settings)])
 
 
 def sheets(comparison: Comparison, columns: Names = None) -> list[Sheet]:
@@ -127,7 +119,7 @@ def price_sheet(stream: Stream) -> Sheet:
         section=stream.title,
         title=f"{stream.title}: mean costs of a run",
         columns=[
-            plain_column("strategy", [named(g) for g in groups]),
+            plain_column("strategy", [g.name for g in groups]),
             *(column(name, groups) for name in names),
         ],
     )
@@ -135,7 +127,7 @@ def price_sheet(stream: Stream) -> Sheet:
 
 def label_column(groups: Sequence[Group]) -> Column:
     """The names of the groups, the best one's in bold."""
-    return Column(title="strategy", cells=[named(g) for g in groups], bold=[g.best for g in groups])
+    return Column(title="strategy", cells=[g.name for g in groups], bold=[g.best for g in groups])
 
 
 def plain_column(title: str, cells: list[str]) -> Column:
@@ -145,15 +137,15 @@ def plain_column(title: str, cells: list[str]) -> Column:
 
 def test_sheets(stream: Stream, comparison: Comparison) -> list[Sheet]:
     """Paired tests against the best and against the baseline."""
-    best = next((named(g) for g in stream.groups if g.best), "")
+    best = next((g.name for g in stream.groups if g.best), "")
     families = [("the best", best, [(g, g.versus_best) for g in stream.groups])]
     if comparison.question.baseline:
         base = display(comparison.question.baseline, {})
         families.append(("the baseline", base, [(g, g.versus_baseline) for g in stream.groups]))
-    header = ["strategy", "gain", "p (Holm)", "effect", "shared seeds", "test", "p"]
+    header = ["strategy", "gain", "p (Holm)", "Cohen's d", "shared seeds", "test", "p"]
     found = []
     for what, other, pairs in families:
-        rows = [[named(g), *test_cells(result)] for g, result in pairs if result is not None]
+        rows = [[g.name, *test_cells(result)] for g, result in pairs if result is not None]
         columns = [plain_column(*pair) for pair in zip(header, transposed(rows), strict=False)]
         title = f"{stream.title}: {comparison.question.metric} against {what}, {other}"
         found.append(Sheet(kind="tests", section=stream.title, title=title, columns=columns))
@@ -167,8 +159,8 @@ def transposed(rows: Sequence[Sequence[str]]) -> list[list[str]]:
 
 def test_cells(result: Paired) -> list[str]:
     """A test's row; the gain is positive where the strategy is better than what it is tested on."""
-    effect = "-" if result.effect is None else f"{result.effect_name} {result.effect:.2f}"
     gain = "-" if result.difference is None else f"{result.difference:+.4f}"
+    effect = number(result.effect, 2)
     return [gain, p_value(result.p_holm), effect, str(result.n), result.test, p_value(result.p)]
 
 
@@ -206,7 +198,16 @@ def overall_sheet(comparison: Comparison) -> Sheet:
 
 def display_names(comparison: Comparison) -> dict[str, str]:
     """The names of the groups by their labels, which are the names of the methods over streams."""
-    return {g.label: named(g) for stream in comparison.streams for g in stream.groups}
+    return {g.label: g.name for stream in comparison.streams for g in stream.groups}
+
+
+def verdicts(comparison: Comparison) -> list[str]:
+    """A paragraph on each stream, named if there are several."""
+    several = len(comparison.streams) > 1
+    return [
+        " ".join([*([f"{stream.title}:"] if several else []), *verdict(stream)])
+        for stream in comparison.streams
+    ]
 
 
 def remarks(comparison: Comparison) -> list[str]:
@@ -226,7 +227,7 @@ def legend(groups: Sequence[Group], metric: str) -> list[str]:
     if "no" in marks:
         lines.append(f"~ not distinguishable from the best (paired test, Holm, p >= {LEVEL})")
     if marks & {"untested", "too_few"}:
-        lines.append("? no test could tell; the table of tests says why")
+        lines.append("? no test could tell it from the best; notes and the table of tests say why")
     if any(g.position is not None for g in groups):
         lines.append("position: 0 is naive, 1 is joint, over the seeds that all three share")
     return lines
@@ -239,18 +240,8 @@ def explanations(comparison: Comparison) -> list[str]:
 
 
 def rules(comparison: Comparison) -> list[str]:
-    """How was tested and ranked, and the notes on these runs."""
-    groups = [g for s in comparison.streams for g in s.groups]
-    marks = {g.distinguishable for g in groups if g.runs}
+    """How was ranked, and the notes on these runs."""
     lines = []
-    if marks & {"yes", "no"}:
-        rule = f"Wilcoxon's signed-rank test from {FIRST_WILCOXON} shared seeds on, else paired t"
-        lines.append(f"tests: {rule}; Holm over the comparisons of one table")
-    few = [
-        g.versus_best.n for g in groups if g.versus_best and 1 < g.versus_best.n < FIRST_WILCOXON
-    ]
-    if few:
-        lines.append(f"few seeds ({min(few)}): the t-test relies on normal differences")
     ranking = None if comparison.overall is None else comparison.overall.ranking
     if ranking is not None and ranking.critical_difference > len(ranking.ranks) - 1:
         few_streams = f"{ranking.streams} streams are too few for"
@@ -372,7 +363,7 @@ def plain(comparison: Comparison, columns: Names = None) -> str:
         "\n".join([printable(sheet.title), terminal.text(terminal.lines(clean(sheet.columns)))])
         for sheet in sheets(comparison, columns)
     ]
-    above = "\n".join(map(printable, verdict(comparison)))
+    above = "\n".join(map(printable, verdicts(comparison)))
     below = "\n".join(map(printable, remarks(comparison)))
     return "\n\n".join([above, *blocks, below])
 
@@ -406,8 +397,8 @@ def print_terminal(comparison: Comparison, console: Console, columns: Names = No
         for one in [shown] if whole else terminal.broken(shown, console.width):
             console.print(Text(one, style), soft_wrap=True)
 
-    for sentence in verdict(comparison):
-        write(sentence)
+    for paragraph in verdicts(comparison):
+        write(paragraph)
     for sheet in sheets(comparison, columns):
         write("")
         write(sheet.title, "bold")
@@ -466,7 +457,7 @@ def markdown(comparison: Comparison, columns: Names = None) -> str:
         header = line([escaped(title) for title in sheet.header])
         rows = [line(row) for row in zip(*cells, strict=True)]
         blocks.append("\n".join([f"**{printable(sheet.title)}**", "", header, rule, *rows]))
-    above = " ".join(map(printable, verdict(comparison)))
+    above = "\n\n".join(map(printable, verdicts(comparison)))
     notes = "\n".join(f"- {printable(text.strip())}" for text in remarks(comparison))
     return "\n\n".join([above, *blocks, notes.replace("; *:", "; \\*:")])
 
@@ -522,7 +513,7 @@ def json_text(comparison: Comparison, columns: Names = None) -> str:
     return json.dumps(
         {
             "question": asdict(comparison.question),
-            "verdict": verdict(comparison),
+            "verdict": verdicts(comparison),
             "groups": records(comparison, columns),
             "over_streams": None if overall is None else asdict(overall),
             "incomplete": [

@@ -254,7 +254,7 @@ def origin(group: Group, anchor: str) -> dict[str, str]:
     settings, source = configuration(runs[0])
     return {
         "anchor": anchor,
-        "name": render.named(group),
+        "name": group.name,
         "commands": commands or "not known: the runs' folders have no overrides.yaml any more",
         "configuration": settings,
         "source": source,

@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
 
 LEVEL = 0.05
-FIRST_WILCOXON = 6  # with fewer seeds Wilcoxon's test never gives p < 0.05: 2 / 2**5
+ROOM = 8  # of the 2**n changes of sign that must fit below the level where they are counted
+EXACT = 30  # seeds up to which they are counted: 2**15 sums, twice
+LARGE, POWER = 2.0, 0.8  # a test that shows so many SDs so often may say that two are alike
+STUDENT, FLIPS = "paired t", "sign flips"
+TESTS = {  # how people are told of them
+    STUDENT: "Student's t-test of the differences",
+    FLIPS: "the exact test of the differences under all changes of their signs",
+}
 RESAMPLES = 2000
 FEW = 5  # runs of a stream below which a bootstrap interval is much too narrow
 Array = NDArray[np.float64]
@@ -29,57 +38,139 @@ class Paired:
     test: str  # what was computed, or why nothing could be
     difference: float | None = None  # mean of the differences
     p: float | None = None
-    effect: float | None = None
+    effect: float | None = None  # of the differences, mean / SD; None where the SD is 0
     effect_name: str = ""
-    p_holm: float | None = None  # after Holm's correction over the comparisons made together
+    p_holm: float | None = None  # corrected for the comparisons made together
+    seeds_needed: int | None = None  # where n are too few to say that the two are alike
 
     @property
     def differs(self) -> bool:
         """Whether the two can be told apart; not so where no test was possible."""
         return self.p_holm is not None and self.p_holm < LEVEL
 
+    @property
+    def open(self) -> bool:
+        """Whether a test was made that does not tell the two apart."""
+        return self.p_holm is not None and self.p_holm >= LEVEL
 
-def paired_test(a: Sequence[float], b: Sequence[float]) -> Paired:
-    """Are the values a larger or smaller than b, seed by seed? Two-sided.
 
-    Wilcoxon's signed-rank test from six values on (differences of zero are dropped), else the
-    paired t-test, whose assumption of normal differences so few values cannot check. The effect
-    size is the matched-pairs rank-biserial correlation, (sum of the positive ranks - sum of the
-    negative ones) / sum of all, or Cohen's d of the differences, their mean / their SD.
+def paired_tests(
+    pairs: Sequence[tuple[Sequence[float], Sequence[float]]], *, against_best: bool
+) -> list[Paired]:
+    """Each pair tested (`paired_test`), all together corrected (`holm`).
+
+    against_best: the second of each pair is the group that did best, chosen by these very values.
+
+    Two that a test does not tell apart may be called alike only if it would have seen a large
+    difference: LARGE times the SD of the differences, with probability POWER. Where the seeds are
+    too few for that, `seeds_needed` says how many it takes, with as many comparisons as are open.
+    """
+    testable = sum(len(a) > 1 for a, _ in pairs)
+    comparisons = multiplicity(testable, against_best=against_best)
+    tests = [paired_test(a, b, comparisons) for a, b in pairs]
+    adjusted = iter(holm([t.p for t in tests if t.p is not None], against_best=against_best))
+    tests = [t if t.p is None else replace(t, p_holm=next(adjusted)) for t in tests]
+    comparisons = multiplicity(sum(t.open for t in tests), against_best=against_best)
+    return [with_seeds_needed(t, comparisons) if t.open else t for t in tests]
+
+
+def paired_test(a: Sequence[float], b: Sequence[float], comparisons: int = 1) -> Paired:
+    """Are the values a larger or smaller than b, seed by seed? Two-sided, of the mean difference.
+
+    If two groups are alike, each difference might as well have the other sign. The exact p is the
+    share of all 2**n changes of sign whose mean is as far from 0 (Fisher's randomisation test): no
+    assumption of a distribution, but never less than 2 / 2**n. So it is taken where
+    LEVEL / comparisons has room for ROOM of them, from where on it sees nearly what the t-test
+    sees (for normal differences of 1 to 3 SDs, with a probability that is smaller by 0.05 at most)
+    and one seed more never takes anything away. With fewer seeds it is Student's paired t-test,
+    which can reject with two, but relies on normal differences. A difference that is the same in
+    every seed has no SD, and p is 2 / 2**n.
+
+    The effect size is Cohen's d of the differences: by how many of their SDs the means differ.
     """
     # Accuracies are ratios of whole numbers: differences closer than this are ties.
     d = np.round(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64), 12)
     n = len(d)
     if n < 2:
         return Paired(n=n, test="no test: too few shared seeds")
-    mean, sd = float(d.mean()), float(d.std(ddof=1))
     if not d.any():
         return Paired(n=n, test="equal in every seed", difference=0.0, p=1.0)
-    from scipy import stats  # slow to import, and not needed by the end of every sweep
-
-    if n >= FIRST_WILCOXON:
-        d = d[d != 0]
-        ranks = stats.rankdata(np.abs(d))
-        effect = float((ranks * np.sign(d)).sum() / ranks.sum())
-        p = float(stats.wilcoxon(d).pvalue)
-        name, effect_name = "Wilcoxon signed-rank", "rank-biserial r"
-    elif sd == 0 or len(np.unique(d)) == 1:
-        return Paired(n=n, test="no test: one difference in every seed", difference=mean)
+    mean = float(d.mean())
+    if (d == d[0]).all():
+        return Paired(n=n, test=FLIPS, difference=mean, p=2.0 ** (1 - n))
+    d_effect = mean / float(d.std(ddof=1))
+    # A difference of 0 has no sign: it adds nothing to what can be counted.
+    if n <= EXACT and comparisons * ROOM <= LEVEL * 2 ** np.count_nonzero(d):
+        test, p = FLIPS, share_of_signs(d)
     else:
-        effect = mean / sd
-        p = float(stats.ttest_1samp(d, 0.0).pvalue)
-        name, effect_name = "paired t", "Cohen's d"
-    return Paired(n=n, test=name, difference=mean, p=p, effect=effect, effect_name=effect_name)
+        from scipy import special  # slow to import, and not needed by most of the program
+
+        test, p = STUDENT, 2 * float(special.stdtr(n - 1, -abs(d_effect) * math.sqrt(n)))
+    return Paired(n=n, test=test, difference=mean, p=p, effect=d_effect, effect_name="Cohen's d")
 
 
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's (1979) adjusted p-values, in the order given."""
+def share_of_signs(d: Array) -> float:
+    """The share of all changes of sign of d that give a sum as far from 0 as d does."""
+    half = len(d) // 2
+    first, second = signed_sums(d[:half]), np.sort(signed_sums(d[half:]))
+    least = abs(d.sum()) - 1e-12 * np.abs(d).sum()  # equal up to rounding is as far
+    reach = len(second) - np.searchsorted(second, least - first)
+    return min(1.0, float(reach.sum()) / 2.0 ** (len(d) - 1))
+
+
+def signed_sums(d: Array) -> Array:
+    """The sums of d under all 2**len(d) changes of sign."""
+    sums = np.zeros(1)
+    for value in d:
+        sums = np.concatenate([sums + value, sums - value])
+    return sums
+
+
+def with_seeds_needed(test: Paired, comparisons: int) -> Paired:
+    """A test that does not tell two apart, with the seeds needed if it has too few."""
+    constant = test.effect is None and test.difference != 0
+    needed = seeds_to_count(comparisons) if constant else seeds_to_see(comparisons)
+    return replace(test, seeds_needed=needed) if test.n < needed else test
+
+
+@lru_cache
+def seeds_to_see(comparisons: int) -> int:
+    """With how many seeds a t-test sees a difference of LARGE SDs with probability POWER."""
+    from scipy import special
+
+    def power(n: int) -> float:
+        limit = -float(special.stdtrit(n - 1, LEVEL / comparisons / 2))
+        return 1 - float(special.nctdtr(n - 1, LARGE * math.sqrt(n), limit))
+
+    return next(n for n in count(2) if power(n) >= POWER)
+
+
+def seeds_to_count(comparisons: int) -> int:
+    """From how many seeds on the same sign in all of them is more than luck."""
+    return next(n for n in count(2) if comparisons * 2.0 ** (1 - n) < LEVEL)
+
+
+def holm(p: Sequence[float], *, against_best: bool = False) -> list[float]:
+    """Holm's (1979) adjusted p-values, in the order given.
+
+    against_best: p are of comparisons with the best of len(p) + 1 groups. Which one is the best is
+    read from the same values, so that the largest of all pairs' differences is tested: with 16
+    groups that are alike, Holm's correction for 15 comparisons would call two different in 16 of
+    100 cases instead of 5. So at each step the number of pairs among the groups that are left
+    stands in the place of the number of comparisons that are left.
+    """
     order = sorted(range(len(p)), key=lambda i: p[i])
     adjusted, largest = [0.0] * len(p), 0.0
     for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
+        left = multiplicity(len(p) - rank, against_best=against_best)
+        largest = max(largest, min(1.0, left * p[i]))
         adjusted[i] = largest
     return adjusted
+
+
+def multiplicity(comparisons: int, *, against_best: bool) -> int:
+    """How many comparisons are corrected for: those made, or all pairs of them and the best."""
+    return comparisons * (comparisons + 1) // 2 if against_best else comparisons
 
 
 @dataclass(frozen=True, kw_only=True)

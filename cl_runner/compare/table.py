@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import groupby
 from typing import Any
 
 from cl_runner.compare import statistics
+from cl_runner.compare.names import display, listed, said_by_name
 from cl_runner.compare.runs import CALIBRATION, COSTS, Run, is_metric, is_setting
 from cl_runner.compare.statistics import Paired, Ranking
 from cl_runner.errors import UserError, check
@@ -64,6 +65,13 @@ class Group:
         """Strategy and settings."""
         return " ".join([self.strategy, *describe(self.settings)])
 
+    @property
+    def name(self) -> str:
+        """The label as people say it."""
+        said = said_by_name(self.strategy, self.everything)
+        settings = {key: value for key, value in self.settings.items() if key != said}
+        return " ".join([display(self.strategy, self.everything), *describe(settings)])
+
     def statistics(self, column: str) -> dict[str, Any]:
         """n, mean, sd, low and high of a column."""
         return interval([value for _, value in sorted(self.values.get(column, {}).items())])
@@ -75,12 +83,18 @@ class Group:
 
     @property
     def distinguishable(self) -> str:
-        """The group against the best one: best, bound, no (not to be told apart), yes, untested."""
+        """The group against the best one: best, bound, yes, no, too_few, untested.
+
+        no: not told apart, by a test that would have seen a large difference; too_few: by one that
+        could hardly have, with so few seeds.
+        """
         if self.best or self.strategy in BOUNDS:
             return "best" if self.best else "bound"
         if self.versus_best is None or self.versus_best.p is None:
             return "untested"
-        return "yes" if self.versus_best.differs else "no"
+        if self.versus_best.differs:
+            return "yes"
+        return "no" if self.versus_best.seeds_needed is None else "too_few"
 
 
 @dataclass(kw_only=True)
@@ -92,6 +106,7 @@ class Stream:
     reading: str
     settings: Settings  # those that tell it from others of the benchmark
     num_tasks: str
+    metric: str  # what the groups are sorted and tested by
     groups: list[Group]
 
     @property
@@ -181,6 +196,7 @@ def compare(runs: Sequence[Run], question: Question) -> Comparison:
                 reading=question.reading or scenario,
                 settings={k: v for k, v in own.items() if k != "benchmark.num_tasks"},
                 num_tasks=part[0].row.get("benchmark.num_tasks", ""),
+                metric=question.metric,
                 groups=[],
             )
             parts.append((stream, part))
@@ -190,6 +206,7 @@ def compare(runs: Sequence[Run], question: Question) -> Comparison:
         fill(stream, question, notes)
     streams = [stream for stream, _ in parts]
     check(bool(streams), f"no run is read as {question.reading}-IL")
+    note_tests(streams, notes)
     if question.baseline:
         names = sorted({g.strategy for s in streams for g in s.groups if g.runs})
         there = f"there are {', '.join(names)}"
@@ -387,6 +404,7 @@ def fill(stream: Stream, question: Question, notes: list[str]) -> None:
     stream.groups.sort(key=place)
     note_unequal(stream, notes)
     add_tests(stream, question, sign)
+    note_too_few(stream, notes)
 
 
 def note_unequal(stream: Stream, notes: list[str]) -> None:
@@ -471,32 +489,63 @@ def add_tests(stream: Stream, question: Question, sign: int) -> None:
     best = ranked[0]
     best.best = True
 
-    def test(one: Group, other: Group) -> Paired:
+    def shared(one: Group, other: Group) -> tuple[list[float], list[float]]:
         a, b = one.values[question.metric], other.values[question.metric]
-        shared = sorted(a.keys() & b.keys())
-        return statistics.paired_test([sign * a[s] for s in shared], [sign * b[s] for s in shared])
+        seeds = sorted(a.keys() & b.keys())
+        return [sign * a[s] for s in seeds], [sign * b[s] for s in seeds]
 
     others = [g for g in ranked if g is not best]
-    for g, result in zip(others, with_holm([test(g, best) for g in others]), strict=True):
+    pairs = [shared(g, best) for g in others]
+    for g, result in zip(others, statistics.paired_tests(pairs, against_best=True), strict=True):
         g.versus_best = result
     if question.baseline:
-        pairs = [(g, counterpart(g, question.baseline, stream)) for g in ranked]
-        chosen = [(g, base) for g, base in pairs if base is not None and base is not g]
-        results = with_holm([test(g, base) for g, base in chosen])
+        bases = [(g, counterpart(g, question.baseline, stream)) for g in ranked]
+        chosen = [(g, base) for g, base in bases if base is not None and base is not g]
+        pairs = [shared(g, base) for g, base in chosen]
+        results = statistics.paired_tests(pairs, against_best=False)
         for (g, _), result in zip(chosen, results, strict=True):
             g.versus_baseline = result
+
+
+def note_too_few(stream: Stream, notes: list[str]) -> None:
+    """Say whom the seeds are too few to tell from the best, and how many are needed."""
+    found = [
+        (g.name, g.versus_best.n, g.versus_best.seeds_needed)
+        for g in stream.groups
+        if g.versus_best is not None and g.versus_best.seeds_needed is not None
+    ]
+    if not found:
+        return
+    names = listed([name for name, _, _ in found])
+    least, needed = min(n for _, n, _ in found), max(needed for _, _, needed in found)
+    best = next(g.name for g in stream.groups if g.best)
+    notes.append(
+        f"{stream.title}: {least} seeds are too few to tell {names} from {best}, or to call them "
+        f"alike; {needed} seeds would show a large difference, of {statistics.LARGE:g} SDs"
+    )
+
+
+def note_tests(streams: Sequence[Stream], notes: list[str]) -> None:
+    """Say how was tested, and what that relies on."""
+    groups = [g for stream in streams for g in stream.groups]
+    tests = [t for g in groups for t in (g.versus_best, g.versus_baseline) if t is not None]
+    names = {t.test for t in tests}
+    how = [text for name, text in statistics.TESTS.items() if name in names]
+    if not how:
+        return
+    notes.append(f"tests, paired by seed: {' and '.join(how)}")
+    notes.append(
+        "p (Holm) against the best counts all pairs, since the same runs say which one is the best"
+    )
+    few = [t.n for t in tests if t.test == statistics.STUDENT]
+    if few:
+        notes.append(f"few seeds ({min(few)}): the t-test relies on normal differences")
 
 
 def candidates(groups: Sequence[Group], metric: str) -> list[Group]:
     """The groups with values that are strategies; the bounds only where there is nothing else."""
     measured = [g for g in groups if g.values[metric]]
     return [g for g in measured if g.strategy not in BOUNDS] or measured
-
-
-def with_holm(tests: Sequence[Paired]) -> list[Paired]:
-    """The tests with p-values corrected for their number; what could not be tested is no part."""
-    adjusted = iter(statistics.holm([t.p for t in tests if t.p is not None]))
-    return [t if t.p is None else replace(t, p_holm=next(adjusted)) for t in tests]
 
 
 def over_streams(streams: Sequence[Stream], question: Question) -> Overall | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -18,10 +19,13 @@ from cl_runner.compare.statistics import (
     interquartile_mean,
     iqm_interval,
     paired_test,
+    paired_tests,
     performance_profile,
     probability_of_improvement,
     profile_intervals,
     rank,
+    seeds_to_see,
+    share_of_signs,
 )
 
 A = [0.81, 0.84, 0.79, 0.88, 0.83, 0.90, 0.86]
@@ -29,7 +33,7 @@ B = [0.80, 0.80, 0.80, 0.81, 0.78, 0.84, 0.83]
 FRACTIONS = st.floats(0, 1).map(lambda v: round(v, 3))
 
 
-@pytest.mark.parametrize("n", [2, 3, 5])
+@pytest.mark.parametrize("n", [2, 3, 5, 7])
 def test_few_seeds_get_a_paired_t_test(n: int) -> None:
     found, expected = paired_test(A[:n], B[:n]), stats.ttest_rel(A[:n], B[:n])
     assert found.test == "paired t"
@@ -37,24 +41,41 @@ def test_few_seeds_get_a_paired_t_test(n: int) -> None:
     assert found.effect == pytest.approx(expected.statistic / math.sqrt(n))  # d = t / sqrt(n)
 
 
-@pytest.mark.parametrize("n", [6, 7])
-def test_six_seeds_get_wilcoxons_test(n: int) -> None:
-    """The exact p-value, by enumerating the signs of all differences."""
-    found = paired_test(A[:n], B[:n])
-    assert found.test == "Wilcoxon signed-rank"
-    d = np.round(np.subtract(A[:n], B[:n]), 12)
-    ranks = stats.rankdata(np.abs(d))
-    plus = ranks[d > 0].sum()
-    sums = [np.dot(s, ranks) for s in itertools.product([0, 1], repeat=n)]
-    extreme = max(plus, ranks.sum() - plus)
-    exact = np.mean([max(s, ranks.sum() - s) >= extreme for s in sums])
-    assert found.p == pytest.approx(exact)
-    assert found.effect == pytest.approx((2 * plus - ranks.sum()) / ranks.sum())
+@pytest.mark.parametrize("n", [8, 9])
+def test_more_seeds_get_the_exact_test_of_the_signs(n: int) -> None:
+    """The p-value by enumerating the signs, and scipy's."""
+    a, b = [*A, 0.71, 0.95][:n], [*B, 0.75, 0.9][:n]
+    found = paired_test(a, b)
+    assert found.test == "sign flips"
+    d = np.round(np.subtract(a, b), 12)
+    sums = [abs(np.dot(s, d)) for s in itertools.product([-1, 1], repeat=n)]
+    assert found.p == pytest.approx(np.mean(np.array(sums) >= abs(d.sum()) - 1e-9))
+    theirs = stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=10**5)
+    assert found.p == pytest.approx(theirs.pvalue)
+    assert found.effect == pytest.approx(d.mean() / d.std(ddof=1))
 
 
-def test_the_limit_is_where_wilcoxon_can_reach_the_level() -> None:
-    for n, reaches in [(5, False), (6, True)]:
-        assert (stats.wilcoxon(np.arange(1, n + 1)).pvalue < 0.05) is np.bool_(reaches)
+def test_all_changes_of_sign_are_counted_up_to_thirty_seeds() -> None:
+    """Of thirty differences of 1 or 2**-k two changes of sign reach the sum; and quickly."""
+    d = np.array([2.0**-k for k in range(30)])
+    assert share_of_signs(d) == 2 / 2**30
+    assert share_of_signs(np.array([1.0, 1.0, -1.0])) == 1.0  # |sum| is 1 or 3
+    assert share_of_signs(np.array([3.0, 1.0])) == 0.5
+
+
+@pytest.mark.parametrize("comparisons", [1, 3, 15, 120])
+def test_signs_are_counted_only_where_the_level_has_room_for_them(comparisons: int) -> None:
+    rng = np.random.default_rng(0)
+    first = math.ceil(math.log2(8 * comparisons / 0.05))
+    for n, test in [(first - 1, "paired t"), (first, "sign flips"), (31, "paired t")]:
+        d = rng.normal(5, 1, n)
+        found = paired_test(d, np.zeros(n), comparisons)
+        assert found.test == test
+        assert found.p is not None and comparisons * found.p < 0.05
+    # A difference of 0 has no sign.
+    assert paired_test([*rng.normal(5, 1, first - 1), 0.0], [0.0] * first, comparisons).test == (
+        "paired t"
+    )
 
 
 def test_what_cannot_be_tested_is_said() -> None:
@@ -62,9 +83,99 @@ def test_what_cannot_be_tested_is_said() -> None:
     assert paired_test([], []).n == 0
     same = paired_test([0.2] * 7, [0.2] * 7)
     assert (same.test, same.p, same.differs) == ("equal in every seed", 1.0, False)
-    constant = paired_test([0.3, 0.4, 0.5], [0.2, 0.3, 0.4])  # a p of 0 would be nonsense
-    assert constant.p is None and "one difference" in constant.test
-    assert constant.difference == pytest.approx(0.1)
+
+
+def test_one_difference_in_every_seed_counts_as_its_sign_does() -> None:
+    """It has no SD: a p of 0 would be nonsense, and no test at all would be, too."""
+    (few,) = paired_tests([([0.3, 0.4, 0.5], [0.2, 0.3, 0.4])], against_best=True)
+    assert (few.p, few.effect, few.differs, few.seeds_needed) == (2 / 2**3, None, False, 6)
+    assert few.difference == pytest.approx(0.1)
+    (ten,) = paired_tests([([0.3] * 10, [0.2] * 10)], against_best=True)
+    assert ten.p == 2 / 2**10 and ten.differs
+    many = paired_tests([([0.3] * 8, [0.2] * 8)] * 7, against_best=False)
+    assert {(t.differs, t.seeds_needed) for t in many} == {(False, 9)}  # 7 * 2 / 2**8 > 0.05
+
+
+def test_the_example_that_was_wrong(run_six: list[list[float]]) -> None:
+    """Six seeds, 0.18 against 0.83: Wilcoxon's p of 2 / 2**6 could not survive two comparisons."""
+    best, *others = run_six
+    tests = paired_tests([(other, best) for other in others], against_best=True)
+    assert all(t.differs and t.p_holm < 1e-6 for t in tests)
+
+
+@pytest.fixture
+def run_six() -> list[list[float]]:
+    """ER, naive and EWC on six seeds, as in the README."""
+    rng = np.random.default_rng(0)
+    means = ((0.828, 0.009), (0.180, 0.004), (0.180, 0.004))
+    return [rng.normal(mean, sd, 6).tolist() for mean, sd in means]
+
+
+def mark(test: Paired) -> str:
+    return "yes" if test.differs else "no" if test.seeds_needed is None else "too_few"
+
+
+@pytest.mark.parametrize("n", range(3, 13))
+def test_a_difference_of_ten_sds_is_never_called_none(n: int) -> None:
+    """True differences of ten of their SDs, 1 to 15 of them together."""
+    rng = np.random.default_rng(n)
+    for k in range(1, 16):
+        best = rng.normal(0, 0.5, n)
+        pairs = [(best - 10 + rng.normal(0, 1, n), best) for _ in range(k)]
+        marks = Counter(map(mark, paired_tests(pairs, against_best=True)))
+        if n > 3 or k < 3:  # three seeds give p = 0.003, which 120 pairs of 16 groups take away
+            assert marks == {"yes": k}
+        assert marks["no"] == 0
+
+
+@pytest.mark.parametrize(("k", "n"), [(1, 3), (1, 8), (2, 5), (7, 4), (7, 6), (15, 3), (15, 12)])
+def test_without_a_difference_false_alarms_are_rare(k: int, n: int) -> None:
+    """Of k + 1 groups that are alike the best by its mean is said to differ in 5 % of the cases.
+
+    Holm's correction for k comparisons lets it be 6 % (k = 2), 11 % (7) and 17 % (15).
+    """
+    rng = np.random.default_rng(1000 * k + n)
+    cases = 300
+    alarms = 0
+    for values in rng.normal(size=(cases, k + 1, n)):
+        best = values.mean(axis=1).argmax()
+        pairs = [(v, values[best]) for i, v in enumerate(values) if i != best]
+        alarms += any(t.differs for t in paired_tests(pairs, against_best=True))
+    assert alarms <= stats.binom.ppf(0.999, cases, 0.05)
+
+
+def test_alarms_against_a_baseline_are_rare_too() -> None:
+    """Whatever the distribution, where signs are counted: here each run collapses or does not."""
+    rng = np.random.default_rng(5)
+    cases, k, n = 300, 3, 9
+    alarms = 0
+    for _ in range(cases):
+        values = rng.choice([0.2, 0.7], (k + 1, n)) + rng.normal(0, 0.01, (k + 1, n))
+        pairs = [(v, values[0]) for v in values[1:]]
+        tests = paired_tests(pairs, against_best=False)
+        assert {t.test for t in tests} == {"sign flips"}
+        alarms += any(t.differs for t in tests)
+    assert alarms <= stats.binom.ppf(0.999, cases, 0.05)
+
+
+@pytest.mark.parametrize("comparisons", [1, 3, 28, 120, 5000])
+def test_the_seeds_that_are_needed_are_those_of_the_power(comparisons: int) -> None:
+    """scipy's distributions of t, with the difference that is there and without it."""
+    needed = seeds_to_see(comparisons)
+    for n, enough in ((needed - 1, False), (needed, True)):
+        limit = stats.t.isf(0.025 / comparisons, n - 1)
+        assert (stats.nct.sf(limit, n - 1, 2 * math.sqrt(n)) >= 0.8) == enough
+
+
+def test_alike_is_said_only_with_the_power_to_see_a_difference() -> None:
+    d = np.array([0.01, -0.01, 0.02, -0.015, 0.012, -0.02, 0.01, -0.011])
+    marks = [mark(*paired_tests([(d[:n], np.zeros(n))], against_best=True)) for n in range(2, 9)]
+    assert marks == ["too_few"] * 3 + ["no"] * 4
+    # Of three comparisons two are settled: one is open, so five seeds are enough for it.
+    pairs = [(d[:5], np.zeros(5)), (d[:5] + 5, np.zeros(5)), (d[:5] + 5, np.zeros(5))]
+    assert [mark(t) for t in paired_tests(pairs, against_best=True)] == ["no", "yes", "yes"]
+    together = paired_tests([pairs[0]] * 3, against_best=True)
+    assert [(mark(t), t.seeds_needed) for t in together] == [("too_few", 7)] * 3
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -88,6 +199,12 @@ def test_holm_by_hand() -> None:
     assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_against_the_best_all_pairs_that_are_left_are_counted() -> None:
+    # four groups, so 6 pairs, then 3 of those left, then 1
+    assert holm([0.03, 0.004, 0.01], against_best=True) == pytest.approx([0.03, 0.024, 0.03])
+    assert holm([0.04], against_best=True) == [0.04]
 
 
 @given(st.lists(st.floats(0, 1), min_size=1))

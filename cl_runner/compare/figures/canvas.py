@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from cl_runner.compare.render import named
 from cl_runner.compare.table import BOUNDS, LOWER, Group, Stream
 from cl_runner.compare.terminal import broken
 from cl_runner.errors import UserError
@@ -77,7 +76,7 @@ def chosen(stream: Stream) -> list[Group]:
 
 def label(group: Group) -> str:
     """The group and its number of seeds."""
-    return f"{named(group)} (n = {len(group.runs)})"
+    return f"{group.name} (n = {len(group.runs)})"
 
 
 def look(group: Group, stream: Stream) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from cl_runner.compare.figures.canvas import (
     scale,
     wrapped,
 )
-from cl_runner.compare.render import named
 from cl_runner.compare.table import Group, Stream
 from cl_runner.errors import UserError
 from cl_runner.results import read_rows
@@ -38,7 +37,7 @@ def swept(stream: Stream) -> dict[str, list[Line]]:
             value = finite(text)
             if value is not None:
                 rest = {k: v for k, v in one.settings.items() if k != key}
-                name = named(replace(one, settings=rest))
+                name = replace(one, settings=rest).name
                 found.setdefault(key, {}).setdefault(name, []).append((value, one))
     curves = {
         key: [
