@@ -32,7 +32,7 @@ def latex(comparison: Comparison, columns: Names = None) -> str:
     """A table per stream that fits a page, and one over the streams; the tests are in the CSV."""
     metric = comparison.question.metric
     blocks = ["% \\usepackage{booktabs, siunitx}"]
-    for stream in comparison.streams:
+    for stream in (s for s in comparison.streams if any(g.runs for g in s.groups)):
         names = dict.fromkeys([metric, *PAPER]) if columns is None else columns
         blocks.append(stream_table(stream, metric, list(names)))
     if comparison.overall is not None:

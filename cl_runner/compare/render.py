@@ -75,7 +75,8 @@ def sheets(comparison: Comparison, columns: Names = None) -> list[Sheet]:
         found += test_sheets(stream, comparison)
     if comparison.overall is not None:
         found.append(overall_sheet(comparison))
-    return [sheet for sheet in found if len(sheet.columns) > sheet.fixed and sheet.rows]
+    told = [s for s in found if s.kind == "quality" or len(s.columns) > s.fixed]
+    return [sheet for sheet in told if sheet.rows]
 
 
 def default(stream: Stream, metric: str) -> list[str]:
@@ -188,7 +189,7 @@ def overall_sheet(comparison: Comparison) -> Sheet:
         plain_column(f"P(better than {against})", [number(m.improvement, 2) for m in methods]),
         plain_column("95 % interval", [between(m.improvement_interval, 2) for m in methods]),
     ]
-    friedman = f"Friedman p = {p_value(ranking.friedman_p)}, " if ranking.friedman_p else ""
+    friedman = f"Friedman {said_p(ranking.friedman_p)}, " if ranking.friedman_p else ""
     title = (
         f"{metric} over {ranking.streams} streams: {friedman}average ranks differ from "
         f"{ranking.critical_difference:.2f} on (Nemenyi)"
@@ -347,6 +348,12 @@ def p_value(p: float | None) -> str:
     if p is None:
         return "-"
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def said_p(p: float | None) -> str:
+    """A p-value in a sentence."""
+    shown = p_value(p)
+    return f"p {shown}" if shown.startswith("<") else f"p = {shown}"
 
 
 def between(interval: tuple[float, float] | None, digits: int = 4) -> str:

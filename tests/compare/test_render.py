@@ -184,6 +184,22 @@ def test_flops_and_bytes_are_in_a_unit_for_the_whole_column(run_folder, tmp_path
     assert [float(row["flops"]) for row in rows] == [2_500_000_000, 31_879_290_880]
 
 
+def test_a_stream_without_complete_runs_is_shown_as_such(run_folder, tmp_path: Path) -> None:
+    run_folder(0.5)
+    run_folder(0.5, benchmark="lost", status="failed")
+    found = compare(read_runs([str(tmp_path)])[0], Question())
+    lines = [line.split() for line in render.plain(found).splitlines()]
+    at = lines.index(["lost,", "3", "tasks,", "domain-IL"])
+    assert lines[at + 1 : at + 3] == [["strategy", "n", "incomplete"], ["ER", "0", "1"]]
+    assert "lost" in shown(found, 80)
+    text = latex.latex(found)
+    assert text.count("begin{table}") == 1 and "% 1 runs are not complete" in text
+
+
+def test_a_small_p_is_said_without_a_second_sign() -> None:
+    assert [render.said_p(p) for p in (0.0001, 0.0123)] == ["p < 0.001", "p = 0.012"]
+
+
 def test_there_is_no_minus_zero() -> None:
     assert (render.number(-0.0004), render.number(-0.0006)) == ("0.000", "-0.001")
 

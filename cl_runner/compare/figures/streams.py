@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cl_runner.compare.figures.canvas import COLOURS, MARKERS, SHOWN, legend_right, wrapped
-from cl_runner.compare.render import display_names, p_value
+from cl_runner.compare.render import display_names, said_p
 from cl_runner.compare.table import Comparison, larger_is_better
 
 
@@ -82,7 +82,7 @@ def rank_diagram(comparison: Comparison, plt: Any) -> Any:
     axis.spines["left"].set_visible(False)
     axis.spines["bottom"].set_position(("data", 0))
     axis.tick_params(axis="x", direction="in", pad=-16)
-    p = "" if ranking.friedman_p is None else f", Friedman p = {p_value(ranking.friedman_p)}"
+    p = "" if ranking.friedman_p is None else f", Friedman {said_p(ranking.friedman_p)}"
     title(
         figure,
         f"Average ranks by {comparison.question.metric}; bars: not told apart by Nemenyi's test{p}",

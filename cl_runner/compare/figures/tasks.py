@@ -68,8 +68,8 @@ def tiles(
     """
     width = tables[0][1].shape[1]
     size = min(max(2.6, 0.42 * width), 4.2)
-    columns = min(4 if size < 3.5 else 3, len(tables))  # legible on a page's width
-    rows = -(-len(tables) // columns)
+    rows = -(-len(tables) // (4 if size < 3.5 else 3))  # legible on a page's width
+    columns = -(-len(tables) // rows)
     figure, axes = plt.subplots(
         *(rows, columns),
         figsize=(size * columns + 0.8, (size + 0.5) * rows),
