@@ -10,27 +10,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
-from yaml import YAMLError
 
 import cl_runner
 from cl_runner.config import IMMATERIAL
 from cl_runner.core import TrainState
 from cl_runner.errors import UserError, check
 from cl_runner.fit import Begun
+from cl_runner.frame import (
+    GROUPS,
+    Frame,
+    Unfit,
+    check_content,
+    check_keys,
+    check_tensors,
+    named,
+    short,
+)
+from cl_runner.reading import regular, yaml_values
 from cl_runner.results import Curves, Matrices, Tables, flatten, write_bytes
 
 NAME = "checkpoint.safetensors"
 FORMAT = 2  # of the file; another number, another meaning
-GROUPS = ("buffers", "opt", "memory")  # the fields of TrainState that are dictionaries
 
 
 class Saved(NamedTuple):
@@ -72,19 +80,23 @@ def save(out: Path, saved: Saved, config: Mapping[str, Any]) -> None:
     write_bytes(out / NAME, safetensors.torch.save(tensors, header))
 
 
-def load(out: Path, config: Mapping[str, Any]) -> Saved | None:
+def load(out: Path, config: Mapping[str, Any], frame: Frame) -> Saved | None:
     """The checkpoint in `out`, None if there is none.
 
-    Raises UserError, which says what differs, if it is damaged, was written by another version or
-    belongs to a run with another configuration.
+    Raises UserError, which says what differs, if it is damaged, was written by another version,
+    belongs to a run with another configuration, or holds what no run within this frame writes.
     """
     from safetensors import SafetensorError, safe_open
 
     path = out / NAME
     if not path.exists():
         return None
-    damaged = f"{path} is damaged; remove it to start this run from the beginning"
+    anew = "remove it to start this run from the beginning"
+    damaged = f"{path} is damaged; {anew}"
     try:
+        with regular(path) as file:
+            longer = os.fstat(file.fileno()).st_size > frame.most_bytes()
+        check(not longer, f"{path} is longer than any checkpoint of this run; {anew}")
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             # Cloned, because a file's tensors lie anywhere in memory, torch's own at multiples of
@@ -95,12 +107,22 @@ def load(out: Path, config: Mapping[str, Any]) -> Saved | None:
     check("format" in header, f"{path} is no checkpoint of cl-run")
     for what, ours in (("format", str(FORMAT)), ("cl_runner", cl_runner.__version__)):
         theirs = header.get(what)
-        message = f"{path} was written by another version: {what} {theirs} there, {ours} here"
+        message = (
+            f"{path} was written by another version: {what} {short(theirs)} there, {ours} here"
+        )
         check(theirs == ours, message)
     text = header.get("content", "")
     check(header.get("checksum") == checksum(text, tensors), damaged)
-    content = json.loads(text)
-    check_same(path, content["config"], config)
+    try:
+        content = json.loads(text)
+        check_keys(content)
+        check_same(path, content["config"], config)
+        check_content(content, frame)
+        check_tensors(tensors, content, frame)
+    except (ValueError, RecursionError):
+        raise UserError(damaged) from None
+    except Unfit as error:
+        raise UserError(f"{path} does not fit this run: {error}; {anew}") from None
     return from_tensors(tensors, content)
 
 
@@ -116,11 +138,10 @@ def check_run(out: Path, config: Mapping[str, Any]) -> None:
     path = out / "config.yaml"
     if not path.exists():
         return
-    try:
-        theirs: Any = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException):
-        theirs = None
+    theirs = yaml_values(path)
     check(isinstance(theirs, dict), f"{path} is not a configuration of cl-run")
+    if "seeds" in theirs and "seeds" in config:
+        theirs["seeds"] = config["seeds"]  # more may be added
     check_same(path, theirs, config)
 
 
@@ -128,32 +149,14 @@ def check_same(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -
     """Raise UserError naming the keys in which two configurations differ in substance."""
     there, here = flatten(theirs), flatten(ours)
     differing = [
-        f"{key} is {there.get(key, 'not set')} there and {here.get(key, 'not set')} here"
+        f"{short(key)} is {short(there.get(key, 'not set'))} there and "
+        f"{short(here.get(key, 'not set'))} here"
         for key in sorted(there.keys() | here.keys())
         if key not in IMMATERIAL and there.get(key) != here.get(key)
     ]
     more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
     message = f"{path} is of another configuration: {'; '.join(differing[:3])}{more}"
     check(not differing, message)
-
-
-def check_fits(saved: TrainState, fresh: TrainState) -> None:
-    """Raise UserError if a saved state has other tensors than this program's own."""
-    there, here = ({k: (v.shape, v.dtype) for k, v in named(s).items()} for s in (saved, fresh))
-    for name in sorted(there.keys() | here.keys()):
-        if there.get(name) != here.get(name):
-            described = (
-                f"{str(found[1]).removeprefix('torch.')} {list(found[0])}" if found else "missing"
-                for found in (there.get(name), here.get(name))
-            )
-            message = f"the checkpoint does not fit: {name} is {{}} there and {{}} here"
-            raise UserError(message.format(*described))
-
-
-def named(s: TrainState) -> dict[str, Tensor]:
-    """All tensors of a state, by flat names."""
-    groups = {f"{g}.{k}": v for g in GROUPS for k, v in getattr(s, g).items()}
-    return {"theta": s.theta, "t": s.t, **groups}
 
 
 def to_tensors(saved: Saved) -> dict[str, Tensor]:

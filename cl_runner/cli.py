@@ -12,7 +12,6 @@ import gc
 import logging
 import math
 import os
-import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,15 +25,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
-from yaml import YAMLError, safe_load
+from yaml import YAMLError
 
-from cl_runner import __version__, sharing, status, sweep
-from cl_runner.config import Config, validate
+from cl_runner import __version__, reading, sharing, status, sweep
+from cl_runner.config import ABOUT_THE_COMMAND, SECTIONS, Config, validate
 from cl_runner.errors import Diverged, UserError, check
 from cl_runner.naming import plain
 from cl_runner.signals import Interrupted, stoppable
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 # Values of `resume` that are no folder's name.
 YES_OR_NO = {"", "true", "false", "yes", "no", "on", "off", "1", "0", "null"}
+CONFIG = "config.yaml"  # in a run's folder: its resolved configuration
+SEED = "${seed}"  # the one reference in it, where several runs differ in nothing but their seeds
+RESUMED = "cl_run_resumed"  # Hydra's name for the configuration of the run that goes on
 LAUNCHERS = ("joblib", "submitit", "ray")  # packages, and our extras
 TRACEBACK = "CL_RUNNER_TRACEBACK"  # set to 1: show the traceback of every error
 
@@ -65,7 +68,6 @@ def app(cfg: DictConfig) -> float | None:
     """
     job = HydraConfig.get()
     out = Path(job.runtime.output_dir)
-    overrides = [o for o in plain(job.overrides.task) if not o.startswith("resume=")]
     in_sweep = job.mode is RunMode.MULTIRUN
     try:
         if in_sweep and sweep.stopped(Path(job.sweep.dir)):
@@ -83,6 +85,7 @@ def app(cfg: DictConfig) -> float | None:
                 check_free(out)  # again, now that nobody else can fill it
             if in_sweep or (out / sweep.OVERRIDES).exists():
                 (out / sweep.TRACEBACK).unlink(missing_ok=True)
+            overrides = said(out)
             if config.seeds is not None:
                 return run_seeds(cfg, out, overrides)
             from cl_runner.runner import run  # torch, not before the configuration is valid
@@ -215,13 +218,19 @@ def run_seeds(cfg: DictConfig, out: Path, overrides: Sequence[str]) -> float:
 
     Raises the first error of those that failed, after the files of all are written.
     """
+    from cl_runner.checkpoint import check_run
     from cl_runner.group import run_all, run_left
     from cl_runner.results import merge_seeds, write_text
     from cl_runner.runner import draw
 
     begin_collecting()
+    config = validate(cfg)
+    whole = {"seeds": config.seeds, **of_any_seed(cfg), "seed": config.seed}
+    if config.resume:
+        check_run(out, whole)
+    write_text(out / CONFIG, OmegaConf.to_yaml(whole))
     write_text(out / sweep.OVERRIDES, OmegaConf.to_yaml(list(overrides)))
-    jobs = [seed_job(cfg, seed, out, overrides) for seed in validate(cfg).seeds or []]
+    jobs = [seed_job(cfg, seed, out, overrides) for seed in config.seeds or []]
     status.ask_for(out, {job.out.name: job.overrides for job in jobs})
     (out / status.STATUS).unlink(missing_ok=True)  # of an attempt that did not come so far
     run_all([job for job in jobs if status.finished(job.out) is None])
@@ -239,10 +248,26 @@ def run_seeds(cfg: DictConfig, out: Path, overrides: Sequence[str]) -> float:
         if cfg.verbose:
             print(f"{text}\n{len(results)} of {len(jobs)} seeds · results in {out}")
         if cfg.plots:
-            draw(validate(cfg), out)
+            draw(config, out)
     if errors:
         raise errors[0]
     return sum(results) / len(results)
+
+
+def of_any_seed(cfg: DictConfig) -> Any:
+    """The resolved configuration of runs that differ in their seeds, `${seed}` where they do."""
+    own = cfg.copy()
+    own.seed = mark = 2**62 + 1  # no other value is this one
+
+    def unmarked(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: unmarked(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [unmarked(inner) for inner in value]
+        text = str(value).replace(str(mark), SEED)
+        return text if isinstance(value, str) or value == mark else value
+
+    return unmarked(validate(own).resolved)
 
 
 def seed_job(cfg: DictConfig, seed: int, out: Path, overrides: Sequence[str]) -> Job:
@@ -309,25 +334,81 @@ def answer(args: Sequence[str]) -> int:
 
 
 def continued(args: Sequence[str]) -> list[str]:
-    """The command's arguments, `resume=FOLDER` replaced by those that its run was started with."""
+    """The command's arguments; in the place of `resume=FOLDER` the configuration of its run.
+
+    That is what config.yaml holds, in plain values that the schema has checked. The overrides of
+    the folder are text of unknown origin: to compose them anew would execute what they say.
+    """
     folders = [i for i, arg in enumerate(args) if is_folder(*arg.partition("=")[::2])]
     if not folders:
         return list(args)
-    i = folders[-1]
+    i, flags = folders[-1], get_args_parser().parse_args(args)
     folder = Path(args[i].partition("=")[2]).expanduser().absolute()
-    single = not {"-m", "--multirun"} & set(args)
+    single = not flags.multirun
     check(single, "resume=FOLDER is for one run; repeat a sweep's own command with resume=true")
-    try:
-        text = (folder / sweep.OVERRIDES).read_text(encoding="utf-8")
-        overrides = [str(override) for override in safe_load(text)]
-    except (OSError, UnicodeDecodeError, YAMLError, TypeError):
-        message = f"resume={folder}: there is no run, for there is no {sweep.OVERRIDES} of cl-run"
-        raise UserError(message) from None
-    foreign = [override for override in overrides if re.match(r"[+~]*hydra\b", override)]
-    check(not foreign, f"{folder / sweep.OVERRIDES} is not of cl-run: {' '.join(foreign)}")
+    check(
+        flags.config_name is None, "resume=FOLDER takes the folder's own config, no --config-name"
+    )
+    for arg in flags.overrides:
+        changes = arg.partition("=")[0].lstrip("+~") in SECTIONS
+        check(not changes, f"resume={folder} goes on with the run there, which {arg} cannot change")
+    confirmed = any(arg.startswith("plugins=") for arg in flags.overrides)
+    node = configuration_of(folder, confirmed=confirmed)
+    store(node)
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     where = [f"hydra.run.dir='{quoted}'", "resume=true"]
-    return [*args[:i], *overrides, *where, *args[i + 1 :]]
+    return [f"--config-name={RESUMED}", *args[:i], *where, *args[i + 1 :]]
+
+
+def configuration_of(folder: Path, *, confirmed: bool) -> dict[str, Any]:
+    """What the config.yaml of a run's folder says. Raises UserError for what is none of ours.
+
+    confirmed: the command names packages itself, and those of the folder are left out for them.
+    """
+    for name in (CONFIG, sweep.OVERRIDES):
+        there = (folder / name).exists()
+        check(there, f"resume={folder}: there is no run, for there is no {name} of cl-run")
+    path = folder / CONFIG
+    node = reading.yaml_values(path)
+    check(isinstance(node, dict), f"{path} is not a configuration of cl-run")
+    plain_values = "${" not in str(node).replace(SEED, "")
+    check(plain_values, f"{path} has references, ${{...}}, which cl-run does not write")
+    try:
+        config = validate(OmegaConf.create(node))
+        check_strategy_keys(config.strategy)
+    except UserError as error:
+        raise UserError(f"{path} is not a configuration of cl-run: {error}") from None
+    message = (
+        f"resume={folder} would import {', '.join(config.plugins)}: if you trust what is called "
+        f"that on this machine, add plugins=[{','.join(config.plugins)}]"
+    )
+    check(confirmed or not config.plugins, message)
+    return {**node, "plugins": []}
+
+
+def store(node: Mapping[str, Any]) -> None:
+    """Give Hydra a run's configuration, with our own `hydra` section, under the name RESUMED."""
+    text = (files("cl_runner.conf") / "config.yaml").read_text(encoding="utf-8")
+    ours: Any = OmegaConf.to_container(OmegaConf.create(text))
+    defaults = [choice for choice in ours["defaults"] if "hydra/" in str(choice)]
+    command = {key: ours[key] for key in ABOUT_THE_COMMAND}
+    whole = {"defaults": ["_self_", *defaults], **command, **node, "hydra": ours["hydra"]}
+    ConfigStore.instance().store(name=RESUMED, node=whole, provider="cl_runner")
+
+
+def said(out: Path) -> list[str]:
+    """The overrides of the run in `out`, which its folder and tables tell; without `resume`.
+
+    Those of a run that goes on from its folder alone are there, as text that nobody interprets.
+    """
+    job = HydraConfig.get()
+    there: Any = []
+    if job.job.config_name == RESUMED:
+        there = reading.yaml_values(out / sweep.OVERRIDES)
+        right = isinstance(there, list)
+        check(right, f"{out / sweep.OVERRIDES} is not of cl-run: it holds no list of overrides")
+    overrides = dict.fromkeys([*map(str, there), *plain(job.overrides.task)])
+    return [override for override in overrides if not override.startswith("resume=")]
 
 
 def is_folder(key: str, value: str) -> bool:
@@ -346,8 +427,9 @@ def tell(error: BaseException) -> int:
 
 def check_strategy_keys(node: Mapping[str, Any]) -> None:
     """Refuse keys that the strategy's own YAML has not, without importing torch for its class."""
-    yaml_file = files("cl_runner.conf") / "strategy" / f"{node.get('name')}.yaml"
-    if yaml_file.is_file():
+    name = str(node.get("name"))
+    yaml_file = files("cl_runner.conf") / "strategy" / f"{name}.yaml"
+    if name.isidentifier() and yaml_file.is_file():
         known = [str(key) for key in OmegaConf.create(yaml_file.read_text(encoding="utf-8"))]
         for key in node:
             check(key in known, f"unknown key strategy.{key}; known are {', '.join(known)}")
@@ -361,7 +443,11 @@ def check_flags() -> None:
         raise UserError(f"{message}; flags go before the key=value pairs, see cl-run --help")
 
     parser.error = refuse  # type: ignore[method-assign]
-    parser.parse_args()
+    flags = parser.parse_args()
+    unsafe = flags.experimental_rerun is not None
+    check(
+        not unsafe, "--experimental-rerun executes what its file says, and cl-run has no use for it"
+    )
 
 
 def explain(error: BaseException) -> tuple[int | None, str]:

@@ -33,6 +33,7 @@ IMMATERIAL = {
     *("data.root", "device", "threads", "verbose", "plots"),
     *("checkpoint.every", "checkpoint.every_steps", "checkpoint.keep"),
 }
+FLOAT32_MAX = 3.4028234663852886e38  # tensors are of float32; this module is without torch
 T = TypeVar("T")
 
 
@@ -366,17 +367,29 @@ def parse(schema: type[T], node: Mapping[str, Any], section: str) -> T:
         if isinstance(value, bool) and field_.type in ("str", str):
             value = str(value).lower()  # noqa: PLW2901 - YAML's true, where a word is meant
         try:  # one by one, to tell which key is wrong
-            OmegaConf.update(merged, field_.name, value)
-        except OmegaConfBaseException:
+            merged[field_.name] = value
+        except (OmegaConfBaseException, OverflowError):
             wanted = getattr(field_.type, "__name__", field_.type)
             raise UserError(f"{prefix}{key} must be {wanted}, got {value!r}") from None
-        numbers = value if isinstance(value, list) else [value]
-        finite = all(math.isfinite(n) for n in numbers if isinstance(n, float))
-        check(finite, f"{prefix}{key} must be finite, got {value!r}")
+        if not OmegaConf.is_missing(merged, field_.name):
+            check_numbers(f"{prefix}{key}", merged[field_.name])
     missing = [key for key, name in names.items() if OmegaConf.is_missing(merged, name)]
     check(not missing, f"{prefix}{', '.join(missing)} must be set")
     result: T = OmegaConf.to_object(merged)  # type: ignore[assignment]
     return result
+
+
+def check_numbers(key: str, value: Any) -> None:
+    """Raise UserError for a number, or one in a list, that tensors of our types cannot hold."""
+    for n in value if OmegaConf.is_list(value) else [value]:
+        if isinstance(n, float):
+            check(math.isfinite(n), f"{key} must be finite, got {value!r}")
+            within = abs(n) <= FLOAT32_MAX
+            check(
+                within, f"{key} must lie within {FLOAT32_MAX:.1e} of 0, as float32, got {value!r}"
+            )
+        elif isinstance(n, int):
+            check(abs(n) < 2**63, f"{key} must be less than 2^63, got {value!r}")
 
 
 def of_run(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -405,7 +418,7 @@ def validate(cfg: DictConfig) -> Config:
         check(key in known, f"unknown key {key}; known are {', '.join(sorted(known))}")
     for section in SECTIONS:
         check(isinstance(node.get(section), dict), f"{section} must be a group of keys")
-    top = parse(_Top, {k: v for k, v in node.items() if not isinstance(v, dict)}, "")
+    top = parse(_Top, {k: v for k, v in node.items() if k not in SECTIONS}, "")
     one_of("benchmark.kind", node["benchmark"].get("kind"), tuple(BENCHMARKS))
     one_of("model.name", node["model"].get("name"), tuple(MODELS))
     one_of("optimizer.name", node["optimizer"].get("name"), tuple(OPTIMIZERS))

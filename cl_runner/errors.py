@@ -1,5 +1,7 @@
 """The two ways in which a run ends early on purpose. Both are told to the user in one line."""
 
+import errno
+
 
 class UserError(Exception):
     """A mistake in what the user asked for or provided; `cl-run` exits with code 2.
@@ -21,3 +23,17 @@ def check(condition: bool, message: str) -> None:
 def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise UserError unless value is among the allowed ones."""
     check(value in allowed, f"{key} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+# What torch, the operating system and the loader of shared libraries say of a lack of memory.
+EXHAUSTED = (
+    *("out of memory", "allocate", "size calculation overflowed", "multiplication overflow"),
+    "failed to map segment",
+)
+
+
+def exhausted(error: BaseException) -> bool:
+    """Whether an error means that memory is exhausted, or would be many times over."""
+    if isinstance(error, RuntimeError | ImportError):
+        return any(words in str(error) for words in EXHAUSTED)
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM

@@ -22,7 +22,7 @@ from cl_runner.core import Stream
 from cl_runner.data.datasets import Arrays
 from cl_runner.engine import EVALUATION_CHUNK
 from cl_runner.env import Env
-from cl_runner.errors import check
+from cl_runner.errors import check, exhausted
 from cl_runner.functional import optim
 from cl_runner.nn.networks import Network, activation_shapes
 from cl_runner.strategies.base import Strategy
@@ -135,15 +135,8 @@ def require(parts: Mapping[str, int], free: int | None) -> None:
 
 
 def shortage(error: BaseException) -> str | None:
-    """What to tell if an error means that memory is exhausted; None if it does not.
-
-    torch raises a plain RuntimeError when that of a CPU is.
-    """
-    text = str(error)
-    exhausted = isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in text or "allocate" in text)
-    )
-    return f"not enough memory: {REMEDY}" if exhausted else None
+    """What to tell if an error means that memory is exhausted; None if it does not."""
+    return f"not enough memory: {REMEDY}" if exhausted(error) else None
 
 
 def fitting(strategy: Strategy, env: Env) -> int:

@@ -21,6 +21,8 @@ import numpy as np
 from cl_runner.config import IMMATERIAL, whole
 from cl_runner.errors import UserError, check
 from cl_runner.functional.metrics import Matrix, summarise, summarise_anytime
+from cl_runner.reading import LONG
+from cl_runner.reading import text as text_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,7 +107,8 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 def csv_text(rows: Sequence[Row]) -> str:
     """Rows as CSV, columns in order of first appearance; None and NaN are empty cells."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
+    header = [_cell(column) for column in columns]
+    lines = [header, *([_cell(row.get(column)) for column in columns] for row in rows)]
     return "".join(f"{_line(cells)}\n" for cells in lines)
 
 
@@ -205,8 +208,8 @@ def read_matrix(path: str | Path) -> Matrix:
     """
     path = Path(path)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            header, *rows = list(csv.reader(file))
+        text = text_of(path, LONG)
+        header, *rows = list(csv.reader(io.StringIO(text, newline="")))
         T = len(header) - 1
         columns = ["after_task", *(f"task_{j + 1}" for j in range(T))]
         if T < 1 or header != columns or [row[0] for row in rows] != list(map(str, range(T + 1))):
@@ -214,7 +217,7 @@ def read_matrix(path: str | Path) -> Matrix:
         if any(len(row) != T + 1 for row in rows):
             raise ValueError("cells are missing")
         R = np.array([[_fraction(cell) for cell in row[1:]] for row in rows])
-    except (OSError, ValueError, IndexError, csv.Error) as error:
+    except (UserError, ValueError, IndexError, csv.Error) as error:
         raise UserError(f"{path} is not an accuracy matrix of cl-run: {error}") from None
     return R
 
@@ -257,13 +260,12 @@ def metric_columns(
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file, cells as text. Raises UserError where it is damaged."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            text = file.read()
+        text = text_of(path, LONG)
         lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    except (OSError, ValueError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         raise UserError(f"cannot read {path}: {error}") from None
     check(text.endswith("\n"), f"{path} {'ends within a line' if text else 'is empty'}; {DAMAGED}")
-    header = lines[0]
+    header = [_plain(name) for name in lines[0]]
     check(len(set(header)) == len(header), f"{path}: a column is there twice; {DAMAGED}")
     for i, line in enumerate(lines[1:], 2):
         cells = f"line {i} has {len(line)} of {len(header)} cells"

@@ -39,6 +39,7 @@ from cl_runner.engine import Calibration, evaluate, initial_state, readings, res
 from cl_runner.env import Env
 from cl_runner.errors import Diverged, UserError, check
 from cl_runner.fit import Begun, Between, Samples
+from cl_runner.frame import frame_of
 from cl_runner.functional.metrics import acc
 from cl_runner.nn.networks import factory
 from cl_runner.progress import display
@@ -77,10 +78,9 @@ def _run(config: Config, out: Path, overrides: Sequence[str]) -> float:
     strategy = strategies.build(config.strategy, config.plugins)
     env = prepare(config, strategy)
     own, *others = readings(config.scenario)
-    saved = checkpoint.load(out, config.resolved) if config.resume else None
     s = initial_state(strategy, env)
-    if saved is not None:
-        checkpoint.check_fits(saved.state, s)
+    frame = frame_of(config, s, env)
+    saved = checkpoint.load(out, config.resolved, frame) if config.resume else None
     record = Record(config, strategy, env, out, overrides, started)
     try:
         with stoppable() as stop, display(len(env.stream), config.verbose) as env.meter.display:

@@ -12,9 +12,11 @@ from statistics import fmean
 
 from cl_runner import status
 from cl_runner.errors import UserError, check
-from cl_runner.results import METRICS, read_rows
+from cl_runner.results import DAMAGED, METRICS, read_rows
 
 SUMMARY, OVERRIDES = "summary.csv", "overrides.yaml"
+LONGEST = 60  # characters of a cell in a message
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a terminal may take it for an order
 OTHER_FILES = re.compile(
     r"(accura.*|costs|calibration|confusion|statistics|comparison.*|fisher_overlap)\.csv"
 )  # of runs, and our own
@@ -26,6 +28,16 @@ COSTS = (
     *("parameters", "parameter_bytes", "generator_parameters"),
     *("buffer_samples", "buffer_bytes", "memory_bytes"),
 )
+LARGEST = 1e30  # of what is counted: no machine has come near, and its square is a number
+# What a metric can be. BWT, FWT, forgetting and intransigence are differences of accuracies.
+RANGES = {
+    **dict.fromkeys(("ACC", "learning_accuracy", "average_incremental_accuracy"), (0.0, 1.0)),
+    **dict.fromkeys(("average_anytime_accuracy", "ECE"), (0.0, 1.0)),
+    **dict.fromkeys(("BWT", "FWT", "forgetting", "intransigence"), (-1.0, 1.0)),
+    "Brier": (0.0, 2.0),
+    "NLL": (0.0, LARGEST),
+}
+ROUNDING = 1e-9  # by which a mean of accuracies may exceed the largest
 TOP_SETTINGS = (
     "model",
     "optimizer",
@@ -73,16 +85,9 @@ class Run:
         return {key: value for key, value in self.row.items() if is_setting(key)}
 
     def number(self, column: str) -> float | None:
-        """A cell as a number; None where it is empty or there is no such column.
-
-        Raises UserError for anything else.
-        """
+        """A cell of a complete run as a number; None where it is empty or there is no column."""
         cell = self.row.get(column, "")
-        try:
-            return float(cell) if cell else None
-        except ValueError:
-            message = f"{self.source}: {column} of {self.name} is {cell!r}, not a number"
-            raise UserError(message) from None
+        return float(cell) if cell else None
 
 
 def is_setting(column: str) -> bool:
@@ -93,7 +98,12 @@ def is_setting(column: str) -> bool:
 def is_metric(column: str) -> bool:
     """Whether a column is a metric, of whichever split and reading."""
     names = (*METRICS, *CALIBRATION)
-    return any(column == name or column.endswith(f"_{name}") for name in names)
+    return any(of(name, column) for name in names)
+
+
+def of(metric: str, column: str) -> bool:
+    """Whether a column is this metric, of whichever split and reading."""
+    return column == metric or column.endswith(f"_{metric}")
 
 
 def read_runs(patterns: Sequence[str], *, once: bool = True) -> tuple[list[Run], list[str]]:
@@ -108,6 +118,7 @@ def read_runs(patterns: Sequence[str], *, once: bool = True) -> tuple[list[Run],
     found: dict[Path, Run] = {}
     skipped: list[str] = []
     waiting, seen = list(_files(patterns, skipped)), set[Path]()
+    listed, empty = dict[Path, Path](), set[Path]()
     while waiting:
         path = waiting.pop()
         if path in seen:
@@ -117,12 +128,18 @@ def read_runs(patterns: Sequence[str], *, once: bool = True) -> tuple[list[Run],
             row = {"status": status.state(path.parent)}
             found.setdefault(path.parent, Run(folder=path.parent, source=path, row=row))
             continue
-        for folder, row in _rows(path):
+        rows = _rows(path)
+        if not rows:
+            empty.add(path)
+        for folder, row in rows:
             own = folder / SUMMARY
             if folder != path.parent and own.is_file():
                 waiting.append(own.resolve())
+                listed[own.resolve()] = path
             else:
                 found[folder] = Run(folder=folder, source=path, row=row)
+    for own in sorted(empty & listed.keys()):
+        raise UserError(f"{own} has no row, but {listed[own]} has one of its run; {DAMAGED}")
     check(bool(found), f"no runs in {', '.join(patterns)}: there is no {SUMMARY} with rows")
     notes = [f"not read: {', '.join(skipped)}"] if skipped else []
     runs = sorted(found.values(), key=lambda run: str(run.folder))
@@ -180,6 +197,10 @@ def _table(path: Path) -> list[dict[str, str]]:
     rows = read_rows(path)
     known = all("status" in row for row in rows)
     check(known, f"{path} is no {SUMMARY} of cl-run: it has no column status")
+    for row in rows:
+        for name, cell in row.items():
+            steers = f"{path}: column {shown(name)} has a control character, in {shown(cell)}"
+            check(not CONTROL.search(name + cell), steers)
     return [{name: shortest(cell) for name, cell in row.items()} for row in rows]
 
 
@@ -194,6 +215,24 @@ def _check_run(run: Run) -> None:
     missing = [name for name in NEEDED if not run.row.get(name)]
     what = "has no column" if missing and missing[0] not in run.row else "is complete but has no"
     check(not missing, f"{run.source}: {run.name} {what} {missing[0] if missing else ''}")
+    for name, cell in run.row.items():
+        if cell and (name in COSTS or is_metric(name)):
+            check_number(cell, name, f"{run.source}: {name} of {run.name}")
+
+
+def check_number(cell: str, column: str, where: str) -> None:
+    """Raise UserError for what no run can have measured: it must not be averaged."""
+    low, high = next((r for name, r in RANGES.items() if of(name, column)), (0.0, LARGEST))
+    try:
+        sane = low - ROUNDING <= float(cell) <= high + ROUNDING  # not so of NaN
+    except ValueError:
+        raise UserError(f"{where} is {shown(cell)}, not a number") from None
+    check(sane, f"{where} is {shown(cell)}, which is not in [{low:g}, {high:g}]")
+
+
+def shown(cell: str) -> str:
+    """A cell in a message: its beginning, without control characters."""
+    return repr(cell) if len(cell) <= LONGEST else f"{cell[:LONGEST]!r}..."
 
 
 def calibrated(run: Run) -> Run:
@@ -203,7 +242,7 @@ def calibrated(run: Run) -> Run:
     Raises UserError for a file that is none of cl-run.
     """
     path = run.folder / "calibration.csv"
-    if not run.complete or not path.is_file():
+    if not run.complete or not path.exists():
         return run
     found: dict[str, list[float]] = {}
     try:
@@ -213,6 +252,7 @@ def calibrated(run: Run) -> Run:
             prefix = "" if row["split"] == "test" else f"{row['split']}_"
             prefix += "" if row["reading"] == run.row["scenario"] else f"{row['reading']}_"
             for name in CALIBRATION:
+                check_number(row[name], name, f"{path}: {name}")
                 found.setdefault(prefix + name, []).append(float(row[name]))
     except (ValueError, KeyError) as error:
         raise UserError(f"cannot read {path}: {error}") from None

@@ -83,8 +83,11 @@ def paired_test(a: Sequence[float], b: Sequence[float], comparisons: int = 1) ->
     LEVEL / comparisons has room for ROOM of them, from where on it sees nearly what the t-test
     sees (for normal differences of 1 to 3 SDs, with a probability that is smaller by 0.05 at most)
     and one seed more never takes anything away. With fewer seeds it is Student's paired t-test,
-    which can reject with two, but relies on normal differences. A difference that is the same in
-    every seed has no SD, and p is 2 / 2**n.
+    which can reject with two, but relies on normal differences.
+
+    A difference that is the same in every seed has an SD that is too small to be seen: p is that of
+    Student's test with the smallest step between any of the values in the SD's place, and 2 / 2**n
+    where this is less.
 
     The effect size is Cohen's d of the differences: by how many of their SDs the means differ.
     """
@@ -97,16 +100,27 @@ def paired_test(a: Sequence[float], b: Sequence[float], comparisons: int = 1) ->
         return Paired(n=n, test="equal in every seed", difference=0.0, p=1.0)
     mean = float(d.mean())
     if (d == d[0]).all():
-        return Paired(n=n, test=FLIPS, difference=mean, p=2.0 ** (1 - n))
+        p = min(2.0 ** (1 - n), student(mean / smallest_step(a, b), n))
+        return Paired(n=n, test="one difference in every seed", difference=mean, p=p)
     d_effect = mean / float(d.std(ddof=1))
     # A difference of 0 has no sign: it adds nothing to what can be counted.
     if n <= EXACT and comparisons * ROOM <= LEVEL * 2 ** np.count_nonzero(d):
         test, p = FLIPS, share_of_signs(d)
     else:
-        from scipy import special  # slow to import, and not needed by most of the program
-
-        test, p = STUDENT, 2 * float(special.stdtr(n - 1, -abs(d_effect) * math.sqrt(n)))
+        test, p = STUDENT, student(d_effect, n)
     return Paired(n=n, test=test, difference=mean, p=p, effect=d_effect, effect_name="Cohen's d")
+
+
+def student(effect: float, n: int) -> float:
+    """The two-sided p of a t-test of n differences by their mean / SD."""
+    from scipy import special  # slow to import, and not needed by most of the program
+
+    return 2 * float(special.stdtr(n - 1, -abs(effect) * math.sqrt(n)))
+
+
+def smallest_step(*groups: Sequence[float]) -> float:
+    """The smallest difference between two values that are not equal."""
+    return float(np.diff(np.unique(np.round(np.concatenate(groups), 12))).min())
 
 
 def share_of_signs(d: Array) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 from cl_runner.compare import statistics
 from cl_runner.compare.names import display, listed, said_by_name
-from cl_runner.compare.runs import CALIBRATION, COSTS, Run, is_metric, is_setting
+from cl_runner.compare.runs import CALIBRATION, COSTS, Run, is_metric, is_setting, shown
 from cl_runner.compare.statistics import Paired, Ranking
 from cl_runner.errors import UserError, check
 from cl_runner.results import interval
@@ -355,7 +355,7 @@ def whole(run: Run) -> int:
     try:
         return int(run.row["seed"])
     except ValueError:
-        raise UserError(f"{run.source}: seed is {run.row['seed']!r}, not a number") from None
+        raise UserError(f"{run.source}: seed is {shown(run.row['seed'])}, not a number") from None
 
 
 def refuse_second(run: Run, other: Run, by: Sequence[str] | None) -> None:

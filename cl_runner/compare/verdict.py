@@ -227,9 +227,9 @@ def words(metric: str) -> str:
 
 
 def amount(value: float, metric: str) -> str:
-    """A number of a metric with two digits after the point, or of a cost with its unit."""
+    """A metric's number with two digits after the point, three if it is small; costs in a unit."""
     if metric not in COSTS:
-        digits = 2 if abs(value) >= 0.005 or value == 0 else 3
+        digits = 2 if abs(value) >= 0.01 or value == 0 else 3
         return f"{round(value, digits) + 0.0:.{digits}f}"
     unit = UNITS.get(metric.rsplit("_", 1)[-1], words(metric))
     if unit in {"FLOPs", "B"}:

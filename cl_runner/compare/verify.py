@@ -12,6 +12,7 @@ import numpy as np
 
 from cl_runner.compare.runs import COSTS, SUMMARY, Run, is_metric, is_setting, read_runs
 from cl_runner.errors import UserError, check
+from cl_runner.reading import yaml_values
 from cl_runner.results import (
     METRICS,
     Curves,
@@ -116,11 +117,12 @@ def of_cost_table(folder: Path, row: Mapping[str, str]) -> Iterator[str]:
         tasks = [int(cells["after_task"]) for cells in rows]
         sums = {name: math.fsum(float(cells[name]) for cells in rows) for name in SPENT}
         held = {name: rows[-1][name] for name in HELD}
-    except (UserError, ValueError, KeyError, IndexError) as error:
+    except (UserError, ValueError, KeyError, IndexError, OverflowError) as error:
         yield unreadable(path, error)
         return
-    if tasks != list(range(len(tasks))) or str(len(tasks) - 1) != row["benchmark.num_tasks"]:
-        yield f"costs.csv has the tasks {tasks}, not 0 to {row['benchmark.num_tasks']}, each once"
+    T = row.get("benchmark.num_tasks", "")
+    if tasks != list(range(len(tasks))) or str(len(tasks) - 1) != T:
+        yield f"costs.csv has the tasks {tasks}, not 0 to {T or 'the last'}, each once"
     for name, value in sums.items():
         if not math.isclose(value, number(row.get(name, "")), rel_tol=1e-9, abs_tol=1e-9):
             said = row.get(name) or "nothing"
@@ -145,14 +147,11 @@ def number(cell: str) -> float:
 
 def of_configuration(folder: Path, row: Mapping[str, str]) -> Iterator[str]:
     """Every setting of the row is as in config.yaml, which may have more: they change no result."""
-    import yaml
-
-    path = folder / "config.yaml"
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = yaml_values(folder / "config.yaml")
         flat = flatten(config)
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
-        yield f"cannot read config.yaml: {' '.join(str(error).split())}"
+    except (UserError, AttributeError) as error:
+        yield str(error) if isinstance(error, UserError) else "config.yaml holds no settings"
         return
     said = row.get("config_hash", "")
     if said and said != (own := config_hash(config)):
@@ -251,28 +250,35 @@ def of_merged(folder: Path) -> Iterator[str]:
     for path in sorted(folder.rglob(SUMMARY)):
         name = path.parent.relative_to(folder).as_posix()
         inner = next(path.parent.glob(f"*/{SUMMARY}"), None)
-        if inner is None and name not in named and read_rows(path)[0].get("status") == "complete":
+        if inner is None and name not in named and first_row(path).get("status") == "complete":
             yield f"{SUMMARY} has no row of {name}"
     for row in rows:
         name = row.get("run") or f"seed={row.get('seed')}"
         own = folder / name / SUMMARY
         if not own.is_file():
             continue
-        first = read_rows(own)[0]
-        for key, value in first.items():
+        for key, value in first_row(own).items():
             if row.get(key, "") != value and key != "run":
                 yield f"{SUMMARY} says {key} of {name} is {row.get(key)!r}, its own says {value!r}"
 
 
+def first_row(path: Path) -> dict[str, str]:
+    """The row of a run's summary.csv; empty where the file has none."""
+    return next(iter(read_rows(path)), {})
+
+
 def of_seeds(folder: Path) -> Iterator[str]:
     """What `seeds=[...]` has gathered is what its runs say, and the statistics are theirs."""
-    found = {path.parent: read_rows(path)[0] for path in sorted(folder.glob(f"seed=*/{SUMMARY}"))}
-    rows = [row for row in found.values() if row["status"] == "complete"]
+    found = {path.parent: first_row(path) for path in sorted(folder.glob(f"seed=*/{SUMMARY}"))}
+    rows = [row for row in found.values() if row.get("status") == "complete"]
     try:
         said = {row["metric"]: row for row in read_rows(folder / STATISTICS)}
         expected = {name: interval([float(r[name]) for r in rows if r.get(name)]) for name in said}
     except (UserError, ValueError, KeyError) as error:
         yield unreadable(folder / STATISTICS, error)
+        return
+    except OverflowError:
+        yield f"{STATISTICS} cannot be checked: its runs say numbers too large to square"
         return
     columns = set().union(*rows)
     for metric in (m for m in METRICS if m in columns and m not in said):
@@ -292,7 +298,7 @@ def of_seeds(folder: Path) -> Iterator[str]:
         rows = read_rows(folder / name)
         whole = [row for row in rows if folder / f"seed={row.get('seed')}" in found]
         parts = [
-            {"seed": run["seed"], **row}
+            {"seed": run.get("seed"), **row}
             for path, run in found.items()
             if (path / name).is_file()
             for row in read_rows(path / name)

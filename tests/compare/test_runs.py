@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from cl_runner import status, sweep
+from cl_runner.compare.render import csv_text
 from cl_runner.compare.runs import Run, read_runs, select, version_notes
+from cl_runner.compare.table import Question, compare
 from cl_runner.errors import UserError
 from cl_runner.results import merge_seeds, read_rows, write_rows
 
@@ -198,3 +202,104 @@ def test_calibration_is_the_mean_over_the_tasks_after_the_last(run_folder, tmp_p
     (out / "calibration.csv").write_text("after_task\n3\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"cannot read .*calibration\.csv"):
         read_runs([str(tmp_path)])
+
+
+# What no run can have measured, and what a terminal or a spreadsheet would obey.
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("ACC", "nan", "ACC of er seed=0 is 'nan', which is not in [0, 1]"),
+        ("ACC", "inf", "ACC of er seed=0 is 'inf', which is not in [0, 1]"),
+        ("ACC", "-5", "ACC of er seed=0 is '-5', which is not in [0, 1]"),
+        ("ACC", "1.2", "ACC of er seed=0 is '1.2', which is not in [0, 1]"),
+        ("ACC", "1e308", "ACC of er seed=0 is '1e308', which is not in [0, 1]"),
+        ("forgetting", "-1.5", "forgetting of er seed=0 is '-1.5', which is not in [-1, 1]"),
+        ("task_ACC", "2", "task_ACC of er seed=0 is '2', which is not in [0, 1]"),
+        ("seconds", "-1", "seconds of er seed=0 is '-1', which is not in [0, 1e+30]"),
+        ("samples", "1e308", "samples of er seed=0 is '1e308', which is not in [0, 1e+30]"),
+        ("ACC", "much" * 100, f"ACC of er seed=0 is '{'much' * 15}'..., not a number"),
+    ],
+)
+def test_what_cannot_have_been_measured_is_refused(run_folder, column, value, said) -> None:
+    path = run_folder(scenario="class") / "summary.csv"
+    write_rows(path, [read_rows(path)[0] | {column: value}])
+    with pytest.raises(UserError) as error:
+        read_runs([str(path)])
+    assert str(error.value) == f"{path}: {said}"
+
+
+def test_absurd_numbers_of_a_failed_run_are_nobodys_business(run_folder, tmp_path) -> None:
+    path = run_folder(status="failed") / "summary.csv"
+    write_rows(path, [read_rows(path)[0] | {"ACC": "inf"}])
+    assert [run.row["ACC"] for run in read_runs([str(tmp_path)])[0]] == ["inf"]
+
+
+def test_a_sum_may_exceed_one_by_rounding(run_folder) -> None:
+    path = run_folder() / "summary.csv"
+    write_rows(path, [read_rows(path)[0] | {"ACC": 1.0000000000000002, "BWT": -1.0000000000000002}])
+    assert len(read_runs([str(path)])[0]) == 1
+
+
+@pytest.mark.parametrize("cell", ["nan", "-0.1", "3", "inf", "x"])
+def test_absurd_calibration_is_refused(run_folder, cell: str) -> None:
+    out = run_folder()
+    row = {"after_task": 3, "reading": "domain", "split": "test", "NLL": 0.1, "Brier": cell}
+    write_rows(out / "calibration.csv", [row | {"ECE": 0.1}])
+    with pytest.raises(UserError, match=rf"calibration\.csv: Brier is '{cell}', "):
+        read_runs([str(out)])
+
+
+def test_control_characters_are_refused_and_not_repeated(run_folder, tmp_path: Path) -> None:
+    path = run_folder() / "summary.csv"
+    row = read_rows(path)[0]
+    for spoilt in (row | {"strategy": "er\x1b]0;owned\x07"}, row | {"a.\x9b2J": "1"}):
+        write_rows(path, [spoilt])
+        with pytest.raises(UserError, match="has a control character, in '") as error:
+            read_runs([str(tmp_path)])
+        assert str(error.value).isprintable()
+
+
+def test_a_table_that_a_spreadsheet_saved_is_read(run_folder) -> None:
+    """With the mark of UTF-8 at its beginning, and other ends of lines."""
+    path = run_folder() / "summary.csv"
+    text = path.read_text(encoding="utf-8")
+    path.write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    assert seeds(read_runs([str(path)])[0]) == ["0"]
+
+
+def test_a_formula_in_a_header_is_escaped_and_read_back(run_folder, tmp_path) -> None:
+    formula = '=HYPERLINK("x").y'
+    path = run_folder() / "summary.csv"
+    write_rows(path, [read_rows(path)[0] | {formula: "1"}])
+    assert f'"\'{formula.replace(chr(34), chr(34) * 2)}"' in path.read_text(encoding="utf-8")
+    runs, _ = read_runs([str(tmp_path)])
+    assert runs[0].row[formula] == "1"
+    found = compare(runs, Question(by=(formula,)))
+    header = csv_text(found).splitlines()[0]
+    assert formula in found.streams[0].groups[0].settings
+    assert not [name for name in next(csv.reader([header])) if name.startswith("=")]
+
+
+@pytest.mark.parametrize("name", ["summary.csv", "calibration.csv"])
+def test_what_is_no_regular_file_is_refused(run_folder, name: str) -> None:
+    out = run_folder()
+    (out / name).unlink(missing_ok=True)
+    os.mkfifo(out / name)
+    with pytest.raises(UserError, match=rf"{name} is no regular file"):
+        read_runs([str(out)])
+
+
+def test_a_link_to_a_device_is_refused(tmp_path) -> None:
+    (tmp_path / "endless.csv").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"no regular file"):
+        read_runs([str(tmp_path / "endless.csv")])
+
+
+def test_a_run_that_lost_its_row_is_refused(swept: Path) -> None:
+    path = swept / "job1" / "summary.csv"
+    path.write_text(path.read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"job1/summary\.csv has no row, but .* has one of its run"):
+        read_runs([str(swept)])
+    assert seeds(read_runs([str(swept / "job0"), str(swept / "job1")])[0]) == ["0"]

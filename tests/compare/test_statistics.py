@@ -85,10 +85,19 @@ def test_what_cannot_be_tested_is_said() -> None:
     assert (same.test, same.p, same.differs) == ("equal in every seed", 1.0, False)
 
 
-def test_one_difference_in_every_seed_counts_as_its_sign_does() -> None:
+def test_one_difference_in_every_seed_is_tested_by_the_steps_of_the_values() -> None:
     """It has no SD: a p of 0 would be nonsense, and no test at all would be, too."""
-    (few,) = paired_tests([([0.3, 0.4, 0.5], [0.2, 0.3, 0.4])], against_best=True)
-    assert (few.p, few.effect, few.differs, few.seeds_needed) == (2 / 2**3, None, False, 6)
+    found = paired_test([0.81, 0.82, 0.84], [0.31, 0.32, 0.34])
+    assert found.test == "one difference in every seed"
+    assert found.p == pytest.approx(stats.t.sf(0.5 / 0.01 * math.sqrt(3), 2) * 2)
+    close = paired_test([0.81, 0.82, 0.84], [0.8, 0.81, 0.83])  # one step: as luck may have it
+    assert close.p == pytest.approx(stats.t.sf(math.sqrt(3), 2) * 2)
+
+
+def test_one_difference_without_any_spread_counts_as_its_sign_does() -> None:
+    (few,) = paired_tests([([0.3] * 3, [0.2] * 3)], against_best=True)
+    assert few.p == pytest.approx(stats.t.sf(math.sqrt(3), 2) * 2)  # one step, below 2 / 2**3
+    assert (few.effect, few.differs, few.seeds_needed) == (None, False, 6)
     assert few.difference == pytest.approx(0.1)
     (ten,) = paired_tests([([0.3] * 10, [0.2] * 10)], against_best=True)
     assert ten.p == 2 / 2**10 and ten.differs

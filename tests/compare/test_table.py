@@ -198,9 +198,9 @@ def test_cumulative_is_preferred_to_joint(run_folder, tmp_path) -> None:
 
 def test_the_position_lies_between_naive_and_joint(run_folder, tmp_path) -> None:
     for seed in (0, 1):
-        run_folder(0.2 + seed / 10, strategy="naive", seed=seed)
+        run_folder(0.4 + seed / 10, strategy="naive", seed=seed)
         run_folder(0.8 + seed / 10, strategy="joint", seed=seed)
-        run_folder(0.65 + seed / 10, strategy="er", seed=seed)
+        run_folder(0.7 + seed / 10, strategy="er", seed=seed)
     run_folder(0.4, strategy="er", seed=2)  # no bounds for this seed
     found = ask(tmp_path)
     positions = {g.strategy: g.position for g in found.streams[0].groups}
@@ -231,7 +231,7 @@ def test_tests_are_paired_by_seed_and_corrected_together(run_folder, tmp_path) -
     for strategy, values in accs.items():
         for seed, acc in enumerate(values):
             run_folder(acc, strategy=strategy, seed=seed)
-    run_folder(0.1, strategy="b", seed=5)  # a has no such seed
+    run_folder(0.4, strategy="b", seed=5)  # a has no such seed
     run_folder(0.9, strategy="c", seed=6)
     found = ask(tmp_path, baseline="c")
     b, c = row_of(found, "b"), row_of(found, "c")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +75,7 @@ def test_every_lie_is_found(run_folder, tmp_path, file, column, value, said) -> 
         ("accuracy_matrix.csv", "accuracy_matrix.csv is missing"),
         ("accuracy_matrix_task.csv", "has task_ACC 0.6666666666666666, which no matrix here gives"),
         ("accuracies.csv", "accuracies.csv is missing"),
-        ("config.yaml", "cannot read config.yaml"),
+        ("config.yaml", "config.yaml: No such file"),
     ],
 )
 def test_missing_files_are_found(run_folder, tmp_path, file: str, said: str) -> None:
@@ -238,3 +240,63 @@ def test_a_table_alone_cannot_be_verified(run_folder, tmp_path) -> None:
     (out / "summary.csv").rename(tmp_path / "table.csv")
     with pytest.raises(UserError, match="no run folders"):
         verify([str(tmp_path / "table.csv")])
+
+
+# What somebody else may have written.
+
+
+def test_aliases_that_stand_for_gigabytes_are_not_expanded(run_folder, tmp_path) -> None:
+    out = run_folder(R)
+    bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n"
+    bomb += "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghi"))
+    (out / "config.yaml").write_text(bomb, encoding="utf-8")
+    (line,) = verify([str(tmp_path)])[1]
+    assert "config.yaml holds anchors or aliases" in line
+
+
+@pytest.mark.parametrize("text", ["- 1\n", "[" * 1000, "a: \x1b\n", ": : :\n", ""])
+def test_a_configuration_that_is_none_is_one_line(run_folder, tmp_path, text: str) -> None:
+    out = run_folder(R)
+    (out / "config.yaml").write_text(text, encoding="utf-8")
+    lines = verify([str(tmp_path)])[1]
+    assert lines
+    assert all("config.yaml" in line and line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "accuracies.csv", "costs.csv", "statistics.csv"])
+def test_pipes_are_not_waited_for(run_folder, tmp_path, name: str) -> None:
+    out = run_folder(R)
+    (out / name).unlink(missing_ok=True)
+    os.mkfifo(out / name)
+    assert len(verify([str(tmp_path)])[1]) <= 1
+    assert any(name in line for line in verify([str(tmp_path)])[1]) or name == "statistics.csv"
+
+
+def test_numbers_too_large_to_add_are_a_discrepancy(costs: Path) -> None:
+    change(costs / "costs.csv", "flops", 1e308, 1)
+    change(costs / "costs.csv", "flops", 1e308, 2)
+    assert any("costs.csv" in line for line in verify([str(costs)])[1])
+
+
+def test_seeds_with_numbers_too_large_to_square_are_a_discrepancy(seeds: Path) -> None:
+    for name in ("seed=0", "seed=1"):
+        change(seeds / name / "summary.csv", "ACC", 1e308 if name == "seed=0" else -1e308)
+    lines = verify([str(seeds)])[1]
+    assert any("says ACC is 1e+308" in line for line in lines)
+    assert any("statistics.csv" in line for line in lines)
+
+
+def test_a_neighbour_without_a_row_is_no_crash(seeds: Path) -> None:
+    path = seeds / "seed=1" / "summary.csv"
+    path.write_text(path.read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
+    count, lines = verify([str(seeds / "seed=0")])
+    assert count == 1
+    assert any("statistics.csv says" in line for line in lines)
+
+
+def test_a_summary_without_its_number_of_tasks_is_no_crash(costs: Path) -> None:
+    path = costs / "summary.csv"
+    edited = path.read_text(encoding="utf-8").replace("benchmark.num_tasks", "benchmark.tasks")
+    path.write_text(edited, encoding="utf-8")
+    lines = verify([str(costs)])[1]
+    assert any("costs.csv has the tasks [0, 1, 2, 3], not 0 to the last" in line for line in lines)
