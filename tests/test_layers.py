@@ -40,7 +40,7 @@ LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 LIGHT = (
     *("__init__", "__main__", "errors", "signals", "config", "naming", "status", "sharing"),
     *("sweep", "cli"),
-    "compare.cli",
+    *("compare.cli", "compare.terminal"),
 )
 # Needed by some runs only, and slow to import or not there: inside the function that uses them.
 ON_DEMAND = {

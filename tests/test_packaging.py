@@ -47,7 +47,8 @@ def test_the_wheel_holds_every_module_and_every_yaml(wheel: Path) -> None:
     assert EVERY_YAML
     assert {Path("cl_runner/conf", path) for path in EVERY_YAML} <= names
     modules = {path.relative_to(REPOSITORY) for path in REPOSITORY.glob("cl_runner/**/*.py")}
-    assert modules <= names
+    page = {path.relative_to(REPOSITORY) for path in REPOSITORY.glob("cl_runner/compare/page/*")}
+    assert page and modules | page <= names
     assert not [name for name in names if name.parts[0] == "tests"]
 
 

@@ -7,12 +7,17 @@ import csv
 import os
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from cl_runner import __version__
+from cl_runner.compare.terminal import printable, printable_lines
 from cl_runner.errors import UserError, check
+
+if TYPE_CHECKING:
+    from cl_runner.compare.table import Comparison
 
 DESCRIPTION = """\
 Which strategy, on this stream, at what price? Compares runs of cl-run by their CSV files.
@@ -47,10 +52,11 @@ def parser() -> Parser:
     add("--where", action="append", default=[], metavar="KEY=VALUE[,VALUE]", help="these runs only")
     add("--by", metavar="KEY[,KEY]", help="group by these settings instead of all that differ")
     add("--baseline", metavar="STRATEGY", help="test against this one, too")
+    add("--columns", metavar="A,B,C", help="show these metrics and costs, in this order")
     add("--format", choices=FORMATS, default="table", help="of what is printed (table)")
     add("--out", type=Path, default=Path("comparison.csv"), metavar="FILE", help="(comparison.csv)")
     add("--html", type=Path, metavar="FILE", help="write tables, pictures and settings as one page")
-    add("--plots", type=Path, metavar="DIR", help="draw pictures, PNG and SVG, into this folder")
+    add("--plots", type=Path, metavar="DIR", help="draw pictures into this folder: PNG, SVG, PDF")
     return found
 
 
@@ -70,7 +76,7 @@ def compare(options: argparse.Namespace, command: str) -> int:
         from cl_runner.compare import report
 
         report.check_page(options.html)
-    from cl_runner.compare import render
+    from cl_runner.compare import columns, render
     from cl_runner.compare.runs import read_runs, select, version_notes
     from cl_runner.compare.table import Question
     from cl_runner.compare.table import compare as answer
@@ -84,30 +90,51 @@ def compare(options: argparse.Namespace, command: str) -> int:
     )
     comparison = answer(runs, question)
     comparison.notes += notes + version_notes([run for run in runs if run.complete])
-    text = render.csv_text(comparison)
-    write_text(options.out, text)
+    names = columns.choose(options.columns, comparison)
+    write_text(options.out, render.csv_text(comparison, names))
     if options.format == "table" and sys.stdout.isatty():
         from rich.console import Console
 
-        render.print_rich(comparison, Console())
-    elif options.format == "table":
-        print(render.plain(comparison))
-    elif options.format == "csv":
-        print(text, end="")
+        render.print_terminal(comparison, Console(highlight=False), names)
     else:
-        print(render.FORMATS[options.format](comparison))
-    print(f"written to {options.out}", file=sys.stderr)
+        show(formatted(options.format, comparison, names))
+    tell(f"written to {options.out}")
     if options.html is not None:
-        page, missing = report.page(comparison, command)
+        made = time.strftime("%Y-%m-%d %H:%M %z")
+        page, missing = report.page(comparison, command, made, names)
         write_text(options.html, page)
         without = "" if missing is None else f" without pictures: {missing}"
-        print(f"report in {options.html}{without}", file=sys.stderr)
+        tell(f"report in {options.html}{without}")
     if options.plots is not None:
         from cl_runner.compare.pictures import draw
 
         files = draw(comparison, options.plots)
-        print(f"{len(files)} pictures in {options.plots}", file=sys.stderr)
+        tell(f"{len(files)} pictures in {options.plots}")
     return 0
+
+
+def formatted(wanted: str, comparison: Comparison, names: Sequence[str] | None) -> str:
+    """The comparison in one of FORMATS."""
+    from cl_runner.compare import latex, render
+
+    return {
+        "table": render.plain,
+        "csv": render.csv_text,
+        "markdown": render.markdown,
+        "latex": latex.latex,
+        "json": render.json_text,
+    }[wanted](comparison, names)
+
+
+def show(text: str) -> None:
+    """Print; to a terminal without what would steer it."""
+    shown = printable_lines(text) if sys.stdout.isatty() else text
+    print(shown.removesuffix("\n"))
+
+
+def tell(text: str) -> None:
+    """One line beside the results."""
+    print(printable(text), file=sys.stderr)
 
 
 def after_sweep(folder: Path) -> str:
@@ -151,9 +178,9 @@ def verify(paths: Sequence[str]) -> int:
 
     count, found = problems(paths)
     for line in found:
-        print(line)
+        show(line)
     verdict = f"{len(found)} discrepancies" if found else "all in order"
-    print(f"{count} runs verified: {verdict}", file=sys.stderr)
+    tell(f"{count} runs verified: {verdict}")
     return 1 if found else 0
 
 
@@ -164,7 +191,7 @@ def main() -> None:
         sys.stdout.flush()
         sys.exit(code)
     except UserError as error:
-        print(f"cl-compare: {error}", file=sys.stderr)
+        tell(f"cl-compare: {error}")
         sys.exit(2)
     except KeyboardInterrupt:
         print("cl-compare: interrupted", file=sys.stderr)

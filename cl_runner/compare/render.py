@@ -5,13 +5,24 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from cl_runner import results, status
+from cl_runner.compare import table, terminal
+from cl_runner.compare.columns import POSITION, PRICE, QUALITY
+from cl_runner.compare.names import display
 from cl_runner.compare.runs import COSTS, Run
 from cl_runner.compare.statistics import FEW, LEVEL, Paired
-from cl_runner.compare.table import PRICE, QUALITY, Comparison, Group, Overall, Stream
+from cl_runner.compare.table import (
+    BOUNDS,
+    Comparison,
+    Group,
+    Stream,
+    larger_is_better,
+)
+from cl_runner.compare.terminal import Column, printable
+from cl_runner.compare.verdict import verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,124 +36,179 @@ PREFIXES = {1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k"}
 SIGNATURE = ("benchmark", "scenario", "reading", "strategy", "settings", "n")  # of comparison.csv
 HUGE = 1e9  # counts from which on three digits say more than all
 MANY = 60  # lines of incomplete runs that are still worth printing one by one
+Names = Sequence[str] | None  # the columns asked for; None: the usual ones
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """One table for people: cells as text, and which row is the best."""
+    """One table for people: cells as text; the best of each column is bold."""
 
     kind: str  # quality, price, tests, overall
     section: str  # the title of the stream, or OVERALL
     title: str
-    header: list[str]
-    rows: list[list[str]]
-    bold: list[bool]
+    columns: list[Column]
+    fixed: int = 1  # columns that never leave
+    bounds: int = 0  # rows at the top that are bounds, where they are set apart
+    asked: bool = False  # whether the user chose the columns: then none leaves
+
+    @property
+    def header(self) -> list[str]:
+        """The titles."""
+        return [column.title for column in self.columns]
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """The cells, row by row."""
+        return [list(row) for row in zip(*(c.cells for c in self.columns), strict=True)]
 
 
-def sheets(comparison: Comparison) -> list[Sheet]:
-    """The tables: for each stream what was reached, at what price, and how sure it is."""
+def sheets(comparison: Comparison, columns: Names = None) -> list[Sheet]:
+    """The tables: for each stream what was reached, at what price, and how sure it is.
+
+    columns: what the first table of a stream shows instead; then costs have no table of their own.
+    """
     found = []
     for stream in comparison.streams:
-        found += [
-            quality_sheet(stream, comparison.question.metric),
-            price_sheet(stream),
-            *test_sheets(stream, comparison),
-        ]
+        names = default(stream, comparison.question.metric) if columns is None else columns
+        found.append(group_sheet(stream, names, asked=columns is not None))
+        found += [price_sheet(stream)] if columns is None else []
+        found += test_sheets(stream, comparison)
     if comparison.overall is not None:
-        found.append(overall_sheet(comparison.overall, comparison.question.metric))
-    return [sheet for sheet in found if sheet.rows]
+        found.append(overall_sheet(comparison))
+    told = [s for s in found if s.kind == "quality" or len(s.columns) > s.fixed]
+    return [sheet for sheet in told if sheet.rows]
 
 
-def quality_sheet(stream: Stream, metric: str) -> Sheet:
-    """The metrics, mean and half of the 95 % interval."""
-    names = [
-        n for n in dict.fromkeys([metric, *QUALITY]) if any(g.values[n] for g in stream.groups)
+def default(stream: Stream, metric: str) -> list[str]:
+    """The metric, and the usual ones that the stream's runs have."""
+    names = dict.fromkeys([metric, *QUALITY])
+    return [name for name in names if any(has(g, name) for g in stream.groups)]
+
+
+def has(group: Group, name: str) -> bool:
+    """Whether anything was measured."""
+    return group.position is not None if name == POSITION else bool(group.values.get(name))
+
+
+def group_sheet(stream: Stream, names: Sequence[str], *, asked: bool = False) -> Sheet:
+    """A row per group: the metrics' mean and half of the 95 % interval, and the costs' means."""
+    groups = stream.groups
+    failures = any(g.incomplete for g in groups)
+    lost = [plain_column("incomplete", [str(len(g.incomplete) or "") for g in groups])]
+    fixed = [
+        label_column(groups),
+        plain_column("", [MARKS[g.distinguishable] if g.runs else "" for g in groups]),
+        plain_column("n", [str(len(g.runs)) for g in groups]),
+        *(lost if failures else []),
     ]
-    positions = any(g.position is not None for g in stream.groups)
-    failures = any(g.incomplete for g in stream.groups)
-    header = ["strategy", "", "n", *(["incomplete"] if failures else [])]
-    columns = [column(name, stream.groups) for name in names]
-    header += [title for title, _ in columns]
-    rows = []
-    for i, g in enumerate(stream.groups):
-        mark = MARKS[g.distinguishable] if g.runs else ""
-        lost = [str(len(g.incomplete) or "")] if failures else []
-        cells = [g.label, mark, str(len(g.runs)), *lost, *(cells[i] for _, cells in columns)]
-        rows.append([*cells, *([number(g.position, 2)] if positions else [])])
-    header += ["position"] if positions else []
-    bold = [g.best for g in stream.groups]
     return Sheet(
         kind="quality",
         section=stream.title,
         title=stream.title,
-        header=header,
-        rows=rows,
-        bold=bold,
+        columns=[*fixed, *(column(name, groups) for name in names)],
+        fixed=len(fixed),
+        asked=asked,
     )
 
 
 def price_sheet(stream: Stream) -> Sheet:
     """The means of what was paid."""
-    names = [n for n in PRICE if any(g.values[n] for g in stream.groups)]
     groups = [g for g in stream.groups if g.runs]
-    columns = [column(name, groups) for name in names]
-    rows = [[g.label, *(cells[i] for _, cells in columns)] for i, g in enumerate(groups)]
-    header = ["strategy", *(title for title, _ in columns)]
-    bold = [g.best for g in groups]
-    title = f"{stream.title}: mean costs of a run"
+    names = [name for name in PRICE if any(has(g, name) for g in groups)]
     return Sheet(
-        kind="price", section=stream.title, title=title, header=header, rows=rows, bold=bold
+        kind="price",
+        section=stream.title,
+        title=f"{stream.title}: mean costs of a run",
+        columns=[
+            plain_column("strategy", [g.name for g in groups]),
+            *(column(name, groups) for name in names),
+        ],
     )
+
+
+def label_column(groups: Sequence[Group]) -> Column:
+    """The names of the groups, the best one's in bold."""
+    return Column(title="strategy", cells=[g.name for g in groups], bold=[g.best for g in groups])
+
+
+def plain_column(title: str, cells: list[str]) -> Column:
+    """A column without a best cell."""
+    return Column(title=title, cells=cells, bold=[False] * len(cells))
 
 
 def test_sheets(stream: Stream, comparison: Comparison) -> list[Sheet]:
     """Paired tests against the best and against the baseline."""
-    best = next((g.label for g in stream.groups if g.best), "")
+    best = next((g.name for g in stream.groups if g.best), "")
     families = [("the best", best, [(g, g.versus_best) for g in stream.groups])]
     if comparison.question.baseline:
-        base = comparison.question.baseline
+        base = display(comparison.question.baseline, {})
         families.append(("the baseline", base, [(g, g.versus_baseline) for g in stream.groups]))
-    header = ["strategy", "shared seeds", "gain", "test", "p", "p (Holm)", "effect"]
+    header = ["strategy", "gain", "p (Holm)", "Cohen's d", "shared seeds", "test", "p"]
     found = []
     for what, other, pairs in families:
-        tested = [(g, result) for g, result in pairs if result is not None]
-        rows = [[g.label, *test_cells(result)] for g, result in tested]
+        rows = [[g.name, *test_cells(result)] for g, result in pairs if result is not None]
+        columns = [plain_column(*pair) for pair in zip(header, transposed(rows), strict=False)]
         title = f"{stream.title}: {comparison.question.metric} against {what}, {other}"
-        bold = [False] * len(rows)
-        found.append(
-            Sheet(
-                kind="tests", section=stream.title, title=title, header=header, rows=rows, bold=bold
-            )
-        )
+        found.append(Sheet(kind="tests", section=stream.title, title=title, columns=columns))
     return found
+
+
+def transposed(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Rows as columns."""
+    return [list(cells) for cells in zip(*rows, strict=True)]
 
 
 def test_cells(result: Paired) -> list[str]:
     """A test's row; the gain is positive where the strategy is better than what it is tested on."""
-    effect = "" if result.effect is None else f"{result.effect_name} {result.effect:.2f}"
     gain = "-" if result.difference is None else f"{result.difference:+.4f}"
-    values = [p_value(result.p), p_value(result.p_holm)]
-    return [str(result.n), gain, result.test, *values, effect or "-"]
+    effect = number(result.effect, 2)
+    return [gain, p_value(result.p_holm), effect, str(result.n), result.test, p_value(result.p)]
 
 
-def overall_sheet(overall: Overall, metric: str) -> Sheet:
+def overall_sheet(comparison: Comparison) -> Sheet:
     """Ranks and aggregates over the streams."""
-    against = next((m.against for m in overall.methods if m.against), "")
-    header = ["strategy", "average rank", "interquartile mean", "95 % interval"]
-    header += [f"P(better than {against})", "95 % interval"]
-    rows = []
-    for m in overall.methods:
-        cells = [m.label, f"{m.rank:.2f}", number(m.iqm, 4), between(m.iqm_interval)]
-        rows.append([*cells, number(m.improvement, 2), between(m.improvement_interval, 2)])
-    ranking = overall.ranking
-    friedman = f"Friedman p = {p_value(ranking.friedman_p)}, " if ranking.friedman_p else ""
+    overall, metric = comparison.overall, comparison.question.metric
+    assert overall is not None
+    names, methods, ranking = display_names(comparison), overall.methods, overall.ranking
+    against = next((names[m.against] for m in methods if m.against), "")
+    ranks, sign = [m.rank for m in methods], 1 if larger_is_better(metric) else -1
+    best = max(sign * m.iqm for m in methods)
+    columns = [
+        plain_column("strategy", [names[m.label] for m in methods]),
+        Column(
+            title="average rank",
+            cells=[f"{rank:.2f}" for rank in ranks],
+            bold=[rank == min(ranks) for rank in ranks],
+        ),
+        Column(
+            title="interquartile mean",
+            cells=[number(m.iqm, 4) for m in methods],
+            bold=[sign * m.iqm == best for m in methods],
+        ),
+        plain_column("95 % interval", [between(m.iqm_interval) for m in methods]),
+        plain_column(f"P(better than {against})", [number(m.improvement, 2) for m in methods]),
+        plain_column("95 % interval", [between(m.improvement_interval, 2) for m in methods]),
+    ]
+    friedman = f"Friedman {said_p(ranking.friedman_p)}, " if ranking.friedman_p else ""
     title = (
         f"{metric} over {ranking.streams} streams: {friedman}average ranks differ from "
         f"{ranking.critical_difference:.2f} on (Nemenyi)"
     )
-    best = min(m.rank for m in overall.methods)
-    bold = [m.rank == best for m in overall.methods]
-    return Sheet(kind="overall", section=OVERALL, title=title, header=header, rows=rows, bold=bold)
+    return Sheet(kind="overall", section=OVERALL, title=title, columns=columns)
+
+
+def display_names(comparison: Comparison) -> dict[str, str]:
+    """The names of the groups by their labels, which are the names of the methods over streams."""
+    return {g.label: g.name for stream in comparison.streams for g in stream.groups}
+
+
+def verdicts(comparison: Comparison) -> list[str]:
+    """A paragraph on each stream, named if there are several."""
+    several = len(comparison.streams) > 1
+    return [
+        " ".join([*([f"{stream.title}:"] if several else []), *verdict(stream)])
+        for stream in comparison.streams
+    ]
 
 
 def remarks(comparison: Comparison) -> list[str]:
@@ -150,12 +216,13 @@ def remarks(comparison: Comparison) -> list[str]:
     return explanations(comparison) + incomplete_lines(comparison)
 
 
-def explanations(comparison: Comparison) -> list[str]:
-    """The marks, the rules, and what the reader should know."""
-    question, groups = comparison.question, [g for s in comparison.streams for g in s.groups]
+def legend(groups: Sequence[Group], metric: str) -> list[str]:
+    """How to read the cells and marks of these groups."""
     marks = {g.distinguishable for g in groups if g.runs}
-    interval = "mean ± half of the 95 % interval (Student's t) over n seeds"
-    lines = [f"{interval}; the best {question.metric} is in bold or marked *"]
+    lines = [
+        "mean ± half of the 95 % interval (Student's t) over n seeds",
+        f"bold: the best of a column, bounds aside; *: the best {metric}",
+    ]
     if "bound" in marks:
         lines.append("joint and cumulative are bounds: never the best, tested or ranked")
     if "no" in marks:
@@ -164,6 +231,18 @@ def explanations(comparison: Comparison) -> list[str]:
         lines.append("? no test could tell it from the best; notes and the table of tests say why")
     if any(g.position is not None for g in groups):
         lines.append("position: 0 is naive, 1 is joint, over the seeds that all three share")
+    return lines
+
+
+def explanations(comparison: Comparison) -> list[str]:
+    """The marks, the rules, and what the reader should know."""
+    question, groups = comparison.question, [g for s in comparison.streams for g in s.groups]
+    return legend(groups, question.metric) + rules(comparison)
+
+
+def rules(comparison: Comparison) -> list[str]:
+    """How was ranked, and the notes on these runs."""
+    lines = []
     ranking = None if comparison.overall is None else comparison.overall.ranking
     if ranking is not None and ranking.critical_difference > len(ranking.ranks) - 1:
         few_streams = f"{ranking.streams} streams are too few for"
@@ -172,7 +251,8 @@ def explanations(comparison: Comparison) -> list[str]:
         few_runs = f"few seeds ({comparison.overall.fewest}, at least {FEW} are wanted)"
         lines.append(f"{few_runs}: the bootstrap intervals over the streams are too narrow")
     if comparison.overall is not None and comparison.overall.left_out:
-        names = ", ".join(comparison.overall.left_out)
+        shown = display_names(comparison)
+        names = ", ".join(shown[name] for name in comparison.overall.left_out)
         lines.append(f"not ranked, since some stream lacks them: {names}")
     return lines + [f"note: {note}" for note in comparison.notes]
 
@@ -203,20 +283,48 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
-def column(name: str, groups: Sequence[Group]) -> tuple[str, list[str]]:
-    """The title of a metric or cost and its cells; FLOPs and bytes in a unit for all of them."""
-    if name not in COSTS:
-        return name.replace("_", " "), [with_half(g, name) for g in groups]
-    means = [g.mean(name) for g in groups]
+def column(name: str, groups: Sequence[Group]) -> Column:
+    """A metric or cost; FLOPs and bytes in a unit for all of its cells."""
+    if name == POSITION:
+        cells = [number(g.position, 2) for g in groups]
+        return Column(title=name, cells=cells, bold=best_cells(name, groups, cells), name=name)
+    title = name.replace("_", " ")
+    cells = [with_half(g, name) for g in groups]
+    if name in COSTS:
+        title, cells = cost(name, [g.mean(name) for g in groups])
+    return Column(title=title, cells=cells, bold=best_cells(name, groups, cells), name=name)
+
+
+def cost(name: str, means: Sequence[float | None]) -> tuple[str, list[str]]:
+    """The title of a cost, with a unit that suits the largest, and its cells."""
     *words, last = name.split("_")
     size = 1.0
     if last in UNITS:
-        largest = max(m for m in means if m is not None)
+        largest = max((m for m in means if m is not None), default=0.0)
         size = next((s for s in PREFIXES if largest >= s), 1.0)
         last = PREFIXES.get(size, "") + UNITS[last]
     whole = size == 1 and last != "seconds"
     cells = ["-" if m is None else amount(m / size, whole=whole) for m in means]
     return " ".join([*words, last]), cells
+
+
+def best_cells(name: str, groups: Sequence[Group], cells: Sequence[str]) -> list[bool]:
+    """Which cells are the best of a column, or look like it; none where all look alike.
+
+    Bounds are left aside.
+    """
+    up = name == POSITION or larger_is_better(name)
+    means = {
+        i: mean if up else -mean
+        for i, g in enumerate(groups)
+        if g.strategy not in BOUNDS
+        and (mean := g.position if name == POSITION else g.mean(name)) is not None
+    }
+    looks = {i: cells[i].partition(" ±")[0] for i in means}
+    if len(set(looks.values())) < 2:
+        return [False] * len(groups)
+    best = looks[max(means, key=lambda i: means[i])]
+    return [looks.get(i) == best for i in range(len(groups))]
 
 
 def with_half(group: Group, name: str) -> str:
@@ -242,6 +350,12 @@ def p_value(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def said_p(p: float | None) -> str:
+    """A p-value in a sentence."""
+    shown = p_value(p)
+    return f"p {shown}" if shown.startswith("<") else f"p = {shown}"
+
+
 def between(interval: tuple[float, float] | None, digits: int = 4) -> str:
     """Low .. high."""
     return "-" if interval is None else " .. ".join(number(v, digits) for v in interval)
@@ -250,126 +364,117 @@ def between(interval: tuple[float, float] | None, digits: int = 4) -> str:
 # Formats.
 
 
-def plain(comparison: Comparison) -> str:
-    """Aligned text without any control characters."""
-    blocks = [aligned(sheet.title, [sheet.header, *sheet.rows]) for sheet in sheets(comparison)]
-    return "\n\n".join([*blocks, "\n".join(remarks(comparison))])
-
-
-def aligned(title: str, cells: Sequence[Sequence[str]]) -> str:
-    """A table in columns, the first to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join(
-            c.ljust(w) if i == 0 else c.rjust(w)
-            for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
+def plain(comparison: Comparison, columns: Names = None) -> str:
+    """Aligned text without any control characters, as wide as its tables are."""
+    blocks = [
+        "\n".join([printable(sheet.title), terminal.text(terminal.lines(clean(sheet.columns)))])
+        for sheet in sheets(comparison, columns)
     ]
-    return "\n".join([title, *lines])
+    above = "\n".join(map(printable, verdicts(comparison)))
+    below = "\n".join(map(printable, remarks(comparison)))
+    return "\n\n".join([above, *blocks, below])
+
+
+def clean(columns: Sequence[Column]) -> list[Column]:
+    """Columns that can be printed: what comes from a file may steer a terminal."""
+    return [
+        replace(c, title=printable(c.title), cells=[printable(cell) for cell in c.cells])
+        for c in columns
+    ]
 
 
 def short(comparison: Comparison) -> str:
     """What the end of a sweep shows: ACC and forgetting of each group, and what is missing."""
     blocks = []
     for stream in comparison.streams:
-        names = [n for n in SHORT if any(g.values[n] for g in stream.groups)]
-        lost = any(g.incomplete for g in stream.groups)
-        header = ["strategy", "n", *(["incomplete"] if lost else []), *names]
-        rows = []
-        for g in stream.groups:
-            counts = [str(len(g.runs)), *([str(len(g.incomplete) or "")] if lost else [])]
-            rows.append([g.label, *counts, *(with_half(g, n) for n in names)])
-        blocks.append(aligned(stream.title, [header, *rows]))
+        names = [name for name in SHORT if any(has(g, name) for g in stream.groups)]
+        label, _mark, *rest = group_sheet(stream, names).columns
+        text = terminal.text(terminal.lines(clean([label, *rest])))
+        blocks.append(f"{printable(stream.title)}\n{text}")
     explained = "mean ± half of the 95 % interval (Student's t) over n seeds"
     return "\n\n".join([*blocks, explained])
 
 
-def print_rich(comparison: Comparison, console: Console) -> None:
-    """Tables on a terminal: the best in bold, long cells folded to its width."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+def print_terminal(comparison: Comparison, console: Console, columns: Names = None) -> None:
+    """Tables as wide as a terminal, the best of each column in bold."""
     from rich.text import Text
 
-    for sheet in sheets(comparison):
-        table = Table(title=Text(sheet.title, style="bold"), box=SIMPLE_HEAD, title_justify="left")
-        for i, name in enumerate(sheet.header):
-            # Two names may be equal: a column has no identity but its place.
-            width = max(map(len, name.split()), default=0)  # fold between words, not in them
-            side: Literal["left", "right"] = "left" if i == 0 else "right"
-            table.add_column(Text(name), justify=side, overflow="fold", min_width=width)
-        for row, bold in zip(sheet.rows, sheet.bold, strict=True):
-            table.add_row(*map(Text, row), style="bold" if bold else "")
-        console.print(table, highlight=False)
-    for line in remarks(comparison):
-        console.print(Text(line, style="dim"))
+    def write(text: str, style: str = "", *, whole: bool = False) -> None:
+        shown = printable(text)
+        for one in [shown] if whole else terminal.broken(shown, console.width):
+            console.print(Text(one, style), soft_wrap=True)
+
+    for paragraph in verdicts(comparison):
+        write(paragraph)
+    for sheet in sheets(comparison, columns):
+        write("")
+        write(sheet.title, "bold")
+        lines, left = fitted(sheet, console.width)
+        for line in lines:
+            pieces = [(text, "bold" if strong else "") for text, strong in line]
+            console.print(Text.assemble(*pieces), soft_wrap=True)
+        if left:
+            write(not_shown(left, console.width), "dim")
+    write("")
+    for text in explanations(comparison):
+        write(text, "dim")
+    for text in incomplete_lines(comparison):
+        write(text, "dim", whole=True)  # it ends with a path
 
 
-def markdown(comparison: Comparison) -> str:
-    """Tables as GitHub shows them, the best row in bold."""
-    backslash = "\\"
+def fitted(sheet: Sheet, width: int) -> tuple[list[terminal.Line], list[Column]]:
+    """The lines of a sheet in a width, and the columns that left.
 
-    def line(cells: Sequence[str]) -> str:
-        marks = {"*": "\\*", "~": "\\~"}
-        return f"| {' | '.join(marks.get(c, c.replace('|', backslash + '|')) for c in cells)} |"
-
-    blocks = []
-    for sheet in sheets(comparison):
-        rows = [
-            [f"**{cell}**" if bold and cell not in {"", "*", "-"} else cell for cell in row]
-            for row, bold in zip(sheet.rows, sheet.bold, strict=True)
-        ]
-        rule = "|---" + "|---:" * (len(sheet.header) - 1) + "|"
-        blocks.append(
-            "\n".join([f"**{sheet.title}**", "", line(sheet.header), rule, *map(line, rows)])
-        )
-    notes = "\n".join(f"- {text.strip()}" for text in remarks(comparison))
-    return "\n\n".join([*blocks, notes.replace("marked *", "marked \\*")])
+    Where the user chose the columns, further tables show what the first has no room for.
+    """
+    columns = clean(sheet.columns)
+    parts, left = terminal.fitted(columns, sheet.fixed, width, several=sheet.asked)
+    tables = [terminal.lines(part, width) for part in parts]
+    lines = tables[0] + [line for more in tables[1:] for line in [[], *more]]
+    return lines, left
 
 
-LATEX = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    "\\": "\\textbackslash{}",
-    "~": "\\textasciitilde{}",
-    "^": "\\textasciicircum{}",
-    "±": "$\\pm$",
-    "<": "$<$",
-    ">": "$>$",
-}
+def not_shown(left: Sequence[Column], width: int) -> str:
+    """Which columns a terminal has no room for, and how to see them."""
+    names = ", ".join(column.name or column.title for column in left)
+    how = "--columns chooses" if left[0].name else "a wider terminal shows more"
+    return f"not shown at a width of {width}: {names}; {how}"
 
 
-def latex(comparison: Comparison) -> str:
-    """Tables for the package booktabs, the best row in bold."""
+def markdown(comparison: Comparison, columns: Names = None) -> str:
+    """Tables as GitHub shows them, the best of each column in bold."""
 
     def escaped(text: str) -> str:
-        return "".join(LATEX.get(character, character) for character in text)
+        marks = {"*": "\\*", "~": "\\~"}
+        return marks.get(text, printable(text).replace("|", "\\|"))
+
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cells)} |"
 
     blocks = []
-    for sheet in sheets(comparison):
-        rows = [
-            " & ".join(f"\\textbf{{{escaped(c)}}}" if bold and c else escaped(c) for c in row)
-            for row, bold in zip(sheet.rows, sheet.bold, strict=True)
+    for sheet in sheets(comparison, columns):
+        cells = [
+            [
+                f"**{escaped(text)}**" if strong else escaped(text)
+                for text, strong in zip(c.cells, c.bold, strict=True)
+            ]
+            for c in sheet.columns
         ]
-        header = " & ".join(map(escaped, sheet.header))
-        lines = [
-            f"% {sheet.title}",
-            f"\\begin{{tabular}}{{l{'r' * (len(sheet.header) - 1)}}}",
-            "\\toprule",
-            f"{header} \\\\",
-            "\\midrule",
-            *(f"{row} \\\\" for row in rows),
-            "\\bottomrule",
-            "\\end{tabular}",
-        ]
-        blocks.append("\n".join(lines))
-    return "\n\n".join([*blocks, "\n".join(f"% {line}" for line in remarks(comparison))])
+        rule = "|---" + "|---:" * (len(sheet.header) - 1) + "|"
+        header = line([escaped(title) for title in sheet.header])
+        rows = [line(row) for row in zip(*cells, strict=True)]
+        blocks.append("\n".join([f"**{printable(sheet.title)}**", "", header, rule, *rows]))
+    above = "\n\n".join(map(printable, verdicts(comparison)))
+    notes = "\n".join(f"- {printable(text.strip())}" for text in remarks(comparison))
+    return "\n\n".join([above, *blocks, notes.replace("; *:", "; \\*:")])
 
 
-def records(comparison: Comparison) -> list[dict[str, Any]]:
+def records(comparison: Comparison, columns: Names = None) -> list[dict[str, Any]]:
     """A row per group, as in comparison.csv; settings that differ have columns of their own."""
     keys = sorted({key for s in comparison.streams for g in s.groups for key in g.settings})
     stream_keys = sorted({key for s in comparison.streams for key in s.settings})
-    metrics = list(dict.fromkeys([comparison.question.metric, *QUALITY, *PRICE]))
+    everything = [comparison.question.metric, *table.QUALITY, *table.PRICE, POSITION]
+    names = list(dict.fromkeys(everything if columns is None else columns))
     rows = []
     for stream in comparison.streams:
         for g in stream.groups:
@@ -385,11 +490,14 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
             }
             row |= {f"{key}": stream.settings.get(key) for key in stream_keys}
             row |= {key: g.settings.get(key) for key in keys}
-            for name in metrics:
+            for name in names:
+                if name == POSITION:
+                    continue
                 found = g.statistics(name)
                 row |= {name: found["mean"], f"{name}_n": found["n"]}
                 row |= {f"{name}_{key}": found[key] for key in ("sd", "low", "high")}
-            row |= {"position": g.position, "distinguishable_from_best": g.distinguishable}
+            row |= {POSITION: g.position} if POSITION in names else {}
+            row |= {"distinguishable_from_best": g.distinguishable}
             row |= test_columns("best", g.versus_best) | test_columns("baseline", g.versus_baseline)
             rows.append(row)
     return rows
@@ -401,18 +509,19 @@ def test_columns(other: str, result: Paired | None) -> dict[str, Any]:
     return {f"vs_{other}_{k}": None if result is None else getattr(result, k) for k in names}
 
 
-def csv_text(comparison: Comparison) -> str:
+def csv_text(comparison: Comparison, columns: Names = None) -> str:
     """comparison.csv: what is not known is empty."""
-    return results.csv_text(records(comparison))
+    return results.csv_text(records(comparison, columns))
 
 
-def json_text(comparison: Comparison) -> str:
+def json_text(comparison: Comparison, columns: Names = None) -> str:
     """All there is, as JSON."""
     overall = comparison.overall
     return json.dumps(
         {
             "question": asdict(comparison.question),
-            "groups": records(comparison),
+            "verdict": verdicts(comparison),
+            "groups": records(comparison, columns),
             "over_streams": None if overall is None else asdict(overall),
             "incomplete": [
                 {"status": run.row["status"], "run": run.name, "reason": reason(run)}
@@ -423,6 +532,3 @@ def json_text(comparison: Comparison) -> str:
         indent=2,
         ensure_ascii=False,
     )
-
-
-FORMATS = {"csv": csv_text, "markdown": markdown, "latex": latex, "json": json_text}

@@ -3,131 +3,36 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
-from itertools import groupby
 from pathlib import Path
+from typing import Any
 
-from cl_runner import __version__
-from cl_runner.compare import pictures, render
-from cl_runner.compare.render import Sheet
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from cl_runner import __version__, status
+from cl_runner.compare import render
+from cl_runner.compare.figures.canvas import NoMatplotlib, image, pyplot
+from cl_runner.compare.pictures import figures as all_figures
+from cl_runner.compare.render import Names, Sheet
 from cl_runner.compare.runs import OVERRIDES, Run
-from cl_runner.compare.table import Comparison, Group
+from cl_runner.compare.table import Comparison, Group, Stream
+from cl_runner.compare.terminal import printable_lines
+from cl_runner.compare.verdict import verdict
 from cl_runner.errors import check
 
 GENERATOR = '<meta name="generator" content="cl-compare'  # by which a page of ours is known
-PAPERS = "https://arxiv.org/abs/"  # the only addresses on the page
-INTERVALS = (
-    "<p>Every interval is the 95 % interval of the mean over the seeds (Student's t), unless the "
-    "text says otherwise.</p>"
-)
-TABLES = {  # how to read each kind of table
-    "quality": "One row per strategy and setting, the best first; accuracies are fractions. More "
-    "is better, but less of forgetting, intransigence, NLL, Brier score and ECE.",
-    "price": "What one run took and kept, averaged over the seeds. Less is cheaper; times and peak "
-    "memory depend on the machine. FLOPs are floating-point operations, of training unless they "
-    "are said to be of evaluation.",
-    "tests": "Does the row differ from the one it is tested against by more than luck? The gain is "
-    "positive where the row is better. Below 0.05, p (Holm) says that it does; the effect says by "
-    "how much, in units of the spread between seeds.",
-    "overall": "All strategies that every stream has. Rank 1 is the best; the interquartile mean "
-    "is that of the middle half of all runs; P is the chance that a run of the row beats a run of "
-    'the other (<a href="{papers}2108.13264">Agarwal et al. 2021</a>).',
+PAGE = Path(__file__).parent / "page"  # the template, its style and its script
+SOFTWARE = {  # columns of a run's row, and what they are called
+    "cl_runner_version": "cl_runner",
+    "commit": "commit",
+    "torch_version": "torch",
+    "python_version": "Python",
 }
-PICTURES = {  # how to read each kind of picture
-    "matrices": "Row i, column j: the accuracy on task j after training on task i. The diagonal is "
-    "what was just learned; a column that darkens downwards is a task being forgotten.",
-    "tasks": "Each panel is one task, followed while the later ones are learned: a line that falls "
-    "is forgetting.",
-    "steps": "Each panel is one task, followed while it and the later ones are trained; dotted "
-    "lines stand between the tasks. A line that dips where a task begins, and recovers, is the "
-    'stability gap (<a href="{papers}2205.13452">De Lange et al. 2023</a>).',
-    "confusion": "Row i, column j: the share of the samples of class i that were taken for class "
-    "j. The diagonal is right; a column that is bright below and above it is a class that is "
-    "preferred, often of the last task. Classes are the network's outputs; if tasks have classes "
-    "of their own, those of the first task come first.",
-    "average_accuracy": "The mean accuracy on all tasks learned so far. The last point is ACC.",
-    "sweep": "How much the setting matters, and which value is best. Choose it by the metrics of "
-    "validation data, not by these.",
-    "forgetting": "The accuracy that was lost since each task was known best. Shorter is better.",
-    "stability_plasticity": "Up: learns new tasks well. Left: keeps the old ones. The dashed line "
-    "joins those that no other beats in both.",
-    "memory": "What accuracy costs in memory. The dashed line joins those that no other beats in "
-    "both.",
-    "compute": "What accuracy costs in computation. The dashed line joins the strategies that no "
-    "other beats in both; the bounds stand apart.",
-    "profiles": "The share of runs at least as good as a threshold; a curve that lies above "
-    'another is better everywhere (<a href="{papers}2108.13264">Agarwal et al. 2021</a>).',
-    "fisher_overlap": "Do two tasks need the same weights of a layer? 1: exactly the same, 0: none "
-    '(<a href="{papers}1612.00796">Kirkpatrick et al. 2017</a>).',
-}
-STYLE = """\
-:root { color-scheme: light; }
-body { color: #1a1a1a; background: #fff; font: 16px/1.5 system-ui, sans-serif;
-  max-width: 72rem; margin: 0 auto; padding: 1rem; }
-h1, h2, h3 { line-height: 1.25; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.3rem; border-top: 2px solid #444; padding-top: 1rem; }
-h3 { font-size: 1.05rem; margin-bottom: .25rem; }
-p { max-width: 48rem; margin: .25rem 0 .75rem; }
-a { color: #0b4f8a; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid #ccc; }
-td { white-space: nowrap; }
-th:first-child, td:first-child, .words th, .words td { text-align: left; }
-.words td { white-space: normal; vertical-align: top; }
-.words td:last-child, li { overflow-wrap: anywhere; }
-thead th { border-bottom: 2px solid #444; vertical-align: bottom; }
-tr.best td { font-weight: bold; background: #eef4fa; }
-th button { font: inherit; color: inherit; background: none; border: 0; padding: 0;
-  cursor: pointer; text-align: inherit; }
-th button::after { content: "\\a0\\2195"; color: #666; }
-th[aria-sort=ascending] button::after { content: "\\a0\\2191"; color: inherit; }
-th[aria-sort=descending] button::after { content: "\\a0\\2193"; color: inherit; }
-figure { margin: 0 0 1.5rem; }
-img { max-width: 100%; height: auto; }
-details { margin: .25rem 0; }
-summary { cursor: pointer; }
-pre { background: #f4f4f4; padding: .6rem; white-space: pre-wrap; overflow-wrap: anywhere;
-  font-size: .85rem; }
-@media print {
-  body { max-width: none; padding: 0; font-size: 11pt; }
-  .scroll { overflow: visible; }
-  table { font-size: 8pt; }
-  th, td { white-space: normal; padding: .15rem .3rem; }
-  figure, tr, pre { break-inside: avoid; }
-  h2, h3 { break-after: avoid; }
-  th button::after { content: none; }
-}
-"""
-SCRIPT = """\
-for (const table of document.querySelectorAll("table.sortable")) {
-  const body = table.tBodies[0];
-  const headers = [...table.tHead.rows[0].cells];
-  headers.forEach((header, column) => {
-    if (!header.textContent) return;
-    const button = document.createElement("button");
-    button.type = "button";
-    button.append(...header.childNodes);
-    header.append(button);
-    button.addEventListener("click", () => {
-      const up = header.getAttribute("aria-sort") === "descending";
-      headers.forEach((other) => other.removeAttribute("aria-sort"));
-      header.setAttribute("aria-sort", up ? "ascending" : "descending");
-      const key = (row) => row.cells[column].dataset.value;
-      const compare = (a, b) => header.dataset.kind === "number"
-        ? key(a) - key(b) : key(a).localeCompare(key(b), "en", { numeric: true });
-      // What is not known stays at the end, whichever way.
-      const missing = (row) => key(row) === "";
-      const rows = [...body.rows].sort((a, b) =>
-        missing(a) - missing(b) || (missing(a) ? 0 : up ? compare(a, b) : compare(b, a)));
-      body.append(...rows);
-    });
-  });
-}
-"""
+MACHINE = {"used_device": "", "used_precision": "", "used_engine": "", "used_threads": "threads"}
+Figures = Mapping[str, list[dict[str, str]]]  # by section
 
 
 def check_page(path: Path) -> None:
@@ -143,113 +48,158 @@ def check_page(path: Path) -> None:
         check(ours, f"--html {path} exists and is no page of cl-compare; choose another name")
 
 
-def page(comparison: Comparison, command: str) -> tuple[str, str | None]:
+def page(
+    comparison: Comparison, command: str, made: str, columns: Names = None
+) -> tuple[str, str | None]:
     """The page, and why it has no pictures where it has none.
 
-    command: the command line that asked for it, shown on the page. The same runs give the same
-    page. Raises UserError for damaged files.
+    command: the command line that asked for it, and made: when, both shown on the page. columns:
+    as for `render.sheets`. Raises UserError for damaged files.
     """
+    figures: dict[str, list[dict[str, str]]] = {}
+    missing = None
     try:
-        drawn, missing = list(drawings(comparison)), None
-    except pictures.NoMatplotlib as error:
-        drawn, missing = [], str(error)
-    parts = [introduction(comparison, command, missing)]
-    tables = groupby(render.sheets(comparison), key=lambda sheet: sheet.section)
-    sheets = {section: list(found) for section, found in tables}
-    rows = identities(comparison)
-    for i, stream in enumerate(comparison.streams):
-        parts.append(f"<h2>{escape(stream.title)}</h2>")
-        parts += [
-            table(sheet, rows if sheet.kind == "quality" else {}, i)
-            for sheet in sheets.get(stream.title, [])
-        ]
-        parts += [figure for section, figure in drawn if section == stream.title]
-        parts.append("<h3>Commands and configurations</h3>")
-        parts.append("<p>What made each row, to paste into a shell, and all of its settings.</p>")
-        parts += [origin(g, rows[i, g.label]) for g in stream.groups]
-    if comparison.overall is not None:
-        parts.append(f"<h2>Over the {comparison.overall.ranking.streams} streams</h2>")
-        parts += [table(sheet, {}, -1) for sheet in sheets.get(render.OVERALL, [])]
-        parts += [figure for section, figure in drawn if section == render.OVERALL]
-    parts += [notes(comparison), *failed(comparison.incomplete)]
-    return whole("\n".join(parts)), missing
+        for section, figure in drawings(comparison):
+            figures.setdefault(section, []).append(figure)
+    except NoMatplotlib as error:
+        missing = str(error)
+    style, script = ((PAGE / f"page.{end}").read_text(encoding="utf-8") for end in ("css", "js"))
+    environment = Environment(
+        loader=FileSystemLoader(PAGE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: printable_lines(value) if type(value) is str else value,
+    )
+    anchors = identities(comparison)
+    sheets = render.sheets(comparison, columns)
+    text = environment.get_template("page.html.jinja").render(
+        generator=GENERATOR,
+        version=__version__,
+        style=style,
+        style_hash=content_hash(style),
+        script=script,
+        script_hash=content_hash(script),
+        summary=summary(comparison),
+        origins=origins(comparison, made),
+        command=command,
+        missing=missing,
+        streams=[
+            stream_part(stream, comparison, sheets, figures, anchors)
+            for stream in comparison.streams
+        ],
+        overall=overall_part(comparison, sheets, figures),
+        notes=render.rules(comparison),
+        failed=[(r.row["status"], r.name, render.reason(r)) for r in comparison.incomplete],
+    )
+    return text, missing
 
 
-def whole(body: str) -> str:
-    """The HTML document around its body."""
-    return f"""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-{GENERATOR} {__version__}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Continual learning: a comparison of strategies</title>
-<link rel="icon" href="data:,">
-<style>
-{STYLE}</style>
-</head>
-<body>
-{body}
-<script>
-{SCRIPT}</script>
-</body>
-</html>
-"""
+def content_hash(text: str) -> str:
+    """By which the page's Content-Security-Policy knows our own style and script."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
 
 
-def introduction(comparison: Comparison, command: str, missing: str | None) -> str:
-    """What was compared, and where on the page it is."""
+def summary(comparison: Comparison) -> str:
+    """What was compared."""
     runs = sum(len(g.runs) for s in comparison.streams for g in s.groups)
     lost = len(comparison.incomplete)
     streams = len(comparison.streams)
     text = f"{runs} complete runs on {streams} stream{'s' if streams > 1 else ''}"
     text += f", {lost} that are not complete" if lost else ""
-    lines = [
-        "<h1>Continual learning: a comparison of strategies</h1>",
-        f"<p>{text}, sorted by {escape(comparison.question.metric)}.</p>",
-        INTERVALS,
-        f"<pre><code>{escape(command)}</code></pre>",
-    ]
-    if missing is not None:
-        lines.append(f"<p>No pictures: {escape(missing)}</p>")
-    return "\n".join(lines)
+    return f"{text}, sorted by {comparison.question.metric}."
 
 
-def identities(comparison: Comparison) -> dict[tuple[int, str], str]:
-    """An anchor for each row, by stream and label."""
-    pairs = [(i, g.label) for i, stream in enumerate(comparison.streams) for g in stream.groups]
-    return {pair: f"row-{n}" for n, pair in enumerate(pairs, 1)}
+def origins(comparison: Comparison, made: str) -> list[tuple[str, str]]:
+    """When, by which versions, and on which machines."""
+    runs = [r for s in comparison.streams for g in s.groups for r in g.runs.values()]
+    told = [status.read(run.folder) for run in runs]
+    days = sorted({str(t["time"])[:10] for t in told if t.get("time")})
+    hosts = sorted({str(t["host"]) for t in told if t.get("host")})
+
+    def said(names: Mapping[str, str]) -> str:
+        values = {n: sorted({v for run in runs if (v := run.row.get(n))}) for n in names}
+        parts = [f"{names[n]} {' / '.join(v)}".strip() for n, v in values.items() if v]
+        return ", ".join(parts)
+
+    found = {
+        "page": f"{made}, cl-compare {__version__}",
+        "runs ended": " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "",
+        "software": said(SOFTWARE),
+        "machine": ", ".join(filter(None, [*hosts, said(MACHINE)])),
+    }
+    return [(name, text) for name, text in found.items() if text]
+
+
+def identities(comparison: Comparison) -> dict[int, str]:
+    """An anchor for each row, by the identity of its group."""
+    groups = [g for stream in comparison.streams for g in stream.groups]
+    return {id(g): f"row-{n}" for n, g in enumerate(groups, 1)}
+
+
+def stream_part(
+    stream: Stream,
+    comparison: Comparison,
+    sheets: Sequence[Sheet],
+    figures: Figures,
+    anchors: Mapping[int, str],
+) -> dict[str, Any]:
+    """What the template shows of a stream."""
+    key = render.legend(stream.groups, comparison.question.metric)
+    own = [anchors[id(g)] for g in stream.groups]
+    return {
+        "title": stream.title,
+        "verdict": verdict(stream),
+        "tables": [
+            table(sheet, own, key) if sheet.kind == "quality" else table(sheet)
+            for sheet in sheets
+            if sheet.section == stream.title
+        ],
+        "figures": figures.get(stream.title, []),
+        "rows": [origin(g, anchors[id(g)]) for g in stream.groups],
+    }
+
+
+def overall_part(
+    comparison: Comparison, sheets: Sequence[Sheet], figures: Figures
+) -> dict[str, Any] | None:
+    """What the template shows of all streams together."""
+    if comparison.overall is None:
+        return None
+    return {
+        "title": f"Over the {comparison.overall.ranking.streams} streams",
+        "tables": [table(sheet) for sheet in sheets if sheet.section == render.OVERALL],
+        "figures": figures.get(render.OVERALL, []),
+    }
 
 
 # Tables.
 
 
-def table(sheet: Sheet, rows: Mapping[tuple[int, str], str], stream: int) -> str:
-    """A sheet as a table that can be sorted; its first column links to where a row comes from."""
-    columns = list(zip(*sheet.rows, strict=True))
-    kinds = ["text", *(kind(column) for column in columns[1:])]
-    header = "".join(
-        f'<th scope="col" data-kind="{k}">{escape(name)}</th>'
-        for k, name in zip(kinds, sheet.header, strict=True)
-    )
-    lines = []
-    for cells, best in zip(sheet.rows, sheet.bold, strict=True):
-        anchor = rows.get((stream, cells[0]))
-        first = escape(cells[0])
-        texts = [f'<a href="#{anchor}">{first}</a>' if anchor else first, *map(escape, cells[1:])]
-        values = [escape(value(c, k), quote=True) for c, k in zip(cells, kinds, strict=True)]
-        inner = "".join(
-            f'<td data-value="{v}">{text}</td>' for v, text in zip(values, texts, strict=True)
-        )
-        lines.append(f"<tr{' class=best' if best else ''}>{inner}</tr>")
-    about = TABLES[sheet.kind].format(papers=PAPERS)
+def table(sheet: Sheet, anchors: Sequence[str] = (), key: Sequence[str] = ()) -> dict[str, Any]:
+    """A sheet as the template shows it, sortable.
+
+    anchors: where the rows' first cells link to. key: how to read the cells.
+    """
+    kinds = ["text", *(kind(c.cells) for c in sheet.columns[1:])]
+    cells = [
+        [
+            {"text": text, "best": best, "value": value(text, k)}
+            for text, best in zip(c.cells, c.bold, strict=True)
+        ]
+        for c, k in zip(sheet.columns, kinds, strict=True)
+    ]
+    rows = list(zip(*cells, strict=True))
     title = sheet.title.removeprefix(sheet.section).removeprefix(": ") or "what was reached"
-    return (
-        f"<h3>{escape(title[0].upper() + title[1:])}</h3>\n<p>{about}</p>\n"
-        f'<div class="scroll" tabindex="0"><table class="sortable">\n<thead><tr>{header}</tr>'
-        "</thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody>\n</table></div>"
-    )
+    return {
+        "kind": sheet.kind,
+        "title": title[0].upper() + title[1:],
+        "header": list(zip(sheet.header, kinds, strict=True)),
+        "rows": list(zip(anchors or [""] * len(rows), rows, strict=True)),
+        "key": key,
+    }
 
 
 NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(e[-+]?\d+)?")
@@ -277,38 +227,38 @@ def value(cell: str, of: str) -> str:
 # Pictures.
 
 
-def drawings(comparison: Comparison) -> Iterator[tuple[str, str]]:
-    """Every picture as HTML, with the section that it belongs to. Raises UserError."""
-    with pictures.pyplot("--html with pictures") as plt:
-        for section, name, figure in pictures.figures(comparison, plt):
+def drawings(comparison: Comparison) -> Iterator[tuple[str, dict[str, str]]]:
+    """Every picture without its title, with the section that it belongs to. Raises UserError."""
+    with pyplot("--html with pictures") as plt:
+        for section, name, figure in all_figures(comparison, plt):
             lines = figure.get_suptitle().splitlines()
-            content = base64.b64encode(pictures.image(figure, "svg")).decode()
-            group = "sweep" if name.startswith("sweep_") else name
-            about = PICTURES[group].format(papers=PAPERS)
+            content = image(figure, "svg", title=False)
             yield (
                 section,
-                (
-                    f"<h3>{escape(lines[0])}</h3>\n<p>{about}</p>\n"
-                    f'<figure><img alt="{escape(": ".join(lines))}" '
-                    f'src="data:image/svg+xml;base64,{content}"></figure>'
-                ),
+                {
+                    "kind": "sweep" if name.startswith("sweep_") else name,
+                    "title": lines[0],
+                    "alt": ": ".join(lines),
+                    "svg": base64.b64encode(content).decode(),
+                },
             )
 
 
 # Where a row comes from.
 
 
-def origin(group: Group, anchor: str) -> str:
-    """A group's command and its configuration, folded."""
+def origin(group: Group, anchor: str) -> dict[str, str]:
+    """A group's command and its configuration."""
     runs = [*group.runs.values(), *group.incomplete]
-    commands = commands_of(runs)
-    text = "\n".join(commands) or "not known: the runs' folders have no overrides.yaml any more"
+    commands = "\n".join(commands_of(runs))
     settings, source = configuration(runs[0])
-    return (
-        f'<details id="{anchor}"><summary>{escape(group.label)}</summary>\n'
-        f"<pre><code>{escape(text)}</code></pre>\n<p>{escape(source)}:</p>\n"
-        f"<pre><code>{escape(settings)}</code></pre></details>"
-    )
+    return {
+        "anchor": anchor,
+        "name": group.name,
+        "commands": commands or "not known: the runs' folders have no overrides.yaml any more",
+        "configuration": settings,
+        "source": source,
+    }
 
 
 def commands_of(runs: Sequence[Run]) -> list[str]:
@@ -350,30 +300,3 @@ def configuration(run: Run) -> tuple[str, str]:
         lines = [f"{key}: {value or 'null'}" for key, value in settings]
         return "\n".join(lines), f"The configuration of {seed}, from {run.source.name}"
     return text.strip(), f"The configuration of {seed}, config.yaml"
-
-
-# The end.
-
-
-def notes(comparison: Comparison) -> str:
-    """What the terminal says below the tables, without the list of runs that are not complete."""
-    lines = render.explanations(comparison)
-    items = "\n".join(f"<li>{escape(line)}</li>" for line in lines)
-    return f"<h2>Notes</h2>\n<ul>\n{items}\n</ul>"
-
-
-def failed(runs: Sequence[Run]) -> Iterator[str]:
-    """The runs that are not averaged in, with their reasons."""
-    if not runs:
-        return
-    yield "<h2>Runs that are not complete</h2>"
-    yield "<p>They are not averaged in.</p>"
-    lines = [
-        "".join(f"<td>{escape(cell)}</td>" for cell in (r.row["status"], r.name, render.reason(r)))
-        for r in runs
-    ]
-    header = "".join(f'<th scope="col">{name}</th>' for name in ("status", "run", "reason"))
-    yield (
-        f'<div class="scroll" tabindex="0"><table class="words">\n<thead><tr>{header}</tr></thead>'
-        "\n<tbody>\n" + "\n".join(f"<tr>{line}</tr>" for line in lines) + "\n</tbody></table></div>"
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ def here(run_folder, tmp_path: Path, monkeypatch) -> Path:
 @pytest.mark.usefixtures("here")
 def test_the_table_and_comparison_csv(capsys) -> None:
     assert run("runs") == 0
-    assert capsys.readouterr().out.startswith("toy, 3 tasks, domain-IL")
+    assert "\n\ntoy, 3 tasks, domain-IL\n" in capsys.readouterr().out
     with Path("comparison.csv").open(newline="") as file:
         assert [row["strategy"] for row in csv.DictReader(file)] == ["er", "naive"]
     assert run("runs", "--format", "csv", "--where", "strategy=er") == 0  # overwrites its own
@@ -48,7 +49,7 @@ def test_the_table_and_comparison_csv(capsys) -> None:
 def test_every_format_prints(capsys, name: str) -> None:
     assert run("runs", "--format", name, "--baseline", "naive", "--out", "x.csv") == 0
     out = capsys.readouterr().out
-    assert "er" in out and "naive" in out
+    assert "er" in out.lower() and "naive" in out
     assert Path("x.csv").exists() and not Path("comparison.csv").exists()
 
 
@@ -72,6 +73,7 @@ def test_a_file_that_is_not_ours_is_never_overwritten() -> None:
         (("runs", "--metrik", "ACC"), "unrecognized arguments"),
         (("nothing",), "there is no file or folder nothing"),
         (("verify",), "required: PATH"),
+        (("runs", "--columns", "AC"), "--columns AC: no run has it; did you mean ACC"),
     ],
 )
 @pytest.mark.usefixtures("here")
@@ -101,11 +103,11 @@ def test_a_terminal_gets_the_best_in_bold() -> None:
     found = compare(read_runs(["runs"])[0], Question())
     console = Console(force_terminal=True, width=70, color_system="standard")
     with console.capture() as capture:
-        render.print_rich(found, console)
+        render.print_terminal(found, console)
     lines = capture.get().splitlines()
-    (best,) = [line for line in lines if "er" in line and "0.615" in line]
+    (best,) = [line for line in lines if "ER" in line and "0.615" in line]
     (other,) = [line for line in lines if "naive" in line and "0.410" in line]
-    assert "\x1b[1m" in best and "\x1b[1m" not in other
+    assert "\x1b[1mER\x1b[0m" in best and "\x1b[1m" not in other
     assert all(len(line) < 400 for line in lines)
 
 
@@ -136,7 +138,7 @@ def test_the_installed_command_on_a_real_sweep(tmp_path: Path) -> None:
     assert verified.stderr == "8 runs verified: all in order\n"
     compared = command("cl-compare", "sweep", "ewc", "--reading", "task", cwd=tmp_path)
     assert compared.returncode == 0, compared.stderr
-    assert compared.stdout.startswith("split_digits, 2 tasks, class-IL read as task-IL\n")
+    assert "\nsplit_digits, 2 tasks, class-IL read as task-IL\n" in compared.stdout
     with (tmp_path / "comparison.csv").open(newline="") as file:
         rows = {row["strategy"]: row for row in csv.DictReader(file)}
     assert {name: row["n"] for name, row in rows.items()} == dict.fromkeys(
@@ -158,6 +160,25 @@ def test_the_installed_command_on_a_real_sweep(tmp_path: Path) -> None:
     broken = command("cl-compare", "nowhere", cwd=tmp_path)
     assert (broken.returncode, broken.stdout) == (2, "")
     assert broken.stderr == "cl-compare: there is no file or folder nowhere\n"
+
+
+@pytest.mark.usefixtures("here")
+def test_what_a_terminal_gets_cannot_steer_it(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    cli.show("a\x1b[2J\tb\nc\n")
+    cli.tell("d\x1b]0;title\x07")
+    out, err = capsys.readouterr()
+    assert (out, err) == ("a\\x1b[2J\\tb\nc\n", "d\\x1b]0;title\\x07\n")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False)
+    cli.show("a\tb\n")  # a file gets what is there
+    assert capsys.readouterr().out == "a\tb\n"
+
+
+def test_the_module_is_the_command(here: Path) -> None:
+    command = [sys.executable, "-m", "cl_runner.compare", "runs", "--columns", "forgetting,samples"]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
+    assert re.search(r"strategy +n +forgetting +samples\n", done.stdout)
+    assert done.stderr == "written to comparison.csv\n"
 
 
 def test_it_never_loads_torch(here: Path) -> None:
@@ -182,7 +203,7 @@ def test_a_sweep_ends_with_its_comparison(run_folder, tmp_path: Path, capsys) ->
     out, err = capsys.readouterr()
     lines = [line.split() for line in out.splitlines()]
     assert lines[2] == ["strategy", "n", "incomplete", "ACC", "forgetting"]
-    assert lines[3][:4] == ["er", "2", "1", "0.650"] and lines[4][:3] == ["naive", "1", "0.400"]
+    assert lines[3][:4] == ["ER", "2", "1", "0.650"] and lines[4][:3] == ["naive", "1", "0.400"]
     rows = {row["strategy"]: row for row in read_rows(tmp_path / "runs" / "comparison.csv")}
     assert (rows["er"]["n"], rows["er"]["incomplete"]) == ("2", "1")
     assert float(rows["er"]["ACC"]) == pytest.approx(0.65)
@@ -218,7 +239,7 @@ def test_a_run_draws_its_own_pictures(tmp_path: Path) -> None:
     within = ("eval.every=1", "eval.calibration=true")
     done = command("cl-run", *toy, *quick, *within, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1].startswith("10 pictures in ")
+    assert done.stdout.splitlines()[-1].startswith("15 pictures in ")
     kinds = {path.stem.rpartition("-")[2] for path in (tmp_path / "a" / "pictures").iterdir()}
     # One run has nothing to be beside.
     assert kinds == {"matrices", "tasks", "average_accuracy", "steps", "confusion"}

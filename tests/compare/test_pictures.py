@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cl_runner.compare import pictures
+from cl_runner.compare.figures import canvas, streams, tradeoffs
 from cl_runner.compare.runs import read_runs
 from cl_runner.compare.table import Comparison, Question, compare
 from cl_runner.errors import UserError
@@ -28,10 +30,11 @@ def comparison(run_folder, tmp_path: Path) -> Comparison:
     return compare(read_runs([str(tmp_path)])[0], Question())
 
 
-def test_every_kind_is_drawn_as_png_and_svg(comparison: Comparison, tmp_path: Path) -> None:
+def test_every_kind_is_drawn_as_png_svg_and_pdf(comparison: Comparison, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     files = pictures.draw(comparison, tmp_path / "new" / "plots")
-    names = {f"toy_3_tasks_domain_IL-{kind}.{end}" for kind in KINDS for end in ("png", "svg")}
+    names = {f"toy_3_tasks_domain_IL-{kind}.{end}" for kind in KINDS for end in pictures.SUFFIXES}
+    assert set(pictures.SUFFIXES) == {"png", "svg", "pdf"}
     assert {path.name for path in files} == names
     assert all(path.stat().st_size > 1000 for path in files)
 
@@ -48,13 +51,15 @@ def test_figures_show_the_data_with_labelled_axes(comparison: Comparison) -> Non
             assert figure._suptitle.get_text().endswith("toy, 3 tasks, domain-IL")
         (axis,) = figures["average_accuracy"].axes
         lines = {c.get_label(): c.lines[0] for c in axis.containers}
-        assert lines["er (n\u00a0=\u00a02)"].get_ydata()[-1] == pytest.approx(0.625)
+        assert lines["ER (n\u00a0=\u00a02)"].get_ydata()[-1] == pytest.approx(0.625)
         (bars,) = figures["forgetting"].axes
         widths = [patch.get_width() for patch in bars.patches]
         er, naive = (g for g in comparison.streams[0].groups if g.strategy != "joint")
         assert widths == pytest.approx([er.mean("forgetting"), naive.mean("forgetting")])
         image = figures["matrices"].axes[0].images[0].get_array()
         assert image[-1].mean() == pytest.approx(0.925)  # joint comes first
+        assert np.isnan(image[1:-1].astype(float).filled(np.nan)).all()  # and is trained once
+        assert len(figures["tasks"].axes) == 3  # with the last task
     finally:
         plt.close("all")
 
@@ -85,12 +90,12 @@ def test_a_sweep_of_a_setting_is_a_curve_for_each_of_the_others(run_folder, tmp_
     assert "sweep_optimizer.lr" not in figures  # two values make no curve
     top, below = figures["sweep_lambda"].axes
     curves = {c.get_label().split(" (")[0]: c.lines[0].get_xydata() for c in top.containers}
-    assert set(curves) == {"er optimizer.lr=0.1", "er optimizer.lr=0.2"}
+    assert set(curves) == {"ER optimizer.lr=0.1", "ER optimizer.lr=0.2"}
     expected = [(0, 0.555), (1, 0.605), (10, 0.655), (1000, 0.705)]
-    assert curves["er optimizer.lr=0.1"] == pytest.approx(np.array(expected))
+    assert curves["ER optimizer.lr=0.1"] == pytest.approx(np.array(expected))
     forgotten = {c.get_label().split(" (")[0]: c.lines[0].get_ydata() for c in below.containers}
     expected = [1.5 * (0.9 - acc) for _, acc in expected]  # see conftest.matrix
-    assert forgotten["er optimizer.lr=0.1"] == pytest.approx(expected)
+    assert forgotten["ER optimizer.lr=0.1"] == pytest.approx(expected)
     assert (top.get_xscale(), below.get_xlabel()) == ("symlog", "strategy.lambda")
 
 
@@ -108,7 +113,7 @@ def test_an_axis_is_logarithmic_where_values_span_decades(values, expected: str)
     plt = pytest.importorskip("matplotlib.pyplot")
     plt.switch_backend("Agg")
     _, axis = plt.subplots()
-    pictures.scale(axis, "x", values)
+    canvas.scale(axis, "x", values)
     assert axis.get_xscale() == expected
 
 
@@ -131,7 +136,7 @@ def test_computation_is_what_all_runs_have_measured(run_folder, tmp_path: Path) 
     assert axis.get_xlabel().startswith("floating-point operations")
     assert axis.get_xscale() == "log"
     points = {c.get_label().split(" (")[0]: c.lines[0].get_xydata()[0] for c in axis.containers}
-    assert points["er"] == pytest.approx([3e9, 0.6])
+    assert points["ER"] == pytest.approx([3e9, 0.6])
     assert points["joint"] == pytest.approx([2e10, 0.9])  # shown, but not on the front
     (line,) = [line for line in axis.lines if line.get_linestyle() == "--"][:1]
     assert line.get_xydata() == pytest.approx(np.array([[1e9, 0.4], [3e9, 0.6]]))
@@ -171,7 +176,7 @@ def test_accuracy_over_the_steps(run_folder, tmp_path: Path) -> None:
     within(run_folder(R, strategy="packnet"), [30, 30, 10], {(1, 15): [0.45] * 3})
     run_folder(R, strategy="joint")
     figure = drawn(tmp_path)["steps"]
-    first, second = figure.axes
+    first, second, last = figure.axes  # the last task too, which is learned to the end
     assert figure.get_suptitle().endswith("toy, 3 tasks, domain-IL")
     wide = 50 / 3  # mean steps of the first two tasks: 10, 10 and 30
 
@@ -181,21 +186,21 @@ def test_accuracy_over_the_steps(run_folder, tmp_path: Path) -> None:
 
     er = [(0, 0.05), (wide / 2, 0.5), (wide, 0.85), (1.5 * wide, 0.4), (2 * wide, 0.75)]
     er += [(2 * wide + 5, 0.3), (2 * wide + 10, 0.55)]
-    assert lines(first)["er"] == pytest.approx(np.array(er))
-    assert lines(second)["er"][0] == pytest.approx([wide, 0.15])  # where it began to be learned
+    assert lines(first)["ER"] == pytest.approx(np.array(er))
+    assert lines(second)["ER"][0] == pytest.approx([wide, 0.15])  # where it began to be learned
     packnet = [(wide, 0.2), (1.5 * wide, 0.45), (2 * wide, 0.9), (2 * wide + 10, 0.7)]
-    assert lines(second)["packnet"] == pytest.approx(np.array(packnet))
+    assert lines(second)["PackNet"] == pytest.approx(np.array(packnet))
     assert set(lines(second)["joint"][:, 1]) == {0.7}
     borders = [line.get_xdata()[0] for line in first.lines if line.get_linestyle() == ":"]
     assert borders == pytest.approx([wide, 2 * wide])
     assert first.get_xlim() == pytest.approx((0, 2 * wide + 10))
-    assert "each task scaled to the mean of the runs" in second.get_xlabel()
+    assert "each task scaled to the mean of the runs" in last.get_xlabel()
 
 
 def test_curves_need_files_that_agree(run_folder, tmp_path: Path) -> None:
     out = run_folder(0.5)
     within(out, [10, 10, 10], {(0, 5): [0.5] * 3})
-    (axis, _) = drawn(tmp_path)["steps"].axes
+    axis = drawn(tmp_path)["steps"].axes[0]
     assert axis.figure.axes[-1].get_xlabel() == "optimizer steps (grey: not yet trained)"
     write_rows(out / "costs.csv", [{"after_task": 0, "steps": 1}])
     with pytest.raises(UserError, match=r"cannot read .*accuracies\.csv with costs\.csv: their ta"):
@@ -297,9 +302,60 @@ def test_a_missing_matplotlib_is_one_line(comparison, tmp_path, monkeypatch) -> 
         pictures.draw(comparison, tmp_path)
 
 
+def test_no_title_in_a_pdf_and_the_same_bytes_each_time(comparison: Comparison) -> None:
+    pytest.importorskip("matplotlib")
+    with canvas.pyplot("a test") as plt:
+        _, figure = list(pictures.pictures(comparison.streams[0], plt))[3]
+        assert figure.get_suptitle()
+        for suffix in pictures.SUFFIXES:
+            titled = suffix != "pdf"
+            once, again = (canvas.image(figure, suffix, title=titled) for _ in range(2))
+            assert once == again and len(once) > 1000
+        assert once.startswith(b"%PDF") and not figure.get_suptitle()
+
+
+def test_ranks_with_their_critical_difference(run_folder, tmp_path: Path) -> None:
+    """Demsar's diagram: names at their ranks, a bar over those that are not told apart."""
+    for i, benchmark in enumerate("abcdefgh"):
+        for strategy, acc in {"er": 0.8, "si": 0.5, "ewc": 0.6, "naive": 0.4}.items():
+            swapped = {"si": 0.4, "naive": 0.5}.get(strategy, acc) if i % 2 else acc
+            run_folder(swapped, strategy=strategy, benchmark=benchmark)
+    (axis,) = drawn(tmp_path)["ranks"].axes
+    texts = [text.get_text().strip() for text in axis.texts]
+    assert texts[:4] == ["ER (1.00)", "EWC (2.00)", "naive (3.50)", "SI (3.50)"]
+    assert texts[4] == "CD = 1.66"  # q_0.05 = 2.569 for four methods, sqrt(4 * 5 / (6 * 8))
+    hung = [line.get_xdata()[0] for line in axis.lines if len(line.get_xdata()) == 3]
+    assert hung == [1, 2, 3.5, 3.5]
+    bars = [list(line.get_xdata()) for line in axis.lines if line.get_linewidth() == 3]
+    assert bars == [pytest.approx([0.97, 2.03]), pytest.approx([1.97, 3.53])]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "critical", "expected"),
+    [
+        ([1, 2, 3], 0.5, []),
+        ([1, 2, 3], 5, [(1, 3)]),
+        ([1, 2, 3, 4], 1.5, [(1, 2), (2, 3), (3, 4)]),
+        ([1, 1.2, 2, 4], 1.1, [(1, 2)]),
+        ([1, 2], 1, []),  # as far as the critical difference is told apart
+        ([1.5, 1.5], 0.1, []),  # nothing to join: they are at one place
+    ],
+)
+def test_stretches_that_are_alike(ranks, critical: float, expected) -> None:
+    assert streams.alike(ranks, critical) == expected
+
+
+@given(POINTS)
+def test_the_lines_of_the_front_pass_through_no_other_point(points) -> None:
+    best = tradeoffs.front(points)
+    for (x, y), (right, top) in pairwise(best):
+        inside = [p for p in points if x < p[0] < right and y < p[1] < top]
+        assert not inside
+
+
 @given(POINTS)
 def test_the_pareto_front_is_what_nothing_dominates(points) -> None:
-    front = pictures.front(points)
+    front = tradeoffs.front(points)
     better = [
         (x, y) for x, y in points for a, b in points if a <= x and b >= y and (a, b) != (x, y)
     ]
@@ -307,7 +363,7 @@ def test_the_pareto_front_is_what_nothing_dominates(points) -> None:
 
 
 def test_intervals_are_students() -> None:
-    mean, half = pictures.spread([[0.5, 0.1], [0.7, 0.1]])
+    mean, half = canvas.spread([[0.5, 0.1], [0.7, 0.1]])
     assert mean == pytest.approx([0.6, 0.1])
     assert half == pytest.approx([12.706204736 * 0.2 / np.sqrt(2) / np.sqrt(2), 0], abs=1e-9)
-    assert pictures.spread([[0.5]])[1] == pytest.approx([0])
+    assert canvas.spread([[0.5]])[1] == pytest.approx([0])

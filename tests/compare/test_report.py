@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
 import shlex
 import shutil
 import sys
@@ -11,13 +14,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cl_runner import status
+from cl_runner import __version__, status
 from cl_runner.compare import cli, report
 from cl_runner.compare.render import sheets
 from cl_runner.compare.runs import read_runs
 from cl_runner.compare.table import Comparison, Question, compare
+from cl_runner.compare.verdict import verdict
 from cl_runner.errors import Diverged, UserError
 
+MADE = "2026-11-26 12:00 +0000"
 HOSTILE = "</td><script>alert(1)</script>\"'&$x^$"
 # A page with these scripts and styles only, that loads nothing.
 FLAGS = (
@@ -77,7 +82,7 @@ def comparison(shared_run_folder) -> Comparison:
 
 @pytest.fixture(scope="module")
 def page(comparison: Comparison) -> str:
-    return report.page(comparison, f"cl-compare '{HOSTILE}'")[0]
+    return report.page(comparison, f"cl-compare '{HOSTILE}'", MADE)[0]
 
 
 def test_every_cell_of_every_table_is_on_the_page(comparison: Comparison, page: str) -> None:
@@ -97,8 +102,54 @@ def test_what_comes_from_files_is_text(page: str) -> None:
     found = Page(page)
     assert HOSTILE in "".join(found.words)
     assert [tag for tag, _ in found.tags].count("script") == 1
-    assert "alert(1)" not in page.partition("<script>\n")[2]
-    assert f"ewc lambda={HOSTILE}" in found.cells
+    assert "alert(1)" not in page.partition("<script>")[2]
+    assert f"EWC lambda={HOSTILE}" in found.cells
+
+
+def test_the_page_allows_its_own_style_and_script_only(page: str) -> None:
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
+    assert "default-src 'none'" in policy and "unsafe" not in policy
+    for tag in ("style", "script"):
+        (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+
+
+def test_the_answer_and_its_origin_are_on_top(comparison: Comparison, page: str) -> None:
+    text = " ".join(" ".join(Page(page.partition("<h2>")[0] + "</body></html>").words).split())
+    for stream in comparison.streams:
+        assert f"{stream.title}. {' '.join(verdict(stream))} " in text
+    assert f"page {MADE}, cl-compare {__version__}" in text
+    assert "software cl_runner 1, commit abc" in text and f"cl-compare '{HOSTILE}'" in text
+
+
+def test_marks_are_explained_below_the_table_and_nothing_twice(page: str) -> None:
+    part = page.partition("<h2>toy")[2].partition("<h2>")[0]
+    quality, _, rest = part.partition("<h3>Mean costs")
+    assert quality.count("no test could tell it from the best") == 1
+    assert "the best ACC" not in rest and "Wilcoxon" not in page
+    assert rest.count("in units of the standard deviation of the differences") == 1  # two tables
+    titles = re.findall(r"<h3>(.*?)</h3>", part)
+    assert len(titles) == len(set(titles))
+
+
+def test_the_cheapest_is_bold_among_the_costs(run_folder, tmp_path: Path) -> None:
+    run_folder(0.6, strategy="er", samples=90)
+    run_folder(0.4, strategy="naive", samples=60)
+    found = compare(read_runs([str(tmp_path)])[0], Question())
+    costs = report.page(found, "cl-compare", MADE)[0].partition("<h3>Mean costs")[2]
+    bold = re.findall(r'<td class="best"[^>]*>([^<]*)', costs.partition("</table>")[0])
+    assert bold == ["60"]  # naive's samples; not the row of ER
+
+
+def test_pictures_have_their_titles_from_the_page(page: str) -> None:
+    pytest.importorskip("matplotlib")
+    pictures = [base64.b64decode(text) for text in re.findall(r"base64,([^\"]*)", page)]
+    assert len(pictures) >= 7 and all(b"<svg" in picture for picture in pictures)
+    # matplotlib writes each text above its outlines.
+    assert not any(b"<!-- toy, 3 tasks" in picture for picture in pictures)
+    assert any(b"<!-- ER (n" in picture for picture in pictures)
+    assert 'alt="Average accuracy on the tasks learned so far: mean, 95 % interval: toy' in page
 
 
 def test_nothing_is_loaded_from_elsewhere(page: str) -> None:
@@ -120,7 +171,7 @@ def test_nothing_is_loaded_from_elsewhere(page: str) -> None:
 
 
 def test_the_same_runs_give_the_same_page(comparison: Comparison, page: str) -> None:
-    assert report.page(comparison, f"cl-compare '{HOSTILE}'")[0] == page
+    assert report.page(comparison, f"cl-compare '{HOSTILE}'", MADE)[0] == page
 
 
 def test_a_row_says_which_command_repeats_it(run_folder, tmp_path: Path) -> None:
@@ -164,7 +215,7 @@ def test_without_matplotlib_the_page_says_that_there_are_no_pictures(
     comparison: Comparison, monkeypatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    text, missing = report.page(comparison, "cl-compare")
+    text, missing = report.page(comparison, "cl-compare", MADE)
     assert missing is not None and "pip install 'cl_runner[plots]'" in missing
     assert "<img" not in text and "No pictures: --html with pictures needs" in text
     assert text.count("<table") == len(sheets(comparison)) + 1
@@ -264,13 +315,23 @@ def test_in_a_browser_headers_sort_and_nothing_goes_wrong(browser, page: str, tm
     aria = [e.get_attribute("aria-sort") for e in driver.find_elements("css selector", "th")]
     assert aria.count("descending") == 1 and aria.count("ascending") == 0
     assert driver.get_log("browser") == []
+    first_column = """const box = document.querySelector(".scroll");
+        box.scrollLeft = 1000;
+        const own = box.querySelector("td").getBoundingClientRect();
+        return [Math.round(own.left - box.getBoundingClientRect().left), box.scrollLeft > 0]"""
     for width in (1200, 400):  # tables scroll in their own box, the page does not
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         wider = "const d = document.documentElement; return d.scrollWidth - d.clientWidth"
         assert driver.execute_script(wider) == 0
+        assert driver.execute_script(first_column) == [0, width == 400]
     unloaded = "return [...document.images].filter((i) => !i.naturalWidth).length"
     assert driver.execute_script(unloaded) == 0
+    shades = "return getComputedStyle(document.body).backgroundColor"
+    for scheme, colour in (("light", "rgb(255, 255, 255)"), ("dark", "rgb(22, 24, 27)")):
+        wanted = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", wanted)
+        assert driver.execute_script(shades) == colour
 
 
 @pytest.mark.slow

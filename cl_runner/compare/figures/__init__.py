@@ -1,0 +1,1 @@
+"""The figures of a comparison, by subject; `compare.pictures` says which there are."""
