@@ -49,10 +49,10 @@ def fit(
 ) -> TrainState:
     """The state after `learner` has taken its steps over the samples of task t, the current one.
 
-    Their number is that of `training.epochs` or `training.iterations`, `times` over, or that of
-    `epochs`, or `steps`, unless the budget ends before. An extra phase of a strategy (retraining after pruning,
-    say) has a name, which gives it random orders of its own. Raises Diverged if the loss or theta
-    is no longer finite.
+    Their number is that of `training.epochs` or `training.iterations`, `times` over, or `steps`, or
+    that of `epochs`, unless the budget ends before. An extra phase of a strategy (retraining after
+    pruning, say) has a name, which gives it random orders of its own. Raises Diverged if the loss
+    or theta is no longer finite.
 
     step, losses: go on after so many steps, as in `Begun`. between: called before the first step
     and after each.

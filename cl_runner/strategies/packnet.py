@@ -24,8 +24,8 @@ class PackNet(Strategy):
     Mallya & Lazebnik 2018, arXiv 1711.05769. A task takes all free weights and trains them on top
     of those of earlier tasks, which stay fixed. Then, in each layer, the share `prune` of its
     weights that is smallest in magnitude is set to 0 and freed, and the others are retrained for
-    `retrain_epochs` (null: half as many steps as the task was trained, rounded up). Task k is predicted with the
-    weights of the tasks up to k, so that nothing is ever forgotten.
+    `retrain_epochs` (null: half as many steps as the task was trained, rounded up). Task k is
+    predicted with the weights of the tasks up to k, so that nothing is ever forgotten.
     - Biases of the hidden layers are trained in the first task only (the authors' default).
     - The last task keeps all its weights: nothing is pruned or retrained (the authors' scripts).
     - Each task's own outputs belong to it, biases included, and are not pruned.
