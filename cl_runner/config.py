@@ -172,8 +172,10 @@ class ResNet:
 
     name: str
     width: int  # filters of the first stage
+    init: str  # see nn.networks.initialise
 
     def __post_init__(self) -> None:
+        one_of("model.init", self.init, ("default", "kaiming_fan_in", "kaiming_fan_out"))
         check(self.width >= 1, f"model.width must be positive, got {self.width}")
 
 

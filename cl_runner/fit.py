@@ -40,6 +40,7 @@ def fit(
     *,
     times: int = 1,
     epochs: int | None = None,
+    steps: int | None = None,
     t: int | None = None,
     phase: str = "",
     step: int = 0,
@@ -48,16 +49,16 @@ def fit(
 ) -> TrainState:
     """The state after `learner` has taken its steps over the samples of task t, the current one.
 
-    Their number is that of `training.epochs` or `training.iterations`, `times` over, or that of
-    `epochs`, unless the budget ends before. An extra phase of a strategy (retraining after pruning,
-    say) has a name, which gives it random orders of its own. Raises Diverged if the loss or theta
-    is no longer finite.
+    Their number is that of `training.epochs` or `training.iterations`, `times` over, or `steps`, or
+    that of `epochs`, unless the budget ends before. An extra phase of a strategy (retraining after
+    pruning, say) has a name, which gives it random orders of its own. Raises Diverged if the loss
+    or theta is no longer finite.
 
     step, losses: go on after so many steps, as in `Begun`. between: called before the first step
     and after each.
     """
     t, (index, label) = int(s.t) if t is None else t, samples
-    epochs, per_epoch, total = plan(len(index), env.training, times, epochs)
+    epochs, per_epoch, total = plan(len(index), env.training, times, epochs, steps)
     source = Source(env, s, t, index, label, learner, phase)
     env.meter.begin(t, epochs, total - step, resumed=step > 0)
     env.flat.module.train()
@@ -95,7 +96,11 @@ def fit(
 
 
 def plan(
-    samples: int, training: Training, times: int = 1, epochs: int | None = None
+    samples: int,
+    training: Training,
+    times: int = 1,
+    epochs: int | None = None,
+    steps: int | None = None,
 ) -> tuple[int, int, int]:
     """Epochs, steps of a whole epoch, and steps in all, for so many samples (see `fit`)."""
     per_epoch = -(-samples // training.batch_size)
@@ -104,6 +109,7 @@ def plan(
     total = (epochs or training.epochs) * per_epoch
     if epochs is None and training.iterations is not None:
         total = training.iterations * times
+    total = total if steps is None else steps
     return -(-total // per_epoch), per_epoch, total
 
 

@@ -176,6 +176,7 @@ def notes(strategy: Strategy, env: Env) -> Iterator[str]:
             f"strategy={strategy.name} is a pure regulariser: in class-incremental learning expect "
             "little more than strategy=naive; run that and strategy=joint, the bounds, beside it"
         )
+    yield from strategy.notes(env)
 
 
 def tell(config: Config, text: str) -> None:
@@ -453,15 +454,17 @@ def footprint(strategy: Strategy, s: TrainState, env: Env) -> dict[str, int | No
     Buffers store row numbers; what is counted is the samples they stand for, at the data set's own
     precision, because that is what a method that may not keep the data would have to store; not so
     where a strategy keeps something else in their place. What is kept with each sample (its logits,
-    say) counts as buffer too. Of the parameters, those of a generator are also counted apart.
+    say) counts as buffer too; its label and task do not. Not counted either is memory that follows
+    from the rest (`Strategy.uncounted`). Of the parameters, those of a generator are also counted
+    apart.
     """
     index = s.memory.get("buffer_index")
     samples = None if index is None else int((index >= 0).sum())
     size = env.stream.x[0].nbytes if strategy.buffers_inputs else 0
     slots = {k: v for k, v in s.memory.items() if k.startswith("buffer_")}
     size += sum(v[0].nbytes for k, v in slots.items() if k not in {"buffer_index", "buffer_task"})
-    uncounted = {*slots, *strategy.diagnostics}
-    rest = sum(v.nbytes for k, v in s.memory.items() if k not in uncounted)
+    apart = {*slots, *strategy.uncounted}
+    rest = sum(v.nbytes for k, v in s.memory.items() if k not in apart)
     generator = [v for k, v in env.flat.views(s.theta.detach()).items() if "generator." in k]
     return {
         "parameters": s.theta.numel(),

@@ -104,7 +104,7 @@ BASES: dict[type, Node] = {
     config.Rotated: BENCHMARK,
     config.MLP: {"name": "mlp"},
     config.CNN: {"name": "cnn"},
-    config.ResNet: {"name": "resnet18", "width": 8},
+    config.ResNet: {"name": "resnet18", "width": 8, "init": "default"},
     config.Optimizer: {"name": "sgd", "lr": 0.1},
     config.SGD: {"name": "sgd", "lr": 0.1},
     config.Adam: {"name": "adam", "lr": 0.1},

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from cl_runner import runner, strategies
 from cl_runner.compare.verify import verify
+from cl_runner.engine import initial_state
 from cl_runner.errors import Diverged, UserError
 from cl_runner.functional.metrics import summarise
 from cl_runner.results import read_accuracies, read_matrix, read_rows, reproducible, write_rows
@@ -218,6 +219,24 @@ def test_the_logits_in_a_buffer_are_counted(configure, tmp_path):
     assert (row["buffer_bytes"], row["memory_bytes"]) == (str(50 * (64 + 10 * 4)), str(seen))
 
 
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        ("hat", lambda _: 4 * 24 + 2 * 8),  # the claim on each unit, and two counts of steps
+        ("pnn", lambda _: 0),
+        ("den", lambda P: 8 * (24 + 2 * 20) + 4 * P),  # units' stamps, weights before the task
+        ("packnet", lambda P: 2 * P),  # each weight's owner
+    ],
+)
+def test_memory_that_follows_from_the_rest_is_not_counted(prepared, strategy, expected):
+    toy = ("benchmark=split_digits", "benchmark.num_tasks=3", "model.hidden_sizes=[24]")
+    _, own, env = prepared(*toy, f"strategy={strategy}", "scenario=task")
+    s = initial_state(own, env)
+    assert set(own.uncounted) <= set(s.memory)
+    held = runner.footprint(own, s, env)
+    assert held["memory_bytes"] == expected(len(s.theta))
+
+
 def test_divergence_keeps_what_was_measured(configure, tmp_path):
     config = configure(*TOY, "strategy=l2", "strategy.lambda=1e9")
     with pytest.raises(Diverged, match=r"in task 2 at step \d+"):
@@ -340,7 +359,7 @@ def test_a_pure_regulariser_in_class_il_is_told_its_bounds(prepared, strategy):
         _, own, env = prepared(
             "benchmark=split_digits", f"strategy={strategy}", f"scenario={scenario}"
         )
-        lines = list(runner.notes(own, env))
+        lines = [line for line in runner.notes(own, env) if "regulariser" in line]
         assert bool(lines) == (strategy in expected and scenario == "class")
         assert all(f"strategy={name}" in line for line in lines for name in ("naive", "joint"))
 

@@ -133,7 +133,13 @@ class ResNet(Network):
     """
 
     def __init__(
-        self, channels: int, blocks: Sequence[int], width: int, outputs: int, shortcut: str
+        self,
+        channels: int,
+        blocks: Sequence[int],
+        width: int,
+        outputs: int,
+        shortcut: str,
+        init: str = "default",
     ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
@@ -148,9 +154,7 @@ class ResNet(Network):
                 inputs = outputs_of_stage
         self.blocks = nn.Sequential(*stages)
         self.output = nn.Linear(inputs, outputs)
-        for m in self.modules():
-            if isinstance(m, nn.Conv2d):
-                nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+        initialise(self, init)
 
     def stages(self) -> Sequence[Stage]:
         return [
@@ -159,6 +163,22 @@ class ResNet(Network):
             lambda x: x.mean((2, 3)),
             self.output,
         ]
+
+
+def initialise(network: nn.Module, init: str) -> None:
+    """Draw the weights of a residual network anew; `default`: they stay as torch has drawn them.
+
+    Normal with variance 2 / fan (He et al. 2015, arXiv 1502.01852); `kaiming_fan_in`: the inputs of
+    a unit, for all weights, those of the output layer too; `kaiming_fan_out`: the outputs that an
+    input reaches, for convolutions alone. Biases and BatchNorm stay as torch has them.
+    """
+    if init == "default":
+        return
+    for module in network.modules():
+        if init == "kaiming_fan_in" and isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+        if init == "kaiming_fan_out" and isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def activation_shapes(
@@ -197,9 +217,9 @@ def factory(
         )
         return lambda: CNN(input_shape, model.channels, model.hidden_size, outputs)
     check(height > 1, f"model={model.name} needs images; the data are feature vectors")
-    if model.name == "resnet32":
-        return lambda: ResNet(channels, (5, 5, 5), model.width, outputs, "identity")
-    return lambda: ResNet(channels, (2, 2, 2, 2), model.width, outputs, "projection")
+    blocks = [5, 5, 5] if model.name == "resnet32" else [2, 2, 2, 2]
+    shortcut = "identity" if model.name == "resnet32" else "projection"
+    return lambda: ResNet(channels, blocks, model.width, outputs, shortcut, model.init)
 
 
 def build(make_net: Callable[[], nn.Module], seed: int) -> nn.Module:

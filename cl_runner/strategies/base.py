@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -33,7 +33,9 @@ class Strategy:
     regulariser: ClassVar[bool] = False  # no samples of the past, no parts of the network per task
     whole_batches: ClassVar[bool] = True  # a step passes a whole batch forward at once
     buffers_inputs: ClassVar[bool] = True  # a buffered sample takes the room of its input
-    diagnostics: ClassVar[tuple[str, ...]] = ()  # names in memory that the method does not need
+    # Names in memory that the method need not keep, since the rest tells them or a table alone
+    # shows them: memory_bytes leaves them out.
+    uncounted: ClassVar[tuple[str, ...]] = ()
 
     name: str
 
@@ -53,6 +55,10 @@ class Strategy:
         Raises UserError if the fields do not fit the stream.
         """
         return {}
+
+    def notes(self, env: Env) -> Iterator[str]:
+        """What to know about the run before it starts, a line each."""
+        yield from ()
 
     # Cold: once per task. May loop, print and allocate; only what is returned persists.
 

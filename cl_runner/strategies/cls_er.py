@@ -26,10 +26,11 @@ class CLSER(ER):
     with n the steps so far. The stable model predicts. From the authors' code
     (github.com/NeurAI-Lab/CLS-ER, models/clser.py) come the ramp of a, the squared distance as the
     mean over classes and samples, and the plastic model's logits in a tie.
-    In task-incremental learning the softmax is over the task's own outputs. A model with BatchNorm:
-    the averages use the batch's statistics in training and the trained network's running ones at
-    test, where the authors' models keep their own; and the trained network sees the incoming and
-    the replayed samples in one batch.
+    In task-incremental learning the softmax is over the task's own outputs. As in the authors'
+    code, both answer in training mode, dropout included. A model with BatchNorm: the averages use
+    the batch's statistics in training and the trained network's running ones at test, where the
+    authors' models keep their own; and the trained network sees the incoming and the replayed
+    samples in one batch.
     """
 
     lambda_: float = 2.0

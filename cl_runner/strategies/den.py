@@ -62,6 +62,7 @@ class DEN(Strategy):
     """
 
     scenarios = ("task",)
+    uncounted = ("pull", "trainable")  # follow from the stamps
 
     mu: float = 3e-4
     l2: float = 1e-4

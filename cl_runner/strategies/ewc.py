@@ -43,7 +43,7 @@ class EWC(Strategy):
     """
 
     regulariser: ClassVar[bool] = True
-    diagnostics: ClassVar[tuple[str, ...]] = ("task_fishers",)
+    uncounted: ClassVar[tuple[str, ...]] = ("task_fishers",)
 
     lambda_: float = 3.0
     mode: str = "separate"

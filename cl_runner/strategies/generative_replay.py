@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cl_runner.config import Adam
 from cl_runner.core import Batch, Task, TrainState, generator_for
-from cl_runner.env import Env
+from cl_runner.env import Env, kept, statistics
 from cl_runner.errors import check, one_of
 from cl_runner.functional import optim
 from cl_runner.functional.generative import (
@@ -58,12 +58,12 @@ class GenerativeReplay(Strategy):
       averaged (as in the nmi code); likewise with training.active_classes=current.
     - hidden_sizes: of the encoder (or critic), reversed in the decoder; latent_size: of z.
     - replay_batch_size: number of x' per step; null: as many as the batch holds.
-    The schedule of the learning rate is the classifier's alone. BatchNorm of the old classifier
-    uses the generated batch's statistics.
+    The schedule of the learning rate is the classifier's alone. The old classifier answers in
+    evaluation mode: without dropout, BatchNorm with the statistics it had when it was kept.
     """
 
     generator: str = "vae"
-    labels: str = "hard"
+    labels: str = "distillation"
     temperature: float = 2.0
     hidden_sizes: list[int] = field(default_factory=lambda: [400, 400])
     latent_size: int = 100
@@ -114,7 +114,7 @@ class GenerativeReplay(Strategy):
             has_pixels(env.stream),
             f"strategy={self.name} needs images: uint8, or floats in [0, 1] for its pixels",
         )
-        return {"scholar": theta.detach().clone(), **self.fresh_slots(theta, env)}
+        return kept("scholar", theta, env.flat.buffers) | self.fresh_slots(theta, env)
 
     def fresh_slots(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
         """The slots of the generator's optimizer before its first step, by part."""
@@ -125,7 +125,7 @@ class GenerativeReplay(Strategy):
         }
 
     def begin_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
-        memory = s.memory | {"scholar": s.theta.detach().clone()}
+        memory = s.memory | kept("scholar", s.theta, s.buffers)
         if env.optimizer.reset:
             memory |= self.fresh_slots(s.theta, env)
         return s._replace(memory=memory)
@@ -157,7 +157,8 @@ class GenerativeReplay(Strategy):
         task = torch.cat([batch.task, torch.zeros_like(again)])  # the classifier ignores it
         x = to_inputs(self.decode(scholar, batch.noise["replay"][:R], env), env.stream)
         x = torch.where(s.t == 0, batch.x[again], x)
-        answered = answers(env.net(scholar, x, task[B:]), self.heads(s, env)[0], self.softness)
+        logits = env.answers(scholar, x, task[B:], statistics(s.memory, "scholar"))
+        answered = answers(logits, self.heads(s, env)[0], self.softness)
         new = x.new_ones(B) if batch.weight is None else batch.weight
         new, old = new * share / new.sum().clamp_min(1e-12), x.new_ones(R) * (1 - share) / R
         return batch._replace(

@@ -41,6 +41,7 @@ class HAT(Strategy):
     """
 
     scenarios: ClassVar[tuple[str, ...]] = ("task",)
+    uncounted: ClassVar[tuple[str, ...]] = ("free",)  # follows from what is claimed
 
     lambda_: float = 0.75
     s_max: float = 400.0

@@ -44,6 +44,7 @@ class LatentReplay(ER):
     """
 
     buffers_inputs: ClassVar[bool] = False
+    uncounted: ClassVar[tuple[str, ...]] = ("lower",)  # follows from the architecture
 
     layer: int = 1
     lower_lr_factor: float = 0.0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,8 +15,11 @@ from cl_runner.config import SGD
 from cl_runner.core import Batch, TrainState
 from cl_runner.env import Env
 from cl_runner.errors import check
+from cl_runner.fit import plan
 from cl_runner.strategies.base import Aux
 from cl_runner.strategies.er import ER, load
+
+TIMED = 15  # gradients, before a run, to tell what it takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,36 @@ class MER(ER):
             "at a time",
         )
         return super().init(theta, env)
+
+    def notes(self, env: Env) -> Iterator[str]:
+        number, seconds = self.gradients(env), self.seconds_of_one(env)
+        yield (
+            f"strategy={self.name} takes {number} SGD steps of one sample each, one after another: "
+            f"about {number * seconds / 60:.1f} minutes, at {1000 * seconds:.1f} ms a step as "
+            "measured now (engine=eager); training.iterations makes them fewer"
+        )
+
+    def gradients(self, env: Env) -> int:
+        """Of one sample each, in the whole run; a few less while the buffer fills."""
+        incoming = 0
+        for task in env.stream:
+            n = len(task.train)
+            _, per_epoch, steps = plan(n, env.training)
+            incoming += steps // per_epoch * n + steps % per_epoch * env.training.batch_size
+        return incoming * self.batches * (self.replayed + 1)
+
+    def seconds_of_one(self, env: Env) -> float:
+        """What an SGD step of one sample takes."""
+        t = torch.zeros((), dtype=torch.int64, device=env.device)
+        sample = env.gather(env.stream[0].train[:1], 0, t)
+        s = TrainState(env.flat.theta.detach(), {}, {}, {}, t)
+        gradient, times = env.grad_and_value(self.loss), []
+        for _ in range(TIMED):
+            began = time.perf_counter()
+            grad, (loss, _) = gradient(s.theta, s, sample, env)
+            float((s.theta - loss * grad)[0])  # waits for the device
+            times.append(time.perf_counter() - began)
+        return statistics.median(times)
 
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         losses = []

@@ -29,13 +29,15 @@ class MIR(ER):
 
     Unlike in the authors' code (optimass/Maximally_Interfered_Retrieval), samples of the current
     task may be drawn too, from the first task on, as for strategy=er; and the batches are weighed
-    as `weighting` says, where their code adds the two means. The cost, over ER's: one more gradient
-    of the incoming batch and two forward passes of the candidates. BatchNorm's running statistics
-    see the incoming batch twice.
+    as `weighting` says, where their code adds the two means, which is why its 10 replayed samples
+    to batches of 10 are not the defaults here. Their code passes the two batches one after the
+    other, so that BatchNorm sees each by itself; here it sees both as one, and its running
+    statistics the incoming batch a second time, in the virtual step. The cost, over ER's: one more
+    gradient of the incoming batch and two forward passes of the candidates.
     """
 
-    replay_batch_size: int = 10
-    candidates: int = 50
+    replay_batch_size: int = 128
+    candidates: int = 500
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,7 +11,7 @@ from torch import Tensor
 from cl_runner.core import Batch, Task, TrainState
 from cl_runner.env import Env
 from cl_runner.errors import check
-from cl_runner.fit import fit
+from cl_runner.fit import fit, plan
 from cl_runner.strategies.base import Aux, Strategy
 
 FREE = -1  # the owner of a weight that no task uses; the weight is 0
@@ -24,8 +24,8 @@ class PackNet(Strategy):
     Mallya & Lazebnik 2018, arXiv 1711.05769. A task takes all free weights and trains them on top
     of those of earlier tasks, which stay fixed. Then, in each layer, the share `prune` of its
     weights that is smallest in magnitude is set to 0 and freed, and the others are retrained for
-    `retrain_epochs` (null: half the task's epochs, rounded up). Task k is predicted with the
-    weights of the tasks up to k, so that nothing is ever forgotten.
+    `retrain_epochs` (null: half as many steps as the task was trained, rounded up). Task k is
+    predicted with the weights of the tasks up to k, so that nothing is ever forgotten.
     - Biases of the hidden layers are trained in the first task only (the authors' default).
     - The last task keeps all its weights: nothing is pruned or retrained (the authors' scripts).
     - Each task's own outputs belong to it, biases included, and are not pruned.
@@ -73,11 +73,10 @@ class PackNet(Strategy):
         owner = freed(s.theta.detach(), s.memory["owner"], t, self.prune, env)
         theta = s.theta.detach().masked_fill(owner == FREE, 0.0)
         s = env.commit(env.restart(s, theta)._replace(memory={"owner": owner}))
-        epochs = half_the_epochs(task, env) if self.retrain_epochs is None else self.retrain_epochs
-        if epochs == 0:
-            return s
-        samples = self.training_set(s, env.stream, t, env)
-        return fit(s, env, self, samples, epochs=epochs, phase="retrain")
+        _, per_epoch, trained = plan(len(task.train), env.training)
+        half, epochs = -(-trained // 2), self.retrain_epochs
+        steps = half if epochs is None else epochs * per_epoch
+        return fit(s, env, self, (task.train, t), steps=steps, phase="retrain")
 
     def predict(self, s: TrainState, x: Tensor, task: int, env: Env) -> Tensor:
         owner = s.memory["owner"]
@@ -97,10 +96,3 @@ def freed(theta: Tensor, owner: Tensor, t: int, share: float, env: Env) -> Tenso
             smallest = weight.flatten()[own].abs().argsort(stable=True)
             owners[name].view(-1)[own[smallest[: round(share * len(own))]]] = FREE
     return owner
-
-
-def half_the_epochs(task: Task, env: Env) -> int:
-    """Half the epochs, rounded up, in which the task is trained."""
-    per_epoch = -(-len(task.train) // env.training.batch_size)
-    steps = env.training.iterations or env.training.epochs * per_epoch
-    return -(-steps // (2 * per_epoch))

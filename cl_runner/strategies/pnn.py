@@ -38,6 +38,7 @@ class PNN(Strategy):
     """
 
     scenarios = ("task",)
+    uncounted = ("owner",)  # follows from the architecture
 
     adapter_size: int | None = None
     alpha_init: float = 0.1

@@ -19,7 +19,7 @@ RESNETS = {"resnet18": 64, "reduced_resnet18": 20, "resnet32": 16}
 
 def model(name: str, **keys) -> config.Model:
     if name in RESNETS:
-        keys = {"width": RESNETS[name], **keys}
+        keys = {"width": RESNETS[name], "init": "default", **keys}
     return config.MODELS[name](name=name, **keys)
 
 
@@ -190,12 +190,45 @@ def test_default_initialisation_is_that_of_torch() -> None:
         assert 0.9 * bound < layer.bias.abs().max() <= bound
 
 
-def test_residual_networks_have_the_initialisation_of_he() -> None:
-    for m in network("resnet18", (3, 32, 32)).modules():
+TORCH, HE_FAN_IN, HE_FAN_OUT = (  # the variance, from fan-in and fan-out
+    lambda fan_in, _: 1 / (3 * fan_in),  # uniform within 1 / sqrt(fan_in)
+    lambda fan_in, _: 2 / fan_in,
+    lambda _, fan_out: 2 / fan_out,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "convolutions", "output"),
+    [
+        ("reduced_resnet18", TORCH, TORCH),  # Lopez-Paz & Ranzato's common.py
+        ("resnet18", HE_FAN_OUT, TORCH),  # torchvision's resnet.py
+        ("resnet32", HE_FAN_IN, HE_FAN_IN),  # akamaster's resnet.py
+    ],
+)
+def test_residual_networks_start_as_their_references(
+    configure, name: str, convolutions, output
+) -> None:
+    of_yaml = configure(f"model={name}").model
+    net = build(factory(of_yaml, (3, 32, 32), 100), seed=0)
+    for m in net.modules():
         if isinstance(m, nn.Conv2d):
-            deviation = math.sqrt(2 / (m.out_channels * m.kernel_size[0] * m.kernel_size[1]))
-            assert m.weight.std().item() == pytest.approx(deviation, rel=0.06)
+            pixels = m.kernel_size[0] * m.kernel_size[1]
+            variance = convolutions(m.in_channels * pixels, m.out_channels * pixels)
+            assert m.weight.std().item() == pytest.approx(math.sqrt(variance), rel=0.08)
             assert m.bias is None
+        if isinstance(m, nn.Linear):
+            variance = output(m.in_features, m.out_features)
+            assert m.weight.std().item() == pytest.approx(math.sqrt(variance), rel=0.05)
+            assert 0 < m.bias.abs().max() <= 1 / math.sqrt(m.in_features)
+        if isinstance(m, nn.BatchNorm2d):
+            assert bool((m.weight == 1).all()) and bool((m.bias == 0).all())
+
+
+def test_an_unknown_initialisation_is_refused(configure) -> None:
+    with pytest.raises(
+        UserError, match=r"model\.init must be one of default, kaiming_fan_in, kaim"
+    ):
+        configure("model=resnet18", "model.init=xavier")
 
 
 @pytest.mark.parametrize("name", config.MODELS)

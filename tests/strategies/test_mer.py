@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from copy import deepcopy
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from cl_runner.errors import UserError
+from cl_runner.runner import notes
 
 TOY = (
     "benchmark=split_digits",
@@ -129,6 +131,20 @@ def test_batches_of_one_and_of_many_are_the_same_method(mid_run):
             s, _ = strategy.step(s, batch._replace(**one, noise=noise), env)
     torch.testing.assert_close(s.theta.detach(), together.theta)
     assert torch.equal(s.memory["buffer_index"], together.memory["buffer_index"])
+
+
+@pytest.mark.parametrize("budget", ["training.iterations=7", "training.epochs=2"])
+def test_it_says_what_a_run_takes_before_it_starts(prepared, counted_run, budget):
+    """For each sample of the stream two batches of three old ones and itself."""
+    toy = (*TOY, "benchmark.train_samples=50", budget)
+    _, strategy, env = prepared(*toy)
+    theta = env.flat.theta.detach().clone()
+    (line,) = notes(strategy, env)
+    assert torch.equal(env.flat.theta, theta) and env.meter.steps == 0
+    assert f"strategy=mer takes {strategy.gradients(env)} SGD steps of one sample each" in line
+    assert re.search(r"about \d+\.\d minutes, at \d+\.\d ms a step", line)
+    *_, counts = counted_run(*toy)
+    assert strategy.gradients(env) == sum(samples for _, samples in counts) * 2 * 4
 
 
 @pytest.mark.parametrize(

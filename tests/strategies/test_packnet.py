@@ -7,6 +7,7 @@ import torch
 
 from cl_runner.engine import evaluate, initial_state, train_task
 from cl_runner.errors import UserError
+from cl_runner.fit import fit
 from cl_runner.strategies.packnet import FREE
 
 TOY = (
@@ -134,22 +135,39 @@ def test_hidden_biases_are_the_first_tasks_and_outputs_their_own_tasks(prepared)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "epochs"),
+    ("overrides", "steps"),
     [
         (("strategy.retrain_epochs=0",), 0),
-        (("strategy.retrain_epochs=3",), 3),
-        (("training.epochs=4",), 2),
-        (("training.epochs=5",), 3),
-        (("training.iterations=11",), 2),  # of 5 steps each, as the next line
-        (("training.iterations=10",), 1),
+        (("strategy.retrain_epochs=3",), 15),  # an epoch has 5
+        (("strategy.retrain_epochs=3", "training.iterations=2"), 15),
+        (("training.epochs=4",), 10),
+        (("training.epochs=1",), 3),
+        (("training.iterations=1",), 1),
+        (("training.iterations=11",), 6),
+        (("training.iterations=20",), 10),
     ],
 )
-def test_retraining_takes_its_epochs_or_half_the_tasks(prepared, overrides, epochs):
+def test_retraining_takes_its_epochs_or_half_the_tasks_steps(prepared, overrides, steps):
     config, strategy, env = prepared(*TOY, *overrides)
     assert len(env.stream[0].train) in range(4 * 64 + 1, 5 * 64)
     train_task(strategy, initial_state(strategy, env), env.stream[0], env)
     trained = config.training.iterations or 5 * config.training.epochs
-    assert env.meter.steps == trained + 5 * epochs
+    assert env.meter.steps == trained + steps
+
+
+def test_retraining_begins_with_a_fresh_optimizer(prepared):
+    """The momentum that the weights had before pruning does not move them on after it."""
+    states = []
+    for epochs in (0, 1):
+        _, strategy, env = prepared(
+            *TOY, "optimizer.momentum=0.9", f"strategy.retrain_epochs={epochs}"
+        )
+        states.append(train_task(strategy, initial_state(strategy, env), env.stream[0], env))
+        if epochs == 0:
+            s = env.restart(states.pop(), env.flat.theta.detach().clone())
+            samples = (env.stream[0].train, 0)
+            states.append(fit(env.commit(s), env, strategy, samples, epochs=1, phase="retrain"))
+    torch.testing.assert_close(states[0].theta, states[1].theta)
 
 
 @pytest.mark.parametrize(
