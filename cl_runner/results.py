@@ -21,6 +21,7 @@ import numpy as np
 from cl_runner.config import IMMATERIAL, whole
 from cl_runner.errors import UserError, check
 from cl_runner.functional.metrics import Matrix, summarise, summarise_anytime
+from cl_runner.reading import LONG, read_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -205,8 +206,7 @@ def read_matrix(path: str | Path) -> Matrix:
     """
     path = Path(path)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            header, *rows = list(csv.reader(file))
+        header, *rows = list(csv.reader(io.StringIO(read_text(path, LONG), newline="")))
         T = len(header) - 1
         columns = ["after_task", *(f"task_{j + 1}" for j in range(T))]
         if T < 1 or header != columns or [row[0] for row in rows] != list(map(str, range(T + 1))):
@@ -214,7 +214,7 @@ def read_matrix(path: str | Path) -> Matrix:
         if any(len(row) != T + 1 for row in rows):
             raise ValueError("cells are missing")
         R = np.array([[_fraction(cell) for cell in row[1:]] for row in rows])
-    except (OSError, ValueError, IndexError, csv.Error) as error:
+    except (ValueError, IndexError, csv.Error) as error:
         raise UserError(f"{path} is not an accuracy matrix of cl-run: {error}") from None
     return R
 
@@ -256,13 +256,13 @@ def metric_columns(
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file, cells as text. Raises UserError where it is damaged."""
+    content = read_text(path, LONG)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            text = file.read()
-        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    except (OSError, ValueError, csv.Error) as error:
+        lines = list(csv.reader(io.StringIO(content, newline=""), strict=True))
+    except csv.Error as error:
         raise UserError(f"cannot read {path}: {error}") from None
-    check(text.endswith("\n"), f"{path} {'ends within a line' if text else 'is empty'}; {DAMAGED}")
+    end = "ends within a line" if content else "is empty"
+    check(content.endswith("\n"), f"{path} {end}; {DAMAGED}")
     header = lines[0]
     check(len(set(header)) == len(header), f"{path}: a column is there twice; {DAMAGED}")
     for i, line in enumerate(lines[1:], 2):

@@ -12,6 +12,7 @@ import numpy as np
 
 from cl_runner.compare.runs import COSTS, SUMMARY, Run, is_metric, is_setting, read_runs
 from cl_runner.errors import UserError, check
+from cl_runner.reading import yaml_values
 from cl_runner.results import (
     METRICS,
     Curves,
@@ -145,13 +146,10 @@ def number(cell: str) -> float:
 
 def of_configuration(folder: Path, row: Mapping[str, str]) -> Iterator[str]:
     """Every setting of the row is as in config.yaml, which may have more: they change no result."""
-    import yaml
-
-    path = folder / "config.yaml"
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = yaml_values(folder / "config.yaml")
         flat = flatten(config)
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+    except (UserError, AttributeError) as error:
         yield f"cannot read config.yaml: {' '.join(str(error).split())}"
         return
     said = row.get("config_hash", "")
