@@ -154,6 +154,35 @@ def line(start: str, text: str) -> str:
     )
 
 
+def groups_shown() -> str:
+    """The groups with their options, and the keys of every run, as `cl-run --help` shows them."""
+    shown = {group: ", ".join(options(group)) for group in GROUPS.values()}
+    shown["benchmark"] = braced(options("benchmark"), "_")
+    shown["experiment"] = f"{len(options('experiment'))} presets: cl-run list experiments"
+    keys_ = [key for where in ("", "training") for key in described()[where]]
+    shown["keys"] = braced([key for key in keys_ if key not in SECTIONS], ".")
+    return "\n".join(filled(f"  {group:10} ", text) for group, text in shown.items())
+
+
+def braced(names: Iterable[str], separator: str) -> str:
+    """Names, those that begin alike written as one: a.{b,c}."""
+    ends: dict[str, list[str]] = {}
+    for name in names:
+        start, found, end = name.partition(separator)
+        ends.setdefault(f"{start}{found}", []).append(end)
+    return ", ".join(
+        f"{start}{{{', '.join(own)}}}" if len(own) > 1 else f"{start}{own[0]}"
+        for start, own in ends.items()
+    )
+
+
+def filled(start: str, text: str) -> str:
+    """Many names, folded at 80 columns below their own beginning."""
+    return textwrap.fill(
+        text, 80, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False
+    )
+
+
 # Explanations
 
 
@@ -244,7 +273,7 @@ def options(group: str) -> tuple[str, ...]:
 @cache
 def text(group: str, name: str) -> str:
     """The text of an option's file; of config.yaml what a user sets, without Hydra's part."""
-    file = files("cl_runner.conf").joinpath(group, f"{name}.yaml")
+    file = files("cl_runner.conf") / group / f"{name}.yaml"
     whole = file.read_text(encoding="utf-8")
     if (group, name) != ("", "config"):
         return whole
@@ -292,7 +321,7 @@ def entries(text: str, prefix: str = "") -> Iterator[tuple[str, str]]:
             key = f"{prefix}{found[1]}"
             yield key, block.rstrip()
             below = block.partition("\n")[2]
-            if re.match(r"\s+\w+:", below):
+            if re.search(r"^\s+\w+:", below, flags=re.MULTILINE):
                 yield from entries(below, f"{key}.")
 
 

@@ -388,7 +388,8 @@ def not_of_type(key: str, wanted: Any, value: Any) -> str:
     """What to say about a value of another type than the key has."""
     name = str(getattr(wanted, "__name__", wanted))
     if name.startswith("list"):
-        return f"{key} must be a list, such as '{key}=[{1 if value is None else value}]', got {value!r}"
+        example = 1 if value is None else value
+        return f"{key} must be a list, such as '{key}=[{example}]', got {value!r}"
     if isinstance(value, list):
         several = ",".join(map(str, value))
         how = f"; several are a sweep: -m {key}={several}" if several else ""

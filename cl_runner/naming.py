@@ -33,7 +33,8 @@ def slug(overrides: Sequence[str], *, _root_: DictConfig) -> str:
     texts = sorted(safe(normal(override, _root_)) for override in telling(overrides))
     seed = [text for text in texts if text.startswith("seed=")]
     rest = [text for text in texts if not text.startswith("seed=")]
-    room, kept = LONGEST - len("_".join(seed)), []
+    room = LONGEST - len("_".join(seed))
+    kept: list[str] = []
     for text in sorted(rest, key=lambda text: "." in text.partition("=")[0]):
         short = text[:LONGEST]
         if len("_".join([*kept, short])) <= room or (not kept and len(text) > LONGEST):
@@ -114,9 +115,17 @@ def unique() -> str:
     return secrets.token_hex(4)
 
 
+def groups() -> str:
+    """What there is to choose, for --help."""
+    from cl_runner import catalogue  # many files, read for this alone
+
+    return catalogue.groups_shown()
+
+
 def register() -> None:
     """Make the resolvers known to OmegaConf; a second call changes nothing."""
     OmegaConf.register_new_resolver("cl_run.slug", slug, replace=True)
     OmegaConf.register_new_resolver("cl_run.job", job, replace=True)
+    OmegaConf.register_new_resolver("cl_run.groups", groups, replace=True)
     # Cached, so that all who ask during one command get the same folder.
     OmegaConf.register_new_resolver("cl_run.unique", unique, replace=True, use_cache=True)

@@ -86,7 +86,7 @@ def outline(name: str) -> Any:
 
 def source(module: str) -> Any:
     """The file of a module of cl_runner."""
-    return files("cl_runner").joinpath(*module.split(".")[1:-1], f"{module.rpartition('.')[2]}.py")
+    return files("cl_runner") / f"{module.partition('.')[2].replace('.', '/')}.py"
 
 
 @cache

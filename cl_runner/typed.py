@@ -34,6 +34,7 @@ WORDS = {
     "compare": "write cl-compare PATH",
     "verify": "write cl-compare verify PATH",
 }
+MANY = 50  # options: more are not listed in an error's line
 COMMANDS = ("list", "explain", "status")
 
 
@@ -48,9 +49,8 @@ def understood(args: Sequence[str]) -> list[str]:
         rewritten = {arg: f"+{arg}" for arg in typed if arg.startswith("experiment=")}
     else:
         rewritten = {}  # a configuration of the user's own may have such a group
-    overrides = {
-        arg: OverridesParser.create().parse_override(rewritten.get(arg, arg)) for arg in typed
-    }
+    parsed = OverridesParser.create().parse_overrides([rewritten.get(arg, arg) for arg in typed])
+    overrides = dict(zip(typed, parsed, strict=True))
     check_groups(list(overrides.values()))
     if options.multirun or "hydra.mode=MULTIRUN" in typed:
         check_skip(typed)
@@ -131,7 +131,7 @@ def is_list(key: str) -> bool:
     if section == "strategy":
         lines = (told.get(key, "") for told in catalogue.described().values())
         return any(re.match(r"\w+: *\[", line) for line in lines)
-    schemas = {
+    schemas: tuple[Any, ...] = {
         "": (config.Config,),
         "benchmark": tuple(config.BENCHMARKS.values()),
         "model": tuple(config.MODELS.values()),
@@ -175,6 +175,8 @@ def unknown_option(group: str, name: str, options: list[str]) -> str:
     """What to say about a file that a group of the configuration has not."""
     question = catalogue.question(name, options)
     allowed = f"known are {', '.join(options)}" if options else "there is no such group"
+    if len(options) > MANY:
+        allowed = f"cl-run list {group}s shows all {len(options)}"
     if group == "hydra/launcher" and (extra := name.partition("_")[0]) in LAUNCHERS:
         allowed += f"; it needs pip install 'cl_runner[{extra}]'"
     return f"unknown option {group}={name}{question}; {allowed}"

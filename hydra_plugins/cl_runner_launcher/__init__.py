@@ -112,7 +112,8 @@ class ListingSweeper(Sweeper):
 
     def fitted(self, overrides: Sequence[str]) -> Fitted:
         """A job's configuration without the keys that its choices lack, and these."""
-        kept, lacking = list(overrides), {}
+        kept = list(overrides)
+        lacking: dict[str, Exception] = {}
         while True:
             try:
                 config = self.context.config_loader.load_sweep_config(self.master, kept)
@@ -173,7 +174,7 @@ def check_lacking(jobs: Sequence[Fitted], *, skip: bool) -> None:
 
 def unknown(key: str, jobs: Sequence[Fitted]) -> Exception:
     """The error about a key that no job has; of several jobs, of one that has a similar key."""
-    from cl_runner.typed import nearest, dotted
+    from cl_runner.typed import dotted, nearest
 
     group = key.partition(".")[0]
     for job in jobs:
