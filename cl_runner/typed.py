@@ -53,7 +53,8 @@ def understood(args: Sequence[str]) -> list[str]:
     overrides = dict(zip(typed, parsed, strict=True))
     check_groups(list(overrides.values()))
     if options.multirun or "hydra.mode=MULTIRUN" in typed:
-        check_skip(typed)
+        if sweeper := [arg for arg in typed if arg.startswith("hydra/sweeper=")]:
+            check_sweeper(sweeper[0], overrides)
         rewritten |= deferred(overrides)
     elif not options.cfg:
         check_single(overrides)
@@ -76,7 +77,7 @@ def flags(args: Sequence[str]) -> Namespace:
         unknown = re.search(r"--?([A-Za-z][\w-]*)(=\S+)?", message.partition(": ")[2])
         if unknown and message.startswith("unrecognized"):
             name, value = unknown[1].replace("-", "_"), unknown[2] or "=..."
-            near = nearest(name, catalogue.keys())
+            near = nearest(name, catalogue.keys(), cutoff=0.8)
             if near:
                 raise UserError(f"there is no flag {unknown[0]}; write {near[0]}{value}")
         raise UserError(f"{message}; flags go before the key=value pairs, see cl-run --help")
@@ -141,14 +142,25 @@ def is_list(key: str) -> bool:
     return any(type_.startswith("list[") for type_ in types)
 
 
-def check_skip(typed: Sequence[str]) -> None:
-    """Refuse missing_keys=skip where another sweeper than cl-run's makes the jobs."""
-    other = [a for a in typed if a.startswith("hydra/sweeper=") and a != "hydra/sweeper=cl_run"]
-    skip = "missing_keys=skip" in typed
-    check(
-        not (skip and other),
-        f"missing_keys=skip is for sweeps over listed values: {' '.join(other)} chooses its own",
-    )
+def check_sweeper(sweeper: str, overrides: dict[str, Any]) -> None:
+    """Refuse keys that some of the swept choices lack, where cl-run's own sweeper is not there.
+
+    Another one makes its jobs one by one: a job without the key would end it in the middle.
+    """
+    if sweeper == "hydra/sweeper=cl_run":
+        return
+    skips = "missing_keys=skip" in overrides
+    check(not skips, f"missing_keys=skip is for cl-run's own sweeper, not for {sweeper}")
+    for group in overrides.values():
+        if not group.is_discrete_sweep() or group.key_or_group not in catalogue.GROUPS.values():
+            continue
+        for option in group.sweep_string_iterator():
+            known = catalogue.described().get(f"{group.key_or_group}={option}")
+            for key in (o.key_or_group for o in overrides.values()):
+                lacking = known and key.startswith(f"{group.key_or_group}.") and key not in known
+                check(
+                    not lacking, f"{key} is no key of {group.key_or_group}={option}; leave it out"
+                )
 
 
 def deferred(overrides: dict[str, Any]) -> dict[str, str]:
@@ -177,7 +189,8 @@ def unknown_option(group: str, name: str, options: list[str]) -> str:
     allowed = f"known are {', '.join(options)}" if options else "there is no such group"
     if len(options) > MANY:
         allowed = f"cl-run list {group}s shows all {len(options)}"
-    if group == "hydra/launcher" and (extra := name.partition("_")[0]) in LAUNCHERS:
+    plugin = group in ("hydra/launcher", "hydra/sweeper")
+    if plugin and (extra := name.partition("_")[0]) in (*LAUNCHERS, "optuna"):
         allowed += f"; it needs pip install 'cl_runner[{extra}]'"
     return f"unknown option {group}={name}{question}; {allowed}"
 
@@ -196,9 +209,9 @@ def unknown_key(key: str, parent: DictConfig) -> str:
     return f"unknown key {key}{question}" + (f"; known{where} are {known}" if known else "")
 
 
-def nearest(key: str, keys: Sequence[str]) -> list[str]:
+def nearest(key: str, keys: Sequence[str], cutoff: float = 0.6) -> list[str]:
     """The keys whose last names are nearest to that of a key, the nearest first."""
-    names = get_close_matches(last(key).lower(), {last(k) for k in keys})
+    names = get_close_matches(last(key).lower(), {last(k) for k in keys}, cutoff=cutoff)
     return sorted((k for k in keys if last(k) in names), key=lambda k: names.index(last(k)))
 
 
