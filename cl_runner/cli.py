@@ -14,17 +14,15 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from signal import SIGTERM
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -33,11 +31,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from cl_runner import __version__, reading, sharing, status, sweep
+from cl_runner import __version__, catalogue, outline, reading, sharing, status, sweep
 from cl_runner.config import ABOUT_THE_COMMAND, SECTIONS, Config, validate
 from cl_runner.errors import Diverged, UserError, check
 from cl_runner.naming import plain
 from cl_runner.signals import Interrupted, stoppable
+from cl_runner.typed import LAUNCHERS, flags, understood, unknown_key, unknown_option
 from hydra_plugins import cl_runner_launcher as launcher
 
 if TYPE_CHECKING:
@@ -48,7 +47,6 @@ YES_OR_NO = {"", "true", "false", "yes", "no", "on", "off", "1", "0", "null"}
 CONFIG = "config.yaml"  # in a run's folder: its resolved configuration
 SEED = "${seed}"  # the one reference in it, where several runs differ in nothing but their seeds
 RESUMED = "cl_run_resumed"  # Hydra's name for the configuration of the run that goes on
-LAUNCHERS = ("joblib", "submitit", "ray")  # packages, and our extras
 TRACEBACK = "CL_RUNNER_TRACEBACK"  # set to 1: show the traceback of every error
 
 log = logging.getLogger("cl_runner")
@@ -78,8 +76,7 @@ def app(cfg: DictConfig) -> float | None:
             return result
         if not (in_sweep or cfg.resume):
             check_free(out)
-        config = validate(cfg)
-        check_strategy_keys(config.strategy)
+        config = checked(cfg)
         with sweep.locked(out):
             if not (in_sweep or cfg.resume):
                 check_free(out)  # again, now that nobody else can fill it
@@ -97,6 +94,14 @@ def app(cfg: DictConfig) -> float | None:
         if not in_sweep:
             raise SystemExit(1) from error
         return failed(error, out, fail_fast=cfg.fail_fast is True)
+
+
+def checked(cfg: DictConfig) -> Config:
+    """The configuration of a run, checked as far as that goes without torch. Raises UserError."""
+    config = validate(cfg)
+    outline.check_strategy(config.strategy, config.scenario)
+    outline.check_data(config)
+    return config
 
 
 def begin_collecting() -> None:
@@ -172,8 +177,7 @@ def run_together(composed: Sequence[DictConfig]) -> list[float | Exception | Non
             cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
             out = Path(whole.hydra.runtime.output_dir)
             try:
-                config = validate(cfg)
-                check_strategy_keys(config.strategy)
+                config = checked(cfg)
                 if config.seeds is None and status.finished(out) is None:
                     locks.enter_context(sweep.locked(out))
                     jobs[i] = job_of(config, out, plain(whole.hydra.overrides.task))
@@ -312,12 +316,15 @@ def answer(args: Sequence[str]) -> int:
     try:
         if args[:1] == ["status"]:
             return status.main(args[1:])
+        if args[:1] in (["list"], ["explain"]):
+            return catalogue.main(args[0], args[1:])
         if args == ["--version"]:
             print(f"cl-run {__version__} (Hydra {hydra.__version__})")
             return 0
-        check_flags()
+        if answered(args):
+            return 0
         launcher.register()
-        sys.argv[1:] = continued(args)
+        sys.argv[1:] = continued(understood(args))
         app()
     except SystemExit as stop:
         if stop.__cause__ is None and stop.code != SIGTERM:  # with that number Ray ends
@@ -333,6 +340,20 @@ def answer(args: Sequence[str]) -> int:
     return tell(error)
 
 
+def answered(args: Sequence[str]) -> bool:
+    """Whether the command asked for an explanation or a completion that Hydra has not."""
+    options = flags(args)
+    if options.help and options.overrides and "=" not in options.overrides[0]:
+        return catalogue.main("explain", options.overrides) == 0
+    if options.shell_completion and options.overrides == ["install=zsh"]:
+        print("autoload -Uz bashcompinit && bashcompinit")  # then bash's, which Hydra prints
+    if options.shell_completion and options.overrides[:1] == ["query=bash"]:
+        found = catalogue.completions(os.environ.get("COMP_LINE", ""))
+        print("\n".join(found or []), end="\n" if found else "")
+        return found is not None
+    return False
+
+
 def continued(args: Sequence[str]) -> list[str]:
     """The command's arguments; in the place of `resume=FOLDER` the configuration of its run.
 
@@ -342,17 +363,16 @@ def continued(args: Sequence[str]) -> list[str]:
     folders = [i for i, arg in enumerate(args) if is_folder(*arg.partition("=")[::2])]
     if not folders:
         return list(args)
-    i, flags = folders[-1], get_args_parser().parse_args(args)
+    i, options = folders[-1], flags(args)
     folder = Path(args[i].partition("=")[2]).expanduser().absolute()
-    single = not flags.multirun
+    single = not options.multirun
     check(single, "resume=FOLDER is for one run; repeat a sweep's own command with resume=true")
-    check(
-        flags.config_name is None, "resume=FOLDER takes the folder's own config, no --config-name"
-    )
-    for arg in flags.overrides:
+    own = options.config_name is None
+    check(own, "resume=FOLDER takes the folder's own config, no --config-name")
+    for arg in options.overrides:
         changes = arg.partition("=")[0].lstrip("+~") in SECTIONS
         check(not changes, f"resume={folder} goes on with the run there, which {arg} cannot change")
-    confirmed = any(arg.startswith("plugins=") for arg in flags.overrides)
+    confirmed = any(arg.startswith("plugins=") for arg in options.overrides)
     node = configuration_of(folder, confirmed=confirmed)
     store(node)
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
@@ -375,7 +395,7 @@ def configuration_of(folder: Path, *, confirmed: bool) -> dict[str, Any]:
     check(plain_values, f"{path} has references, ${{...}}, which cl-run does not write")
     try:
         config = validate(OmegaConf.create(node))
-        check_strategy_keys(config.strategy)
+        outline.check_strategy(config.strategy, config.scenario)
     except UserError as error:
         raise UserError(f"{path} is not a configuration of cl-run: {error}") from None
     message = (
@@ -425,31 +445,6 @@ def tell(error: BaseException) -> int:
     return 1 if code is None else code
 
 
-def check_strategy_keys(node: Mapping[str, Any]) -> None:
-    """Refuse keys that the strategy's own YAML has not, without importing torch for its class."""
-    name = str(node.get("name"))
-    yaml_file = files("cl_runner.conf") / "strategy" / f"{name}.yaml"
-    if name.isidentifier() and yaml_file.is_file():
-        known = [str(key) for key in OmegaConf.create(yaml_file.read_text(encoding="utf-8"))]
-        for key in node:
-            check(key in known, f"unknown key strategy.{key}; known are {', '.join(known)}")
-
-
-def check_flags() -> None:
-    """Refuse unknown flags as we refuse all else: argparse would print its usage."""
-    parser = get_args_parser()
-
-    def refuse(message: str) -> NoReturn:
-        raise UserError(f"{message}; flags go before the key=value pairs, see cl-run --help")
-
-    parser.error = refuse  # type: ignore[method-assign]
-    flags = parser.parse_args()
-    unsafe = flags.experimental_rerun is not None
-    check(
-        not unsafe, "--experimental-rerun executes what its file says, and cl-run has no use for it"
-    )
-
-
 def explain(error: BaseException) -> tuple[int | None, str]:
     """The exit code and the line for an error; no code means that it is unforeseen."""
     match error:
@@ -460,7 +455,7 @@ def explain(error: BaseException) -> tuple[int | None, str]:
             return 1, one_line(str(error))
         case OverrideParseException():
             hint = "write key=value, and quote a value with special characters: 'key=\"a=b\"'"
-            return 2, f"cannot read {error.override}: {hint}"
+            return 2, one_line(f"cannot read {error.override}: {hint}")
         case MissingConfigException(missing_cfg_file=str(path), options=list(options)):
             return 2, unknown_option(*path.rpartition("/")[::2], options)
         case HydraException(__cause__=ConfigKeyError() | ConfigAttributeError() as cause) if (
@@ -477,45 +472,6 @@ def explain(error: BaseException) -> tuple[int | None, str]:
             return 1, f"the launcher lost a job: {one_line(str(error))[:200]}{sweep.how_to_go_on()}"
         case _:
             return None, f"a bug in cl_runner or Hydra: {one_line(repr(error))}; see above"
-
-
-def unknown_option(group: str, name: str, options: list[str]) -> str:
-    """What to say about a file that a group of the configuration has not."""
-    near = get_close_matches(name, options, n=1)
-    question = f" (did you mean {near[0]}?)" if near else ""
-    allowed = f"known are {', '.join(options)}" if options else "there is no such group"
-    if group == "hydra/launcher" and (extra := name.partition("_")[0]) in LAUNCHERS:
-        allowed += f"; it needs pip install 'cl_runner[{extra}]'"
-    return f"unknown option {group}={name}{question}; {allowed}"
-
-
-def unknown_key(key: str, parent: DictConfig) -> str:
-    """What to say about a key that the configuration has not: the nearest ones, and its neighbours.
-
-    `parent` is the node of the composed configuration in which the key was looked for.
-    """
-    root = parent._get_root()
-    hydras = key.startswith("hydra")
-    keys = [k for k in dotted(root) if k.startswith("hydra") == hydras]
-    names = get_close_matches(last(key), {last(k) for k in keys})
-    near = sorted((k for k in keys if last(k) in names), key=lambda k: names.index(last(k)))
-    question = f" (did you mean {' or '.join(near[:3])}?)" if near else ""
-    where = "" if parent is root else f" in {key.rpartition('.')[0]}"
-    known = ", ".join(str(k) for k in parent if where or hydras or k != "hydra")
-    return f"unknown key {key}{question}" + (f"; known{where} are {known}" if known else "")
-
-
-def last(key: str) -> str:
-    """The name of a key without what stands before its last dot."""
-    return key.rpartition(".")[2]
-
-
-def dotted(node: Any, prefix: str = "") -> Iterator[str]:
-    """All keys of a configuration, with dots."""
-    if isinstance(node, DictConfig):
-        for key in map(str, node):
-            yield f"{prefix}{key}"
-            yield from dotted(node._get_node(key), f"{prefix}{key}.")
 
 
 def reason(error: Exception) -> str:

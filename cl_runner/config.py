@@ -26,7 +26,12 @@ SECTIONS = (
     *("budget", "eval", "checkpoint", "strategy"),
 )
 ENGINES = ("auto", "eager", "compile", "graph")
-ABOUT_THE_COMMAND = {"seeds", "resume", "fail_fast"}  # top-level keys that are no part of a run
+ABOUT_THE_COMMAND = {
+    "seeds",
+    "resume",
+    "fail_fast",
+    "missing_keys",
+}  # top-level keys that are no part of a run
 PRECISIONS = ("auto", "float32", "float32_onednn", "tf32", "bfloat16")
 # What may change between two parts of a run. Threads and device change the last digits at most.
 IMMATERIAL = {
@@ -334,6 +339,7 @@ class Config:
     plots: bool
     resume: bool
     fail_fast: bool
+    missing_keys: str
     plugins: list[str]
     data: Data
     benchmark: Benchmark
@@ -371,8 +377,7 @@ def parse(schema: type[T], node: Mapping[str, Any], section: str) -> T:
         try:  # one by one, to tell which key is wrong
             merged[field_.name] = value
         except (OmegaConfBaseException, OverflowError):
-            wanted = getattr(field_.type, "__name__", field_.type)
-            raise UserError(f"{prefix}{key} must be {wanted}, got {value!r}") from None
+            raise UserError(not_of_type(f"{prefix}{key}", field_.type, value)) from None
         if not OmegaConf.is_missing(merged, field_.name):
             check_numbers(f"{prefix}{key}", merged[field_.name])
     missing = [key for key, name in names.items() if OmegaConf.is_missing(merged, name)]
@@ -392,6 +397,19 @@ def check_numbers(key: str, value: Any) -> None:
             )
         elif isinstance(n, int):
             check(abs(n) < 2**63, f"{key} must be less than 2^63, got {value!r}")
+
+
+def not_of_type(key: str, wanted: Any, value: Any) -> str:
+    """What to say about a value of another type than the key has."""
+    name = str(getattr(wanted, "__name__", wanted))
+    if name.startswith("list"):
+        example = 1 if value is None else value
+        return f"{key} must be a list, such as '{key}=[{example}]', got {value!r}"
+    if isinstance(value, list):
+        several = ",".join(map(str, value))
+        how = f"; several are a sweep: -m {key}={several}" if several else ""
+        return f"{key} must be {name}, got {value!r}{how}"
+    return f"{key} must be {name}, got {value!r}"
 
 
 def of_run(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -453,6 +471,7 @@ class _Top:
     plots: bool = False
     resume: bool = False
     fail_fast: bool = False
+    missing_keys: str = "refuse"  # refuse | skip: of keys that some choices of a sweep lack
     plugins: list[str] = field(default_factory=list)  # packages with strategies of your own
     seeds: list[int] | None = None
 
@@ -461,6 +480,7 @@ class _Top:
         one_of("device", self.device, ("auto", "cpu", "cuda"))
         one_of("precision", self.precision, PRECISIONS)
         one_of("engine", self.engine, ENGINES)
+        one_of("missing_keys", self.missing_keys, ("refuse", "skip"))
         check(self.seed >= 0, f"seed must be at least 0, got {self.seed}")
         there = not self.plots or find_spec("matplotlib") is not None
         check(there, "plots=true needs matplotlib: pip install 'cl_runner[plots]', or plots=false")

@@ -15,23 +15,31 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cl_runner import status
 from cl_runner.config import ABOUT_THE_COMMAND, IMMATERIAL, of_run, whole
 
 LONGEST = 110  # characters; file systems take 255 bytes, eyes less
 SILENT = IMMATERIAL | (ABOUT_THE_COMMAND - {"seeds"})
 
+_planned: dict[str, str] = {}  # digest -> folder of a job of the sweep that is running
+
 
 def slug(overrides: Sequence[str], *, _root_: DictConfig) -> str:
-    """The overrides, in one order, in characters that are safe in a folder's name, cut.
+    """The overrides, in one order, in characters that are safe in a folder's name.
 
-    Groups and keys without a dot come first, the seed last: it is never cut away.
+    Groups and keys without a dot come first, the seed last. What is too long is left out, but the
+    seed; of one that is too long for a name by itself, the beginning stands.
     """
-    texts = sorted(normal(override, _root_) for override in telling(overrides))
-    seed = "".join(text for text in texts if text.startswith("seed="))
+    texts = sorted(safe(normal(override, _root_)) for override in telling(overrides))
+    seed = [text for text in texts if text.startswith("seed=")]
     rest = [text for text in texts if not text.startswith("seed=")]
-    head = ",".join(sorted(rest, key=lambda text: "." in text.partition("=")[0]))
-    name = f"{safe(head)[: LONGEST - len(seed)]}_{safe(seed)}"
-    return name.strip("_") or "default"
+    room = LONGEST - len("_".join(seed))
+    kept: list[str] = []
+    for text in sorted(rest, key=lambda text: "." in text.partition("=")[0]):
+        short = text[:LONGEST]
+        if len("_".join([*kept, short])) <= room or (not kept and len(text) > LONGEST):
+            kept.append(short[:room])
+    return "_".join([*kept, *seed]).strip("_") or "default"
 
 
 def safe(text: str) -> str:
@@ -73,11 +81,23 @@ def digest(*, _root_: DictConfig) -> str:
     return config_hash(found if seeds is None else found | {"seed": None, "seeds": []})[:8]
 
 
+def plan(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Name the folder of a sweep's job by some of its overrides, where it has none yet."""
+    own = digest(_root_=config)
+    _planned[own] = f"{slug(OmegaConf.create(list(overrides)), _root_=config)}-{own}"
+
+
 def job(overrides: Sequence[str], sweep: str, *, _root_: DictConfig) -> str:
-    """The folder of a sweep's job: the one that is there with its digest, else a new one."""
+    """The folder of a sweep's job: what is there with its digest, or listed, or planned; else new.
+
+    A worker of a parallel launcher finds the plan in the list, jobs.json.
+    """
     own = digest(_root_=_root_)
     there = sorted(path.name for path in Path(sweep).glob(f"*-{own}"))
-    return there[0] if there else f"{slug(overrides, _root_=_root_)}-{own}"
+    listed = [name for name in status.jobs(Path(sweep)) if name.endswith(f"-{own}")]
+    for name in (*there, *listed):
+        return name
+    return _planned.get(own) or f"{slug(overrides, _root_=_root_)}-{own}"
 
 
 def plain(overrides: Sequence[str]) -> list[str]:
@@ -95,9 +115,17 @@ def unique() -> str:
     return secrets.token_hex(4)
 
 
+def groups() -> str:
+    """What there is to choose, for --help."""
+    from cl_runner import catalogue  # many files, read for this alone
+
+    return catalogue.groups_shown()
+
+
 def register() -> None:
     """Make the resolvers known to OmegaConf; a second call changes nothing."""
     OmegaConf.register_new_resolver("cl_run.slug", slug, replace=True)
     OmegaConf.register_new_resolver("cl_run.job", job, replace=True)
+    OmegaConf.register_new_resolver("cl_run.groups", groups, replace=True)
     # Cached, so that all who ask during one command get the same folder.
     OmegaConf.register_new_resolver("cl_run.unique", unique, replace=True, use_cache=True)

@@ -37,11 +37,12 @@ from cl_runner.data.benchmarks import build_stream
 from cl_runner.data.datasets import Arrays, load
 from cl_runner.engine import Calibration, evaluate, initial_state, readings, restored, train_task
 from cl_runner.env import Env
-from cl_runner.errors import Diverged, UserError, check
+from cl_runner.errors import Diverged, UserError
 from cl_runner.fit import Begun, Between, Samples
 from cl_runner.frame import frame_of
 from cl_runner.functional.metrics import acc
 from cl_runner.nn.networks import factory
+from cl_runner.outline import check_scenario
 from cl_runner.progress import display
 from cl_runner.signals import Stop, stoppable
 from cl_runner.strategies.base import Strategy
@@ -197,11 +198,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
 
     arrays: the data set, where several runs share it.
     """
-    check(
-        config.scenario in strategy.scenarios,
-        f"strategy={strategy.name} does not support scenario={config.scenario}; it supports "
-        f"{', '.join(strategy.scenarios)}",
-    )
+    check_scenario(strategy.name, strategy.scenarios, config.scenario)
     device = choose_device(config.device)
     free = memory.available(device)
     torch.set_num_threads(config.threads or DEFAULT_THREADS)

@@ -22,6 +22,21 @@ from cl_runner.reading import LONG, json_values
 STATUS, JOBS, LOCK = "status.json", "jobs.json", ".lock"
 STATES = ("complete", "running", "interrupted", "failed", "killed", "missing")
 
+HELP = """\
+cl-run status PATH...
+
+PATH is the folder of a run, of a sweep, or of anything around them: multirun/2026-01-31, say.
+A line for each run, with the task it stands at and the reason of a failure:
+
+  complete      all is measured
+  running       a process is at work
+  interrupted   stopped by Ctrl-C or a batch system; resume=true goes on
+  failed        an error, no memory, or divergence; resume=true repeats it
+  killed        it runs by its own word, but no process does
+  missing       asked for, not begun
+
+Exit code: 0 if all runs are complete, 1 if not, 2 for a mistake."""
+
 
 def write(out: Path, state: str, **about: Any) -> None:
     """Replace a folder's status.json, with the process and the time. Raises UserError.
@@ -143,10 +158,10 @@ def overview(folders: Sequence[Path]) -> tuple[str, bool]:
 
 def main(args: Sequence[str]) -> int:
     """`cl-run status PATH...`: 0 if all jobs are complete, else 1. Raises UserError."""
-    usage = "cl-run status PATH...: the folders of runs or sweeps"
-    if list(args) in (["-h"], ["--help"]):
-        print(usage)
+    if {"-h", "--help"} & set(args):
+        print(HELP)
         return 0
+    usage = "cl-run status PATH...: the folders of runs or sweeps; see cl-run status --help"
     check(bool(args) and not any(arg.startswith("-") for arg in args), usage)
     text, complete = overview([Path(arg) for arg in args])
     print(text)

@@ -82,7 +82,8 @@ class Folders(Callback):
             raise SystemExit(1) from UserError(message)
         _sweeps[:] = [] if folder is None else [folder]
         if folder is not None:
-            (folder / STOP).unlink(missing_ok=True)
+            with suppress(OSError):  # no folder: Hydra tells, in a moment
+                (folder / STOP).unlink(missing_ok=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Merge and report. Exits if jobs failed: 2 for mistakes only, 1 for anything else."""
@@ -118,9 +119,9 @@ def _note(config: DictConfig, mode: str) -> Path | None:
     HydraConfig.instance().set_config(config)  # the folder's name may refer to ${hydra:...}
     try:
         folder = Path(config.hydra[mode].dir).absolute()
-    except OmegaConfBaseException:  # an invalid name is Hydra's to refuse, in a moment
+        _created[:] = [path for path in (folder, *folder.parents) if not path.exists()]
+    except (OmegaConfBaseException, OSError):  # an invalid name is refused in a moment
         return None
-    _created[:] = [path for path in (folder, *folder.parents) if not path.exists()]
     return folder
 
 

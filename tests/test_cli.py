@@ -7,6 +7,7 @@ costs a quarter of a second; the last ones train.
 import csv
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,15 @@ def only(paths: object) -> Path:
         ["+seeed=1"],
         ["optimizer.lr=-1"],
         ["-m", "strategy=ewc,unknown"],
+        ["list"],
+        ["explain", "ewc"],
+        ["--help", "ewc"],
+        ["ewc", "permuted_mnist"],
+        ["strategy=ewc", "strategy.mode=onlin"],
+        ["strategy=packnet", "scenario=class"],
+        ["benchmark=split_digits", "benchmark.num_tasks=20"],
+        ["benchmark=split_npz", "data.path=nowhere.npz"],
+        ["data.path=mine.npz"],
     ],
     ids=" ".join,
 )
@@ -142,18 +152,21 @@ def test_help_explains_itself(tmp_path: Path) -> None:
     assert result.returncode == 0
     assert result.stdout.startswith("cl-run: ")
     assert len(re.findall(r"^  cl-run", result.stdout, re.MULTILINE)) >= 6
-    assert re.search(r"^strategy: .*\bewc\b.*\bnaive\b", result.stdout, re.MULTILINE)
-    assert "--cfg job" in result.stdout
+    assert re.search(r"^  strategy .*\bewc\b.*\bnaive\b", result.stdout, re.MULTILINE | re.DOTALL)
+    for named in ("--cfg job", "cl-run list", "cl-run explain", "missing_keys", "budget.{samples"):
+        assert named in result.stdout
+    lines = result.stdout.splitlines()
+    assert len(lines) <= 50 and max(map(len, lines)) <= 80, "a screen"
     assert "$" not in result.stdout.replace("${", "").replace("$(cl-run", "")
 
 
 def test_help_names_commands_that_compose(tmp_path: Path) -> None:
     text = cl_run("--help", cwd=tmp_path).stdout
-    for example in re.findall(r"^  cl-run (.*?)(?:   .*)?$", text, re.MULTILINE):
-        args = [a for a in example.split() if a not in {"-m", "--config-dir", "my_conf"}]
-        if "strategy=mine" not in args:
-            args = [re.sub(r"=(\w+),[\w,]+$", r"=\1", a) for a in args]  # of a sweep, one job
-            assert cl_run("--cfg", "job", *args, cwd=tmp_path).returncode == 0, example
+    for example in re.findall(
+        r"^  cl-run( .*?)(?:   .*)?$", text.partition("More")[0], re.MULTILINE
+    ):
+        args = [re.sub(r"=(\w+),[\w,]+$", r"=\1", a) for a in example.split() if a != "-m"]
+        assert cl_run("--cfg", "job", *args, cwd=tmp_path).returncode == 0, example
 
 
 def test_cfg_job_prints_yaml(tmp_path: Path) -> None:
@@ -169,6 +182,16 @@ def test_completion(tmp_path: Path) -> None:
     path = f"{CL_RUN.parent}{os.pathsep}{os.environ['PATH']}"
     shell = ["bash", "-c", f'{script}\n{query}; echo "${{COMPREPLY[@]}}"']
     assert "strategy=ewc" in call(shell, tmp_path, PATH=path).stdout.split()
+
+
+def test_completion_in_zsh(tmp_path: Path) -> None:
+    if shutil.which("zsh") is None:
+        pytest.skip("there is no zsh")
+    path = f"{CL_RUN.parent}{os.pathsep}{os.environ['PATH']}"
+    script = 'autoload -Uz compinit && compinit -D -u; eval "$(cl-run -sc install=zsh)"'
+    result = call(["zsh", "-fc", f"{script}; print ${{_comps[cl-run]}}"], tmp_path, PATH=path)
+    assert (result.stderr, result.returncode) == ("", 0)
+    assert "hydra_bash_completion" in result.stdout
 
 
 @pytest.mark.parametrize("flags", [["--config-dir", "my"], ["hydra.searchpath=[file://my]"]])
@@ -187,7 +210,18 @@ def test_own_configuration_files(flags: list[str], tmp_path: Path) -> None:
     [
         (["strategy=ecw"], ["strategy=ecw", "did you mean ewc?", "naive"]),
         (["+experiment=unknown"], ["experiment=unknown"]),
-        (["experiment=unknown"], ["+experiment=unknown"]),
+        (["experiment=unknown"], ["experiment=unknown", "cl-run list experiments"]),
+        (["experiment=hsu-ewc"], ["did you mean hsu-ewc-"]),
+        (["strategy=ER"], ["did you mean er?"]),
+        (["benchmark=split_mnist", "benchmark=split_digits"], ["benchmark is given twice"]),
+        (["seeds=3"], ["seeds must be a list, such as 'seeds=[3]'"]),
+        (["model.hidden_sizes=400"], ["such as 'model.hidden_sizes=[400]'"]),
+        (["-m", "seed=[1,2]"], ["seed must be int, got [1, 2]", "-m seed=1,2"]),
+        (["seed=1\n2"], ["cannot read seed=1 2"]),
+        (["strategy.mode=onlin"], ["strategy.mode must be one of separate, online"]),
+        ([f"hydra.run.dir={'x' * 256}"], ["name too long"]),
+        (["-m", "hydra.sweep.dir=/dev/null", "seed=1,2"], ["/dev/null"]),
+        (["-m", "strategy=naive,er", "strategy.buffer_size=9"], ["no key of strategy=naive"]),
         (["strategy.lamda=1"], ["strategy.lamda", "did you mean strategy.lambda", "known in"]),
         (["epoch=3"], ["unknown key epoch", "did you mean training.epochs?"]),
         (["stratgy=ewc"], ["stratgy", "did you mean strategy?"]),
@@ -211,7 +245,8 @@ def test_own_configuration_files(flags: list[str], tmp_path: Path) -> None:
         (["-m", "strategy=ewc,unknown", "seed=0,1"], ["strategy=unknown", "ewc"]),
         (["-m", "strategy=ewc,naive", "strategy.lambda=1"], ["strategy.lambda"]),
         (["-m", "seed=interval(0,1)"], ["INTERVAL"]),
-        (["hydra/launcher=unknown"], ["hydra/launcher=unknown", "basic"]),
+        (["-m", "hydra/launcher=unknown"], ["hydra/launcher=unknown", "basic"]),
+        (["hydra/launcher=joblib"], ["needs -m"]),
         (["resume=nowhere"], ["resume=", "nowhere: there is no run"]),
         (["-m", "seed=1,2", "resume=out"], ["resume=FOLDER is for one run", "resume=true"]),
         (["checkpoint.every=-1"], ["checkpoint.every must be at least 0 seconds"]),
@@ -289,12 +324,12 @@ def test_two_runs_in_the_same_second_have_two_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "override",
     [
-        "data.path=/a/b/../c",
-        "data.path='a b'",
-        f"data.path={'x' * 300}",
-        'data.path="héé ✓ 数"',
-        "data.path=${.root}",
-        "data.path='a;b|c&d'",
+        "plugins=[/a/b/../c]",
+        "plugins=['a b']",
+        f"plugins=[{'x' * 300}]",
+        'plugins=["héé ✓ 数"]',
+        "plugins=['${data.root}']",
+        "plugins=['a;b|c&d']",
     ],
 )
 @pytest.mark.parametrize("mode", ["outputs", "multirun"])
@@ -305,7 +340,7 @@ def test_odd_values_make_safe_folders(mode: str, override: str, tmp_path: Path) 
     pattern = "*/*/*/summary.csv" if args else "*/*/summary.csv"
     folder = only((tmp_path / mode).glob(pattern)).parent
     assert re.fullmatch(r"[A-Za-z0-9._=+-]{1,140}", folder.name)
-    assert "data." in folder.name
+    assert "plugins=" in folder.name
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:

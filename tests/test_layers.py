@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "cl_runner"
 LAYERS = (  # from the top down; a module of a sub-package counts as that sub-package
     ("errors", "signals"),
     ("config",),
+    ("outline",),
     ("core", "kernels"),
     ("functional",),
     ("data",),
@@ -34,12 +35,12 @@ LAYERS = (  # from the top down; a module of a sub-package counts as that sub-pa
     ("progress",),
     ("runner",),
     ("group",),
-    ("naming", "sweep", "cli", "__main__"),
+    ("catalogue", "typed", "naming", "sweep", "cli", "__main__"),
 )
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 LIGHT = (
     *("__init__", "__main__", "errors", "signals", "config", "naming", "status", "sharing"),
-    *("sweep", "cli"),
+    *("sweep", "cli", "outline", "catalogue", "typed"),
     *("compare.cli", "compare.terminal"),
 )
 # Needed by some runs only, and slow to import or not there: inside the function that uses them.
