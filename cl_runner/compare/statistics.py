@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEVEL = 0.05
-ROOM = 8  # of the 2**n changes of sign that must fit below the level where they are counted
+ROOM = 16  # of the 2**n changes of sign that must fit below the level where they are counted
 EXACT = 30  # seeds up to which they are counted: 2**15 sums, twice
 LARGE, POWER = 2.0, 0.8  # a test that shows so many SDs so often may say that two are alike
 STUDENT, FLIPS = "paired t", "sign flips"
@@ -81,9 +81,9 @@ def paired_test(a: Sequence[float], b: Sequence[float], comparisons: int = 1) ->
     share of all 2**n changes of sign whose mean is as far from 0 (Fisher's randomisation test): no
     assumption of a distribution, but never less than 2 / 2**n. So it is taken where
     LEVEL / comparisons has room for ROOM of them, from where on it sees nearly what the t-test
-    sees (for normal differences of 1 to 3 SDs, with a probability that is smaller by 0.05 at most)
-    and one seed more never takes anything away. With fewer seeds it is Student's paired t-test,
-    which can reject with two, but relies on normal differences.
+    sees (normal differences of 1 to 3 SDs with a probability that is smaller by 0.05 at most, as
+    measured for 1 to 120 comparisons), and one seed more takes nothing away. With fewer seeds it
+    is Student's paired t-test, which can reject with two, but relies on normal differences.
 
     A difference that is the same in every seed has an SD that is too small to be seen: p is that of
     Student's test with the smallest step between any of the values in the SD's place, and 2 / 2**n
@@ -91,8 +91,10 @@ def paired_test(a: Sequence[float], b: Sequence[float], comparisons: int = 1) ->
 
     The effect size is Cohen's d of the differences: by how many of their SDs the means differ.
     """
-    # Accuracies are ratios of whole numbers: differences closer than this are ties.
-    d = np.round(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64), 12)
+    # Accuracies are ratios of whole numbers: what is closer than this is equal.
+    x: Array = np.round(np.asarray(a, dtype=np.float64), 12)
+    y: Array = np.round(np.asarray(b, dtype=np.float64), 12)
+    d = np.round(x - y, 12)
     n = len(d)
     if n < 2:
         return Paired(n=n, test="no test: too few shared seeds")
@@ -100,7 +102,7 @@ def paired_test(a: Sequence[float], b: Sequence[float], comparisons: int = 1) ->
         return Paired(n=n, test="equal in every seed", difference=0.0, p=1.0)
     mean = float(d.mean())
     if (d == d[0]).all():
-        p = min(2.0 ** (1 - n), student(mean / smallest_step(a, b), n))
+        p = min(2.0 ** (1 - n), student(mean / smallest_step(x, y), n))
         return Paired(n=n, test="one difference in every seed", difference=mean, p=p)
     d_effect = mean / float(d.std(ddof=1))
     # A difference of 0 has no sign: it adds nothing to what can be counted.
@@ -118,9 +120,9 @@ def student(effect: float, n: int) -> float:
     return 2 * float(special.stdtr(n - 1, -abs(effect) * math.sqrt(n)))
 
 
-def smallest_step(*groups: Sequence[float]) -> float:
-    """The smallest difference between two values that are not equal."""
-    return float(np.diff(np.unique(np.round(np.concatenate(groups), 12))).min())
+def smallest_step(a: Array, b: Array) -> float:
+    """The smallest difference between two of all values that are not equal."""
+    return float(np.diff(np.unique(np.concatenate([a, b]))).min())
 
 
 def share_of_signs(d: Array) -> float:
