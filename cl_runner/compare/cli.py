@@ -91,7 +91,7 @@ def compare(options: argparse.Namespace, command: str) -> int:
     comparison = answer(runs, question)
     comparison.notes += notes + version_notes([run for run in runs if run.complete])
     names = columns.choose(options.columns, comparison)
-    write_text(options.out, render.csv_text(comparison, names))
+    write_text(options.out, render.csv_text(comparison))  # everything, whatever is shown
     if options.format == "table" and sys.stdout.isatty():
         from rich.console import Console
 
