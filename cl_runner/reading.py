@@ -36,7 +36,7 @@ def regular(path: Path) -> BinaryIO:
     return file
 
 
-def text(path: Path, most: int = SHORT) -> str:
+def read_text(path: Path, most: int = SHORT) -> str:
     """A file's text, without the mark that Windows puts before it. Raises UserError."""
     try:
         with regular(path) as file:
@@ -52,7 +52,7 @@ def text(path: Path, most: int = SHORT) -> str:
 
 def yaml_values(path: Path) -> Any:
     """The dictionary or list of a YAML file, in plain values. Raises UserError."""
-    content = text(path)
+    content = read_text(path)
     try:
         check_flat(path, content)
         return OmegaConf.to_container(OmegaConf.load(StringIO(content)))
@@ -76,6 +76,6 @@ def check_flat(path: Path, content: str) -> None:
 def json_values(path: Path, most: int = SHORT) -> Any:
     """The values of a JSON file. Raises UserError."""
     try:
-        return json.loads(text(path, most))
+        return json.loads(read_text(path, most))
     except (ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}") from None

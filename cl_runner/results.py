@@ -21,8 +21,7 @@ import numpy as np
 from cl_runner.config import IMMATERIAL, whole
 from cl_runner.errors import UserError, check
 from cl_runner.functional.metrics import Matrix, summarise, summarise_anytime
-from cl_runner.reading import LONG
-from cl_runner.reading import text as text_of
+from cl_runner.reading import LONG, read_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -208,8 +207,7 @@ def read_matrix(path: str | Path) -> Matrix:
     """
     path = Path(path)
     try:
-        text = text_of(path, LONG)
-        header, *rows = list(csv.reader(io.StringIO(text, newline="")))
+        header, *rows = list(csv.reader(io.StringIO(read_text(path, LONG), newline="")))
         T = len(header) - 1
         columns = ["after_task", *(f"task_{j + 1}" for j in range(T))]
         if T < 1 or header != columns or [row[0] for row in rows] != list(map(str, range(T + 1))):
@@ -217,7 +215,7 @@ def read_matrix(path: str | Path) -> Matrix:
         if any(len(row) != T + 1 for row in rows):
             raise ValueError("cells are missing")
         R = np.array([[_fraction(cell) for cell in row[1:]] for row in rows])
-    except (UserError, ValueError, IndexError, csv.Error) as error:
+    except (ValueError, IndexError, csv.Error) as error:
         raise UserError(f"{path} is not an accuracy matrix of cl-run: {error}") from None
     return R
 
@@ -259,12 +257,13 @@ def metric_columns(
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file, cells as text. Raises UserError where it is damaged."""
+    content = read_text(path, LONG)
     try:
-        text = text_of(path, LONG)
-        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    except (ValueError, csv.Error) as error:
+        lines = list(csv.reader(io.StringIO(content, newline=""), strict=True))
+    except csv.Error as error:
         raise UserError(f"cannot read {path}: {error}") from None
-    check(text.endswith("\n"), f"{path} {'ends within a line' if text else 'is empty'}; {DAMAGED}")
+    end = "ends within a line" if content else "is empty"
+    check(content.endswith("\n"), f"{path} {end}; {DAMAGED}")
     header = [_plain(name) for name in lines[0]]
     check(len(set(header)) == len(header), f"{path}: a column is there twice; {DAMAGED}")
     for i, line in enumerate(lines[1:], 2):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_runner.errors import UserError, check
+from cl_runner.reading import LONG, json_values
 
 STATUS, JOBS, LOCK = "status.json", "jobs.json", ".lock"
 STATES = ("complete", "running", "interrupted", "failed", "killed", "missing")
@@ -62,8 +63,8 @@ def ask_for(folder: Path, asked: Mapping[str, Sequence[str]]) -> None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
-        content = json.loads(path.read_text(encoding="utf-8"))
+    with suppress(UserError):
+        content = json_values(path, LONG)
         if isinstance(content, dict):
             return content
     return {}

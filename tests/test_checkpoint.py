@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from contextlib import suppress
 from pathlib import Path
@@ -15,12 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import cl_runner
 from cl_runner import checkpoint
-from cl_runner.checkpoint import Saved, check_fits, check_same, load, named, remove, save
+from cl_runner.checkpoint import Saved, check_same, load, remove, save
 from cl_runner.core import TrainState
+from cl_runner.costs import Meter
 from cl_runner.engine import initial_state, restored
 from cl_runner.errors import UserError
 from cl_runner.fit import Begun
+from cl_runner.frame import COSTS, Frame, frame_of, named
 
 CONFIG = {"seed": 3, "strategy": {"name": "ewc", "lambda": 5.0}, "data": {"root": "a"}}
 DTYPES = (torch.bool, torch.int16, torch.int64, torch.float32, torch.float64, torch.bfloat16)
@@ -32,7 +36,7 @@ def a_state(**memory: Tensor) -> TrainState:
         buffers={"bn.running_mean": torch.randn(3), "bn.num_batches_tracked": torch.tensor(4)},
         opt={"lr": torch.tensor(0.1), "m": torch.randn(7)},
         memory=memory,
-        t=torch.tensor(2),
+        t=torch.tensor(1),
     )
 
 
@@ -40,16 +44,25 @@ CURVES = {("test", "class"): [[0, 5, 0.25, 1 / 3], [1, 5, 0.5, 1.0]]}
 
 
 def a_run(begun: Begun | None = None, **memory: Tensor) -> Saved:
-    R = np.array([[0.1, np.nan], [1 / 3, 0.0], [np.nan, np.nan]])
+    R = np.array([[0.1, 1.0], [1 / 3, 0.0], [np.nan, np.nan]])
+    costs = [{**dict.fromkeys(COSTS, 1 / 3), "after_task": i, "memory_bytes": None} for i in (0, 1)]
     return Saved(
         a_state(**memory),
         {("test", "class"): R},
-        {"steps": 9, "seconds": 1.25},
-        {"costs": [{"flops": 8, "x": 1 / 3}]},
+        {**Meter().state(), "steps": 9, "seconds": 1.25},
+        {"costs": costs},
         CURVES,
         1,
         begun,
     )
+
+
+def frame(saved: Saved, **changes: object) -> Frame:
+    """What a run of two tasks, with these tensors, holds its checkpoint against."""
+    usual = Frame(
+        saved.state, keys=(("test", "class"),), tasks=2, rows=9, steps=9, budget=(), within=True
+    )
+    return usual._replace(**changes)
 
 
 def bits(tensor: Tensor) -> bytes:
@@ -82,7 +95,7 @@ def test_any_tensor_comes_back_to_the_bit(tmp_path_factory, dtype, shape, conten
     out = tmp_path_factory.mktemp("checkpoint")
     saved = a_run(any=flat.reshape(shape), other=torch.tensor(1))
     save(out, saved, CONFIG)
-    loaded = load(out, CONFIG)
+    loaded = load(out, CONFIG, frame(saved))
     assert loaded is not None
     assert_same(saved, loaded)
 
@@ -91,8 +104,9 @@ def test_views_and_tensors_that_share_memory_come_back_as_they_were(tmp_path):
     whole = torch.arange(12.0).reshape(3, 4)
     saved = a_run(transposed=whole.T, row=whole[1], every_other=whole[:, ::2], whole=whole)
     save(tmp_path, saved, CONFIG)
-    assert_same(saved, load(tmp_path, CONFIG))
-    for tensor in named(load(tmp_path, CONFIG).state).values():
+    loaded = load(tmp_path, CONFIG, frame(saved))
+    assert_same(saved, loaded)
+    for tensor in named(loaded.state).values():
         assert tensor.data_ptr() % 64 == 0  # as torch's own: libraries may depend on it
 
 
@@ -100,8 +114,9 @@ def test_views_and_tensors_that_share_memory_come_back_as_they_were(tmp_path):
 @pytest.mark.parametrize("losses", [(), (torch.tensor(0.5), torch.tensor(float("inf")))])
 def test_the_position_within_a_task_comes_back(tmp_path, label, losses):
     begun = Begun((torch.tensor([5, 2, 8]), label), 7, losses)
-    save(tmp_path, a_run(begun), CONFIG)
-    found = load(tmp_path, CONFIG).begun
+    saved = a_run(begun)
+    save(tmp_path, saved, CONFIG)
+    found = load(tmp_path, CONFIG, frame(saved)).begun
     assert torch.equal(found.samples[0], begun.samples[0])
     assert type(found.samples[1]) is type(label)
     assert torch.equal(torch.as_tensor(found.samples[1]), torch.as_tensor(label))
@@ -141,7 +156,7 @@ def test_the_old_checkpoint_stays_until_the_new_one_is_complete(tmp_path, monkey
             UserError, match=r"cannot write .*checkpoint.*: No space left on device"
         ):
             save(tmp_path, a_run(a=torch.ones(3)), CONFIG)
-    assert_same(load(tmp_path, CONFIG), old)
+    assert_same(load(tmp_path, CONFIG, frame(old)), old)
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint.NAME]
 
 
@@ -157,9 +172,9 @@ def test_what_a_killed_process_had_half_written_is_removed(tmp_path):
 # What is refused
 
 
-def refusal(out: Path, config: dict = CONFIG) -> str:
+def refusal(out: Path, config: dict = CONFIG, own: Frame | None = None) -> str:
     with pytest.raises(UserError) as caught:
-        load(out, config)
+        load(out, config, own or frame(a_run()))
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -175,7 +190,7 @@ def rewritten(out: Path, **header: str) -> None:
 
 
 def test_no_checkpoint_is_none(tmp_path):
-    assert load(tmp_path, CONFIG) is None
+    assert load(tmp_path, CONFIG, frame(a_run())) is None
 
 
 def test_a_truncated_checkpoint_is_refused_at_every_length(tmp_path):
@@ -198,7 +213,7 @@ def test_a_changed_byte_is_never_accepted(tmp_path):
         changed[at] ^= 1 << draw.randrange(8)
         path.write_bytes(changed)
         with suppress(UserError):  # or, where the byte is padding, the same as before
-            assert_same(load(tmp_path, CONFIG), saved)
+            assert_same(load(tmp_path, CONFIG, frame(saved)), saved)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x04K\x01.", bytes(1000)])
@@ -235,18 +250,199 @@ def test_another_configuration_is_refused_and_the_keys_are_named(tmp_path):
 
 def test_what_changes_no_result_may_differ(tmp_path):
     assert {"data.root", "threads", "device", "verbose"} < checkpoint.IMMATERIAL
-    save(tmp_path, a_run(), CONFIG | {"threads": 1, "checkpoint": {"every": 60}})
+    saved = a_run()
+    save(tmp_path, saved, CONFIG | {"threads": 1, "checkpoint": {"every": 60}})
     changed = {"data": {"root": "b"}, "threads": 2, "checkpoint": {"every": None}}
-    assert load(tmp_path, CONFIG | changed) is not None
+    assert load(tmp_path, CONFIG | changed, frame(saved)) is not None
     check_same(tmp_path, json.loads(json.dumps(CONFIG)), CONFIG)
 
 
-def test_a_state_with_other_tensors_is_refused():
-    s = a_state(fisher=torch.zeros(3))
-    check_fits(s, a_state(fisher=torch.ones(3)))
-    with pytest.raises(UserError) as caught:
-        check_fits(s, a_state(fisher=torch.zeros(3, 2)))
-    message = "the checkpoint does not fit: memory.fisher is float32 [3] there and float32 [3, 2]"
-    assert str(caught.value) == f"{message} here"
-    with pytest.raises(UserError, match=r"memory.anchor is missing there and float32 \[3\] here"):
-        check_fits(s, a_state(fisher=torch.zeros(3), anchor=torch.zeros(3)))
+# What somebody else has made, with a right checksum
+
+
+def forged(out: Path, tensors: dict[str, Tensor], content: dict) -> None:
+    """A checkpoint that holds these, and a checksum that is right."""
+    text = json.dumps(content)
+    header = {"format": str(checkpoint.FORMAT), "cl_runner": cl_runner.__version__}
+    header |= {"content": text, "checksum": checkpoint.checksum(text, tensors)}
+    safetensors.torch.save_file(tensors, out / checkpoint.NAME, header)
+
+
+def honest(out: Path, saved: Saved) -> tuple[dict[str, Tensor], dict]:
+    """What a checkpoint of ours holds."""
+    save(out, saved, CONFIG)
+    with safetensors.safe_open(out / checkpoint.NAME, "pt") as file:
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        return tensors, json.loads(file.metadata()["content"])
+
+
+def within_a_task() -> Saved:
+    """With everything that a checkpoint may hold."""
+    begun = Begun((torch.tensor([5, 2, 8]), torch.tensor([0, 1, 1])), 7, (torch.tensor(0.5),))
+    return a_run(begun, buffer_index=torch.tensor([-1, 8]), seen=torch.tensor([3]))
+
+
+ELSEWHERE = ("../../pwn", "/tmp/pwn", "costs.csv", "summary", "")
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_table_that_the_program_does_not_write_is_refused(tmp_path, name):
+    """`costs` and, with eval.calibration, two more; each would become the file NAME.csv."""
+    saved = a_run()
+    tensors, content = honest(tmp_path, saved)
+    forged(tmp_path, tensors, content)
+    assert_same(load(tmp_path, CONFIG, frame(saved)), saved)
+    content["tables"][name] = [{"a": 1}]
+    forged(tmp_path, tensors, content)
+    assert "does not fit this run: tables must be costs; remove it" in refusal(tmp_path)
+
+
+FORGERIES = [
+    ("task", 99), ("task", -1), ("task", "x"), ("task", 2), ("task", True), ("task", 0),
+    ("step", 99), ("step", -1), ("step", "7"), ("step", 0.5), ("step", None), ("label", 2),
+    ("label", "a"), ("counts", {}), ("counts", None), ("counts.steps", -1), ("counts.step", 1),
+    ("counts.steps", 1.5), ("counts.seconds", float("nan")), ("counts.seconds", 10**400),
+    ("counts.train_seconds", "1"), ("counts.limits", {"flops": 1.0}), ("counts.began", []),
+    ("counts.known", {"a": 1}), ("counts.known", {"1": "a"}), ("counts.stopped", [5]),
+    ("counts.stopped", "abc"), ("counts.task", 7), ("tables", {}), ("tables", []),
+    ("tables.costs", []), ("tables.costs", [[1]]), ("tables.costs", [{"=HYPERLINK(1)": 1}] * 2),
+    ("tables.costs", "x"), ("tables.calibration", []), ("tables.confusion", [{}]), ("more", 1),
+    ("config", None), ("config", []), ("config", "x"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), FORGERIES, ids=lambda value: str(value)[:20])
+def test_a_header_that_no_run_writes_is_one_line(tmp_path, key, value):
+    saved = within_a_task()
+    tensors, content = honest(tmp_path, saved)
+    inner = content
+    *outer, last = key.split(".")
+    for name in outer:
+        inner = inner[name]
+    inner[last] = value
+    forged(tmp_path, tensors, content)
+    message = refusal(tmp_path, own=frame(saved))
+    assert f"{tmp_path / checkpoint.NAME} does not fit this run: " in message
+    assert message.endswith("remove it to start this run from the beginning")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("memory.buffer_index", torch.tensor([0, 9]), "memory.buffer_index must lie in -1 .. 8"),
+        ("memory.buffer_index", torch.tensor([-2, 0]), "memory.buffer_index must lie in -1 .. 8"),
+        ("memory.buffer_index", torch.tensor([0.0, 1]), "is float32 [2] there and int64 [2] here"),
+        ("memory.buffer_index", torch.zeros(3, dtype=torch.int64), "is int64 [3] there"),
+        ("memory.buffer_index", None, "memory.buffer_index is missing there and int64 [2] here"),
+        ("memory.seen", torch.tensor([-1]), "memory.seen must lie in 0 .."),
+        ("memory.other", torch.zeros(1), "memory.other is float32 [1] there and missing here"),
+        ("memory.\x1b[31m\n", torch.zeros(1), "memory.?[31m? is float32 [1] there and missing"),
+        ("theta", None, "theta is missing there and float32 [7] here"),
+        ("t", torch.tensor(9), "t must lie in 0 .. 1"),
+        ("samples.index", torch.tensor([0, 1, 9]), "samples.index must lie in 0 .. 8"),
+        ("samples.index", torch.tensor([0, 1, -1]), "samples.index must lie in 0 .. 8"),
+        ("samples.index", torch.tensor([0]), "samples.task must be as long as the index"),
+        ("samples.index", torch.tensor(0), "samples.index must be int64 [n]"),
+        ("samples.index", None, "samples.index must be int64 [n]"),
+        ("samples.task", torch.tensor([0, 1, 2]), "samples.task must lie in 0 .. 1"),
+        ("samples.task", None, "samples.task must be int64 [n]"),
+        ("losses", torch.zeros(2**20, 0), "losses must be of at most 7 steps"),
+        ("losses", torch.zeros(8), "losses must be of at most 7 steps"),
+        ("R.test.class", torch.zeros(2, 2).double(), "R.test.class must be float64 [3, 2]"),
+        ("R.test.class", torch.zeros(3, 2), "R.test.class must be float64 [3, 2]"),
+        ("R.test.class", torch.zeros(3, 2).double(), "must hold fractions up to row 1, and none"),
+        ("R.test.class", torch.full((3, 2), torch.nan).double(), "must hold fractions up to row 1"),
+        ("R.x", torch.zeros(3, 2).double(), "R.x is no tensor of such a run"),
+        ("R.../../pwn.class", torch.zeros(3, 2).double(), "R.../../pwn.class is no tensor of such"),
+        ("curve.test.class", torch.zeros(1, 3).double(), "curve.test.class must be float64 [n, 4]"),
+        ("curve.test.class", torch.full((1, 4), 0.5).double(), "step must lie in 1 .."),
+        ("curve.x.class", torch.zeros(1, 4).double(), "curve.x.class is no tensor of such a run"),
+        ("else", torch.zeros(1), "else is no tensor of such a run"),
+    ],
+    ids=str,
+)
+def test_tensors_that_no_run_has_are_one_line(tmp_path, name, value, said):
+    saved = within_a_task()
+    tensors, content = honest(tmp_path, saved)
+    forged(tmp_path, {k: v for k, v in (tensors | {name: value}).items() if v is not None}, content)
+    assert said in refusal(tmp_path, own=frame(saved))
+
+
+JSON = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(2**70), 2**70),
+        st.floats(),
+        st.sampled_from(["", "../x", "class", "test", "task", "\x1b[2J", "=1+1"]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["steps", "flops", "1", "a", "costs"]), inner, max_size=3),
+    ),
+    max_leaves=5,
+)
+
+
+def paths(node: object, path: tuple = ()) -> list[tuple]:
+    """Where a value of the header's JSON may be put in the place of another."""
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    return [
+        found
+        for key, value in items
+        for own in [(*path, key)]
+        for found in ([own, *paths(value, own)] if isinstance(value, dict | list) else [own])
+    ]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(data=st.data())
+def test_any_forged_header_is_taken_as_a_run_of_ours_or_refused(tmp_path_factory, data):
+    """Never another exception; and what is taken writes no file but the usual ones."""
+    out, saved = tmp_path_factory.getbasetemp(), within_a_task()
+    tensors, content = honest(out, saved)
+    for _ in range(data.draw(st.integers(1, 2))):
+        *outer, last = data.draw(st.sampled_from([p for p in paths(content) if p[0] != "config"]))
+        inner = content
+        for key in outer:
+            inner = inner[key]
+        inner[last] = data.draw(JSON)
+    forged(out, tensors, content)
+    try:
+        found = load(out, CONFIG, frame(saved))
+    except UserError as error:
+        assert "\n" not in str(error)  # noqa: PT017 - most are refused, some are not
+        return
+    assert found.tables.keys() == {"costs"}
+    assert all(row.keys() == set(COSTS) for row in found.tables["costs"])
+    assert 0 <= found.task < 2
+    assert found.begun is None or 0 <= found.begun.step <= 9
+
+
+def test_a_file_that_is_longer_than_any_of_the_run_is_not_read(tmp_path, monkeypatch):
+    saved = a_run()
+    save(tmp_path, saved, CONFIG)
+    with (tmp_path / checkpoint.NAME).open("r+b") as file:
+        file.truncate(frame(saved).most_bytes() + 1)  # takes no room on the disk
+
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("read before its size was known")
+
+    monkeypatch.setattr(safetensors, "safe_open", read)
+    assert "is longer than any checkpoint of this run; remove it" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_regular_file_is_not_opened_for_ever(tmp_path, make):
+    make(tmp_path / checkpoint.NAME)
+    assert "is no regular file" in refusal(tmp_path) or "is damaged" in refusal(tmp_path)
+
+
+def test_the_frame_of_a_run_says_what_it_may_hold(prepared):
+    options = ("eval.calibration=true", "eval.every=1", "benchmark.validation_fraction=0.2")
+    budget = ("budget.flops=1e9", "training.iterations=3")
+    config, strategy, env = prepared("benchmark=split_digits", "strategy=er", *options, *budget)
+    own = frame_of(config, initial_state(strategy, env), env)
+    assert own.keys == tuple((s, r) for s in ("test", "validation") for r in ("class", "task"))
+    assert (own.tasks, own.rows, own.steps) == (5, len(env.stream.x), 3 * 5)
+    assert (list(own.budget), own.calibration, own.within) == (["flops"], True, True)

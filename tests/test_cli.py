@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from cl_runner import naming, status, sweep
+from cl_runner.config import validate
 from cl_runner.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -383,11 +384,14 @@ def test_more_seeds_join_the_folder_of_seeds(tmp_path: Path) -> None:
 # Resuming (what it computes is in tests/reliability)
 
 
-def test_resume_with_a_folder_repeats_the_command_that_made_it(tmp_path: Path) -> None:
+def test_resume_with_a_folder_takes_its_configuration(tmp_path: Path) -> None:
     folder = tmp_path / "a=b, 'c\\'"
     folder.mkdir()
     overrides = ["seed=3", "data.root='x y'", "strategy=naive", 'data.path="a=b"']
-    (folder / "overrides.yaml").write_text(OmegaConf.to_yaml(overrides), encoding="utf-8")
+    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+        config = validate(compose("config", overrides))
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config.resolved), encoding="utf-8")
+    (folder / "overrides.yaml").write_text("- of no interest", encoding="utf-8")
     result = cl_run("--cfg", "job", f"resume={folder.name}", "seed=4", cwd=tmp_path)
     cfg = OmegaConf.create(result.stdout)
     assert (cfg.seed, cfg.strategy.name, cfg.resume) == (4, "naive", True)

@@ -259,6 +259,19 @@ def node(configure: Callable[..., Config]) -> Node:
         ("training.epoch", 3, "training.epoch"),
         ("data.path", [1], "data.path"),
         ("scenario", "${nowhere}", "nowhere"),
+        ("model.hidden_sizes", [[5]], "model.hidden_sizes must be list[int], got [[5]]"),
+        ("benchmark.mean", [[0.1]], "benchmark.mean must be list[float] | None, got [[0.1]]"),
+        ("benchmark.std", [{"a": 1}], "benchmark.std must be list[float] | None"),
+        ("model.hidden_sizes", [10**21], "model.hidden_sizes must be less than 2^63"),
+        ("seed", 2**63, "seed must be less than 2^63"),
+        ("optimizer.weight_decay", 1e308, "optimizer.weight_decay must lie within 3.4e+38 of 0"),
+        ("optimizer.lr", 10**400, "optimizer.lr must be float"),
+        ("optimizer.lr", "nan", "optimizer.lr must be finite"),
+        ("benchmark.mean", ["inf"], "benchmark.mean must be finite"),
+        ("seeds", {}, "seeds must be list[int] | None, got {}"),
+        ("plots", {"a": 1}, "plots must be bool, got {'a': 1}"),
+        ("fail_fast", {"a": 1}, "fail_fast must be bool, got {'a': 1}"),
+        ("plugins", {"a": 1}, "plugins must be list[str]"),
     ],
 )
 def test_validate_refuses_and_names_the_key(
@@ -268,6 +281,13 @@ def test_validate_refuses_and_names_the_key(
     inner = node[outer[0]] if outer else node
     inner[last] = value
     assert named in refused(lambda: validate(OmegaConf.create(node)))
+
+
+def test_a_strategys_number_must_fit_float32(configure: Callable[..., Config]) -> None:
+    node = configure("strategy=ewc", "strategy.lambda=1e300").strategy
+    with pytest.raises(UserError, match=r"strategy\.lambda must lie within 3\.4e\+38 of 0"):
+        strategies.build(node)
+    assert strategies.build({**node, "lambda": 3.4e38}).lambda_ == 3.4e38
 
 
 @pytest.mark.parametrize("section", ["data", "benchmark", "model", "optimizer", "training"])

@@ -708,11 +708,11 @@ def test_root_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 def test_file_that_may_not_be_read_is_not_called_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def closed(self: Path, *_: object) -> None:
-        raise PermissionError(13, "Permission denied", str(self))
+    def closed(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
 
     save(tmp_path / "mnist.npz", sample(28, 28))
-    monkeypatch.setattr(Path, "open", closed)  # not chmod, which does not stop the superuser
+    monkeypatch.setattr(datasets, "regular", closed)  # not chmod, which does not stop the superuser
     message = fails("mnist", tmp_path)
     assert f"Permission denied: '{tmp_path / 'mnist.npz'}'" in message
     assert "delete" not in message

@@ -92,7 +92,7 @@ def test_the_example_of_the_readme_trains_sweeps_and_resumes(example, data_root,
     assert accuracies(tmp_path / "alone") == accuracies(tmp_path / "seeds/seed=0")
     before = accuracies(tmp_path / "alone")
     (tmp_path / "alone/summary.csv").unlink()  # as if it had been killed before the last line
-    again = call("--config-dir", "my_conf", "resume=alone", cwd=tmp_path, PYTHONPATH=".")
+    again = call("plugins=[my_strategies]", "resume=alone", cwd=tmp_path, PYTHONPATH=".")
     assert again.stderr == ""
     assert "goes on in task 3" in again.stdout
     assert accuracies(tmp_path / "alone") == before
@@ -180,16 +180,6 @@ def test_a_single_module_is_a_package_of_one_strategy(tmp_path, monkeypatch):
 def test_a_configuration_names_nothing_but_ours(args, prepared):
     with pytest.raises(UserError):
         prepared(*args)
-
-
-def test_a_runs_folder_cannot_bring_classes_for_hydra(tmp_path):
-    foreign = "hydra.callbacks.x={_target_: os.system}"
-    for override in (foreign, f"+{foreign}", "hydra/launcher=x", "~hydra.callbacks"):
-        text = OmegaConf.to_yaml(["seed=1", override])
-        (tmp_path / "overrides.yaml").write_text(text)
-        result = call(f"resume={tmp_path}", cwd=tmp_path)
-        assert result.returncode == 2
-        assert f"overrides.yaml is not of cl-run: {override}" in result.stderr
 
 
 FORBIDDEN = {

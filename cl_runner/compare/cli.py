@@ -161,6 +161,7 @@ def check_out(path: Path) -> None:
     check(path.absolute().parent.is_dir(), f"--out {path}: there is no folder {path.parent}")
     check(not path.is_dir(), f"--out {path} is a folder; give a file's name")
     if path.exists():
+        check(path.is_file(), f"--out {path} is no regular file; choose another name")
         from cl_runner.compare.render import SIGNATURE
 
         try:

@@ -21,7 +21,8 @@ from cl_runner.compare.runs import OVERRIDES, Run
 from cl_runner.compare.table import Comparison, Group, Stream
 from cl_runner.compare.terminal import printable_lines
 from cl_runner.compare.verdict import verdict
-from cl_runner.errors import check
+from cl_runner.errors import UserError, check
+from cl_runner.reading import read_text, yaml_values
 
 GENERATOR = '<meta name="generator" content="cl-compare'  # by which a page of ours is known
 PAGE = Path(__file__).parent / "page"  # the template, its style and its script
@@ -40,6 +41,7 @@ def check_page(path: Path) -> None:
     check(path.absolute().parent.is_dir(), f"--html {path}: there is no folder {path.parent}")
     check(not path.is_dir(), f"--html {path} is a folder; give a file's name")
     if path.exists():
+        check(path.is_file(), f"--html {path} is no regular file; choose another name")
         try:
             with path.open(encoding="utf-8") as file:
                 ours = GENERATOR in file.read(1000)
@@ -281,11 +283,9 @@ def commands_of(runs: Sequence[Run]) -> list[str]:
 
 def overrides_of(run: Run) -> list[str] | None:
     """What a run's command line said; None where no file says it."""
-    import yaml
-
     try:
-        found = yaml.safe_load((run.folder / OVERRIDES).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        found = yaml_values(run.folder / OVERRIDES)
+    except UserError:
         return None
     return [str(override) for override in found] if isinstance(found, list) else None
 
@@ -294,8 +294,8 @@ def configuration(run: Run) -> tuple[str, str]:
     """A run's resolved configuration as YAML, and where that was read."""
     seed = f"seed {run.row['seed']}" if run.row.get("seed") else "the run"
     try:
-        text = (run.folder / "config.yaml").read_text(encoding="utf-8")
-    except (OSError, ValueError):
+        text = read_text(run.folder / "config.yaml")
+    except UserError:
         settings = run.configuration.items()
         lines = [f"{key}: {value or 'null'}" for key, value in settings]
         return "\n".join(lines), f"The configuration of {seed}, from {run.source.name}"

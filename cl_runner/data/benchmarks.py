@@ -87,6 +87,11 @@ def build_stream(
 
     if isinstance(config, Split):
         check(T <= K, f"benchmark.num_tasks={T} is more than the {K} classes of {config.dataset}")
+        check(
+            scenario != "domain" or K % T == 0,
+            f"scenario=domain needs tasks with the same number of classes, which share the outputs:"
+            f" benchmark.num_tasks={T} does not divide the {K} classes of {config.dataset}",
+        )
         order = torch.arange(K)
         if config.class_order == "shuffled":
             order = torch.randperm(K, generator=generator_for(CPU, config.seed, "class_order"))

@@ -6,22 +6,26 @@ that is read. sklearn, torchvision, PIL and filelock are imported only where the
 
 from __future__ import annotations
 
+import io
 import logging
+import math
 import os
 import shutil
 import socket
+import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cl_runner.errors import UserError, check, one_of
+from cl_runner.errors import UserError, check, exhausted, one_of
+from cl_runner.reading import regular
 
 FASHION = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
@@ -54,7 +58,12 @@ OWN = {
 }
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 SPLITS = ("train", "test")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP"}  # what they promise
+MOST_PIXELS = 2**26  # of one image
+TOO_LARGE = f"has more than {MOST_PIXELS} pixels (8192x8192): make it smaller"
+HEADER = 2**16  # bytes; numpy refuses longer ones of arrays
+SMALL = 2**26  # bytes; arrays below may be packed as closely as they like
+DENSEST = 200  # how many times its packed size a larger array may be
 DELETE = "delete it, so that it is made again"
 CORRECT = "correct the file that data.path names"
 OFFLINE = "take benchmark=permuted_digits or split_digits, which need no download"
@@ -97,7 +106,13 @@ def load(
         right = path.is_file() if dataset == "npz" else path.is_dir()
         check(right, f"data.path must be {OWN[dataset]}; {path} {found}")
         return _npz(path) if dataset == "npz" else _folder(path)
-    except OSError as error:  # a folder that may not be entered, a disk that fails
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
+        if exhausted(error):
+            message = f"not enough memory to read {dataset}: free some, or take a smaller data set"
+            raise UserError(message) from None
+        if not isinstance(error, OSError):
+            raise
+        # A folder that may not be entered, a disk that fails.
         message = f"cannot read the data ({_reason(error)}): check data.root and data.path"
         raise UserError(message) from None
 
@@ -269,6 +284,10 @@ def _download(dataset: str, root: Path, obstacle: str, damage: str) -> Decoded:
 
 def _npz(file: Path) -> Arrays:
     """The user's .npz file; labels are numbered in the sorted order of the training labels."""
+    with regular(file) as stream:
+        packed = stream.read(2) == b"PK"
+    wanted = "data.path must be an .npz file, or with benchmark=split_folder a folder of images"
+    check(packed, f"{wanted}; {file} is something else")
     try:
         arrays = _read(file, CORRECT)
     except Damaged as error:
@@ -296,14 +315,18 @@ def _folder(path: Path) -> Arrays:
     """
     found = {split: _listing(path / split) for split in SPLITS}
     classes = tuple(dict.fromkeys(file.parent.name for file in found["train"]))
-    images: dict[Path, NDArray[np.uint8]] = {}
-    for file in (*found["train"], *found["test"]):
-        name, first = file.parent.name, found["train"][0]
+    first, grey = found["train"][0], True
+    sizes: dict[Path, tuple[int, int]] = {}
+    for file in (*found["train"], *found["test"]):  # all headers, before any pixel
+        name = file.parent.name
         check(name in classes, f"{file.parent}: class {name!r} is missing in {path / 'train'}")
-        images[file] = _image(file)
-        (h, w), (h0, w0) = images[file].shape[:2], images[first].shape[:2]
-        differ = f"{file} has {w}x{h} pixels, but {first} has {w0}x{h0}"
-        check((h, w) == (h0, w0), f"{differ}: bring all images of data.path to one size")
+        with _opened(file) as image:
+            (w, h), grey = image.size, grey and image.mode in ("1", "L")
+        sizes[file] = w, h
+        differ = f"{file} has {w}x{h} pixels, but {first} has {sizes[first][0]}x{sizes[first][1]}"
+        check((w, h) == sizes[first], f"{differ}: bring all images of data.path to one size")
+    _check_free(f"the images of {path}", len(sizes) * w * h * (1 if grey else 3))
+    images = {file: _image(file) for file in sizes}
     if any(image.ndim == 3 for image in images.values()):
         images = {f: i if i.ndim == 3 else np.stack([i] * 3, axis=-1) for f, i in images.items()}
     arrays: Decoded = {}
@@ -326,11 +349,30 @@ def _listing(folder: Path) -> list[Path]:
     return files
 
 
-def _image(file: Path) -> NDArray[np.uint8]:
-    """One image, [H, W] if it is grey, else [H, W, 3]. Raises UserError."""
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """An image of which no pixel is decoded yet, of the format that its suffix promises.
+
+    Pillow knows many more formats, and hands some of them to other programs. Raises UserError.
+    """
     from PIL import Image
 
-    with _told(f"{file} is damaged", "replace or delete it"), Image.open(file) as image:
+    kind = SUFFIXES[file.suffix.lower()]
+    fault = f"{file} is damaged, or no {kind} image"
+    told = _told(fault, "replace or delete it")
+    with told, regular(file) as stream, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # told below
+        try:
+            image = Image.open(stream, formats=(kind,))
+        except Image.DecompressionBombError:
+            raise UserError(f"{file} {TOO_LARGE}") from None
+        check(math.prod(image.size) <= MOST_PIXELS, f"{file} {TOO_LARGE}")
+        yield image
+
+
+def _image(file: Path) -> NDArray[np.uint8]:
+    """One image, [H, W] if it is grey, else [H, W, 3]. Raises UserError."""
+    with _opened(file) as image:
         deep = image.mode.startswith(("I", "F"))
         check(not deep, f"{file} has more than 8 bits per pixel ({image.mode}): convert it to 8")
         # A palette goes by way of RGBA, because it may hold transparency.
@@ -344,24 +386,68 @@ def _read(file: Path, remedy: str) -> Decoded:
     Raises Damaged, or UserError where it lacks one. Each is read to its end, where its checksum is.
     """
     arrays: Decoded = {}
-    with file.open("rb") as stream:
+    with regular(file) as stream:
         if not zipfile.is_zipfile(stream):
             raise Damaged(f"{file} is damaged or not an .npz file")
         try:
             with zipfile.ZipFile(stream) as archive:
                 there = set(archive.namelist())
-                for key in (key for key in KEYS if f"{key}.npy" in there):
-                    with archive.open(f"{key}.npy") as member:
-                        arrays[key] = np.lib.format.read_array(member, allow_pickle=False)
-                        if member.read(1):
-                            raise ValueError(f"{key} is longer than it says")
-        except PermissionError:
+                members = {k: archive.getinfo(f"{k}.npy") for k in KEYS if f"{k}.npy" in there}
+                _check_sizes(file, list(members.values()))
+                for key, info in members.items():
+                    with archive.open(info) as member:
+                        arrays[key] = _array(key, member, info.file_size)
+        except (UserError, PermissionError):
             raise
-        except Exception as error:  # noqa: BLE001  damaged input makes numpy raise nearly everything
+        except Exception as error:
+            if exhausted(error):  # what does not fit into memory is not damaged
+                raise
             raise Damaged(f"{file} cannot be read ({_reason(error)})") from None
     missing = [key for key in KEYS if key not in arrays]
     check(not missing, f"{file} lacks {', '.join(missing)}: {remedy}")
     return arrays
+
+
+def _check_sizes(file: Path, members: Sequence[zipfile.ZipInfo]) -> None:
+    """Raise UserError unless what an .npz file unpacks to is plausible and fits into memory.
+
+    Raises ValueError for sizes that contradict each other.
+    """
+    for member in members:
+        packed, unpacked = member.compress_size, member.file_size
+        stored = member.compress_type == zipfile.ZIP_STORED
+        if packed > file.stat().st_size or (stored and packed != unpacked):
+            raise ValueError(f"the size of {member.filename} is wrong")
+        check(
+            unpacked <= SMALL or unpacked <= DENSEST * packed,
+            f"{file}: {member.filename} would unpack to {unpacked / 1e6:.0f} MB, more than "
+            f"{DENSEST} times its size; if that is meant, save it unpacked, by numpy.savez",
+        )
+    _check_free(f"the arrays of {file}", sum(member.file_size for member in members))
+
+
+def _check_free(what: str, needed: int) -> None:
+    """Raise UserError if memory has no room for so many bytes of data."""
+    from cl_runner import memory  # it estimates what runs need, of which data are a part
+
+    free = memory.available(torch.device("cpu"))
+    message = f"not enough memory: {what} take {memory.size(needed)}, and {{}} are free"
+    check(free is None or needed <= free, message.format(memory.size(free or 0)))
+
+
+def _array(key: str, member: IO[bytes], length: int) -> NDArray[Any]:
+    """An array from a file of `length` bytes, whose header is held against that first."""
+    stream = io.BytesIO(member.read(HEADER))
+    first = np.lib.format.read_magic(stream) == (1, 0)
+    headers = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
+    read = headers[0 if first else 1]
+    shape, _, dtype = read(stream)
+    told = stream.tell() + math.prod(shape) * dtype.itemsize
+    if not dtype.hasobject and told != length:
+        raise ValueError(f"{key} is {'longer' if length > told else 'shorter'} than it says")
+    member.seek(0)
+    array: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
+    return array
 
 
 def _check(arrays: Decoded, source: Path, remedy: str, classes: tuple[str, ...] = ()) -> None:
@@ -410,12 +496,17 @@ def _expanded(path: Path) -> Path:
 
 @contextmanager
 def _told(fault: str, remedy: str) -> Iterator[None]:
-    """Turn whatever damaged input makes numpy, torchvision or PIL raise into one line."""
+    """Turn whatever damaged input makes numpy, torchvision or PIL raise into one line.
+
+    A lack of memory is no damage, and passes.
+    """
     try:
         yield
     except (UserError, PermissionError):  # what may not be read is not damaged: never "delete it"
         raise
-    except Exception as error:  # noqa: BLE001  they raise nearly everything
+    except Exception as error:
+        if exhausted(error):
+            raise
         raise UserError(f"{fault} ({_reason(error)}): {remedy}") from None
 
 

@@ -37,6 +37,7 @@ from cl_runner.data.datasets import KEYS, load
 from cl_runner.engine import begin_task, initial_state
 from cl_runner.errors import UserError
 from cl_runner.fit import Source
+from cl_runner.frame import frame_of
 from cl_runner.results import read_matrix, read_rows
 
 pytestmark = pytest.mark.slow
@@ -348,8 +349,11 @@ def test_damaged_checkpoints(run_folder):
         equal = all(torch.equal(there[k], here[k]) for k in here)
         return there.keys() == here.keys() and equal and a.counts == b.counts and a.task == b.task
 
+    strategy = strategies.build(config.strategy)
+    env = runner.prepare(config, strategy)
+    own = frame_of(config, initial_state(strategy, env), env)
     file = out / checkpoint.NAME
-    attack(file, lambda: checkpoint.load(out, config.resolved), same, FILES // 3)
+    attack(file, lambda: checkpoint.load(out, config.resolved, own), same, FILES // 3)
 
 
 def test_damaged_configurations(run_folder):

@@ -24,7 +24,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from cl_runner import checkpoint, runner, status, strategies
+from cl_runner.engine import initial_state
 from cl_runner.errors import Diverged, UserError
+from cl_runner.frame import frame_of
 from cl_runner.results import read_rows, reproducible
 
 pytestmark = pytest.mark.slow
@@ -246,7 +248,10 @@ def test_a_checkpoint_goes_when_the_run_is_complete_unless_it_is_to_be_kept(conf
     assert not (tmp_path / "a" / checkpoint.NAME).exists()
     config = configure(*QUICK, "strategy=naive", "checkpoint.keep=true")
     runner.run(config, tmp_path / "b")
-    saved = checkpoint.load(tmp_path / "b", config.resolved)
+    strategy = strategies.build(config.strategy)
+    env = runner.prepare(config, strategy)
+    own = frame_of(config, initial_state(strategy, env), env)
+    saved = checkpoint.load(tmp_path / "b", config.resolved, own)
     assert saved is not None
     assert (saved.task, saved.begun) == (3, None)
 
