@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Which strategy, on this stream, at what price? Compares runs of cl-run by their CSV files.
 
-  cl-compare PATH...          tables, statistics, and comparison.csv; --html: a report
-  cl-compare verify PATH...   recompute what every run folder says from its accuracy matrices
+  cl-compare PATH...          tables, tests, and comparison.csv; --html: a page
+  cl-compare verify PATH...   compute again what run folders say, by their matrices
 
-PATH is the folder of a run, of a sweep or of anything around them, a summary.csv, or a pattern.
-(A folder that is called verify: ./verify)
+PATH is the folder of a run, of a sweep or of anything around them, a
+summary.csv, or a pattern. (A folder that is called verify: ./verify)
 """
 FORMATS = ("table", "csv", "markdown", "latex", "json")
 
@@ -91,7 +91,7 @@ def compare(options: argparse.Namespace, command: str) -> int:
     comparison = answer(runs, question)
     comparison.notes += notes + version_notes([run for run in runs if run.complete])
     names = columns.choose(options.columns, comparison)
-    write_text(options.out, render.csv_text(comparison, names))
+    write_text(options.out, render.csv_text(comparison))  # everything, whatever is shown
     if options.format == "table" and sys.stdout.isatty():
         from rich.console import Console
 

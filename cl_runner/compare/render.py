@@ -48,7 +48,6 @@ class Sheet:
     title: str
     columns: list[Column]
     fixed: int = 1  # columns that never leave
-    bounds: int = 0  # rows at the top that are bounds, where they are set apart
     asked: bool = False  # whether the user chose the columns: then none leaves
 
     @property
@@ -211,18 +210,17 @@ def verdicts(comparison: Comparison) -> list[str]:
     ]
 
 
-def remarks(comparison: Comparison) -> list[str]:
+def remarks(comparison: Comparison, *, bold: bool = False) -> list[str]:
     """What stands below the tables."""
-    return explanations(comparison) + incomplete_lines(comparison)
+    return explanations(comparison, bold=bold) + incomplete_lines(comparison)
 
 
-def legend(groups: Sequence[Group], metric: str) -> list[str]:
-    """How to read the cells and marks of these groups."""
+def legend(groups: Sequence[Group], metric: str, *, bold: bool) -> list[str]:
+    """How to read the cells and marks of these groups; bold: whether the format has that."""
     marks = {g.distinguishable for g in groups if g.runs}
-    lines = [
-        "mean ± half of the 95 % interval (Student's t) over n seeds",
-        f"bold: the best of a column, bounds aside; *: the best {metric}",
-    ]
+    lines = ["mean ± half of the 95 % interval (Student's t) over n seeds"]
+    lines += ["bold: the best of a column, bounds aside"] if bold else []
+    lines.append(f"* the best {metric}")
     if "bound" in marks:
         lines.append("joint and cumulative are bounds: never the best, tested or ranked")
     if "no" in marks:
@@ -234,10 +232,10 @@ def legend(groups: Sequence[Group], metric: str) -> list[str]:
     return lines
 
 
-def explanations(comparison: Comparison) -> list[str]:
+def explanations(comparison: Comparison, *, bold: bool) -> list[str]:
     """The marks, the rules, and what the reader should know."""
-    question, groups = comparison.question, [g for s in comparison.streams for g in s.groups]
-    return legend(groups, question.metric) + rules(comparison)
+    groups = [g for stream in comparison.streams for g in stream.groups]
+    return legend(groups, comparison.question.metric, bold=bold) + rules(comparison)
 
 
 def rules(comparison: Comparison) -> list[str]:
@@ -416,7 +414,7 @@ def print_terminal(comparison: Comparison, console: Console, columns: Names = No
         if left:
             write(not_shown(left, console.width), "dim")
     write("")
-    for text in explanations(comparison):
+    for text in explanations(comparison, bold=True):
         write(text, "dim")
     for text in incomplete_lines(comparison):
         write(text, "dim", whole=True)  # it ends with a path
@@ -465,8 +463,8 @@ def markdown(comparison: Comparison, columns: Names = None) -> str:
         rows = [line(row) for row in zip(*cells, strict=True)]
         blocks.append("\n".join([f"**{printable(sheet.title)}**", "", header, rule, *rows]))
     above = "\n\n".join(map(printable, verdicts(comparison)))
-    notes = "\n".join(f"- {printable(text.strip())}" for text in remarks(comparison))
-    return "\n\n".join([above, *blocks, notes.replace("; *:", "; \\*:")])
+    notes = "\n".join(f"- {printable(text.strip())}" for text in remarks(comparison, bold=True))
+    return "\n\n".join([above, *blocks, notes.replace("- * ", "- \\* ")])
 
 
 def records(comparison: Comparison, columns: Names = None) -> list[dict[str, Any]]:

@@ -149,7 +149,7 @@ def stream_part(
     anchors: Mapping[int, str],
 ) -> dict[str, Any]:
     """What the template shows of a stream."""
-    key = render.legend(stream.groups, comparison.question.metric)
+    key = render.legend(stream.groups, comparison.question.metric, bold=True)
     own = [anchors[id(g)] for g in stream.groups]
     return {
         "title": stream.title,

@@ -44,6 +44,18 @@ def test_the_table_and_comparison_csv(capsys) -> None:
     assert run(".") == 0  # the folder that now holds comparison.csv, too
 
 
+@pytest.mark.usefixtures("here")
+def test_chosen_columns_are_printed_and_the_file_has_all(capsys) -> None:
+    assert run("runs", "--format", "csv", "--columns", "samples,forgetting") == 0
+    header = next(csv.reader(capsys.readouterr().out.splitlines()))
+    assert "ACC" not in header
+    assert [name for name in header if name in {"samples", "forgetting"}] == [
+        "samples",
+        "forgetting",
+    ]
+    assert {"ACC", "BWT", "samples", "position"} <= set(read_rows(Path("comparison.csv"))[0])
+
+
 @pytest.mark.parametrize("name", ["markdown", "latex", "json", "csv", "table"])
 @pytest.mark.usefixtures("here")
 def test_every_format_prints(capsys, name: str) -> None:

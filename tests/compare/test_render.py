@@ -53,6 +53,8 @@ def test_the_plain_table_says_all(comparison: Comparison) -> None:
     assert "few seeds (3): the t-test relies on normal differences" in text
     assert "1 runs are not complete and not averaged in:\n  failed: ewc seed=1, the loss" in text
     assert "against the baseline, naive" in text
+    assert "* the best ACC" in text and "bold" not in text  # there is none
+    assert "- \\* the best ACC" in render.markdown(comparison)
 
 
 def test_csv_can_be_read_and_recognised(comparison: Comparison) -> None:
