@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState, concatenate, generator_for
 from cl_runner.env import FOLD_CHUNK, Env
-from cl_runner.errors import check, one_of
+from cl_runner.errors import UserError, check, one_of
 from cl_runner.functional import buffers
 from cl_runner.functional.buffers import Slots
 from cl_runner.functional.exemplars import herded
@@ -188,10 +188,9 @@ def check_places(buffer_size: int | None, per_class: int | None) -> None:
         "set strategy.buffer_size=null",
     )
     name, value = ("buffer_size", buffer_size) if per_class is None else ("per_class", per_class)
-    check(
-        value is not None and 1 <= value <= LARGEST,
-        f"strategy.{name} must lie between 1 and {LARGEST}, got {value}",
-    )
+    if value is None:
+        raise UserError("one of strategy.buffer_size and strategy.per_class must be set")
+    check(1 <= value <= LARGEST, f"strategy.{name} must lie between 1 and {LARGEST}, got {value}")
 
 
 def places(buffer_size: int | None, per_class: int | None, env: Env) -> int:
