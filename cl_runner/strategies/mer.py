@@ -151,7 +151,7 @@ class MER(ER):
 
 
 def at(theta: Tensor, s: TrainState, env: Env) -> Tensor:
-    """theta [P], put where s has its own if that is the live one: gradients cost a third there."""
+    """Theta [P], put where s has its own if that is live: gradients cost a third there."""
     return env.commit(s._replace(theta=theta)).theta if s.theta is env.flat.theta else theta
 
 
