@@ -101,36 +101,38 @@ class MER(ER):
         """What an SGD step of one sample takes."""
         t = torch.zeros((), dtype=torch.int64, device=env.device)
         sample = env.gather(env.stream[0].train[:1], 0, t)
-        s = TrainState(env.flat.theta.detach(), {}, {}, {}, t)
-        gradient, times = env.grad_and_value(self.loss), []
+        s = TrainState(env.flat.theta, {}, {}, {}, t)
+        gradient, theta, times = env.grad_and_value(self.loss), s.theta.detach().clone(), []
         for _ in range(TIMED):
             began = time.perf_counter()
-            grad, (loss, _) = gradient(s.theta, s, sample, env)
-            float((s.theta - loss * grad)[0])  # waits for the device
+            grad, (loss, _) = gradient(at(theta, s, env), s, sample, env)
+            float((theta - loss * grad)[0])  # waits for the device
             times.append(time.perf_counter() - began)
         return statistics.median(times)
 
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
+        theta = before = s.theta.detach().clone()
         losses = []
         for i in range(len(batch.y)):
             sample = rows(batch, i, i + 1)
             sample = sample._replace(noise={k: v[i : i + 1] for k, v in batch.noise.items()})
-            theta, loss = self.learn(s, sample, env)
-            s = self.remember(s._replace(theta=theta), sample, {}, env)
+            theta, loss = self.learn(theta, s, sample, env)
+            s = self.remember(s, sample, {}, env)
             losses.append(loss)
-        return s, {"loss": torch.stack(losses).mean()}
+        at(before, s, env)  # where the step began, for whoever has s
+        return s._replace(theta=theta), {"loss": torch.stack(losses).mean()}
 
-    def learn(self, s: TrainState, sample: Batch, env: Env) -> tuple[Tensor, Tensor]:
+    def learn(self, theta: Tensor, s: TrainState, sample: Batch, env: Env) -> tuple[Tensor, Tensor]:
         """Theta after all steps for one sample, and its loss before the last one of them."""
         gradient, lr, drawn = env.grad_and_value(self.loss), s.opt["lr"], self.replayed(env)
         replay = self.replay(s, sample, env)
-        theta = before_sample = s.theta.detach()
+        before_sample = theta
         loss = torch.zeros_like(lr)
         for i in range(self.batches):
             before_batch = theta
             old = [rows(replay, j, j + 1) for j in range(i * drawn, (i + 1) * drawn)]
             for one in (*old, sample):
-                grad, (loss, _) = gradient(theta, s, one, env)  # 0 where there is no sample
+                grad, (loss, _) = gradient(at(theta, s, env), s, one, env)  # 0 for no sample
                 theta = theta - lr * grad
             theta = torch.lerp(before_batch, theta, self.beta)
         return torch.lerp(before_sample, theta, self.gamma), loss
@@ -146,6 +148,11 @@ class MER(ER):
         task = torch.where(filled, slots["task"][slot], batch.task)
         augment = batch.noise["replay_augment" + which].flatten(0, 1)
         return env.gather(index, task, s.t, weight=filled.float(), augment=augment)
+
+
+def at(theta: Tensor, s: TrainState, env: Env) -> Tensor:
+    """Theta [P], put where s has its own if that is live: gradients cost a third there."""
+    return env.commit(s._replace(theta=theta)).theta if s.theta is env.flat.theta else theta
 
 
 def rows(batch: Batch, first: int, last: int) -> Batch:

@@ -122,7 +122,7 @@ def test_without_a_choice_it_is_er(prepared, policy):
 
 @pytest.mark.slow
 def test_by_its_defaults_it_forgets_no_more_than_er(prepared):
-    """With ten of 138 samples replayed, as the authors for batches of ten, ACC was 0.25 less."""
+    """With ten of 138 samples replayed, as the authors do of batches of ten, ACC was 0.25 less."""
     acc = {}
     for name in ("er", "mir"):
         _, strategy, env = prepared("benchmark=split_digits", f"strategy={name}")
