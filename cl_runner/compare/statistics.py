@@ -92,8 +92,8 @@ def paired_test(a: Sequence[float], b: Sequence[float], comparisons: int = 1) ->
     The effect size is Cohen's d of the differences: by how many of their SDs the means differ.
     """
     # Accuracies are ratios of whole numbers: what is closer than this is equal.
-    x: Array = np.round(np.asarray(a, dtype=np.float64), 12)
-    y: Array = np.round(np.asarray(b, dtype=np.float64), 12)
+    x: Array = np.asarray(a, dtype=np.float64).round(12)
+    y: Array = np.asarray(b, dtype=np.float64).round(12)
     d = np.round(x - y, 12)
     n = len(d)
     if n < 2:

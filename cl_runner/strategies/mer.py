@@ -95,7 +95,7 @@ class MER(ER):
             n = len(task.train)
             _, per_epoch, steps = plan(n, env.training)
             incoming += steps // per_epoch * n + steps % per_epoch * env.training.batch_size
-        return incoming * self.batches * (self.replayed + 1)
+        return incoming * self.batches * (self.replayed(env) + 1)
 
     def seconds_of_one(self, env: Env) -> float:
         """What an SGD step of one sample takes."""
