@@ -7,6 +7,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import HydraContext
+from omegaconf import OmegaConf
 
 from cl_runner import naming
 from cl_runner.errors import UserError
@@ -243,3 +244,15 @@ def test_a_single_job_is_named_by_all_its_overrides(tmp_path) -> None:
     config = sweeps.sweeper.composed[tuple(job)]
     name = naming.job(config.hydra.overrides.task, str(tmp_path), _root_=config)
     assert name.startswith("strategy=er_seed=3-")
+
+
+def test_a_name_that_is_too_long_leaves_out_whole_overrides_but_never_the_seed(tmp_path) -> None:
+    long = ("benchmark=split_digits", "strategy=er", "eval.calibration=true", "eval.every=5")
+    long += ("benchmark.train_samples=500", "training.epochs=2", "optimizer.lr=0.3", "seed=7")
+    config = compose("config", list(long))
+    name = naming.job(OmegaConf.create(list(long)), str(tmp_path), _root_=config)
+    shown = (
+        "benchmark=split_digits_strategy=er_benchmark.train_samples=500_eval.calibration=true_"
+        "eval.every=5_seed=7"
+    )
+    assert name == f"{shown}-{naming.digest(_root_=config)}"
