@@ -92,6 +92,10 @@ def test_a_slip_is_told_in_a_line_that_helps(args: list[str], line: str) -> None
         ),
         (["-m", "seed=0,1", "seeds=null"], ["-m", "seed=0,1", "seeds=null"]),
         (["-m", "model=mlp,cnn", "model.x="], ["-m", "model=mlp,cnn", "model.x=choice('')"]),
+        (
+            ["-m", "strategy=ewc,imm", "strategy.fisher_samples=null"],
+            ["-m", "strategy=ewc,imm", "strategy.fisher_samples=null,null"],
+        ),
         # Below an added group is everything but the command's own keys and Hydra's.
         (
             ["-m", "+experiment=a,b", "training.epochs=2", "verbose=false", "hydra.sweep.dir=a.b"],
@@ -148,6 +152,17 @@ def _hydra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(naming, "_planned", {})
     with initialize_config_module("cl_runner.conf", version_base="1.3"):
         yield
+
+
+def test_a_value_of_any_kind_reaches_the_job() -> None:
+    typed = ("strategy=ewc,imm", "strategy.fisher_samples=null", "strategy.fisher_labels='true'")
+    sweeps = Sweeps(*typed, "model=mlp,mlp", "model.hidden_sizes=[7,8]")
+    (jobs,) = sweeps.jobs()
+    assert len(jobs) == 2
+    for config in sweeps.sweeper.composed.values():
+        assert config.strategy.fisher_samples is None
+        assert config.strategy.fisher_labels in ("true", True)
+        assert config.model.hidden_sizes == [7, 8]
 
 
 def test_each_value_goes_to_the_jobs_that_have_its_key() -> None:
