@@ -241,6 +241,7 @@ def presets_of(strategy: str) -> list[str]:
     return [name for name in options("experiment") if chosen(name).get("strategy") == strategy]
 
 
+@cache
 def chosen(experiment: str) -> dict[str, str]:
     """The options that an experiment chooses: group -> option."""
     choices: dict[str, str] = {}

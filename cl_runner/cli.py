@@ -325,6 +325,7 @@ def answer(args: Sequence[str]) -> int:
             return 0
         launcher.register()
         sys.argv[1:] = continued(understood(args))
+        flags(sys.argv[1:])  # those of resume=FOLDER, too
         app()
     except SystemExit as stop:
         if stop.__cause__ is None and stop.code != SIGTERM:  # with that number Ray ends

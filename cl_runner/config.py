@@ -26,12 +26,8 @@ SECTIONS = (
     *("budget", "eval", "checkpoint", "strategy"),
 )
 ENGINES = ("auto", "eager", "compile", "graph")
-ABOUT_THE_COMMAND = {
-    "seeds",
-    "resume",
-    "fail_fast",
-    "missing_keys",
-}  # top-level keys that are no part of a run
+# Top-level keys that are no part of a run.
+ABOUT_THE_COMMAND = {"seeds", "resume", "fail_fast", "missing_keys"}
 PRECISIONS = ("auto", "float32", "float32_onednn", "tf32", "bfloat16")
 # What may change between two parts of a run. Threads and device change the last digits at most.
 IMMATERIAL = {

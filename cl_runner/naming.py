@@ -33,7 +33,7 @@ def slug(overrides: Sequence[str], *, _root_: DictConfig) -> str:
     texts = sorted(safe(normal(override, _root_)) for override in telling(overrides))
     seed = [text for text in texts if text.startswith("seed=")]
     rest = [text for text in texts if not text.startswith("seed=")]
-    room = LONGEST - len("_".join(seed))
+    room = LONGEST - len("_".join(["", *seed]))
     kept: list[str] = []
     for text in sorted(rest, key=lambda text: "." in text.partition("=")[0]):
         short = text[:LONGEST]

@@ -56,7 +56,7 @@ def understood(args: Sequence[str]) -> list[str]:
         if sweeper := [arg for arg in typed if arg.startswith("hydra/sweeper=")]:
             check_sweeper(sweeper[0], overrides)
         rewritten |= deferred(overrides)
-    elif not options.cfg:
+    elif not (options.cfg or options.config_name or options.config_dir):  # they may say hydra.mode
         check_single(overrides)
     return [rewritten.get(arg, arg) for arg in args]
 
@@ -171,7 +171,8 @@ def deferred(overrides: dict[str, Any]) -> dict[str, str]:
 
     Hydra composes a sweep once before its jobs, with the defaults in the place of all swept groups,
     and holds what is fixed against that. What is swept it leaves to the jobs: so one value below a
-    swept group is written as a sweep over one. Below an added group, such as +experiment, is all.
+    swept group is written as a sweep over one (null, which choice() does not take, over two that
+    are one job). Below an added group, such as +experiment, is all.
     """
     swept = [o for o in overrides.values() if o.is_sweep_override() and "." not in o.key_or_group]
     sections = tuple(f"{o.key_or_group.replace('/', '.')}." for o in swept)
@@ -182,7 +183,8 @@ def deferred(overrides: dict[str, Any]) -> dict[str, str]:
         waits = key.lstrip("+").startswith(sections) or (everywhere and "." in key)
         plain = not (override.is_sweep_override() or override.is_delete())
         if waits and plain and not override.is_hydra_override():
-            replaced[arg] = f"{key}=choice({value or chr(39) * 2})"
+            one = f"choice({value or chr(39) * 2})"
+            replaced[arg] = f"{key}={'null,null' if override.value() is None else one}"
     return replaced
 
 

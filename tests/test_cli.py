@@ -164,7 +164,7 @@ def test_help_explains_itself(tmp_path: Path) -> None:
 def test_help_names_commands_that_compose(tmp_path: Path) -> None:
     text = cl_run("--help", cwd=tmp_path).stdout
     for example in re.findall(
-        r"^  cl-run( .*?)(?:   .*)?$", text.partition("More")[0], re.MULTILINE
+        r"^  cl-run( .*?)(?:  .*)?$", text.partition("More")[0], re.MULTILINE
     ):
         args = [re.sub(r"=(\w+),[\w,]+$", r"=\1", a) for a in example.split() if a != "-m"]
         assert cl_run("--cfg", "job", *args, cwd=tmp_path).returncode == 0, example

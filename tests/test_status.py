@@ -73,8 +73,8 @@ def test_the_command_shows_every_job_and_why(folders: Path) -> None:
     [
         (["nowhere"], "there is no folder nowhere"),
         (["empty"], "no runs in empty: there is no status.json and no jobs.json"),
-        ([], "cl-run status PATH...: the folders of runs or sweeps"),
-        (["--flag"], "cl-run status PATH...: the folders of runs or sweeps"),
+        ([], "cl-run status PATH...: the folders of runs or sweeps; see cl-run status --help"),
+        (["-x"], "cl-run status PATH...: the folders of runs or sweeps; see cl-run status --help"),
     ],
 )
 def test_a_wrong_path_is_one_line(args: list[str], message: str, tmp_path: Path) -> None:
@@ -82,6 +82,13 @@ def test_a_wrong_path_is_one_line(args: list[str], message: str, tmp_path: Path)
     result = cl_run("status", *args, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == f"cl-run: {message}\n"
+
+
+def test_help_explains_every_state(capsys: pytest.CaptureFixture[str]) -> None:
+    for args in (["-h"], ["--help"], ["some/folder", "--help"]):
+        assert status.main(args) == 0
+        text = capsys.readouterr().out
+        assert all(f"\n  {state} " in text for state in status.STATES)
 
 
 def test_the_command_needs_no_torch(folders: Path) -> None:
@@ -118,7 +125,7 @@ def test_fail_fast_begins_no_more_jobs(more: list[str], tmp_path: Path) -> None:
         result = cl_run(*args, "fail_fast=true", cwd=tmp_path)
         assert states(tmp_path / "S") == ["failed", "missing", "missing", "missing"]
         assert "fail_fast=true: 3 jobs were not begun" in result.stderr
-        assert len(list((tmp_path / "S").glob("*_seed=0-*"))) == 1
+        assert len(list((tmp_path / "S").glob("optimizer.lr=*-*"))) == 1
     else:  # a stack ends where its member fails
         result = cl_run(*args, "fail_fast=true", cwd=tmp_path)
         assert states(tmp_path / "S") == ["failed", "interrupted", "interrupted", "interrupted"]
@@ -145,7 +152,7 @@ def test_adding_a_seed_runs_that_seed_only(tmp_path: Path) -> None:
     assert cl_run(*args, *first, cwd=tmp_path).returncode == 0
     (broken,) = (tmp_path / "S").glob("*lambda=2*")
     status.fail(broken, UserError("as if it had failed"))
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "S").glob("*lambda=1_*/*.csv")}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "S").glob("*lambda=1-*/*.csv")}
     assert before
     second = ("seed=0,1", "strategy.lambda=2.0,1.0", "strategy=ewc")
     assert cl_run(*args, *second, cwd=tmp_path).returncode == 0

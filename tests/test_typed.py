@@ -7,6 +7,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import HydraContext
+from omegaconf import OmegaConf
 
 from cl_runner import naming
 from cl_runner.errors import UserError
@@ -91,6 +92,10 @@ def test_a_slip_is_told_in_a_line_that_helps(args: list[str], line: str) -> None
         ),
         (["-m", "seed=0,1", "seeds=null"], ["-m", "seed=0,1", "seeds=null"]),
         (["-m", "model=mlp,cnn", "model.x="], ["-m", "model=mlp,cnn", "model.x=choice('')"]),
+        (
+            ["-m", "strategy=ewc,imm", "strategy.fisher_samples=null"],
+            ["-m", "strategy=ewc,imm", "strategy.fisher_samples=null,null"],
+        ),
         # Below an added group is everything but the command's own keys and Hydra's.
         (
             ["-m", "+experiment=a,b", "training.epochs=2", "verbose=false", "hydra.sweep.dir=a.b"],
@@ -147,6 +152,17 @@ def _hydra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(naming, "_planned", {})
     with initialize_config_module("cl_runner.conf", version_base="1.3"):
         yield
+
+
+def test_a_value_of_any_kind_reaches_the_job() -> None:
+    typed = ("strategy=ewc,imm", "strategy.fisher_samples=null", "strategy.fisher_labels='true'")
+    sweeps = Sweeps(*typed, "model=mlp,mlp", "model.hidden_sizes=[7,8]")
+    (jobs,) = sweeps.jobs()
+    assert len(jobs) == 2
+    for config in sweeps.sweeper.composed.values():
+        assert config.strategy.fisher_samples is None
+        assert config.strategy.fisher_labels in ("true", True)
+        assert config.model.hidden_sizes == [7, 8]
 
 
 def test_each_value_goes_to_the_jobs_that_have_its_key() -> None:
@@ -243,3 +259,15 @@ def test_a_single_job_is_named_by_all_its_overrides(tmp_path) -> None:
     config = sweeps.sweeper.composed[tuple(job)]
     name = naming.job(config.hydra.overrides.task, str(tmp_path), _root_=config)
     assert name.startswith("strategy=er_seed=3-")
+
+
+def test_a_name_that_is_too_long_leaves_out_whole_overrides_but_never_the_seed(tmp_path) -> None:
+    long = ("benchmark=split_digits", "strategy=er", "eval.calibration=true", "eval.every=5")
+    long += ("benchmark.train_samples=500", "training.epochs=2", "optimizer.lr=0.3", "seed=7")
+    config = compose("config", list(long))
+    name = naming.job(OmegaConf.create(list(long)), str(tmp_path), _root_=config)
+    shown = (
+        "benchmark=split_digits_strategy=er_benchmark.train_samples=500_eval.calibration=true_"
+        "eval.every=5_seed=7"
+    )
+    assert name == f"{shown}-{naming.digest(_root_=config)}"

@@ -29,16 +29,14 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
 from cl_runner import checkpoint, memory, runner, status, strategies
-from cl_runner.cli import explain
+from cl_runner.cli import checked, explain
 from cl_runner.compare.runs import read_runs
 from cl_runner.compare.verify import verify
-from cl_runner.config import validate
 from cl_runner.data.datasets import KEYS, load
 from cl_runner.engine import begin_task, initial_state
 from cl_runner.errors import UserError
 from cl_runner.fit import Source
 from cl_runner.frame import frame_of
-from cl_runner.outline import check_strategy
 from cl_runner.results import read_matrix, read_rows
 
 pytestmark = pytest.mark.slow
@@ -136,8 +134,7 @@ def first_step(args: list[str], root: Path) -> None:
     """What `cl-run` does with its arguments, up to the first step of training."""
     with initialize_config_module("cl_runner.conf", version_base="1.3"):
         node = compose("config", [f"data.root={root}", "device=cpu", "threads=1", *args])
-    config = validate(node)
-    check_strategy(config.strategy, config.scenario)
+    config = checked(node)
     strategy = strategies.build(config.strategy, config.plugins)
     env = runner.prepare(config, strategy)
     s = initial_state(strategy, env)
