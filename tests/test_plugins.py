@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from cl_runner import strategies
 from cl_runner.errors import UserError
