@@ -423,12 +423,12 @@ def said(out: Path) -> list[str]:
     Those of a run that goes on from its folder alone are there, as text that nobody interprets.
     """
     job = HydraConfig.get()
-    there: Any = []
+    here, there = plain(job.overrides.task), []
     if job.job.config_name == RESUMED:
         there = reading.yaml_values(out / sweep.OVERRIDES)
         right = isinstance(there, list)
         check(right, f"{out / sweep.OVERRIDES} is not of cl-run: it holds no list of overrides")
-    overrides = dict.fromkeys([*map(str, there), *plain(job.overrides.task)])
+    overrides = [*(o for o in map(str, there) if o not in here), *here]
     return [override for override in overrides if not override.startswith("resume=")]
 
 

@@ -1,6 +1,10 @@
-"""The two ways in which a run ends early on purpose. Both are told to the user in one line."""
+"""The two ways in which a run ends early on purpose, each told in one line; and want of memory."""
 
 import errno
+
+# What torch says of a lack of memory, and the loader of shared libraries.
+EXHAUSTED = ("out of memory", "allocate", "size calculation overflowed", "multiplication overflow")
+NOT_MAPPED = "failed to map segment"
 
 
 class UserError(Exception):
@@ -25,15 +29,10 @@ def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     check(value in allowed, f"{key} must be one of {', '.join(allowed)}, got {value!r}")
 
 
-# What torch, the operating system and the loader of shared libraries say of a lack of memory.
-EXHAUSTED = (
-    *("out of memory", "allocate", "size calculation overflowed", "multiplication overflow"),
-    "failed to map segment",
-)
-
-
 def exhausted(error: BaseException) -> bool:
     """Whether an error means that memory is exhausted, or would be many times over."""
-    if isinstance(error, RuntimeError | ImportError):
+    if isinstance(error, RuntimeError):
         return any(words in str(error) for words in EXHAUSTED)
+    if isinstance(error, ImportError):
+        return NOT_MAPPED in str(error)
     return isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM

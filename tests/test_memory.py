@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cl_runner import memory, strategies
+from cl_runner import memory, runner, strategies
 from cl_runner.errors import UserError
 from cl_runner.nn.networks import factory
 
@@ -203,3 +203,29 @@ def test_ulimit_is_respected_and_told_in_one_line(data_root, tmp_path):
     line = r"cl-run: not enough memory: at least .*B for 226,.* parameters,.*B are free: lower.*\n"
     assert re.fullmatch(line, result.stderr), result.stderr
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("sizes", ["[4611686018427387904]", "[1099511627776,1099511627776]"])
+def test_a_network_whose_size_overflows_is_no_bug(configure, tmp_path, sizes):
+    config = configure("benchmark=split_digits", f"model.hidden_sizes={sizes}")
+    with pytest.raises(UserError, match=r"not enough memory: lower model\.hidden_sizes"):
+        runner.run(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "lacks"),
+    [
+        (MemoryError(), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (OSError(28, "No space left on device"), False),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("shapes cannot be multiplied"), False),
+        (ImportError("libx.so: failed to map segment from shared object"), True),
+        (ImportError("libgomp.so.1: cannot allocate memory in static TLS block"), False),
+        (ValueError("cannot allocate"), False),
+    ],
+    ids=str,
+)
+def test_which_errors_say_that_memory_is_exhausted(error, lacks):
+    assert (memory.shortage(error) is not None) == lacks
