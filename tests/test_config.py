@@ -203,7 +203,7 @@ RIGHT: list[tuple[type, Node]] = [
     (config.SGD, {"momentum": 0.999, "nesterov": True}),
     (config.Adam, {"betas": [0.0, 0.0], "schedule": "cosine"}),
     (config.Training, {"iterations": 1, "batch_size": 1, "active_classes": "current"}),
-    (EWC, {"lambda_": 0.0, "gamma": 1e-9, "fisher_samples": 1}),
+    (EWC, {"lambda_": 0.0, "mode": "online", "gamma": 1e-9, "fisher_samples": 1}),
     (ER, {"buffer_size": 1, "replay_batch_size": 1, "policy": "ring"}),
 ]
 

@@ -19,7 +19,8 @@ from cl_runner.strategies.base import Aux, Strategy
 class L2(Strategy):
     """Loss + lambda / 2 |theta - theta_{t-1}|^2 (the baseline of Kirkpatrick et al. 2017, fig. 2A).
 
-    EWC with every importance 1. There is no penalty in the first task.
+    EWC with every importance 1. There is no penalty in the first task. What is shown as the loss is
+    with the penalty.
     """
 
     regulariser: ClassVar[bool] = True

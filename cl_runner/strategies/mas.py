@@ -31,7 +31,7 @@ class MAS(Strategy):
 
     regulariser: ClassVar[bool] = True
 
-    lambda_: float = 1.0
+    lambda_: float = 0.1
     samples: int | None = None
     penalty: str = "proximal"
 

@@ -37,7 +37,7 @@ class SI(Strategy):
 
     regulariser: ClassVar[bool] = True
 
-    lambda_: float = 0.1
+    lambda_: float = 10.0
     damping: float = 0.1
     gradient: str = "task"
     clip: bool = True

@@ -31,7 +31,8 @@ class SoftSharing(Joint):
       often and on fewer samples than in strategy=separate). Large: hidden layers in common.
     - penalty `loss`: added to the loss; plain SGD diverges once lr * lambda > 2. `proximal`: the
       penalty's proximal step after the optimizer's own, with the step size lr: theta_t - mean
-      shrinks by 1 / (1 + lr lambda), at any lambda.
+      shrinks by 1 / (1 + lr lambda), at any lambda. What is shown as the loss is with it in the
+      first case, without in the second.
 
     Batches mix the tasks; the loss is the mean over the batch, so that network t gets the gradient
     of its own samples over B. A step costs T times that of `joint`, and so does the memory.
