@@ -20,4 +20,7 @@ def crop_flip(x: Tensor, uniform: Tensor) -> Tensor:
     columns = torch.where(uniform[:, 2, None] < 0.5, columns.flip(1), columns) + shift[:, 1, None]
     padded = F.pad(x, (PADDING,) * 4).permute(0, 2, 3, 1)  # [B, H + 8, W + 8, C]
     sample = torch.arange(B, device=x.device)[:, None, None]
-    return padded[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    shifted = padded[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    # With one channel these strides pass for contiguous and for channels-last at once; on them the
+    # backward pass of a residual network corrupted memory (torch 2.13, CPU).
+    return shifted.clone(memory_format=torch.contiguous_format)

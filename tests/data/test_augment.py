@@ -36,7 +36,7 @@ def test_crop_flip_pixel_by_pixel(shape: tuple[int, int, int]) -> None:
     uniform[0], uniform[1] = 0.0, 1 - 2**-24  # the ends of the interval
     out = crop_flip(x, uniform)
     assert out.dtype == torch.uint8
-    assert out.is_contiguous()
+    assert out.stride() == x.stride()  # with one channel is_contiguous() says less
     np.testing.assert_array_equal(out.numpy(), pixel_by_pixel(x.numpy(), uniform.numpy()))
     floating = crop_flip(x.float(), uniform)
     assert torch.equal(floating, out.float())
