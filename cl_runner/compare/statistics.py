@@ -92,9 +92,8 @@ def paired_test(a: Sequence[float], b: Sequence[float], comparisons: int = 1) ->
     The effect size is Cohen's d of the differences: by how many of their SDs the means differ.
     """
     # Accuracies are ratios of whole numbers: what is closer than this is equal.
-    x: Array = np.asarray(a, dtype=np.float64).round(12)
-    y: Array = np.asarray(b, dtype=np.float64).round(12)
-    d = np.round(x - y, 12)
+    x, y = rounded(a), rounded(b)
+    d = rounded(x - y)
     n = len(d)
     if n < 2:
         return Paired(n=n, test="no test: too few shared seeds")
@@ -111,6 +110,11 @@ def paired_test(a: Sequence[float], b: Sequence[float], comparisons: int = 1) ->
     else:
         test, p = STUDENT, student(d_effect, n)
     return Paired(n=n, test=test, difference=mean, p=p, effect=d_effect, effect_name="Cohen's d")
+
+
+def rounded(values: Sequence[float] | Array) -> Array:
+    """To twelve digits after the point."""
+    return np.asarray(np.round(np.asarray(values, dtype=np.float64), 12), dtype=np.float64)
 
 
 def student(effect: float, n: int) -> float:
