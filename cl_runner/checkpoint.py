@@ -26,7 +26,7 @@ from cl_runner.config import IMMATERIAL
 from cl_runner.core import TrainState
 from cl_runner.errors import UserError, check
 from cl_runner.fit import Begun
-from cl_runner.results import Curves, Matrices, Tables, flatten, write_bytes
+from cl_runner.results import Curves, Matrices, Tables, flatten, remove_leftovers, write_bytes
 
 NAME = "checkpoint.safetensors"
 FORMAT = 2  # of the file; another number, another meaning
@@ -106,9 +106,9 @@ def load(out: Path, config: Mapping[str, Any]) -> Saved | None:
 
 def remove(out: Path) -> None:
     """Remove the checkpoint in `out`, and what a process that was killed had half written."""
-    for path in (out / NAME, *out.glob(".*.part")):
-        with suppress(OSError):
-            path.unlink()
+    with suppress(OSError):
+        (out / NAME).unlink()
+    remove_leftovers(out)
 
 
 def check_run(out: Path, config: Mapping[str, Any]) -> None:

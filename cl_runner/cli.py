@@ -1,7 +1,7 @@
 """The command `cl-run`: Hydra in front of `runner.run`, and every mistake told in one line.
 
 Exit codes: 0 done, 1 a run diverged or cl_runner has a bug, 2 the user's mistake, 130 Ctrl-C,
-143 SIGTERM.
+143 SIGTERM, 129 SIGHUP.
 Nothing here imports torch before a run's configuration is known to be valid, so that help,
 completion and mistakes are answered at once.
 """
@@ -16,7 +16,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from importlib.resources import files
@@ -33,9 +33,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError, safe_load
 
-from cl_runner import __version__, sharing, status, sweep
+from cl_runner import __version__, console, sharing, status, sweep
 from cl_runner.config import Config, validate
 from cl_runner.errors import Diverged, UserError, check
+from cl_runner.locks import Busy, locked
 from cl_runner.naming import plain
 from cl_runner.signals import Interrupted, stoppable
 from hydra_plugins import cl_runner_launcher as launcher
@@ -78,10 +79,10 @@ def app(cfg: DictConfig) -> float | None:
             check_free(out)
         config = validate(cfg)
         check_strategy_keys(config.strategy)
-        with sweep.locked(out):
+        with locked(out):
             if not (in_sweep or cfg.resume):
                 check_free(out)  # again, now that nobody else can fill it
-            if in_sweep or (out / sweep.OVERRIDES).exists():
+            if in_sweep or (out / status.OVERRIDES).exists():
                 (out / sweep.TRACEBACK).unlink(missing_ok=True)
             if config.seeds is not None:
                 return run_seeds(cfg, out, overrides)
@@ -123,12 +124,7 @@ def of_sweep(config: Config, out: Path) -> Config:
     if config.threads is None and workers > 1:
         config = replace(config, threads=max(1, sharing.cores() // workers))
         log.info("%d jobs at once: threads=%d", workers, config.threads)
-    return going_on(config, out)
-
-
-def going_on(config: Config, out: Path) -> Config:
-    """A job that resumes what lies in its folder."""
-    return replace(config, resume=config.resume or (out / sweep.OVERRIDES).exists())
+    return status.going_on(config, out)
 
 
 def known(error: Exception, out: Path) -> Exception:
@@ -141,9 +137,11 @@ def known(error: Exception, out: Path) -> Exception:
 def failed(error: Exception, out: Path, *, fail_fast: bool) -> float:
     """Conclude a failed job of a sweep (see `app`)."""
     hydra_ = HydraConfig.get()
-    if not isinstance(error, sweep.Busy):  # then the other process tells how it went
+    if not isinstance(error, Busy):  # then the other process tells how it went
         try:
             record(out, error)
+            if status.read(out).get("state") == "complete":  # with another configuration, say
+                sweep.refuse(out, error)
             log.error("%s", error)
         except (UserError, OSError):  # what writes no reason writes no results: the sweep ends
             raise SystemExit(1) from error
@@ -164,25 +162,23 @@ def record(out: Path, error: Exception) -> None:
 def run_together(composed: Sequence[DictConfig]) -> list[float | Exception | None]:
     """The outcomes of a sweep's jobs, trained together where they can be; None: to be run alone."""
     jobs: dict[int, Any] = {}
-    with ExitStack() as locks:
-        for i, whole in enumerate(composed):
-            cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
-            out = Path(whole.hydra.runtime.output_dir)
-            try:
-                config = validate(cfg)
-                check_strategy_keys(config.strategy)
-                if config.seeds is None and status.finished(out) is None:
-                    locks.enter_context(sweep.locked(out))
-                    jobs[i] = job_of(config, out, plain(whole.hydra.overrides.task))
-            except UserError:
-                continue  # told when the job is run alone
-        if jobs:
-            from cl_runner.group import run_all, stopped
+    for i, whole in enumerate(composed):
+        cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+        out = Path(whole.hydra.runtime.output_dir)
+        try:
+            config = validate(cfg)
+            check_strategy_keys(config.strategy)
+            if config.seeds is None and status.finished(out) is None:
+                jobs[i] = job_of(config, out, plain(whole.hydra.overrides.task))
+        except UserError:
+            continue  # told when the job is run alone
+    if jobs:
+        from cl_runner.group import run_all, stopped
 
-            begin_collecting()
-            run_all(list(jobs.values()))
-            if stopped(list(jobs.values())):
-                sweep.stop(Path(composed[0].hydra.sweep.dir))
+        begin_collecting()
+        run_all(list(jobs.values()))
+        if stopped(list(jobs.values())):
+            sweep.stop(Path(composed[0].hydra.sweep.dir))
     return [jobs[i].outcome if i in jobs else None for i in range(len(composed))]
 
 
@@ -191,7 +187,7 @@ def job_of(config: Config, out: Path, overrides: Sequence[str]) -> Job:
     from cl_runner.checkpoint import check_run  # torch, not before a configuration is valid
     from cl_runner.group import Job
 
-    config = going_on(config, out)
+    config = status.going_on(config, out)
     if config.resume:
         check_run(out, config.resolved)
     (out / sweep.TRACEBACK).unlink(missing_ok=True)
@@ -216,11 +212,12 @@ def run_seeds(cfg: DictConfig, out: Path, overrides: Sequence[str]) -> float:
     Raises the first error of those that failed, after the files of all are written.
     """
     from cl_runner.group import run_all, run_left
-    from cl_runner.results import merge_seeds, write_text
+    from cl_runner.results import merge_seeds, remove_leftovers, write_text
     from cl_runner.runner import draw
 
     begin_collecting()
-    write_text(out / sweep.OVERRIDES, OmegaConf.to_yaml(list(overrides)))
+    remove_leftovers(out)
+    write_text(out / status.OVERRIDES, OmegaConf.to_yaml(list(overrides)))
     jobs = [seed_job(cfg, seed, out, overrides) for seed in validate(cfg).seeds or []]
     status.ask_for(out, {job.out.name: job.overrides for job in jobs})
     (out / status.STATUS).unlink(missing_ok=True)  # of an attempt that did not come so far
@@ -230,14 +227,15 @@ def run_seeds(cfg: DictConfig, out: Path, overrides: Sequence[str]) -> float:
     for job in jobs:
         if isinstance(job.outcome, Exception):
             errors.append(known(job.outcome, job.out))
-            if job.out.exists():  # not so if the run was refused before its first file
+            # No folder: the run was refused before its first file. Busy: another process tells.
+            if job.out.exists() and not isinstance(job.outcome, Busy):
                 record(job.out, errors[-1])
         elif job.outcome is not None:  # begun, see fail_fast
             results.append(job.outcome)
     if results:
         text = merge_seeds(out, {job.config.seed: job.out for job in jobs})
         if cfg.verbose:
-            print(f"{text}\n{len(results)} of {len(jobs)} seeds · results in {out}")
+            console.say(f"{text}\n{len(results)} of {len(jobs)} seeds · results in {out}")
         if cfg.plots:
             draw(validate(cfg), out)
     if errors:
@@ -273,12 +271,15 @@ def main() -> None:
         os.environ[TRACEBACK] = "1"
     logging.raiseExceptions = False  # a log on a full disk is no reason for a traceback
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on, for us to put in one line
+    console.prepare()
     try:
         with stoppable(sweep.stop_jobs):
             code = answer(sys.argv[1:])
     except KeyboardInterrupt as again:  # the second: nothing is waited for
         tell(again)
         os._exit(explain(again)[0] or 1)
+    finally:
+        console.finish()
     sys.exit(code)
 
 
@@ -288,7 +289,7 @@ def answer(args: Sequence[str]) -> int:
         if args[:1] == ["status"]:
             return status.main(args[1:])
         if args == ["--version"]:
-            print(f"cl-run {__version__} (Hydra {hydra.__version__})")
+            console.show(f"cl-run {__version__} (Hydra {hydra.__version__})")
             return 0
         check_flags()
         launcher.register()
@@ -299,6 +300,8 @@ def answer(args: Sequence[str]) -> int:
             raise
         error: BaseException = stop.__cause__ or Interrupted(SIGTERM)
     except (Exception, KeyboardInterrupt) as caught:  # noqa: BLE001 - all becomes one line
+        if isinstance(caught, BrokenPipeError) and console.gone():
+            return 0  # the reader of what Hydra prints, such as `head`, has seen enough
         error = caught
     else:
         return 0
@@ -318,13 +321,13 @@ def continued(args: Sequence[str]) -> list[str]:
     single = not {"-m", "--multirun"} & set(args)
     check(single, "resume=FOLDER is for one run; repeat a sweep's own command with resume=true")
     try:
-        text = (folder / sweep.OVERRIDES).read_text(encoding="utf-8")
+        text = (folder / status.OVERRIDES).read_text(encoding="utf-8")
         overrides = [str(override) for override in safe_load(text)]
     except (OSError, UnicodeDecodeError, YAMLError, TypeError):
-        message = f"resume={folder}: there is no run, for there is no {sweep.OVERRIDES} of cl-run"
+        message = f"resume={folder}: there is no run, for there is no {status.OVERRIDES} of cl-run"
         raise UserError(message) from None
     foreign = [override for override in overrides if re.match(r"[+~]*hydra\b", override)]
-    check(not foreign, f"{folder / sweep.OVERRIDES} is not of cl-run: {' '.join(foreign)}")
+    check(not foreign, f"{folder / status.OVERRIDES} is not of cl-run: {' '.join(foreign)}")
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     where = [f"hydra.run.dir='{quoted}'", "resume=true"]
     return [*args[:i], *overrides, *where, *args[i + 1 :]]
@@ -339,8 +342,8 @@ def tell(error: BaseException) -> int:
     """Print an error's line, below its traceback if that is wanted; return the exit code."""
     code, message = explain(error)
     if code is None or os.environ.get(TRACEBACK) == "1":
-        traceback.print_exception(error)
-    print(f"cl-run: {message}", file=sys.stderr)
+        console.say("".join(traceback.format_exception(error)), sys.stderr, end="")
+    console.say(f"cl-run: {message}", sys.stderr)
     return 1 if code is None else code
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from cl_runner import __version__
+from cl_runner import __version__, console
 from cl_runner.errors import UserError, check
 
 DESCRIPTION = """\
@@ -159,16 +158,18 @@ def verify(paths: Sequence[str]) -> int:
 
 def main() -> None:
     """The entry point of `cl-compare`."""
+    console.prepare()
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()
         sys.exit(code)
-    except UserError as error:
-        print(f"cl-compare: {error}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
-        print("cl-compare: interrupted", file=sys.stderr)
+        console.say("cl-compare: interrupted", sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        console.silence(sys.stdout)
         sys.exit(0)
+    except (UserError, OSError) as error:  # the latter of a full disk
+        console.silence(sys.stdout)
+        console.say(f"cl-compare: {error}", sys.stderr)
+        sys.exit(2)
