@@ -265,7 +265,7 @@ def read_accuracies(path: str | Path) -> pd.DataFrame:
     """The tidy table: after_task, eval_task, reading, split, accuracy."""
     import pandas as pd
 
-    return pd.read_csv(path)
+    return pd.read_csv(path, float_precision="round_trip")  # to the last bit, before pandas 3 too
 
 
 def metric_columns(
