@@ -21,6 +21,7 @@ from yaml import safe_load
 
 from cl_runner import outline
 from cl_runner.config import SCENARIOS
+from cl_runner.console import show
 from cl_runner.errors import UserError, check
 
 GROUPS = {  # as `cl-run list` names them
@@ -63,13 +64,13 @@ strategy.buffer_size
 def main(command: str, arguments: Sequence[str]) -> int:
     """`cl-run list ...` and `cl-run explain ...`. Raises UserError."""
     if {"-h", "--help"} & set(arguments):
-        print(LIST if command == "list" else EXPLAIN)
+        show(LIST if command == "list" else EXPLAIN)
     elif command == "list":
         check(len(arguments) <= 1, "cl-run list takes one name, such as strategies")
-        print(listed(arguments[0]) if arguments else overview())
+        show(listed(arguments[0]) if arguments else overview())
     else:
         check(len(arguments) == 1, "cl-run explain takes one name, such as ewc; see cl-run list")
-        print(explained(arguments[0]))
+        show(explained(arguments[0]))
     return 0
 
 

@@ -35,7 +35,7 @@ from cl_runner.frame import (
     short,
 )
 from cl_runner.reading import regular, yaml_values
-from cl_runner.results import Curves, Matrices, Tables, flatten, write_bytes
+from cl_runner.results import Curves, Matrices, Tables, flatten, remove_leftovers, write_bytes
 
 NAME = "checkpoint.safetensors"
 FORMAT = 2  # of the file; another number, another meaning
@@ -128,9 +128,9 @@ def load(out: Path, config: Mapping[str, Any], frame: Frame) -> Saved | None:
 
 def remove(out: Path) -> None:
     """Remove the checkpoint in `out`, and what a process that was killed had half written."""
-    for path in (out / NAME, *out.glob(".*.part")):
-        with suppress(OSError):
-            path.unlink()
+    with suppress(OSError):
+        (out / NAME).unlink()
+    remove_leftovers(out)
 
 
 def check_run(out: Path, config: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The command `cl-run`: Hydra in front of `runner.run`, and every mistake told in one line.
 
 Exit codes: 0 done, 1 a run diverged or cl_runner has a bug, 2 the user's mistake, 130 Ctrl-C,
-143 SIGTERM.
+143 SIGTERM, 129 SIGHUP.
 Nothing here imports torch before a run's configuration is known to be valid, so that help,
 completion and mistakes are answered at once.
 """
@@ -15,7 +15,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -31,9 +31,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from cl_runner import __version__, catalogue, outline, reading, sharing, status, sweep
+from cl_runner import __version__, catalogue, console, outline, reading, sharing, status, sweep
 from cl_runner.config import ABOUT_THE_COMMAND, SECTIONS, Config, validate
 from cl_runner.errors import Diverged, UserError, check
+from cl_runner.locks import Busy, locked
 from cl_runner.naming import plain
 from cl_runner.signals import Interrupted, stoppable
 from cl_runner.typed import LAUNCHERS, flags, understood, unknown_key, unknown_option
@@ -77,10 +78,10 @@ def app(cfg: DictConfig) -> float | None:
         if not (in_sweep or cfg.resume):
             check_free(out)
         config = checked(cfg)
-        with sweep.locked(out):
+        with locked(out):
             if not (in_sweep or cfg.resume):
                 check_free(out)  # again, now that nobody else can fill it
-            if in_sweep or (out / sweep.OVERRIDES).exists():
+            if in_sweep or (out / status.OVERRIDES).exists():
                 (out / sweep.TRACEBACK).unlink(missing_ok=True)
             overrides = said(out)
             if config.seeds is not None:
@@ -131,12 +132,7 @@ def of_sweep(config: Config, out: Path) -> Config:
     if config.threads is None and workers > 1:
         config = replace(config, threads=max(1, sharing.cores() // workers))
         log.info("%d jobs at once: threads=%d", workers, config.threads)
-    return going_on(config, out)
-
-
-def going_on(config: Config, out: Path) -> Config:
-    """A job that resumes what lies in its folder."""
-    return replace(config, resume=config.resume or (out / sweep.OVERRIDES).exists())
+    return status.going_on(config, out)
 
 
 def known(error: Exception, out: Path) -> Exception:
@@ -149,9 +145,11 @@ def known(error: Exception, out: Path) -> Exception:
 def failed(error: Exception, out: Path, *, fail_fast: bool) -> float:
     """Conclude a failed job of a sweep (see `app`)."""
     hydra_ = HydraConfig.get()
-    if not isinstance(error, sweep.Busy):  # then the other process tells how it went
+    if not isinstance(error, Busy):  # then the other process tells how it went
         try:
             record(out, error)
+            if status.read(out).get("state") == "complete":  # with another configuration, say
+                sweep.refuse(out, error)
             log.error("%s", error)
         except (UserError, OSError):  # what writes no reason writes no results: the sweep ends
             raise SystemExit(1) from error
@@ -172,24 +170,22 @@ def record(out: Path, error: Exception) -> None:
 def run_together(composed: Sequence[DictConfig]) -> list[float | Exception | None]:
     """The outcomes of a sweep's jobs, trained together where they can be; None: to be run alone."""
     jobs: dict[int, Any] = {}
-    with ExitStack() as locks:
-        for i, whole in enumerate(composed):
-            cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
-            out = Path(whole.hydra.runtime.output_dir)
-            try:
-                config = checked(cfg)
-                if config.seeds is None and status.finished(out) is None:
-                    locks.enter_context(sweep.locked(out))
-                    jobs[i] = job_of(config, out, plain(whole.hydra.overrides.task))
-            except UserError:
-                continue  # told when the job is run alone
-        if jobs:
-            from cl_runner.group import run_all, stopped
+    for i, whole in enumerate(composed):
+        cfg = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+        out = Path(whole.hydra.runtime.output_dir)
+        try:
+            config = checked(cfg)
+            if config.seeds is None and status.finished(out) is None:
+                jobs[i] = job_of(config, out, plain(whole.hydra.overrides.task))
+        except UserError:
+            continue  # told when the job is run alone
+    if jobs:
+        from cl_runner.group import run_all, stopped
 
-            begin_collecting()
-            run_all(list(jobs.values()))
-            if stopped(list(jobs.values())):
-                sweep.stop(Path(composed[0].hydra.sweep.dir))
+        begin_collecting()
+        run_all(list(jobs.values()))
+        if stopped(list(jobs.values())):
+            sweep.stop(Path(composed[0].hydra.sweep.dir))
     return [jobs[i].outcome if i in jobs else None for i in range(len(composed))]
 
 
@@ -198,7 +194,7 @@ def job_of(config: Config, out: Path, overrides: Sequence[str]) -> Job:
     from cl_runner.checkpoint import check_run  # torch, not before a configuration is valid
     from cl_runner.group import Job
 
-    config = going_on(config, out)
+    config = status.going_on(config, out)
     if config.resume:
         check_run(out, config.resolved)
     (out / sweep.TRACEBACK).unlink(missing_ok=True)
@@ -224,7 +220,7 @@ def run_seeds(cfg: DictConfig, out: Path, overrides: Sequence[str]) -> float:
     """
     from cl_runner.checkpoint import check_run
     from cl_runner.group import run_all, run_left
-    from cl_runner.results import merge_seeds, write_text
+    from cl_runner.results import merge_seeds, remove_leftovers, write_text
     from cl_runner.runner import draw
 
     begin_collecting()
@@ -232,8 +228,9 @@ def run_seeds(cfg: DictConfig, out: Path, overrides: Sequence[str]) -> float:
     whole = {"seeds": config.seeds, **of_any_seed(cfg), "seed": config.seed}
     if config.resume:
         check_run(out, whole)
+    remove_leftovers(out)
     write_text(out / CONFIG, OmegaConf.to_yaml(whole))
-    write_text(out / sweep.OVERRIDES, OmegaConf.to_yaml(list(overrides)))
+    write_text(out / status.OVERRIDES, OmegaConf.to_yaml(list(overrides)))
     jobs = [seed_job(cfg, seed, out, overrides) for seed in config.seeds or []]
     status.ask_for(out, {job.out.name: job.overrides for job in jobs})
     (out / status.STATUS).unlink(missing_ok=True)  # of an attempt that did not come so far
@@ -243,14 +240,15 @@ def run_seeds(cfg: DictConfig, out: Path, overrides: Sequence[str]) -> float:
     for job in jobs:
         if isinstance(job.outcome, Exception):
             errors.append(known(job.outcome, job.out))
-            if job.out.exists():  # not so if the run was refused before its first file
+            # No folder: the run was refused before its first file. Busy: another process tells.
+            if job.out.exists() and not isinstance(job.outcome, Busy):
                 record(job.out, errors[-1])
         elif job.outcome is not None:  # begun, see fail_fast
             results.append(job.outcome)
     if results:
         text = merge_seeds(out, {job.config.seed: job.out for job in jobs})
         if cfg.verbose:
-            print(f"{text}\n{len(results)} of {len(jobs)} seeds · results in {out}")
+            console.say(f"{text}\n{len(results)} of {len(jobs)} seeds · results in {out}")
         if cfg.plots:
             draw(config, out)
     if errors:
@@ -302,57 +300,63 @@ def main() -> None:
         os.environ[TRACEBACK] = "1"
     logging.raiseExceptions = False  # a log on a full disk is no reason for a traceback
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on, for us to put in one line
+    console.prepare()
     try:
         with stoppable(sweep.stop_jobs):
             code = answer(sys.argv[1:])
     except KeyboardInterrupt as again:  # the second: nothing is waited for
         tell(again)
         os._exit(explain(again)[0] or 1)
+    finally:
+        console.finish()
     sys.exit(code)
 
 
 def answer(args: Sequence[str]) -> int:
     """Do what the command says; whatever goes wrong ends in one line. Returns the exit code."""
     try:
-        if args[:1] == ["status"]:
-            return status.main(args[1:])
-        if args[:1] in (["list"], ["explain"]):
-            return catalogue.main(args[0], args[1:])
-        if args == ["--version"]:
-            print(f"cl-run {__version__} (Hydra {hydra.__version__})")
-            return 0
-        if answered(args):
-            return 0
-        launcher.register()
-        sys.argv[1:] = continued(understood(args))
-        flags(sys.argv[1:])  # those of resume=FOLDER, too
-        app()
+        code = answered(args)
+        if code is None:
+            launcher.register()
+            sys.argv[1:] = continued(understood(args))
+            app()
     except SystemExit as stop:
         if stop.__cause__ is None and stop.code != SIGTERM:  # with that number Ray ends
             raise
         error: BaseException = stop.__cause__ or Interrupted(SIGTERM)
     except (Exception, KeyboardInterrupt) as caught:  # noqa: BLE001 - all becomes one line
+        if isinstance(caught, BrokenPipeError) and console.gone():
+            return 0  # the reader of what Hydra prints, such as `head`, has seen enough
         error = caught
     else:
-        return 0
+        return code or 0
     if explain(error)[0] != 2:
         sweep.gather(tell=not isinstance(error, KeyboardInterrupt))
     sweep.discard()
     return tell(error)
 
 
-def answered(args: Sequence[str]) -> bool:
-    """Whether the command asked for an explanation or a completion that Hydra has not."""
+def answered(args: Sequence[str]) -> int | None:
+    """The exit code of a command that is no run, or a completion that Hydra has not; else None."""
+    match args:
+        case ["status", *rest]:
+            return status.main(rest)
+        case ["list" | "explain" as command, *rest]:
+            return catalogue.main(command, rest)
+        case ["--version"]:
+            console.show(f"cl-run {__version__} (Hydra {hydra.__version__})")
+            return 0
     options = flags(args)
     if options.help and options.overrides and "=" not in options.overrides[0]:
-        return catalogue.main("explain", options.overrides) == 0
+        return catalogue.main("explain", options.overrides)
     if options.shell_completion and options.overrides == ["install=zsh"]:
-        print("autoload -Uz bashcompinit && bashcompinit")  # then bash's, which Hydra prints
+        console.show("autoload -Uz bashcompinit && bashcompinit")  # then bash's, of Hydra
     if options.shell_completion and options.overrides[:1] == ["query=bash"]:
         found = catalogue.completions(os.environ.get("COMP_LINE", ""))
-        print("\n".join(found or []), end="\n" if found else "")
-        return found is not None
-    return False
+        if found is not None:
+            console.show("\n".join(found), end="\n" if found else "")
+            return 0
+    return None
 
 
 def continued(args: Sequence[str]) -> list[str]:
@@ -386,7 +390,7 @@ def configuration_of(folder: Path, *, confirmed: bool) -> dict[str, Any]:
 
     confirmed: the command names packages itself, and those of the folder are left out for them.
     """
-    for name in (CONFIG, sweep.OVERRIDES):
+    for name in (CONFIG, status.OVERRIDES):
         there = (folder / name).exists()
         check(there, f"resume={folder}: there is no run, for there is no {name} of cl-run")
     path = folder / CONFIG
@@ -425,9 +429,9 @@ def said(out: Path) -> list[str]:
     job = HydraConfig.get()
     here, there = plain(job.overrides.task), []
     if job.job.config_name == RESUMED:
-        there = reading.yaml_values(out / sweep.OVERRIDES)
+        there = reading.yaml_values(out / status.OVERRIDES)
         right = isinstance(there, list)
-        check(right, f"{out / sweep.OVERRIDES} is not of cl-run: it holds no list of overrides")
+        check(right, f"{out / status.OVERRIDES} is not of cl-run: it holds no list of overrides")
     overrides = [*(o for o in map(str, there) if o not in here), *here]
     return [override for override in overrides if not override.startswith("resume=")]
 
@@ -441,8 +445,8 @@ def tell(error: BaseException) -> int:
     """Print an error's line, below its traceback if that is wanted; return the exit code."""
     code, message = explain(error)
     if code is None or os.environ.get(TRACEBACK) == "1":
-        traceback.print_exception(error)
-    print(f"cl-run: {message}", file=sys.stderr)
+        console.say("".join(traceback.format_exception(error)), sys.stderr, end="")
+    console.say(f"cl-run: {message}", sys.stderr)
     return 1 if code is None else code
 
 

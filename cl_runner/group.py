@@ -15,21 +15,33 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
 import torch
 
-from cl_runner import checkpoint, ensemble, memory, strategies
+from cl_runner import checkpoint, ensemble, memory, status, strategies
 from cl_runner.config import Config
 from cl_runner.data.datasets import Arrays
 from cl_runner.engine import initial_state
 from cl_runner.ensemble import Member
 from cl_runner.env import Env
-from cl_runner.errors import Diverged, check
+from cl_runner.errors import Diverged, UserError, check
+from cl_runner.locks import locked
 from cl_runner.results import flatten
-from cl_runner.runner import Record, draw, free_gpu, notes, prepare, read, result, run
+from cl_runner.runner import (
+    Record,
+    draw,
+    free_gpu,
+    notes,
+    prepare,
+    read,
+    result,
+    run,
+    tidy,
+)
+from cl_runner.signals import OF_TERMINALS
 
 log = logging.getLogger(__name__)
 # Floating-point operations of one member's step below which a CPU spends more time between the
@@ -70,9 +82,15 @@ def run_left(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if job.outcome is None and not stopped(jobs):
             try:
-                job.outcome = run(job.config, job.out, job.overrides)
+                job.outcome = run_locked(job.config, job.out, job.overrides)
             except Exception as error:  # noqa: BLE001 - one job's failure
                 job.outcome = error
+
+
+def run_locked(config: Config, out: Path, overrides: Sequence[str]) -> float:
+    """A run in a folder that is this process's; what another has done meanwhile is not repeated."""
+    with locked(out):
+        return run(status.going_on(config, out), out, overrides)
 
 
 def stopped(jobs: Sequence[Job]) -> bool:
@@ -113,13 +131,35 @@ def stacked(jobs: Sequence[Job]) -> Sequence[Job]:
         part = jobs[at : at + size]
         if stopped(jobs):
             return left
-        log.info("%d runs are trained as one stacked state", len(part))
-        try:
-            train(part, arrays)
-        except Exception as error:  # noqa: BLE001 - each is run alone, where it tells its reason
-            log.warning("the stack failed and its runs are repeated alone: %r", error)
+        with ExitStack() as locks:
+            own = ours(part, locks)
+            try:
+                if len(own) > 1:
+                    log.info("%d runs are trained as one stacked state", len(own))
+                    train(own, arrays)
+            except Exception as error:  # noqa: BLE001 - each is run alone, and tells its reason
+                log.warning("the stack failed and its runs are repeated alone: %r", error)
         left += [job for job in part if job.outcome is None]
     return left
+
+
+def ours(jobs: Sequence[Job], locks: ExitStack) -> list[Job]:
+    """The jobs whose folders are this process's from now on, and that nobody has begun meanwhile.
+
+    The others are run alone later, if no other process does.
+    """
+    found = []
+    for job in jobs:
+        with ExitStack() as lock:
+            try:
+                lock.enter_context(locked(job.out))
+                begun = (job.out / checkpoint.NAME).exists() or status.finished(job.out) is not None
+            except UserError:
+                continue
+            if not begun:
+                locks.push(lock.pop_all())
+                found.append(job)
+    return found
 
 
 def member(job: Job, arrays: Arrays) -> Member:
@@ -205,11 +245,12 @@ def train_members(
         records[i].write("complete")
         jobs[i].outcome = result(records[i])
         alive.remove(i)
-        draw_pictures(jobs[i])
+        finish(jobs[i])
 
 
-def draw_pictures(job: Job) -> None:
-    """The pictures of a run that is complete, if they are wanted."""
+def finish(job: Job) -> None:
+    """What is left to do for a run that is complete: no file too much, and the pictures."""
+    tidy(job.config, job.out)
     if job.config.plots:
         draw(job.config, job.out)
 
@@ -256,12 +297,13 @@ def keep_busy(pool: ProcessPoolExecutor, workers: int, jobs: Sequence[Job]) -> N
         if not running:
             return
         for future in wait(running, return_when=FIRST_COMPLETED).done:
-            conclude(running.pop(future), future)
+            take_outcome(running.pop(future), future)
 
 
 def stay_with_the_parent() -> None:
-    """A worker's first act: Ctrl-C is told by the parent alone, and nobody outlives the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A worker's first act: what a terminal says the parent tells, whom nobody outlives."""
+    for number in OF_TERMINALS:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=end_with_the_parent, daemon=True).start()
 
 
@@ -275,7 +317,7 @@ def end_with_the_parent() -> None:
     os._exit(1)
 
 
-def conclude(job: Job, future: Future[float]) -> None:
+def take_outcome(job: Job, future: Future[float]) -> None:
     """Take a job's outcome from its process."""
     try:
         job.outcome = future.result()
@@ -290,6 +332,5 @@ def work(config: Config, out: Path, overrides: Sequence[str]) -> float:
     logging.getLogger().setLevel(logging.INFO)
     logging.raiseExceptions = False  # as in cli.main
     with logged(out):
-        return run(
-            dataclasses.replace(config, threads=config.threads or 1, verbose=False), out, overrides
-        )
+        own = dataclasses.replace(config, threads=config.threads or 1, verbose=False)
+        return run_locked(own, out, overrides)

@@ -7,7 +7,7 @@ refused. What is found out later (see `shortage`) is told in the same words.
 from __future__ import annotations
 
 import logging
-import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -164,29 +164,17 @@ def available(device: torch.device) -> int | None:
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info()[0]
-    swap = meminfo().get("SwapFree", 0)
-    limits = [machine(), in_groups(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"), swap)]
-    return min((n for n in (*limits, address_space()) if n is not None), default=None)
+    import psutil
 
-
-def meminfo(path: Path = Path("/proc/meminfo")) -> dict[str, int]:
-    """Linux's own account, in bytes; {} elsewhere."""
     try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return {}
-    return {k: int(v.split()[0]) * 1024 for k, _, v in (line.partition(":") for line in lines)}
-
-
-def machine() -> int | None:
-    """What the machine has left."""
-    known = meminfo()
-    if "MemAvailable" in known:
-        return known["MemAvailable"] + known.get("SwapFree", 0)
-    try:  # elsewhere: all there is
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of numbers that are not asked for here
+            swap = int(psutil.swap_memory().free)
+            machine = int(psutil.virtual_memory().available) + swap
+    except (OSError, psutil.Error):
         return None
+    groups = in_groups(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"), swap)
+    return min(n for n in (machine, groups, address_space()) if n is not None)
 
 
 def in_groups(root: Path, membership: Path, swap: int) -> int | None:

@@ -100,6 +100,14 @@ def job(overrides: Sequence[str], sweep: str, *, _root_: DictConfig) -> str:
     return _planned.get(own) or f"{slug(overrides, _root_=_root_)}-{own}"
 
 
+def written(text: str) -> str:
+    """A value as Hydra reads it from the command line: in quotes, unless it is a plain path."""
+    if re.fullmatch(r"[A-Za-z0-9_./-]+", text):
+        return text
+    escaped = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text)
+    return f"'{escaped}'"
+
+
 def plain(overrides: Sequence[str]) -> list[str]:
     """Hydra's list of overrides as written: ${...} in it is not meant to be resolved here."""
     return cast("list[str]", OmegaConf.to_container(overrides, resolve=False))

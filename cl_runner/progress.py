@@ -6,8 +6,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO, cast
 
+from cl_runner.console import Unfailing
 from cl_runner.costs import Display
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ class Bar:
 @contextmanager
 def display(num_tasks: int, verbose: bool) -> Iterator[Display | None]:
     """A bar on standard error if that is a terminal and verbose is true, else nothing."""
-    if not (verbose and sys.stderr.isatty()):
+    terminal = sys.stderr if verbose else None
+    if terminal is None or not terminal.isatty():
         yield None
         return
     from rich.console import Console
@@ -69,7 +71,7 @@ def display(num_tasks: int, verbose: bool) -> Iterator[Display | None]:
         TextColumn("{task.fields[rate]}"),
         TextColumn("task ends in"),
         TimeRemainingColumn(compact=True),
-        console=Console(stderr=True),
+        console=Console(file=cast("TextIO", Unfailing(terminal))),
         transient=True,
     ) as progress:
         yield Bar(progress, num_tasks)

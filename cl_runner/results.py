@@ -6,11 +6,13 @@ All accuracies are fractions in [0, 1] at full precision; a cell that was not me
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 FORMULA = tuple("=+-@\t\r")  # what a spreadsheet takes for a formula at the beginning of a cell
 DAMAGED = "the file is damaged"
+PART = re.compile(r"\.(?:[\w-]+\.(?:csv|json|yaml|safetensors|png))\.\d+\.part")  # see write_bytes
 METRICS = (
     *("ACC", "BWT", "FWT", "forgetting", "learning_accuracy"),
     *("average_incremental_accuracy", "intransigence"),
@@ -59,7 +62,8 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, flush it to the disk and rename it into place.
 
-    Raises UserError where that fails, for a disk that is full or a folder that is read-only.
+    The name is on the disk, too, before anything else is written or removed. Raises UserError where
+    that fails, for a disk that is full or a folder that is read-only.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -68,11 +72,42 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush to the disk which files a folder has, where the system can: Windows cannot."""
+    try:
+        number = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # of Windows, or of a folder that may be written and not read
+        return
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that has no such flush
+            raise
+    finally:
+        os.close(number)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for results; it and those above it, whoever made them, are on the disk."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for above in folder.absolute().parents:
+        sync_folder(above)
+
+
+def remove_leftovers(out: Path) -> None:
+    """Remove what a process that was killed had half written; nobody else is at work in `out`."""
+    for path in (*out.glob(".*.part"), *out.glob("pictures/.*.part")):
+        if PART.fullmatch(path.name):
+            with suppress(OSError):
+                path.unlink()
 
 
 def write_grid(path: Path, images: Tensor) -> None:
@@ -231,7 +266,7 @@ def read_accuracies(path: str | Path) -> pd.DataFrame:
     """The tidy table: after_task, eval_task, reading, split, accuracy."""
     import pandas as pd
 
-    return pd.read_csv(path)
+    return pd.read_csv(path, float_precision="round_trip")  # to the last bit, before pandas 3 too
 
 
 def metric_columns(

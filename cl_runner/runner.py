@@ -31,6 +31,7 @@ from cl_runner import (
 )
 from cl_runner.checkpoint import Saved
 from cl_runner.config import Config
+from cl_runner.console import say
 from cl_runner.core import Task, TrainState
 from cl_runner.costs import COUNTS, SECONDS, peak_memory, reset_peak_memory
 from cl_runner.data.benchmarks import build_stream
@@ -64,6 +65,7 @@ def run(config: Config, out: Path, overrides: Sequence[str] = ()) -> float:
         if config.resume:
             checkpoint.check_run(out, config.resolved)
             if (there := status.finished(out)) is not None:
+                tidy(config, out)
                 tell(config, f"complete, nothing to do: {out}")
                 return there
         with free_gpu(config.device):
@@ -72,6 +74,14 @@ def run(config: Config, out: Path, overrides: Sequence[str] = ()) -> float:
         if message := memory.shortage(error):
             raise UserError(message) from error
         raise
+
+
+def tidy(config: Config, out: Path) -> None:
+    """Remove what a complete run needs no more, and what a process that was killed left."""
+    if config.checkpoint.keep:
+        results.remove_leftovers(out)
+    else:
+        checkpoint.remove(out)
 
 
 def _run(config: Config, out: Path, overrides: Sequence[str]) -> float:
@@ -104,16 +114,15 @@ def _run(config: Config, out: Path, overrides: Sequence[str]) -> float:
                 record.save(s, task.index + 1)
                 begun = None
         record.write("complete")
-        if not config.checkpoint.keep:
-            checkpoint.remove(out)
     except BaseException as error:
         record.ended(error)
         log.error("%s", error if isinstance(error, Diverged) else repr(error))
         raise
+    tidy(config, out)
     if config.verbose:
-        print(results.format_matrix(record.matrices["test", own]))
-        print(results.format_metrics(record.columns(), [own, *others]))
-        print(f"{record.seconds:.1f} s · results in {out}")
+        say(results.format_matrix(record.matrices["test", own]))
+        say(results.format_metrics(record.columns(), [own, *others]))
+        say(f"{record.seconds:.1f} s · results in {out}")
     if config.plots:
         draw(config, out)
     return result(record)
@@ -184,7 +193,7 @@ def tell(config: Config, text: str) -> None:
     """A line for the log, and for the console unless verbose=false."""
     log.info("%s", text)
     if config.verbose:
-        print(text)
+        say(text)
 
 
 def read(config: Config) -> Arrays:
@@ -260,7 +269,7 @@ def free_gpu(device: str) -> Iterator[None]:
     if number < 2:
         yield
         return
-    with sharing.gpu(number) as index:
+    with sharing.gpu(number, free=sharing.free_memory()) as index:
         torch.cuda.set_device(index)
         log.info("GPU %d of %d", index, number)
         yield
@@ -291,7 +300,7 @@ class Record:
         reset_peak_memory(env.device)
         self.task, self.step = 1, 0  # for status.json: the task under way, steps at a checkpoint
         try:
-            out.mkdir(parents=True, exist_ok=True)
+            results.make_folder(out)
         except OSError as error:
             raise UserError(f"cannot write {out}: {error.strerror}") from None
         if not (config.resume and (out / "overrides.yaml").exists()):
@@ -331,7 +340,8 @@ class Record:
         self.env.meter.lap("evaluation_seconds")
         self.memory = footprint(strategy, s, self.env)
         self.add_costs(after_task)
-        log.info("after task %d: %s", after_task, self.matrices["test", self.own][after_task])
+        shown = self.matrices["test", self.own][after_task][: after_task or None]
+        log.info("after task %d: mean accuracy %.4f", after_task, shown.mean())
         if after_task:
             for name, images in strategy.pictures(s, self.env).items():
                 results.write_grid(self.out / "pictures" / f"{name}_{after_task}.png", images)
@@ -428,7 +438,9 @@ class Record:
         results.write_rows(self.out / "summary.csv", [{"status": state, **self.columns()}])
 
     def ended(self, error: BaseException) -> None:
-        """All files of a run that an error or a signal ends."""
+        """All files of a run that an error or a signal ends; one that is complete stays so."""
+        if status.read(self.out).get("state") == "complete":
+            return
         if isinstance(error, Exception):
             self.write_results("failed")
             status.fail(self.out, error)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: within a task the step is finished and the state saved, else it ends at once.
+"""SIGINT, SIGTERM and SIGHUP: within a task a step is finished and the state saved, else all ends.
 
 Batch systems send SIGTERM twice and more; a second one does not disturb what the first has begun.
 A second Ctrl-C does.
@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM)
-PREEMPTION = signal.SIGUSR2  # submitit's, which requeues the job
+# What a system has not, such as Windows, it does not send.
+OF_TERMINALS = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]
+NUMBERS = (*OF_TERMINALS, signal.SIGTERM)
+PREEMPTION = getattr(signal, "SIGUSR2", None)  # submitit's, which requeues the job
 PATIENCE = 2.0  # seconds in which a second SIGTERM is the first one's echo
 
 
@@ -75,7 +77,8 @@ def stoppable(before: Callable[[], None] = lambda: None) -> Iterator[Stop]:
     stop, old = Stop(before), {}
     if threading.current_thread() is threading.main_thread():
         wanted = [n for n in NUMBERS if signal.getsignal(n) is not signal.SIG_IGN]  # as under nohup
-        wanted += [PREEMPTION] if callable(signal.getsignal(PREEMPTION)) else []
+        if PREEMPTION is not None and callable(signal.getsignal(PREEMPTION)):
+            wanted.append(PREEMPTION)
         old = {number: signal.signal(number, stop.handle) for number in wanted}
     try:
         yield stop
@@ -85,5 +88,5 @@ def stoppable(before: Callable[[], None] = lambda: None) -> Iterator[Stop]:
             outer = getattr(handler, "__self__", None)
             if isinstance(outer, Stop) and stop.asked is not None:  # knows that the end has begun
                 outer.asked, outer.asked_at = stop.asked, stop.asked_at
-        if stop.asked == PREEMPTION:
+        if stop.asked is not None and stop.asked == PREEMPTION:
             signal.raise_signal(PREEMPTION)

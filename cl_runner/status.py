@@ -12,15 +12,24 @@ import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timezone
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from cl_runner.config import Config
+from cl_runner.console import show
 from cl_runner.errors import UserError, check
-from cl_runner.reading import LONG, json_values
+from cl_runner.locks import held
+from cl_runner.reading import json_values
 
-STATUS, JOBS, LOCK = "status.json", "jobs.json", ".lock"
+STATUS, JOBS, OVERRIDES = "status.json", "jobs.json", "overrides.yaml"
+LARGEST = {STATUS: 2**16, JOBS: 2**26}  # bytes: what is larger is no file of ours
 STATES = ("complete", "running", "interrupted", "failed", "killed", "missing")
+TYPES = {  # of what status.json may say
+    **dict.fromkeys(("state", "reason", "exception", "traceback", "host", "time"), str),
+    **dict.fromkeys(("task", "tasks", "step", "pid", "ppid"), int),
+}
 
 HELP = """\
 cl-run status PATH...
@@ -53,8 +62,13 @@ def write(out: Path, state: str, **about: Any) -> None:
 
 
 def fail(out: Path, error: Exception, **about: Any) -> None:
-    """Leave the reason of a failure in a job's folder, beside where the job stands."""
+    """Leave the reason of a failure in a job's folder, beside where the job stands.
+
+    A run that is complete stays complete.
+    """
     there = read(out)
+    if there.get("state") == "complete":  # the failure is of another attempt in its folder
+        return
     position = {key: there[key] for key in ("task", "tasks", "step") if key in there}
     reason = {"reason": str(error), "exception": type(error).__name__}
     write(out, "failed", **(reason | position | about))
@@ -62,12 +76,19 @@ def fail(out: Path, error: Exception, **about: Any) -> None:
 
 def read(out: Path) -> dict[str, Any]:
     """What status.json says; empty if there is none, or none of ours."""
-    return _json(out / STATUS)
+    said = _json(out / STATUS)
+    if said.get("state") not in STATES:
+        return {}
+    return {key: value for key, value in said.items() if type(value) is TYPES.get(key)}
 
 
 def jobs(folder: Path) -> dict[str, list[str]]:
-    """The jobs that a sweep was asked for: sub-folder -> overrides; empty if that is not known."""
-    return _json(folder / JOBS)
+    """The jobs that a sweep was asked for: sub-folder -> overrides; empty if that is not known.
+
+    What leads out of the sweep's folder is none of its jobs.
+    """
+    asked = {name: of for name, of in _json(folder / JOBS).items() if inside(name)}
+    return {name: list(map(str, of)) for name, of in asked.items() if isinstance(of, list)}
 
 
 def ask_for(folder: Path, asked: Mapping[str, Sequence[str]]) -> None:
@@ -77,9 +98,21 @@ def ask_for(folder: Path, asked: Mapping[str, Sequence[str]]) -> None:
     write_text(folder / JOBS, json.dumps(jobs(folder) | dict(asked), indent=1) + "\n")
 
 
+def inside(name: str) -> bool:
+    """Whether a relative path leads to a folder below."""
+    path = PurePath(name)
+    return bool(path.parts) and not path.anchor and ".." not in path.parts
+
+
+def one_line(text: str) -> str:
+    """A text of a file as one line, without what would command the terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 def _json(path: Path) -> dict[str, Any]:
+    """What a file of ours holds; empty if it is none: a pipe, too large, nested without end."""
     with suppress(UserError):
-        content = json_values(path, LONG)
+        content = json_values(path, LARGEST[path.name])
         if isinstance(content, dict):
             return content
     return {}
@@ -104,19 +137,9 @@ def finished(out: Path) -> float | None:
         raise UserError(message) from None
 
 
-def held(out: Path) -> bool:
-    """Whether a process is at work in a folder: its lock dies with it."""
-    if not (out / LOCK).exists():
-        return False
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(out / LOCK, timeout=0):
-            return False
-    except Timeout:
-        return True
-    except (OSError, NotImplementedError):  # a folder that cannot be written: nobody can tell
-        return False
+def going_on(config: Config, out: Path) -> Config:
+    """The configuration of a job that resumes what lies in its folder."""
+    return replace(config, resume=config.resume or (out / OVERRIDES).exists())
 
 
 def state(out: Path) -> str:
@@ -145,9 +168,9 @@ def overview(folders: Sequence[Path]) -> tuple[str, bool]:
         for out in here:
             about, now = read(out), state(out)
             counts[now] += 1
-            at = f"{about['task']} of {about['tasks']}" if "tasks" in about else ""
+            at = f"{about['task']} of {about['tasks']}" if {"task", "tasks"} <= about.keys() else ""
             reason = about.get("reason", "") if now == "failed" else ""
-            rows.append((now, at, str(out), " ".join(reason.split())))
+            rows.append((now, at, one_line(str(out)), one_line(reason)))
     table = [("state", "task", "folder", "reason"), *rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in table]
@@ -159,10 +182,10 @@ def overview(folders: Sequence[Path]) -> tuple[str, bool]:
 def main(args: Sequence[str]) -> int:
     """`cl-run status PATH...`: 0 if all jobs are complete, else 1. Raises UserError."""
     if {"-h", "--help"} & set(args):
-        print(HELP)
+        show(HELP)
         return 0
     usage = "cl-run status PATH...: the folders of runs or sweeps; see cl-run status --help"
     check(bool(args) and not any(arg.startswith("-") for arg in args), usage)
     text, complete = overview([Path(arg) for arg in args])
-    print(text)
+    show(text)
     return 0 if complete else 1

@@ -7,7 +7,6 @@ launcher, whichever process or machine a job ran on.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
@@ -19,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
@@ -28,13 +27,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cl_runner import status
 from cl_runner.compare.cli import after_sweep
-from cl_runner.errors import UserError
-from cl_runner.status import JOBS, LOCK, STATUS
+from cl_runner.console import say
+from cl_runner.errors import UserError, check
+from cl_runner.locks import LOCK, held
+from cl_runner.naming import written
+from cl_runner.status import JOBS, OVERRIDES, STATUS, inside, one_line
 
-SUMMARY, OVERRIDES, TRACEBACK = "summary.csv", "overrides.yaml", "traceback.txt"
+if TYPE_CHECKING:
+    from hydra.core.utils import JobReturn
+
+SUMMARY, TRACEBACK = "summary.csv", "traceback.txt"
 STOP = ".stop"  # in the folder of a sweep that begins no more jobs, see fail_fast
 SAVING = 1.5  # seconds that other processes have to save, when this command is stopped
-PATIENCE = 0.3  # seconds for a lock: `cl-run status` holds it for a moment
 FILES = (
     *(SUMMARY, STATUS, "config.yaml", OVERRIDES, "accuracies.csv", "accuracy_matrix.csv"),
     "checkpoint.safetensors",
@@ -42,21 +46,11 @@ FILES = (
 SHOWN = ("benchmark", "strategy", "seed", "ACC", "forgetting", "status", "run")  # final table
 # What Hydra and we may have left in the folder of a run or sweep that is refused.
 REMOVABLE = {"multirun.yaml", "cl-run.log", LOCK, JOBS}
-# Errors that say that a folder, not only its lock, cannot be written.
-UNWRITABLE = {
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
-    *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG),
-}
 
 _created: list[Path] = []  # folders that this command makes, innermost first
 _runs: list[Path] = []  # the folder of the run alone that is running
 _sweeps: list[Path] = []  # the folder of the sweep that is running
-
-log = logging.getLogger(__name__)
-
-
-class Busy(UserError):
-    """Another process runs this job."""
+_refused: dict[Path, Exception] = {}  # jobs of this process whose folders hold a complete run
 
 
 class Folders(Callback):
@@ -67,23 +61,28 @@ class Folders(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note the run's folder before Hydra makes it."""
-        folder = _note(config, "run")
+        with _ending():
+            folder = _note(config, "run")
         _runs[:] = [] if folder is None else [folder]
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Note the sweep's folder before Hydra makes it; results in it need resume=true."""
-        folder = _note(config, "sweep")
-        held = folder is not None and next(folder.rglob(SUMMARY), None) is not None
-        if held and not config.resume:
-            message = (
-                f"{folder} already holds results; resume=true does what is missing there, or "
-                "choose another hydra.sweep.dir"
-            )
-            raise SystemExit(1) from UserError(message)
-        _sweeps[:] = [] if folder is None else [folder]
-        if folder is not None:
-            with suppress(OSError):  # no folder: Hydra tells, in a moment
+        subdir = str(config.hydra.sweep._get_node("subdir")._value())  # not resolved: a pattern
+        with _ending():
+            folder = _note(config, "sweep")
+            check(inside(subdir), f"hydra.sweep.subdir={subdir} leads out of the sweep's folder")
+            if folder is not None:
+                message = (
+                    f"{folder} already holds results; resume=true does what is missing there, or "
+                    "choose another hydra.sweep.dir"
+                )
+                check(config.resume or next(folder.rglob(SUMMARY), None) is None, message)
                 (folder / STOP).unlink(missing_ok=True)
+        _sweeps[:] = [] if folder is None else [folder]
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Let go of a job's configuration: Hydra keeps what it returns until the sweep ends."""
+        job_return.cfg = job_return.hydra_cfg = None
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Merge and report. Exits if jobs failed: 2 for mistakes only, 1 for anything else."""
@@ -91,10 +90,10 @@ class Folders(Callback):
         try:
             rows, failed = merge(folder), failures(folder)
             if config.verbose:
-                print(table(rows))
+                say(table(rows))
             compared(folder, verbose=config.verbose)
             tell_failures(folder, failed, len(rows))
-            print(f"{len(rows)} runs · results in {folder / SUMMARY}")
+            say(f"{len(rows)} runs · results in {folder / SUMMARY}")
         except Exception as error:
             raise SystemExit(1) from error
         if failed:
@@ -102,17 +101,26 @@ class Folders(Callback):
             raise SystemExit(2 if all(mistakes) else 1)
 
 
+@contextmanager
+def _ending() -> Iterator[None]:
+    """What is wrong with a folder ends the command (see Folders)."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        raise SystemExit(1) from error
+
+
 def compared(folder: Path, *, verbose: bool) -> None:
     """Compare the runs of a sweep, and say where; that this fails is no failure of the sweep."""
     try:
         text = after_sweep(folder)
     except Exception as error:  # noqa: BLE001 - the runs are what counts
-        print(f"no comparison: {' '.join(str(error).split())}")
+        say(f"no comparison: {' '.join(str(error).split())}")
         return
     if verbose:
-        print(f"\n{text}")
+        say(f"\n{text}")
     report = f"cl-compare {shlex.quote(str(folder))} --html report.html"
-    print(f"compared in {folder / 'comparison.csv'}; tests and pictures: {report}")
+    say(f"compared in {folder / 'comparison.csv'}; tests and pictures: {report}")
 
 
 def _note(config: DictConfig, mode: str) -> Path | None:
@@ -128,12 +136,12 @@ def _note(config: DictConfig, mode: str) -> Path | None:
 def tell_failures(folder: Path, failed: Mapping[str, Mapping[str, Any]], runs: int) -> None:
     """List the failed jobs of a sweep with their reasons, and what was not begun for them."""
     if failed:
-        print(f"{len(failed)} of {runs} runs failed:", file=sys.stderr)
+        say(f"{len(failed)} of {runs} runs failed:", sys.stderr)
     for run, about in failed.items():
-        print(f"  {folder / run}: {' '.join(about['reason'].split())}", file=sys.stderr)
+        say(f"  {folder / run}: {one_line(about['reason'])}", sys.stderr)
     if stopped(folder):
         missing = sum(status.state(folder / job) == "missing" for job in status.jobs(folder))
-        print(f"fail_fast=true: {missing} jobs were not begun", file=sys.stderr)
+        say(f"fail_fast=true: {missing} jobs were not begun", sys.stderr)
 
 
 def gather(*, tell: bool) -> None:
@@ -160,12 +168,17 @@ def stop_jobs() -> None:
 
     Launchers kill their processes at once when they are interrupted.
     """
-    folders = [out for folder in (_sweeps or _runs) for out in status.found(folder)]
-    own = {"ppid": os.getpid(), "host": socket.gethostname(), "state": "running"}.items()
-    running = [out for out in folders if own <= status.read(out).items()]
-    for out in running:
-        with suppress(ProcessLookupError):
-            os.kill(status.read(out)["pid"], signal.SIGTERM)
+    import psutil
+
+    own = {child.pid for child in psutil.Process().children()}
+    running: list[Path] = []
+    for out in (out for folder in (_sweeps or _runs) for out in status.found(folder)):
+        about = status.read(out)
+        at_work = {"host": socket.gethostname(), "state": "running"}.items() <= about.items()
+        if at_work and about.get("pid") in own:  # whatever else the file may say
+            running.append(out)
+            with suppress(ProcessLookupError):
+                os.kill(about["pid"], signal.SIGTERM)
     deadline = time.monotonic() + SAVING
     while time.monotonic() < deadline:
         if not any(status.read(out).get("state") == "running" for out in running):
@@ -176,45 +189,20 @@ def stop_jobs() -> None:
 def how_to_go_on() -> str:
     """What to tell the user when the command is interrupted; "" if nothing has begun."""
     for folder in _sweeps:
-        return f"; to go on: the same command with hydra.sweep.dir={folder} resume=true"
+        where = shlex.quote(f"hydra.sweep.dir={written(str(folder))}")
+        return f"; to go on: the same command with {where} resume=true"
     for folder in _runs:
         if (folder / OVERRIDES).exists():
             return f"; to go on: cl-run resume={shlex.quote(str(folder))}"
     return ""
 
 
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """A job's folder, for this process alone; the lock dies with its holder.
-
-    Raises Busy, and UserError for a folder that cannot be written.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(out / LOCK)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=PATIENCE)
-    except Timeout:
-        _created.clear()  # another process uses these folders
-        raise Busy(f"another process is at work in {out}") from None
-    except (OSError, NotImplementedError) as error:
-        if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            raise UserError(f"cannot write {out}: {error.strerror}") from None
-        log.warning("%s cannot be locked: %s", out, error)  # a file system without locks
-    try:
-        yield
-    finally:
-        if lock.is_locked:
-            with suppress(OSError):
-                (out / LOCK).unlink()
-            lock.release()
-
-
 def discard() -> None:
     """Remove the folders that this command made, if nothing but Hydra's own files lies in them."""
     logging.disable()  # what is still logged at exit would make a folder's log file anew
     for folder in _created:
+        if held(folder):
+            return  # another process uses these folders
         files = list(folder.iterdir()) if folder.is_dir() else []
         if REMOVABLE.issuperset(file.name for file in files):
             for file in files:
@@ -231,7 +219,16 @@ def failures(folder: Path) -> dict[str, dict[str, Any]]:
         if state in {"failed", "killed"}:
             about = {"reason": state} | status.read(out) | {"state": state}
             found[out.relative_to(folder).as_posix()] = about
+    for out, error in _refused.items():
+        if out.is_relative_to(folder.absolute()):
+            about = {"reason": str(error), "exception": type(error).__name__, "state": "failed"}
+            found[out.relative_to(folder.absolute()).as_posix()] = about
     return found
+
+
+def refuse(out: Path, error: Exception) -> None:
+    """Note that a job was refused whose folder holds a complete run, which stays so."""
+    _refused[out] = error
 
 
 def merge(folder: Path) -> list[dict[str, str]]:

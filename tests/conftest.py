@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,35 @@ def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("real")
     subprocess.run([sys.executable, SHARED_DATA, root], check=True, capture_output=True)
     return root
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done to the disk from now on, in order; "folder" is tmp_path."""
+    done: list[str] = []
+    fsync, rename, remove = os.fsync, Path.replace, Path.unlink
+
+    def name(path: Path) -> str:
+        return "folder" if path == tmp_path else path.name.replace(f".{os.getpid()}.", ".")
+
+    def flush(number: int) -> None:
+        done.append(f"flush {name(Path(f'/proc/self/fd/{number}').readlink())}")
+        fsync(number)
+
+    def replace(path: Path, target: Path) -> Path:
+        done.append(f"rename {name(target)}")
+        return rename(path, target)
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        there = path.exists()
+        remove(path, missing_ok)
+        if there:
+            done.append(f"remove {name(path)}")
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    return done
 
 
 @pytest.fixture

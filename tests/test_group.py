@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from cl_runner import cli, group
-from cl_runner.group import Job, groups, member, not_worth_it, run_all
+from cl_runner import cli, group, locks, runner, status, sweep
+from cl_runner.group import Job, groups, member, not_worth_it, run_all, run_left
 from cl_runner.results import interval, read_matrix, reproducible
 from cl_runner.runner import read, run
 from hydra_plugins import cl_runner_launcher
@@ -162,6 +163,86 @@ def test_processes_run_what_is_not_stacked(configure, tmp_path, monkeypatch):
     for seed, job in enumerate(jobs):
         assert job.outcome == run(configure(*config, f"seed={seed}"), tmp_path / f"alone{seed}")
         assert rows(job.out / "summary.csv")[0]["stacked_members"] == "1"
+
+
+def test_a_stack_holds_the_folders_of_its_members_and_leaves_those_of_others(
+    configure, tmp_path, monkeypatch
+):
+    jobs = [
+        Job(configure(*TOY, "strategy=naive", f"seed={s}"), tmp_path / str(s), []) for s in range(5)
+    ]
+    for seed in (1, 3):
+        run(jobs[seed].config, jobs[seed].out)
+        status.write(jobs[seed].out, "running")
+    held: list[list[bool]] = []
+    monkeypatch.setattr(group, "train", lambda *_: held.append([locks.held(j.out) for j in jobs]))
+    with locks.locked(jobs[0].out):
+        status.write(jobs[3].out, "complete")  # by another process, meanwhile
+        assert group.stacked(jobs) == jobs
+    assert held == [[True, True, True, False, True]]  # the first by someone else
+    assert not any(locks.held(job.out) for job in jobs)
+
+
+def test_a_job_of_another_process_is_left_to_it(configure, tmp_path):
+    job = Job(configure(*TOY, "strategy=naive"), tmp_path, ["seed=0"])
+    status.write(tmp_path, "running", task=1, tasks=2)
+    before = (tmp_path / "status.json").read_text()
+    with locks.locked(tmp_path):
+        run_left([job])
+        with pytest.raises(locks.Busy):
+            group.work(job.config, job.out, job.overrides)
+    assert isinstance(job.outcome, locks.Busy)
+    assert (tmp_path / "status.json").read_text() == before
+
+
+def test_a_job_that_another_process_has_completed_is_not_repeated(configure, tmp_path, monkeypatch):
+    job = Job(configure(*TOY, "strategy=naive"), tmp_path, ["seed=0"])
+    expected = run(job.config, tmp_path, job.overrides)
+    monkeypatch.setattr(runner, "train_task", lambda *_: pytest.fail("it is trained again"))
+    run_left([job])
+    assert job.outcome == expected
+
+
+def test_a_complete_stack_leaves_no_file_of_a_killed_process(configure, tmp_path):
+    jobs = [Job(configure(*TOY, "strategy=naive", f"seed={s}"), tmp_path / s, []) for s in "01"]
+    left = [job.out / ".status.json.4711.part" for job in jobs]
+    for path in left:
+        path.parent.mkdir()
+        path.touch()
+    run_all(jobs)
+    assert rows(jobs[0].out / "summary.csv")[0]["stacked_members"] == "2"
+    assert not any(path.exists() for path in left)
+
+
+def test_seeds_in_processes_are_running_and_nobody_elses(data_root, tmp_path):
+    program = Path(sys.executable).with_name("cl-run")
+    large = ("model.hidden_sizes=[800,800]", "training.iterations=1000000", "verbose=false")
+    args = (
+        "benchmark=split_digits",
+        "strategy=naive",
+        *large,
+        "device=cpu",
+        f"data.root={data_root}",
+    )
+    process = subprocess.Popen(
+        [program, *args, "seeds=[0,1]", "hydra.run.dir=s"], cwd=tmp_path, stderr=subprocess.PIPE
+    )
+    try:
+        folders = [tmp_path / "s" / f"seed={s}" for s in "01"]
+        while not all((out / "accuracies.csv").exists() for out in folders):
+            assert process.poll() is None
+            time.sleep(0.02)
+        assert [status.state(out) for out in folders] == ["running", "running"]
+        assert sweep.failures(tmp_path) == {}
+        command = [program, "resume=s/seed=0"]
+        second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        message = f"cl-run: another process is at work in {folders[0]}\n"
+        assert (second.returncode, second.stderr) == (2, message)
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert [status.state(out) for out in folders] == ["interrupted", "interrupted"]
 
 
 def test_seeds_by_the_command_line(data_root, tmp_path):

@@ -13,6 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "cl_runner"
 LAYERS = (  # from the top down; a module of a sub-package counts as that sub-package
     ("errors", "signals"),
+    ("console", "locks"),
     ("config",),
     ("outline",),
     ("core", "kernels"),
@@ -39,7 +40,8 @@ LAYERS = (  # from the top down; a module of a sub-package counts as that sub-pa
 )
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 LIGHT = (
-    *("__init__", "__main__", "errors", "signals", "config", "naming", "status", "sharing"),
+    *("__init__", "__main__", "errors", "signals", "console", "locks", "reading", "config"),
+    *("naming", "status", "sharing"),
     *("sweep", "cli", "outline", "catalogue", "typed"),
     *("compare.cli", "compare.terminal"),
 )
@@ -53,6 +55,7 @@ ON_DEMAND = {
     "PIL",
     "rich",
     "filelock",
+    "psutil",
     "safetensors",
 }
 HEAVY = ON_DEMAND | {"torch", "numpy"}  # not for `cl-run --help` and mistakes
@@ -134,6 +137,26 @@ def test_what_answers_at_once_imports_nothing_heavy(module: str) -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_what_few_runs_need_is_imported_on_demand(module: str) -> None:
     assert not {name.partition(".")[0] for name in imports(module, at_import=True)} & ON_DEMAND
+
+
+def test_a_system_without_the_calls_of_unix_imports_everything() -> None:
+    """Windows has neither these signals nor `resource`, and no numbers of users."""
+    lines = [
+        "import os, signal, sys",
+        "import filelock, hydra, pandas, psutil, torch",  # what is not ours may use them
+        "for name in ('SIGUSR2', 'SIGUSR1', 'SIGHUP'): delattr(signal, name)",
+        "sys.modules |= {'resource': None}",
+        "del os.getuid",
+        *(f"import cl_runner.{name}" for name in sorted(MODULES)),
+        "from cl_runner.signals import stoppable",
+        "with stoppable() as stop: assert stop.asked is None",
+        "from cl_runner import memory, sharing",
+        "assert memory.available(torch.device('cpu')) > 0",
+        "assert memory.address_space() is None",
+    ]
+    program = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=PACKAGE.parent, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_command_line_is_loaded_without_torch() -> None:

@@ -9,7 +9,9 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -178,9 +180,17 @@ def test_the_limits_of_control_groups(tmp_path, name, own, outer, expected):
     assert memory.in_groups(tmp_path, tmp_path / "membership", 7) == expected
 
 
-def test_a_system_that_does_not_say_sets_no_limit(tmp_path):
+def test_a_system_without_control_groups_sets_no_limit(tmp_path):
     assert memory.in_groups(tmp_path, tmp_path / "none", 0) is None
-    assert memory.meminfo(tmp_path / "none") == {}
+
+
+def test_what_is_free_is_the_least_of_machine_groups_and_ulimit(monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(free=7))
+    for groups, limit, least in ((None, None, 1007), (900, None, 900), (900, 800, 800)):
+        monkeypatch.setattr(memory, "in_groups", lambda *_, groups=groups: groups)
+        monkeypatch.setattr(memory, "address_space", lambda limit=limit: limit)
+        assert memory.available(torch.device("cpu")) == least
 
 
 def test_ulimit_is_respected_and_told_in_one_line(data_root, tmp_path):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +127,64 @@ def test_the_file_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert seen == [("new\n", "old", True)]  # complete before it takes the old one's place
     assert path.read_bytes() == b"new\n"
     assert [p.name for p in tmp_path.iterdir()] == ["summary.csv"]
+
+
+def test_a_file_and_its_name_are_on_the_disk_before_anything_else(
+    tmp_path: Path, disk: list[str]
+) -> None:
+    results.write_text(tmp_path / "a.csv", "a\n")
+    results.write_text(tmp_path / "b.csv", "b\n")
+    part = ".{}.csv.part"
+    expected = [["flush " + part, "rename {}.csv", "flush folder"] for _ in "ab"]
+    assert disk == [
+        step.format(name) for name, own in zip("ab", expected, strict=True) for step in own
+    ]
+
+
+def test_a_folder_is_on_the_disk_with_all_above_it(tmp_path: Path, disk: list[str]) -> None:
+    results.make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    assert disk == ["flush a", "flush folder", *(f"flush {p.name}" for p in tmp_path.parents)]
+
+
+def test_a_system_that_flushes_no_folder_is_no_failure(tmp_path: Path, monkeypatch) -> None:
+    """Windows opens none, and some file systems flush none; a disk that fails is told."""
+    fsync, open_ = os.fsync, os.open
+
+    def failing(code: int) -> None:
+        def only_folders(number: int) -> None:
+            if stat.S_ISDIR(os.fstat(number).st_mode):
+                raise OSError(code, os.strerror(code))
+            fsync(number)
+
+        monkeypatch.setattr(os, "fsync", only_folders)
+
+    failing(errno.EINVAL)
+    results.write_text(tmp_path / "a", "a")
+    failing(errno.EIO)
+    with pytest.raises(UserError, match=r"cannot write .*/a: Input/output error"):
+        results.write_text(tmp_path / "a", "a")
+
+    def windows(path: Path, flags: int, *rest: int) -> int:
+        if Path(path).is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return open_(path, flags, *rest)
+
+    monkeypatch.setattr(os, "open", windows)
+    results.write_text(tmp_path / "a", "b")
+    assert (tmp_path / "a").read_text() == "b"
+
+
+def test_only_our_own_leftovers_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    ours = [".summary.csv.12.part", ".checkpoint.safetensors.7.part", ".status.json.99.part"]
+    ours += [".accuracy_matrix_task.csv.3.part", "pictures/.samples_1.png.3.part"]
+    theirs = [".notes.part", ".summary.csv.part", "summary.csv.12.part", ".film.mkv.5.part"]
+    for name in (*ours, *theirs):
+        (tmp_path / name).touch()
+    results.remove_leftovers(tmp_path)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert left == {"pictures", *theirs}
 
 
 # Matrices.

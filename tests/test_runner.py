@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import errno
+import io
+import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from cl_runner import runner, strategies
+from cl_runner import checkpoint, runner, status, strategies
 from cl_runner.compare.verify import verify
 from cl_runner.engine import initial_state
 from cl_runner.errors import Diverged, UserError
@@ -246,6 +251,76 @@ def test_divergence_keeps_what_was_measured(configure, tmp_path):
     R = read_matrix(tmp_path / "accuracy_matrix.csv")
     assert (R[:2] >= 0).all() and bool((R[2:] != R[2:]).all())
     assert set(read_accuracies(tmp_path / "accuracies.csv").after_task) == {0, 1}
+
+
+def test_a_checkpoint_goes_when_completeness_is_on_the_disk(configure, tmp_path, disk):
+    config = configure(*TOY, "strategy=naive", "training.iterations=1")
+    runner.read(config)  # the data are a file, too
+    disk.clear()
+    run(config, tmp_path)
+    last = ["rename status.json", "flush folder", f"remove {checkpoint.NAME}"]
+    assert disk[-3:] == last
+    at = [i for i, what in enumerate(disk) if what.startswith("rename ")]
+    assert all(disk[i + 1] == "flush folder" and disk[i - 1].endswith(".part") for i in at)
+    above = [f"flush {path.name}" for path in tmp_path.parents]
+    assert disk[: len(above)] == above  # Hydra makes the folder, nobody flushes it
+
+
+@pytest.mark.parametrize("keep", ["true", "false"])
+def test_what_a_kill_left_of_a_complete_run_is_removed(configure, tmp_path, keep):
+    """Between the last status.json and the end of the checkpoint there is a moment."""
+    config = configure(*TOY, "strategy=naive", "training.iterations=1", f"checkpoint.keep={keep}")
+    expected = run(config, tmp_path)
+    for name in (checkpoint.NAME, ".status.json.4711.part", ".users.part"):
+        (tmp_path / name).write_text("left")
+    assert run(dataclasses.replace(config, resume=True), tmp_path) == expected
+    left = FILES | {".users.part"} | ({checkpoint.NAME} if keep == "true" else set())
+    assert {path.name for path in tmp_path.iterdir()} == left
+
+
+class Unwritable(io.TextIOWrapper):
+    """Standard output of which nobody reads anything."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(io.BytesIO(), encoding="utf-8")
+        self.error = error
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize("code", [errno.EPIPE, errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
+def test_that_nothing_can_be_printed_fails_no_run(configure, tmp_path, monkeypatch, code):
+    monkeypatch.setattr(sys, "stdout", Unwritable(OSError(code, os.strerror(code))))
+    config = configure(
+        *TOY[:-1], "strategy=ewc", "training.iterations=1", "strategy.fisher_samples=5"
+    )
+    assert 0 <= run(config, tmp_path) <= 1
+    assert status.state(tmp_path) == summary(tmp_path)["status"] == "complete"
+
+
+def test_a_signal_after_the_last_status_leaves_the_run_complete(configure, tmp_path, monkeypatch):
+    tell = runner.Record.tell
+
+    def interrupted(self: runner.Record, state: str) -> None:
+        tell(self, state)
+        if state == "complete":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner.Record, "tell", interrupted)
+    config = configure(*TOY, "strategy=naive", "training.iterations=1")
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path)
+    assert status.state(tmp_path) == summary(tmp_path)["status"] == "complete"
+
+
+def test_the_log_has_a_short_line_for_each_task(configure, tmp_path, caplog):
+    caplog.set_level("INFO")
+    run(configure(*TOY, "strategy=naive", "benchmark.num_tasks=10"), tmp_path)
+    told = [r.getMessage() for r in caplog.records if r.getMessage().startswith("after task")]
+    R = read_matrix(tmp_path / "accuracy_matrix.csv")
+    means = [R[0].mean(), *(R[k, :k].mean() for k in range(1, 11))]
+    assert told == [f"after task {k}: mean accuracy {mean:.4f}" for k, mean in enumerate(means)]
 
 
 def test_interruption_keeps_what_was_measured(configure, tmp_path, monkeypatch):

@@ -6,9 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from cl_runner import sharing
 
@@ -59,6 +62,58 @@ def test_processes_that_see_different_gpus_agree_on_them(tmp_path, monkeypatch):
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
             with sharing.gpu(2, tmp_path) as third:
                 assert third == 1  # GPU 5, as 4 is taken
+
+
+def test_a_gpu_that_others_have_filled_is_not_taken(tmp_path):
+    GB = 10**9
+    with ExitStack() as runs:
+        free = [3 * GB, 70 * GB, 79 * GB]
+        taken = [runs.enter_context(sharing.gpu(3, tmp_path, free)) for _ in range(4)]
+        assert taken == [2, 1, 2, 1]  # the emptiest first, then the fewest of our runs
+        emptied = [80 * GB, 70 * GB, 79 * GB]
+        assert runs.enter_context(sharing.gpu(3, tmp_path, emptied)) == 0
+    with sharing.gpu(2, tmp_path, [0, 0]) as index:
+        assert index == 0
+
+
+def test_the_folder_of_locks_is_the_users_alone(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = tmp_path / f"cl-run-gpus-{os.getuid()}"
+    assert sharing.lock_folder() == folder
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    assert sharing.lock_folder() == folder
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert sharing.lock_folder() is None
+    with sharing.gpu(2, free=[1, 5]) as index:
+        assert index == 1
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+    other = os.getuid() + 1
+    (tmp_path / f"cl-run-gpus-{other}").mkdir()  # by us, whom that user need not trust
+    monkeypatch.setattr(os, "getuid", lambda: other)
+    assert sharing.lock_folder() is None
+    assert "is another user's: GPUs are chosen by their free memory alone" in caplog.text
+
+
+def test_free_memory_is_asked_of_the_gpus_that_are_visible(monkeypatch):
+    said = "GPU-aa, 100\nGPU-bb, 200\nGPU-cc, 300\n"
+    visible = [SimpleNamespace(uuid="cc"), SimpleNamespace(uuid="aa")]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: visible[i])
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=said))
+    assert sharing.free_memory() == [300 * 2**20, 100 * 2**20]
+    visible[1].uuid = "a part of aa"
+    assert sharing.free_memory() is None
+
+    def missing(*_: object, **__: object) -> None:
+        raise FileNotFoundError("nvidia-smi")
+
+    monkeypatch.setattr(subprocess, "run", missing)
+    assert sharing.free_memory() is None
 
 
 @pytest.mark.parametrize(

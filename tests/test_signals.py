@@ -20,7 +20,10 @@ def steps(stop: Stop, *signals: int, check: bool = False) -> None:
                 stop.check()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+
+
+@pytest.mark.parametrize(("number", "code"), CODES)
 @pytest.mark.parametrize("check", [True, False], ids=["checked", "after the last check"])
 def test_between_steps_a_signal_only_asks(number, code, check):
     with stoppable() as stop, pytest.raises(Interrupted) as caught:
@@ -52,14 +55,15 @@ def test_handlers_are_for_the_time_of_a_run_only():
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_what_is_ignored_stays_ignored():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_what_is_ignored_stays_ignored(number):
     """As in a job that nohup started."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         with stoppable() as stop, stop.stepping():
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
     assert stop.asked is None
 
 

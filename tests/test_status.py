@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from cl_runner import status, sweep
+from cl_runner import locks, status, sweep
 from cl_runner.errors import Diverged, UserError
 from cl_runner.results import read_rows
 
@@ -45,7 +49,7 @@ def test_the_state_of_a_job(folders: Path) -> None:
     states = {name: status.state(folders / name) for name in "abcde"}
     assert list(states.values()) == ["complete", "interrupted", "failed", "killed", "missing"]
     for name in "bcde":
-        with sweep.locked(folders / name):
+        with locks.locked(folders / name):
             assert status.state(folders / name) == "running"
     about = status.read(folders / "c")
     assert (about["reason"], about["exception"]) == ("the loss is\nNaN", "Diverged")
@@ -106,12 +110,126 @@ def test_a_failure_before_the_first_task_is_told_too(tmp_path: Path) -> None:
 
 
 def test_a_file_of_someone_else_is_no_state(tmp_path: Path) -> None:
-    for text in ("[]", "nonsense", ""):
+    for text in ("[]", "nonsense", "", "[" * 10**5, '{"state": "fine"}', '{"state": [1]}'):
         (tmp_path / "status.json").write_text(text)
         assert status.state(tmp_path) == "missing"
+    (tmp_path / "status.json").write_text(json.dumps({"state": "complete", "x": "x" * 2**16}))
+    assert status.state(tmp_path) == "missing"
+    (tmp_path / "status.json").unlink()
+    os.mkfifo(tmp_path / "status.json")
+    assert status.state(tmp_path) == "missing"
+
+
+@pytest.mark.parametrize(
+    "about",
+    [{"reason": 5}, {"reason": None}, {"task": [1], "tasks": {}}, {"tasks": 5}, {"pid": "x"}],
+)
+def test_a_value_of_another_kind_is_left_out(about: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text(json.dumps({"state": "failed"} | about))
+    _, line, _ = status.overview([tmp_path])[0].splitlines()
+    assert line.split() == ["failed", str(tmp_path)]
+
+
+def test_a_reason_commands_no_terminal_and_is_one_line(tmp_path: Path) -> None:
+    reason = "lost\x1b]0;title\x07\r\n\x9b2J\u202e in \N{GREEK SMALL LETTER ALPHA}"
+    (tmp_path / "status.json").write_text(json.dumps({"state": "failed", "reason": reason}))
+    (tmp_path / "a\x1bb").mkdir()
+    status.write(tmp_path / "a\x1bb", "running")
+    lines = status.overview([tmp_path])[0].splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert lines[1].endswith("lost ]0;title 2J in \N{GREEK SMALL LETTER ALPHA}")
+
+
+def test_jobs_outside_a_sweep_are_none_of_its_own(tmp_path: Path) -> None:
+    sweep_, elsewhere = tmp_path / "sweep", tmp_path / "x"
+    for folder in (sweep_ / "a", elsewhere):
+        folder.mkdir(parents=True)
+        status.write(folder, "complete")
+    asked = {"a": [], f"{elsewhere}": [], "../x": [], "a/../../x": [], ".": [], "b": "x=1"}
+    (sweep_ / "jobs.json").write_text(json.dumps(asked))
+    assert status.found(sweep_) == [sweep_ / "a"]
+    status.ask_for(sweep_, {"c": ["x=2"]})
+    assert json.loads((sweep_ / "jobs.json").read_text()) == {"a": [], "c": ["x=2"]}
+
+
+def test_a_complete_run_is_never_called_failed(tmp_path: Path) -> None:
+    status.write(tmp_path, "complete", task=2, tasks=2)
+    status.fail(tmp_path, UserError("of another configuration"))
+    assert status.state(tmp_path) == "complete"
+
+
+def test_only_processes_of_this_command_are_told_to_stop(tmp_path: Path, monkeypatch) -> None:
+    """Whatever number a status.json may hold: -1 stands for all processes of the user."""
+    worker = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    killed: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, _: killed.append(pid))
+    monkeypatch.setattr(sweep, "SAVING", 0)
+    monkeypatch.setattr(sweep, "_sweeps", [tmp_path])
+    for name, pid in (("a", -1), ("b", 1), ("c", os.getppid()), ("d", worker.pid)):
+        status.write(tmp_path / name, "running")
+        about = json.loads((tmp_path / name / "status.json").read_text())
+        (tmp_path / name / "status.json").write_text(json.dumps(about | {"pid": pid}))
+    sweep.stop_jobs()
+    worker.communicate()
+    assert killed == [worker.pid]
+
+
+@pytest.mark.parametrize("name", ["s", "a b", "a,b", "it's", "x=1", 'a"b', "ä", "a\\", "a\\'", "#"])
+def test_the_hint_how_to_go_on_can_be_pasted(name: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sweep, "_sweeps", [tmp_path / name])
+    hint = sweep.how_to_go_on().removeprefix("; to go on: the same command with ")
+    where, resume = shlex.split(hint)
+    assert OverridesParser.create().parse_override(where).value() == str(tmp_path / name)
+    assert resume == "resume=true"
+
+
+def test_a_job_that_has_ended_holds_no_configuration() -> None:
+    """Hydra keeps what jobs return: some hundred kilobytes each, until the sweep ends."""
+    returned = SimpleNamespace(cfg={"a": 1}, hydra_cfg={"b": 2}, return_value=0.5)
+    sweep.Folders().on_job_end(config=None, job_return=returned)
+    assert returned == SimpleNamespace(cfg=None, hydra_cfg=None, return_value=0.5)
 
 
 # Real sweeps
+
+
+@pytest.mark.parametrize("subdir", ["/tmp/x", "a/../../x"])
+def test_a_job_stays_in_its_sweeps_folder(subdir: str, tmp_path: Path) -> None:
+    args = ("-m", *TINY, "seed=0", "hydra.sweep.dir=S", f"hydra.sweep.subdir={subdir}")
+    result = cl_run(*args, cwd=tmp_path)
+    assert result.returncode == 2
+    message = f"cl-run: hydra.sweep.subdir={subdir} leads out of the sweep's folder\n"
+    assert result.stderr == message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (["hydra.run.dir=" + 300 * "x"], "x: File name too long"),
+        (["-m", "seed=0", "hydra.sweep.dir=/dev/null"], "/dev/null/.stop: Not a directory"),
+    ],
+    ids=["name", "device"],
+)
+def test_a_folder_that_cannot_be_is_one_line(args: list[str], reason: str, tmp_path: Path) -> None:
+    result = cl_run(*args, cwd=tmp_path)
+    assert result.returncode == 2
+    assert re.fullmatch(rf"cl-run: .*{re.escape(reason)}\n", result.stderr), result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_job_refused_in_the_folder_of_a_complete_run_leaves_it_complete(tmp_path: Path) -> None:
+    """Numbered folders, and a sweep that is asked for in another order."""
+    args = ("-m", *TINY, "hydra.sweep.dir=S", "hydra.sweep.subdir=${hydra.job.num}", "resume=true")
+    assert cl_run(*args, "seed=0,1", cwd=tmp_path).returncode == 0
+    result = cl_run(*args, "seed=1,0", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "2 of 2 runs failed" in result.stderr
+    assert "S/0/config.yaml is of another configuration: " in result.stderr
+    assert "seed is 0 there and 1 here" in result.stderr
+    assert states(tmp_path / "S") == ["complete"] * 2
+    assert [row["status"] for row in read_rows(tmp_path / "S/summary.csv")] == ["complete"] * 2
 
 
 def states(folder: Path) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import shlex
 import sys
 import time
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from cl_runner import __version__
+from cl_runner import __version__, console
 from cl_runner.compare.terminal import printable, printable_lines
 from cl_runner.errors import UserError, check
 
@@ -134,7 +133,7 @@ def show(text: str) -> None:
 
 def tell(text: str) -> None:
     """One line beside the results."""
-    print(printable(text), file=sys.stderr)
+    console.say(printable(text), sys.stderr)
 
 
 def after_sweep(folder: Path) -> str:
@@ -187,16 +186,18 @@ def verify(paths: Sequence[str]) -> int:
 
 def main() -> None:
     """The entry point of `cl-compare`."""
+    console.prepare()
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()
         sys.exit(code)
-    except UserError as error:
-        tell(f"cl-compare: {error}")
-        sys.exit(2)
     except KeyboardInterrupt:
-        print("cl-compare: interrupted", file=sys.stderr)
+        tell("cl-compare: interrupted")
         sys.exit(130)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        console.silence(sys.stdout)
         sys.exit(0)
+    except (UserError, OSError) as error:  # the latter of a full disk
+        console.silence(sys.stdout)
+        tell(f"cl-compare: {error}")
+        sys.exit(2)

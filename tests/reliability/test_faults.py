@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cl_runner import checkpoint
+from cl_runner import checkpoint, status
 from cl_runner.results import read_rows, reproducible
 
 pytestmark = pytest.mark.slow
@@ -180,6 +180,62 @@ def test_a_folder_removed_under_a_run_ends_it_and_under_a_sweep_its_job_only(toy
         assert len(stderr.splitlines()) == (3 if "-m" in args else 1), stderr
     rows = read_rows(tmp_path / "a/summary.csv")
     assert sorted(row["status"] for row in rows) == ["complete", "failed"]
+
+
+# The console
+
+
+def printing(args: list[str], stdout: object, cwd: Path, **env: str) -> tuple[int, str]:
+    """cl-run with this standard output: its exit code and what it says on standard error."""
+    environment = os.environ | {"PYTHONUNBUFFERED": ""} | env
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": stdout, "stderr": subprocess.PIPE}
+    done = subprocess.run(
+        [CL_RUN, *args], cwd=cwd, env=environment, text=True, timeout=300, check=False, **pipes
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("mode", ["run", "sweep", "seeds"])
+@pytest.mark.parametrize("stdout", ["unread", "full", "ascii"])
+def test_what_cannot_be_printed_fails_nothing(toy, mode, stdout, tmp_path: Path):
+    more = {"run": [], "sweep": ["-m", "seed=0,1"], "seeds": ["seeds=[0,1]"]}[mode]
+    where = f"hydra.{'sweep' if mode == 'sweep' else 'run'}.dir=a"
+    flags = [f for f in more if f == "-m"]
+    args = [*flags, *toy, *(f for f in more if f != "-m"), "verbose=true", where]
+    said = ""
+    if stdout == "unread":
+        reader, writer = os.pipe()
+        os.close(reader)
+        code, stderr = printing(args, writer, tmp_path)
+        os.close(writer)
+    elif stdout == "full":
+        with Path("/dev/full").open("w") as device:
+            code, stderr = printing(args, device, tmp_path)
+        said = "cl-run: standard output cannot be written: No space left on device\n"
+    else:
+        with (tmp_path / "stdout").open("w") as file:
+            code, stderr = printing(args, file, tmp_path, PYTHONIOENCODING="ascii")
+        assert "results in" in (tmp_path / "stdout").read_text()
+    assert (code, stderr) == (0, said)
+    found = status.found(tmp_path / "a")
+    assert [status.state(out) for out in found] == ["complete"] * (1 if mode == "run" else 2)
+    assert {row["status"] for row in read_rows(tmp_path / "a/summary.csv")} == {"complete"}
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-"])
+def test_a_closed_console_fails_nothing(toy, closed, tmp_path: Path):
+    args = quoted((*toy, "verbose=true", f"hydra.run.dir={tmp_path / 'a'}"))
+    assert call("sh", "-c", f"{CL_RUN} {args} {closed}").returncode == 0
+    assert status.state(tmp_path / "a") == "complete"
+
+
+@pytest.mark.parametrize("command", ["--help", "--version", "status a"])
+def test_the_reader_of_what_hydra_prints_may_leave(command, tmp_path: Path):
+    status.write(tmp_path / "a", "complete")
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert printing(command.split(), writer, tmp_path) == (0, "")
+    os.close(writer)
 
 
 # Data

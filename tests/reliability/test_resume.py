@@ -314,7 +314,8 @@ def test_a_signal_ends_in_a_checkpoint_and_says_how_to_go_on(configure, data_roo
     out = tmp_path / "a=b it's"
     where = "hydra.run.dir='" + str(out).replace("'", "\\'") + "'"
     args = (*command(case, data_root), where)
-    for number, code, task in ((signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 2)):
+    moments = ((signal.SIGHUP, 129, 0), (signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 2))
+    for number, code, task in moments:
         process = start(args)
         while saved_at(out) < (task, 0):
             assert process.poll() is None
