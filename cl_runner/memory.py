@@ -7,10 +7,8 @@ refused. What is found out later (see `shortage`) is told in the same words.
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +21,7 @@ from cl_runner.data.datasets import Arrays
 from cl_runner.engine import EVALUATION_CHUNK
 from cl_runner.env import Env
 from cl_runner.errors import check, exhausted
+from cl_runner.free_memory import available, size
 from cl_runner.functional import optim
 from cl_runner.nn.networks import Network, activation_shapes
 from cl_runner.strategies.base import Strategy
@@ -34,9 +33,6 @@ REMEDY = (
     "lower model.hidden_sizes, training.batch_size, strategy.buffer_size, benchmark.num_tasks or "
     "benchmark.pad_to"
 )
-
-
-# What is needed.
 
 
 class Sketch(TorchFunctionMode):
@@ -146,81 +142,3 @@ def fitting(strategy: Strategy, env: Env) -> int:
     (shown,) = of_data(env.stream, None).values()
     free = available(env.device)
     return 2**16 if free is None else max(1, int(free / 2 / (STATE_COPIES * state + shown)))
-
-
-def size(n: int) -> str:
-    """Bytes in words."""
-    return f"{n / 1e9:.3g} GB" if n >= 1e9 else f"{n / 1e6:.3g} MB"
-
-
-# What there is.
-
-
-def available(device: torch.device) -> int | None:
-    """Bytes that a process may still take, swap included; None where the system does not say.
-
-    On a CPU the least of what the machine, the control groups (of containers and batch jobs) and
-    RLIMIT_AS leave.
-    """
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    import psutil
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of numbers that are not asked for here
-            swap = int(psutil.swap_memory().free)
-            machine = int(psutil.virtual_memory().available) + swap
-    except (OSError, psutil.Error):
-        return None
-    groups = in_groups(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"), swap)
-    return min(n for n in (machine, groups, address_space()) if n is not None)
-
-
-def in_groups(root: Path, membership: Path, swap: int) -> int | None:
-    """What the process's control groups leave, version 1 or 2; page cache counts as free.
-
-    swap: bytes that the machine has left of it, all of which a group may use, as far as is known.
-    """
-    try:
-        lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
-    except OSError:
-        return None
-    left = []
-    for _, controllers, name in (line for line in lines if len(line) == 3):
-        if controllers not in {"", "memory"}:
-            continue
-        top = root / controllers
-        limit, used = ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        if not controllers:
-            limit, used = ("memory.max", "memory.current")
-        group = top / name.lstrip("/")
-        folders = [f for f in (group, *group.parents) if f.is_relative_to(top)]
-        left += [headroom(f / limit, f / used, f / "memory.stat") for f in folders]
-    return min((n + swap for n in left if n is not None), default=None)
-
-
-def headroom(limit: Path, used: Path, stat: Path) -> int | None:
-    """Limit - used + page cache; None without a limit."""
-    try:
-        counts = dict(line.split() for line in stat.read_text().splitlines())
-        # With "total_": version 1, for a group with those below it.
-        cache = sum(
-            int(counts.get(f"total_{k}", counts.get(k, 0)))
-            for k in ("active_file", "inactive_file")
-        )
-        return int(limit.read_text()) - int(used.read_text()) + cache
-    except (OSError, ValueError):  # no such files, or the limit is "max"
-        return None
-
-
-def address_space() -> int | None:
-    """What RLIMIT_AS (ulimit -v) leaves; None without such a limit."""
-    try:
-        import resource
-
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except (ImportError, OSError, ValueError):
-        return None
-    return None if limit == resource.RLIM_INFINITY else limit - pages * resource.getpagesize()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import cl_runner
 from cl_runner import (
     checkpoint,
+    free_memory,
     kernels,
     memory,
     results,
@@ -209,7 +210,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     """
     check_scenario(strategy.name, strategy.scenarios, config.scenario)
     device = choose_device(config.device)
-    free = memory.available(device)
+    free = free_memory.available(device)
     torch.set_num_threads(config.threads or DEFAULT_THREADS)
     precision = kernels.choose(config.precision, device)
     kernels.keep_freed_memory()

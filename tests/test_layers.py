@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "cl_runner"
 LAYERS = (  # from the top down; a module of a sub-package counts as that sub-package
     ("errors", "signals"),
-    ("console", "locks"),
+    ("console", "locks", "reading", "free_memory"),
     ("config",),
     ("outline",),
     ("core", "kernels"),
@@ -32,6 +32,7 @@ LAYERS = (  # from the top down; a module of a sub-package counts as that sub-pa
     ("results",),
     ("status", "sharing"),
     ("compare",),
+    ("frame",),
     ("checkpoint",),
     ("progress",),
     ("runner",),
@@ -150,9 +151,9 @@ def test_a_system_without_the_calls_of_unix_imports_everything() -> None:
         *(f"import cl_runner.{name}" for name in sorted(MODULES)),
         "from cl_runner.signals import stoppable",
         "with stoppable() as stop: assert stop.asked is None",
-        "from cl_runner import memory, sharing",
-        "assert memory.available(torch.device('cpu')) > 0",
-        "assert memory.address_space() is None",
+        "from cl_runner import free_memory, sharing",
+        "assert free_memory.available(torch.device('cpu')) > 0",
+        "assert free_memory.address_space() is None",
     ]
     program = [sys.executable, "-c", "\n".join(lines)]
     done = subprocess.run(program, capture_output=True, text=True, cwd=PACKAGE.parent, check=False)

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from cl_runner import memory, runner, strategies
+from cl_runner import free_memory, memory, runner, strategies
 from cl_runner.errors import UserError
 from cl_runner.nn.networks import factory
 
@@ -177,20 +177,20 @@ def test_the_limits_of_control_groups(tmp_path, name, own, outer, expected):
             f"anon 300\n{key}active_file 100\n{key}inactive_file 200\n"
         )
     (tmp_path / "membership").write_text(f"1:name=systemd:/\n{name}\n")
-    assert memory.in_groups(tmp_path, tmp_path / "membership", 7) == expected
+    assert free_memory.in_groups(tmp_path, tmp_path / "membership", 7) == expected
 
 
 def test_a_system_without_control_groups_sets_no_limit(tmp_path):
-    assert memory.in_groups(tmp_path, tmp_path / "none", 0) is None
+    assert free_memory.in_groups(tmp_path, tmp_path / "none", 0) is None
 
 
 def test_what_is_free_is_the_least_of_machine_groups_and_ulimit(monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
     monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(free=7))
     for groups, limit, least in ((None, None, 1007), (900, None, 900), (900, 800, 800)):
-        monkeypatch.setattr(memory, "in_groups", lambda *_, groups=groups: groups)
-        monkeypatch.setattr(memory, "address_space", lambda limit=limit: limit)
-        assert memory.available(torch.device("cpu")) == least
+        monkeypatch.setattr(free_memory, "in_groups", lambda *_, groups=groups: groups)
+        monkeypatch.setattr(free_memory, "address_space", lambda limit=limit: limit)
+        assert free_memory.available(torch.device("cpu")) == least
 
 
 def test_ulimit_is_respected_and_told_in_one_line(data_root, tmp_path):

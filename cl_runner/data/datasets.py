@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cl_runner import free_memory
 from cl_runner.errors import UserError, check, exhausted, one_of
 from cl_runner.reading import regular
 
@@ -428,11 +429,9 @@ def _check_sizes(file: Path, members: Sequence[zipfile.ZipInfo]) -> None:
 
 def _check_free(what: str, needed: int) -> None:
     """Raise UserError if memory has no room for so many bytes of data."""
-    from cl_runner import memory  # it estimates what runs need, of which data are a part
-
-    free = memory.available(torch.device("cpu"))
-    message = f"not enough memory: {what} take {memory.size(needed)}, and {{}} are free"
-    check(free is None or needed <= free, message.format(memory.size(free or 0)))
+    free = free_memory.available(torch.device("cpu"))
+    message = f"not enough memory: {what} take {free_memory.size(needed)}, and {{}} are free"
+    check(free is None or needed <= free, message.format(free_memory.size(free or 0)))
 
 
 def _array(key: str, member: IO[bytes], length: int) -> NDArray[Any]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cl_runner import memory
+from cl_runner import free_memory
 from cl_runner.data import datasets
 from cl_runner.data.datasets import KEYS, load
 from cl_runner.errors import UserError
@@ -101,7 +101,7 @@ def test_images_that_together_fill_the_memory_are_refused_before_any_is_decoded(
 ):
     for file in images.rglob("*.png"):
         file.write_bytes(png_of(8000, 8000))
-    monkeypatch.setattr(memory, "available", lambda _: 400_000_000)
+    monkeypatch.setattr(free_memory, "available", lambda _: 400_000_000)
     monkeypatch.setattr(datasets, "_image", None)
     message = f"not enough memory: the images of {images} take 512 MB, and 400 MB are free"
     assert fails("folder", images) == message
@@ -163,7 +163,7 @@ def test_zeros_that_unpack_to_a_thousand_times_their_size_are_refused(tmp_path):
 @pytest.mark.usefixtures("never_inflated")
 def test_arrays_that_do_not_fit_into_memory_are_refused_by_their_headers(tmp_path, monkeypatch):
     np.savez(tmp_path / "own.npz", **(arrays() | {"x_train": np.zeros((4000, 32, 32), np.uint8)}))
-    monkeypatch.setattr(memory, "available", lambda _: 4_000_000)
+    monkeypatch.setattr(free_memory, "available", lambda _: 4_000_000)
     message = f"not enough memory: the arrays of {tmp_path}/own.npz take 4.1 MB, and 4 MB are free"
     assert fails("npz", tmp_path / "own.npz") == message
 

@@ -1,0 +1,83 @@
+"""How much memory there is: what a process may still take, of machine, control groups and ulimit."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+
+
+def available(device: torch.device) -> int | None:
+    """Bytes that a process may still take, swap included; None where the system does not say.
+
+    On a CPU the least of what the machine, the control groups (of containers and batch jobs) and
+    RLIMIT_AS leave.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    import psutil
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of numbers that are not asked for here
+            swap = int(psutil.swap_memory().free)
+            machine = int(psutil.virtual_memory().available) + swap
+    except (OSError, psutil.Error):
+        return None
+    groups = in_groups(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"), swap)
+    return min(n for n in (machine, groups, address_space()) if n is not None)
+
+
+def in_groups(root: Path, membership: Path, swap: int) -> int | None:
+    """What the process's control groups leave, version 1 or 2; page cache counts as free.
+
+    swap: bytes that the machine has left of it, all of which a group may use, as far as is known.
+    """
+    try:
+        lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
+    except OSError:
+        return None
+    left = []
+    for _, controllers, name in (line for line in lines if len(line) == 3):
+        if controllers not in {"", "memory"}:
+            continue
+        top = root / controllers
+        limit, used = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        if not controllers:
+            limit, used = ("memory.max", "memory.current")
+        group = top / name.lstrip("/")
+        folders = [f for f in (group, *group.parents) if f.is_relative_to(top)]
+        left += [headroom(f / limit, f / used, f / "memory.stat") for f in folders]
+    return min((n + swap for n in left if n is not None), default=None)
+
+
+def headroom(limit: Path, used: Path, stat: Path) -> int | None:
+    """Limit - used + page cache; None without a limit."""
+    try:
+        counts = dict(line.split() for line in stat.read_text().splitlines())
+        # With "total_": version 1, for a group with those below it.
+        cache = sum(
+            int(counts.get(f"total_{k}", counts.get(k, 0)))
+            for k in ("active_file", "inactive_file")
+        )
+        return int(limit.read_text()) - int(used.read_text()) + cache
+    except (OSError, ValueError):  # no such files, or the limit is "max"
+        return None
+
+
+def address_space() -> int | None:
+    """What RLIMIT_AS (ulimit -v) leaves; None without such a limit."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except (ImportError, OSError, ValueError):
+        return None
+    return None if limit == resource.RLIM_INFINITY else limit - pages * resource.getpagesize()
+
+
+def size(n: int) -> str:
+    """Bytes in words."""
+    return f"{n / 1e9:.3g} GB" if n >= 1e9 else f"{n / 1e6:.3g} MB"
