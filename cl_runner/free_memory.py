@@ -1,4 +1,4 @@
-"""How much memory there is: what a process may still take, of machine, control groups and ulimit."""
+"""How much memory is free: what the machine, control groups and ulimit leave to a process."""
 
 from __future__ import annotations
 
