@@ -7,6 +7,7 @@ checks everything again.
 """
 
 from __future__ import annotations
+import __future__
 
 import ast
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from zipfile import is_zipfile
 from cl_runner.config import Config, Split, parse
 from cl_runner.errors import UserError, check
 
+ANNOTATIONS = __future__.annotations.compiler_flag  # they stay text, with torch's names in it
 FREE_OF_TORCH = ("dataclasses", "typing", "cl_runner.errors", "cl_runner.config")
 
 
@@ -100,21 +102,21 @@ def names(module: str) -> dict[str, Any]:
                 wanted = {alias.asname or alias.name: alias.name for alias in statement.names}
                 found |= {own: theirs[name] for own, name in wanted.items() if name in theirs}
             case _:
-                code = compile(ast.Module([statement], []), module, "exec", dont_inherit=True)
+                code = compile(ast.Module([statement], []), module, "exec", ANNOTATIONS)
                 with suppress(NameError, AttributeError):  # it needs torch
                     exec(code, found)  # noqa: S102 - cl_runner's own source
     return found
 
 
 def statements(module: str) -> Iterator[ast.stmt]:
-    """A module's imports from cl_runner, its constants, and its classes without their methods."""
+    """A module's imports from cl_runner, constants, functions, classes without their methods."""
     for node in ast.parse(source(module).read_text(encoding="utf-8")).body:
         match node:
             case ast.ImportFrom(module=str(other)) if other in FREE_OF_TORCH:
                 yield node
             case ast.ImportFrom(module=str(other)) if other.startswith("cl_runner."):
                 yield node
-            case ast.Assign() | ast.AnnAssign():
+            case ast.Assign() | ast.AnnAssign() | ast.FunctionDef():
                 yield node
             case ast.ClassDef():
                 methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]

@@ -266,7 +266,8 @@ def read_accuracies(path: str | Path) -> pd.DataFrame:
     """The tidy table: after_task, eval_task, reading, split, accuracy."""
     import pandas as pd
 
-    return pd.read_csv(path, float_precision="round_trip")  # to the last bit, before pandas 3 too
+    cells = pd.read_csv(path, dtype={"accuracy": str})  # pandas 2 would not read the last bit
+    return cells.assign(accuracy=[float(cell) for cell in cells.accuracy.fillna("nan")])
 
 
 def metric_columns(

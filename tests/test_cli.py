@@ -215,7 +215,7 @@ def test_own_configuration_files(flags: list[str], tmp_path: Path) -> None:
         (["experiment=hsu-ewc"], ["did you mean hsu-ewc-"]),
         (["strategy=ER"], ["did you mean er?"]),
         (["benchmark=split_mnist", "benchmark=split_digits"], ["benchmark is given twice"]),
-        (["seeds=3"], ["seeds must be a list, such as 'seeds=[3]'"]),
+        (["seeds=3"], ["seeds must be a list of int, or null, such as 'seeds=[3]'"]),
         (["model.hidden_sizes=400"], ["such as 'model.hidden_sizes=[400]'"]),
         (["-m", "seed=[1,2]"], ["seed must be int, got [1, 2]", "-m seed=1,2"]),
         (["seed=1\n2"], ["cannot read seed=1 2"]),

@@ -353,7 +353,10 @@ def test_interruption_keeps_what_was_measured(configure, tmp_path, monkeypatch):
         (("strategy.lambda=inf",), "strategy.lambda must be finite"),
         (("optimizer.lr=nan",), "optimizer.lr must be finite"),
         (("benchmark.seed=-5",), "benchmark.seed must be at least 0"),
-        (("model.hidden_sizes=100",), "model.hidden_sizes must be list[int], got 100"),
+        (
+            ("model.hidden_sizes=100",),
+            "model.hidden_sizes must be a list of int, such as 'model.hidden_sizes=[100]', got 100",
+        ),
         (("seed=null",), "seed must be int, got None"),
         (("data.root=",), "data.root must not be empty"),
         (("model=cnn", "model.channels=[2,2,2,2]"), "model.channels"),
