@@ -7,7 +7,6 @@ checks everything again.
 """
 
 from __future__ import annotations
-import __future__
 
 import ast
 from collections.abc import Iterator, Mapping
@@ -21,7 +20,6 @@ from zipfile import is_zipfile
 from cl_runner.config import Config, Split, parse
 from cl_runner.errors import UserError, check
 
-ANNOTATIONS = __future__.annotations.compiler_flag  # they stay text, with torch's names in it
 FREE_OF_TORCH = ("dataclasses", "typing", "cl_runner.errors", "cl_runner.config")
 
 
@@ -102,7 +100,7 @@ def names(module: str) -> dict[str, Any]:
                 wanted = {alias.asname or alias.name: alias.name for alias in statement.names}
                 found |= {own: theirs[name] for own, name in wanted.items() if name in theirs}
             case _:
-                code = compile(ast.Module([statement], []), module, "exec", ANNOTATIONS)
+                code = compile(ast.Module([statement], []), module, "exec", dont_inherit=True)
                 with suppress(NameError, AttributeError):  # it needs torch
                     exec(code, found)  # noqa: S102 - cl_runner's own source
     return found
@@ -116,10 +114,21 @@ def statements(module: str) -> Iterator[ast.stmt]:
                 yield node
             case ast.ImportFrom(module=str(other)) if other.startswith("cl_runner."):
                 yield node
-            case ast.Assign() | ast.AnnAssign() | ast.FunctionDef():
+            case ast.Assign() | ast.AnnAssign():
                 yield node
+            case ast.FunctionDef():
+                yield without_annotations(node)
             case ast.ClassDef():
                 methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
                 left_out = [n for n in methods if n.name != "__post_init__"]
                 node.body = [n for n in node.body if n not in left_out]
                 yield node
+
+
+def without_annotations(node: ast.FunctionDef) -> ast.FunctionDef:
+    """A function whose types, which may be torch's, are left out."""
+    arguments = node.args
+    for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
+        argument.annotation = None
+    node.returns = None
+    return node

@@ -14,6 +14,7 @@ less.
 from __future__ import annotations
 
 import argparse
+import math
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,7 @@ CSV = ROOT / "results" / "defaults.csv"
 PAGE = ROOT / "docs" / "defaults.md"
 # What claims nothing against fine-tuning: itself, with a growing output layer or frozen features.
 NO_CLAIM = ("naive", "expandable_head", "frozen_features")
+MEASURED = ("status", "ACC", "forgetting", "train_seconds", "steps", "peak_memory_bytes")
 SLACK = 0.02  # of ACC, besides the spread between seeds
 INTRODUCTION = """\
 # Every strategy with no option
@@ -84,7 +86,7 @@ def run(cell: Cell, seed: int, folder: Path) -> dict[str, Any]:
     print(*cell, seed, done.stderr.strip() or "ended", flush=True)
     summary = out / "summary.csv"
     row = pd.read_csv(summary).loc[0].to_dict() if summary.exists() else {"status": "failed"}
-    return {**cell._asdict(), **row}
+    return {**cell._asdict(), **{name: row.get(name, math.nan) for name in MEASURED}}
 
 
 def table(runs: pd.DataFrame) -> pd.DataFrame:
@@ -97,12 +99,12 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
                 **dict(zip(Cell._fields, cell, strict=True)),
                 "n": len(own),
                 "status": "complete" if complete else "failed",
-                "ACC": round(own.ACC.mean(), 4),
-                "ACC_sd": round(own.ACC.std(), 4),
-                "forgetting": round(own.forgetting.mean(), 4),
-                "ms_per_step": round((1000 * own.train_seconds / own.steps).mean(), 2),
-                "train_seconds": round(own.train_seconds.mean(), 1),
-                "peak_memory_MB": round(own.peak_memory_bytes.max() / 1e6),
+                "ACC": own.ACC.mean().round(4),
+                "ACC_sd": own.ACC.std().round(4),
+                "forgetting": own.forgetting.mean().round(4),
+                "ms_per_step": (1000 * own.train_seconds / own.steps).mean().round(2),
+                "train_seconds": own.train_seconds.mean().round(1),
+                "peak_memory_MB": (own.peak_memory_bytes.max() / 1e6).round(),
             }
         )
     return pd.DataFrame(rows)

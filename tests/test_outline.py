@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,23 @@ def test_an_outline_has_the_fields_and_scenarios_of_the_class(name: str) -> None
     assert defaults(own) == defaults(cls)
     assert own.scenarios == cls.scenarios
     assert hasattr(own, "__post_init__") == hasattr(cls, "__post_init__")
+
+
+def test_outlines_are_there_before_torch_is_and_do_not_import_it() -> None:
+    program = "; ".join(
+        [
+            "import sys",
+            "from cl_runner import outline",
+            f"names = {strategies.available()}",
+            "outlines = [outline.outline(name) for name in names]",
+            "assert all(hasattr(o, '__dataclass_fields__') for o in outlines), outlines",
+            "assert 'torch' not in sys.modules",
+        ]
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True
+    )
+    assert done.stderr == ""
 
 
 WRONG_STRATEGIES = [(schema, keys) for schema, keys, _ in WRONG if issubclass(schema, Strategy)]
