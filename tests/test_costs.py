@@ -81,7 +81,9 @@ def test_counts_are_those_of_torch_and_counting_changes_no_bit(prepared, monkeyp
     """Torch's counter, open all the time, sees as much as ours that looks at few of the steps."""
     monkeypatch.setattr("cl_runner.env.FOLD_CHUNK", 8)  # so that passes have many
     scenarios = strategies.find(strategy).scenarios
-    own = (f"strategy={strategy}", f"scenario={scenarios[-1]}", *COSTLY.get(strategy, ()))
+    # Three tasks share no outputs of ten classes: domain-incremental learning is refused.
+    scenario = [s for s in scenarios if s != "domain"][-1]
+    own = (f"strategy={strategy}", f"scenario={scenario}", *COSTLY.get(strategy, ()))
     case = (*TOY, "benchmark.train_samples=90", *own)
     formula = {
         torch.ops.aten.mv: lambda shape, *_, **__: 2 * shape[0] * shape[1],
