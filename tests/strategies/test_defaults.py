@@ -1,7 +1,7 @@
 """Every strategy with no option at all: it ends, it is finite, and it is not below fine-tuning.
 
-The bound is the mean of naive fine-tuning over three seeds, from results/defaults.csv. MNIST and three
-seeds of every strategy, are in `python scripts/defaults.py`, which writes that table.
+The bound is the mean of naive fine-tuning over three seeds, from results/defaults.csv. MNIST and
+three seeds of every strategy are in `python scripts/defaults.py`, which writes that table.
 """
 
 from __future__ import annotations
