@@ -22,7 +22,7 @@ from cl_runner.compare.table import (
     larger_is_better,
 )
 from cl_runner.compare.terminal import Column, printable
-from cl_runner.compare.verdict import verdict
+from cl_runner.compare.verdict import PREFIXES, verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +32,6 @@ MARKS = {"best": "*", "no": "~", "untested": "?", "too_few": "?", "yes": "", "bo
 OVERALL = "all streams"  # stands for the title of a stream
 SHORT = ("ACC", "forgetting")  # at the end of a sweep
 UNITS = {"flops": "FLOPs", "bytes": "B"}  # what ends a cost's name, and what people call it
-PREFIXES = {1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k"}
 SIGNATURE = ("benchmark", "scenario", "reading", "strategy", "settings", "n")  # of comparison.csv
 HUGE = 1e9  # counts from which on three digits say more than all
 MANY = 60  # lines of incomplete runs that are still worth printing one by one
