@@ -5,11 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from cl_runner import strategies
 from cl_runner.config import Config, validate
@@ -21,6 +27,7 @@ from cl_runner.runner import prepare
 from cl_runner.strategies.base import Strategy
 
 REPOSITORY = Path(__file__).parents[1]
+CONF = REPOSITORY / "conf"
 SHARED_DATA = REPOSITORY.parent / "shared" / "data" / "prepare"
 
 
@@ -75,13 +82,47 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
+@cache
+def composed(*overrides: str) -> DictConfig:
+    """What Hydra makes of these overrides. It is kept: not to be changed."""
+    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def composed_by_parts(*overrides: str) -> DictConfig:
+    """The same, faster: Hydra puts files together once for all tests, then values are set.
+
+    Whatever is not a plain KEY=VALUE (it chooses a file, adds a key, removes one) goes to Hydra.
+    """
+    parser = OverridesParser.create()
+    files, values = [], {}
+    for override in overrides:
+        parsed = parser.parse_override(override)
+        if parsed.type == OverrideType.CHANGE and not (CONF / parsed.key_or_group).is_dir():
+            values[parsed.key_or_group] = parsed.value()
+        else:
+            files.append(override)
+    node = deepcopy(composed(*files))
+    try:
+        for key, value in values.items():
+            OmegaConf.update(node, key, value)
+    except OmegaConfBaseException:
+        return composed(*overrides)  # which says it in Hydra's words
+    return node
+
+
+@pytest.fixture
+def composed_in_parts():
+    """composed_in_parts("strategy=er", ...) -> DictConfig, not yet validated."""
+    return composed_by_parts
+
+
 @pytest.fixture
 def configure(data_root: Path):
     """configure("strategy=er", ...) -> Config, as the command line composes it."""
 
     def function(*overrides: str, root: Path = data_root) -> Config:
-        with initialize_config_module("cl_runner.conf", version_base="1.3"):
-            node = compose("config", [f"data.root={root}", "device=cpu", "threads=1", *overrides])
+        node = composed_by_parts(f"data.root={root}", "device=cpu", "threads=1", *overrides)
         return validate(node)
 
     return function

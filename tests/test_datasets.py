@@ -411,6 +411,7 @@ def test_decoded_copy_of_something_else_is_refused(
 # torchvision -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_torchvision_imports_beside_a_torch_it_was_not_built_for() -> None:
     plain = (
         "import torch\n"
@@ -626,6 +627,7 @@ def test_download_gives_up_on_a_silent_server(
     assert socket.getdefaulttimeout() == before
 
 
+@pytest.mark.slow
 def test_two_processes_download_once(
     tmp_path: Path, mnist: tuple[SimpleNamespace, Decoded], tv: Any
 ) -> None:

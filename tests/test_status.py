@@ -237,6 +237,7 @@ def states(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("more", [[], ["hydra/launcher=vectorized"]], ids=["basic", "vectorized"])
+@pytest.mark.slow
 def test_fail_fast_begins_no_more_jobs(more: list[str], tmp_path: Path) -> None:
     args = ("-m", *more, *TINY, "seed=0", "optimizer.lr=1e30,0.1,0.2,0.3", "hydra.sweep.dir=S")
     if not more:
@@ -254,6 +255,7 @@ def test_fail_fast_begins_no_more_jobs(more: list[str], tmp_path: Path) -> None:
     assert len(read_rows(tmp_path / "S/summary.csv")) == 4
 
 
+@pytest.mark.slow
 def test_fail_fast_of_seeds(tmp_path: Path) -> None:
     lr = ("optimizer.lr=1e30", "model.hidden_sizes=[500,500]", "training.batch_size=512")
     args = (*TINY, "seeds=[0,1,2,3,4,5]", *lr, "hydra.run.dir=R", "fail_fast=true")
@@ -263,6 +265,7 @@ def test_fail_fast_of_seeds(tmp_path: Path) -> None:
     assert {*states(tmp_path / "R")} <= {"failed", "missing"}
 
 
+@pytest.mark.slow
 def test_adding_a_seed_runs_that_seed_only(tmp_path: Path) -> None:
     """However the others are written, and what failed is repeated."""
     args = ("-m", *TINY, "hydra.sweep.dir=S", "resume=true")
@@ -287,6 +290,7 @@ def test_what_makes_no_other_run_cannot_be_swept(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_shows_killed_and_missing_jobs(tmp_path: Path) -> None:
     slow = [arg for arg in TINY if "iterations" not in arg]
     args = ("-m", *slow, "training.iterations=100000", "seed=0,1", "hydra.sweep.dir=S")

@@ -134,6 +134,7 @@ def command(name: str, *arguments: str | Path, cwd: Path) -> subprocess.Complete
     )
 
 
+@pytest.mark.slow
 def test_the_installed_command_on_a_real_sweep(tmp_path: Path) -> None:
     common = ("benchmark=split_digits", "benchmark.num_tasks=2", "training.iterations=4")
     quick = ("model.hidden_sizes=[8]", "threads=1", "device=cpu", "verbose=false")
@@ -244,6 +245,7 @@ def test_few_runs_are_compared_without_slow_imports(run_folder, tmp_path: Path) 
     assert done.stdout.splitlines()[-1] == "!"
 
 
+@pytest.mark.slow
 def test_a_run_draws_its_own_pictures(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     toy = ("benchmark=split_digits", "benchmark.num_tasks=2", "training.iterations=2", "device=cpu")

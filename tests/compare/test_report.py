@@ -170,6 +170,7 @@ def test_nothing_is_loaded_from_elsewhere(page: str) -> None:
     assert {v[1:] for _, v in links if v.startswith("#")} <= identities
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_page(comparison: Comparison, page: str) -> None:
     assert report.page(comparison, f"cl-compare '{HOSTILE}'", MADE)[0] == page
 

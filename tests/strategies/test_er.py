@@ -113,6 +113,7 @@ def assert_best_of_a_class(env, s, task, label: int, mine: list[int]) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["er", "er_ace", "der", "derpp", "agem", "icarl"])
+@pytest.mark.slow
 def test_herding_holds_the_best_of_new_classes_and_keeps_the_best_of_old_ones(prepared, strategy):
     own = [] if strategy == "icarl" else ["strategy.policy=herding"]
     small = [override for override in TOY if "replay" not in override or strategy != "icarl"]
