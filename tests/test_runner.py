@@ -361,6 +361,10 @@ def test_interruption_keeps_what_was_measured(configure, tmp_path, monkeypatch):
         (("data.root=",), "data.root must not be empty"),
         (("model=cnn", "model.channels=[2,2,2,2]"), "model.channels"),
         (("benchmark.train_samples=3",), "has no training samples"),
+        (
+            ("model=resnet18", "model.width=2", "training.batch_size=131"),
+            "training.batch_size=131 leaves a batch of one sample of the 1442 of task 1, ",
+        ),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_written(configure, tmp_path, overrides, message):

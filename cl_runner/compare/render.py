@@ -22,7 +22,7 @@ from cl_runner.compare.table import (
     larger_is_better,
 )
 from cl_runner.compare.terminal import Column, printable
-from cl_runner.compare.verdict import PREFIXES, verdict
+from cl_runner.compare.verdict import PREFIXES, UNITS, verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 MARKS = {"best": "*", "no": "~", "untested": "?", "too_few": "?", "yes": "", "bound": ""}
 OVERALL = "all streams"  # stands for the title of a stream
 SHORT = ("ACC", "forgetting")  # at the end of a sweep
-UNITS = {"flops": "FLOPs", "bytes": "B"}  # what ends a cost's name, and what people call it
 SIGNATURE = ("benchmark", "scenario", "reading", "strategy", "settings", "n")  # of comparison.csv
 HUGE = 1e9  # counts from which on three digits say more than all
 MANY = 60  # lines of incomplete runs that are still worth printing one by one

@@ -19,7 +19,7 @@ from cl_runner.compare.table import (
     larger_is_better,
 )
 
-UNITS = {"flops": "FLOPs", "bytes": "B", "seconds": "seconds"}  # what ends a cost's name
+UNITS = {"flops": "FLOPs", "bytes": "B"}  # what ends a cost's name
 PREFIXES = {1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k"}
 PRICES = {"flops": "FLOPs", "seconds": "time"}  # of training; the first that was measured counts
 
@@ -231,10 +231,11 @@ def amount(value: float, metric: str) -> str:
     if metric not in COSTS:
         digits = 2 if abs(value) >= 0.01 or value == 0 else 3
         return f"{round(value, digits) + 0.0:.{digits}f}"
-    unit = UNITS.get(metric.rsplit("_", 1)[-1], words(metric))
-    if unit in {"FLOPs", "B"}:
+    last = metric.rsplit("_", 1)[-1]
+    if last in UNITS:
         size = next((s for s in PREFIXES if value >= s), 1.0)
-        return f"{value / size:.3g} {PREFIXES.get(size, '')}{unit}"
+        return f"{value / size:.3g} {PREFIXES.get(size, '')}{UNITS[last]}"
+    unit = last if last == "seconds" else words(metric)
     return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cl_runner.compare.runs import COSTS, SUMMARY, Run, is_metric, is_setting, read_runs
+from cl_runner.config import IMMATERIAL
 from cl_runner.errors import UserError, check
 from cl_runner.reading import yaml_values
 from cl_runner.results import (
@@ -146,7 +147,11 @@ def number(cell: str) -> float:
 
 
 def of_configuration(folder: Path, row: Mapping[str, str]) -> Iterator[str]:
-    """Every setting of the row is as in config.yaml, which may have more: they change no result."""
+    """Every setting of the row is as in config.yaml, which may have more: they change no result.
+
+    What may change when a run goes on, as threads and device, is of its last part in the row and of
+    its first in config.yaml.
+    """
     try:
         config = yaml_values(folder / "config.yaml")
         flat = flatten(config)
@@ -156,7 +161,7 @@ def of_configuration(folder: Path, row: Mapping[str, str]) -> Iterator[str]:
     said = row.get("config_hash", "")
     if said and said != (own := config_hash(config)):
         yield f"config.yaml has the hash {own}, {SUMMARY} says {said}"
-    for key in (key for key in row if is_setting(key) or key in NAMED):
+    for key in (key for key in row if (is_setting(key) or key in NAMED) and key not in IMMATERIAL):
         name = f"{key}.name" if key in NAMED else key
         value = flat.get(name)
         if not same_cell(row[key], value):

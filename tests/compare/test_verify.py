@@ -99,6 +99,12 @@ def test_a_complete_run_that_a_merged_table_lacks_is_found(run_folder, tmp_path)
     assert verify([str(tmp_path)])[1] == [f"{tmp_path / 'runs'}: summary.csv has no row of b"]
 
 
+def test_a_run_may_have_gone_on_with_other_threads(run_folder, tmp_path: Path) -> None:
+    out = run_folder(R, threads=1)
+    change(out / "summary.csv", "threads", 2)
+    assert verify([str(tmp_path)]) == (1, [])
+
+
 def test_the_hash_is_that_of_the_configuration(run_folder, tmp_path: Path) -> None:
     out = run_folder(R)
     config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
