@@ -1,0 +1,137 @@
+"""How many changes to the methods do their own tests notice?
+
+    pip install mutmut==3.8.1
+    python scripts/mutation.py DIR                            all (two hours on two cores)
+    python scripts/mutation.py DIR --only losses,er,ewc       some files; the others' rows stay
+
+mutmut changes one operator, number, argument or name at a time in a file of functional/ or
+strategies/, and runs the quick tests that belong to the file and reach the function (`tests_of`). It
+works in DIR, on copies of the last commit, and goes on there where it was stopped. Writes
+results/mutants.csv: for each file the number of mutants and of those that were noticed; and
+results/survivors.csv: those that were not, each with a reason that is kept from run to run. Exits
+with 1 if fewer than 90 % of all are noticed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+from reproduce import ROOT
+
+# Only lines that hold nothing but words are left out: parts of messages.
+CONFIGURATION = """
+[tool.mutmut]
+source_paths = ["cl_runner"]
+only_mutate = ["{file}"]
+also_copy = ["conf", "hydra_plugins", "README.md", "scripts", "results"]
+do_not_mutate_patterns = ['^\\s+f?"[^"]*"[,)]*$']
+pytest_add_cli_args_test_selection = {tests}
+pytest_add_cli_args = ["-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist"]
+"""
+COUNTS = ROOT / "results" / "mutants.csv"
+SURVIVORS = ROOT / "results" / "survivors.csv"
+NOTICED = ("killed", "timeout", "segfault")
+WANTED = 0.9
+# Besides the tests of the same name: what is shared is tested where it is used.
+MORE = {
+    "__init__": ("tests/test_config.py", "tests/test_plugins.py"),
+    "base": ("tests/strategies/test_naive.py", "tests/strategies/test_lwf.py"),
+    "dynamic": ("tests/strategies/test_den.py",),
+    "er": ("tests/strategies/test_replay_augmented.py", "tests/strategies/test_derpp.py"),
+    "ewc": ("tests/strategies/test_er_ewc.py", "tests/strategies/test_imm.py"),
+    "exemplars": ("tests/strategies/test_icarl.py",),
+    "generative": ("tests/strategies/test_generative_replay.py",),
+    "losses": ("tests/strategies/test_lwf.py", "tests/strategies/test_derpp.py"),
+    "projection": ("tests/strategies/test_gem.py", "tests/strategies/test_gpm.py"),
+}
+
+
+def files() -> list[Path]:
+    """What is changed, relative to the repository."""
+    rooms = (ROOT / "cl_runner" / room for room in ("functional", "strategies"))
+    found = [path.relative_to(ROOT) for room in rooms for path in sorted(room.glob("*.py"))]
+    return [path for path in found if (ROOT / path).read_text(encoding="utf-8").count("\n") > 1]
+
+
+def tests_of(file: Path) -> list[str]:
+    """The files of tests that belong to a file."""
+    own = f"tests/{file.parent.name}/test_{file.stem}.py"
+    return [*([own] if (ROOT / own).exists() else []), *MORE.get(file.stem, ())]
+
+
+def copy(file: Path, folder: Path) -> None:
+    """The last commit, configured for mutmut, unless the folder has it already."""
+    if (folder / "pyproject.toml").exists():
+        return
+    folder.mkdir(parents=True)
+    archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(["tar", "-x"], cwd=folder, check=True, input=archive.stdout)
+    with (folder / "pyproject.toml").open("a", encoding="utf-8") as config:
+        config.write(CONFIGURATION.format(file=file.as_posix(), tests=tests_of(file)))
+
+
+def mutate(file: Path, folder: Path) -> pd.DataFrame:
+    """Run mutmut on one file. A row per mutant: name, status."""
+    copy(file, folder)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = ["mutmut", "run", "--max-children", "1"]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, check=False, capture_output=True, text=True
+    )
+    (folder / "said.txt").write_text(done.stdout[-10_000:] + done.stderr, encoding="utf-8")
+    command = ["mutmut", "results", "--all", "true"]
+    said = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+    rows = pd.DataFrame(
+        re.findall(r"^\s*(\S+): (.+)$", said, re.MULTILINE), columns=["name", "status"]
+    )
+    noticed = int(rows.status.isin(NOTICED).sum())
+    print(f"{file}: {noticed} of {len(rows)}", flush=True)
+    return rows.assign(file=file.as_posix())
+
+
+def kept(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows, and those of the table at `path` on other files."""
+    if not path.exists():
+        return rows
+    old = pd.read_csv(path, keep_default_na=False)
+    return pd.concat([old[~old.file.isin(rows.file)], rows]).sort_values("file", kind="stable")
+
+
+def main() -> None:
+    """Run, write, check."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where the copies are kept")
+    parser.add_argument("--only", help="names of files, without .py")
+    parser.add_argument("--jobs", type=int, default=2, help="files at once, a thread each")
+    arguments = parser.parse_args()
+    only = arguments.only.split(",") if arguments.only else None
+    chosen = [file for file in files() if only is None or file.stem in only]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        parts = pool.map(
+            lambda f: mutate(f, arguments.folder / f"{f.parent.name}-{f.stem}"), chosen
+        )
+        rows = pd.concat(parts)
+    noticed = rows.status.isin(NOTICED)
+    counts = rows.assign(noticed=noticed).groupby("file", sort=False)["noticed"]
+    counts = counts.agg(mutants="size", noticed="sum").reset_index()
+    counts = kept(COUNTS, counts)
+    counts.to_csv(COUNTS, index=False)
+    survivors = rows.loc[~noticed, ["file", "name", "status"]].assign(reason="")
+    if SURVIVORS.exists():
+        reasons = pd.read_csv(SURVIVORS, keep_default_na=False).set_index("name").reason
+        survivors["reason"] = survivors.name.map(reasons).fillna("")
+    kept(SURVIVORS, survivors).to_csv(SURVIVORS, index=False)
+    share = counts.noticed.sum() / counts.mutants.sum()
+    print(f"{counts.noticed.sum()} of {counts.mutants.sum()} mutants are noticed: {share:.1%}")
+    sys.exit(1 if share < WANTED else 0)
+
+
+if __name__ == "__main__":
+    main()
