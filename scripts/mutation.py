@@ -5,8 +5,8 @@
     python scripts/mutation.py DIR --only losses,er,ewc       some files; the others' rows stay
 
 mutmut changes one operator, number, argument or name at a time in a file of functional/ or
-strategies/, and runs the quick tests that belong to the file and reach the function (`tests_of`). It
-works in DIR, on copies of the last commit, and goes on there where it was stopped. Writes
+strategies/, and runs the quick tests that belong to the file and reach the function (`tests_of`).
+It works in DIR, on copies of the last commit, and goes on there where it was stopped. Writes
 results/mutants.csv: for each file the number of mutants and of those that were noticed; and
 results/survivors.csv: those that were not, each with a reason that is kept from run to run. Exits
 with 1 if fewer than 90 % of all are noticed.
