@@ -33,8 +33,9 @@ only_mutate = ["{file}"]
 also_copy = ["conf", "hydra_plugins", "README.md", "scripts", "results"]
 do_not_mutate_patterns = ['^\\s+f?"[^"]*"[,)]*$']
 pytest_add_cli_args_test_selection = {tests}
-pytest_add_cli_args = ["-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist"]
+pytest_add_cli_args = ["-m", "not slow", {plugins}]
 """
+PLUGINS = ("no:cacheprovider", "no:xdist", "no:unraisableexception", "quick_first")
 COUNTS = ROOT / "results" / "mutants.csv"
 SURVIVORS = ROOT / "results" / "survivors.csv"
 NOTICED = ("killed", "timeout", "segfault")
@@ -74,13 +75,16 @@ def copy(file: Path, folder: Path) -> None:
     archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, check=True, capture_output=True)
     subprocess.run(["tar", "-x"], cwd=folder, check=True, input=archive.stdout)
     with (folder / "pyproject.toml").open("a", encoding="utf-8") as config:
-        config.write(CONFIGURATION.format(file=file.as_posix(), tests=tests_of(file)))
+        plugins = ", ".join(f'"-p", "{name}"' for name in PLUGINS)
+        text = CONFIGURATION.format(file=file.as_posix(), tests=tests_of(file), plugins=plugins)
+        config.write(text)
 
 
 def mutate(file: Path, folder: Path) -> pd.DataFrame:
     """Run mutmut on one file. A row per mutant: name, status."""
     copy(file, folder)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    scripts = str(ROOT / "scripts")  # of quick_first
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": scripts}
     command = ["mutmut", "run", "--max-children", "1"]
     done = subprocess.run(
         command, cwd=folder, env=environment, check=False, capture_output=True, text=True
