@@ -164,6 +164,35 @@ def test_adding_changes_no_argument() -> None:
     assert task.tolist() == [0, 0, 0]
 
 
+def test_whatever_is_kept_per_sample_is_written_with_it() -> None:
+    slots = {"index": torch.full((4,), -1), "logits": torch.zeros(4, 2, 3)}
+    new = {"index": torch.tensor([7, 8]), "logits": torch.arange(1.0, 13.0).view(2, 2, 3)}
+    written = buffers.add(slots, new, torch.tensor([2, 0]))
+    assert written["index"].tolist() == [8, -1, 7, -1]
+    assert torch.equal(written["logits"][[2, 0]], new["logits"])
+    assert not written["logits"][[1, 3]].any()
+
+
+def test_a_ring_is_filled_from_its_first_place() -> None:
+    bins = torch.tensor([0, 1, 0, 0, 0])
+    targets = buffers.ring_targets(torch.tensor([0, 0]), 3, bins)
+    assert targets.tolist() == [0, 3, 1, 2, 0]
+    assert buffers.ring_targets(torch.tensor([2, 4]), 3, bins).tolist() == [2, 4, 0, 1, 2]
+
+
+def test_what_a_training_step_calls_stays_on_its_arguments_device() -> None:
+    index = torch.zeros(3, dtype=torch.int64, device="meta")
+    uniform = torch.zeros(2, device="meta")
+    slots, new = {"index": index}, {"index": index[:2]}
+    for target in (
+        buffers.reservoir_targets(index[0], 3, uniform),
+        buffers.ring_targets(index, 1, index[:2]),
+    ):
+        assert buffers.add(slots, new, target)["index"].device == index.device
+    drawn, filled = buffers.draw(index, torch.zeros(3, device="meta"), 2)
+    assert drawn.device == filled.device == index.device
+
+
 def test_drawn_slots_are_filled_distinct_and_uniform() -> None:
     index = torch.tensor([4, -1, 9, 9, -1, 0, 2])  # five filled slots
     filled_slots = [0, 2, 3, 5, 6]
@@ -273,6 +302,16 @@ def test_after_any_number_of_refills_every_sample_of_a_bin_is_held_equally_often
     p = 4 / size
     statistics = ((held - trials * p) ** 2).sum(1) / (trials * p * (1 - p)) * (size - 1) / size
     assert bool((torch.from_numpy(chi2.sf(statistics.numpy(), size - 1)) > RARE).all())
+
+
+def test_slots_that_stay_empty_have_index_minus_1_and_zeros_else() -> None:
+    slots = {"index": torch.tensor([4, 5, 6]), "task": torch.tensor([1, 2, 3])}
+    nothing = {name: torch.zeros(0, dtype=torch.int64) for name in slots}
+    filled = buffers.refill(slots, nothing, torch.tensor([1]))
+    assert {name: value.tolist() for name, value in filled.items()} == {
+        "index": [5, -1, -1],
+        "task": [2, 0, 0],
+    }
 
 
 def greedy_by_hand(

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cl_runner.functional.calibration import calibration, calibration_sums, confusion
+from cl_runner.functional.calibration import BINS, calibration, calibration_sums, confusion
 
 
 def of(p: list[list[float]], y: list[int]) -> dict[str, float]:
@@ -52,6 +52,17 @@ def test_batches_add_up_and_masked_classes_have_no_probability():
     for name, value in calibration(parts).items():
         assert value == pytest.approx(alone[name])
     assert torch.equal(confusion(masked, y)[:3, :3], confusion(scores[:, :3], y))
+
+
+def test_the_bins_of_the_lowest_confidence_of_the_highest_and_of_none():
+    of_chance = calibration_sums(torch.zeros(4, 30), torch.tensor([0, 0, 0, 7]))
+    assert of_chance[0].tolist() == pytest.approx([4, 4 / 30, 3])
+    assert not of_chance[1:BINS].any()
+    sure = calibration_sums(torch.tensor([[0.0, -math.inf]]), torch.tensor([0]))
+    assert sure[BINS - 1].tolist() == [1, 1, 1]
+    diverged = calibration_sums(torch.full((1, 2), math.nan), torch.tensor([0]))
+    assert diverged[0, 0] == diverged[BINS, 0] == 1  # counted, with scores that are no numbers
+    assert math.isnan(diverged[BINS, 1])
 
 
 def test_confusion_against_a_loop():

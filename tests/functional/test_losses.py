@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from cl_runner.core import TrainState
 from cl_runner.functional.losses import (
     cross_entropy,
+    distillation,
     mask_logits,
+    proximal_step,
     pulled,
     quadratic,
     quadratic_proximal,
@@ -110,6 +113,17 @@ def test_weighted_mean_by_hand() -> None:
     assert weighted_mean(values, torch.tensor([1.0, 0.0, 3.0])).item() == 19 / 4
 
 
+def test_distillation_is_the_sum_written_out_row_by_row() -> None:
+    logits, target = torch.randn(2, 3, K, generator=torch.Generator().manual_seed(0)).double()
+    classes = torch.tensor([[1, 1, 0, 0, 0], [0, 0, 0, 0, 0], [0, 1, 1, 0, 1]]).bool()
+    rows = [[0, 1], range(K), [1, 2, 4]]  # over no class at all it is over every one
+    found = distillation(logits, target, classes, 2.0).tolist()
+    for b, own in enumerate(rows):
+        p, q = (v[b, list(own)].div(2).softmax(0).tolist() for v in (target, logits))
+        expected = -math.fsum(x * math.log(y) for x, y in zip(p, q, strict=True))
+        assert found[b] == pytest.approx(expected)
+
+
 def vectors(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """theta, anchor and importance, of which two are 0; double precision."""
     generator = torch.Generator().manual_seed(seed)
@@ -188,3 +202,14 @@ def test_the_proximal_step_is_finite_at_any_size() -> None:
         assert moved[0] == 1.0
         assert moved[2] == 0.0
         assert bool(torch.isfinite(moved).all())
+
+
+@pytest.mark.parametrize("strength", [3.0, torch.tensor(3.0)])
+def test_the_states_proximal_step_has_the_learning_rate_times_the_strength(strength) -> None:
+    theta, anchor, importance = vectors()
+    nothing = torch.tensor(0)
+    s = TrainState(theta, {}, {"lr": torch.tensor(0.1)}, {}, nothing)
+    moved = proximal_step(s, anchor, importance, strength)
+    expected = quadratic_proximal(theta, anchor, importance, torch.tensor(0.1) * 3)
+    assert torch.equal(moved.theta, expected)
+    assert moved._replace(theta=theta) == s
