@@ -50,7 +50,7 @@ MORE = {
     "exemplars": ("tests/strategies/test_icarl.py",),
     "generative": ("tests/strategies/test_generative_replay.py",),
     "losses": ("tests/strategies/test_lwf.py", "tests/strategies/test_derpp.py"),
-    "projection": ("tests/strategies/test_gem.py", "tests/strategies/test_gpm.py"),
+    "projection": tuple(f"tests/strategies/test_{name}.py" for name in ("gem", "gpm", "ogd")),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,13 @@ import torch.nn.functional as F
 from scipy.optimize import LinearConstraint, minimize
 from torch import Tensor, nn
 
+from cl_runner.core import Batch, TrainState
+from cl_runner.functional import projection
 from cl_runner.functional.projection import (
     grow_projector,
+    input_grams,
     layer_inputs,
+    logit_gradients,
     new_directions,
     project_cone,
     project_half_space,
@@ -145,6 +151,19 @@ def test_new_directions_span_what_gram_schmidt_adds():
     torch.testing.assert_close(kept.T @ kept, expected.T @ expected)
 
 
+@pytest.mark.parametrize("size", [1e-8, 1e8])
+def test_what_is_new_does_not_depend_on_the_size_of_the_vectors(size):
+    vectors = normal(3, P)
+    vectors[2] = vectors[0] + vectors[1]
+    new = new_directions(size * vectors, [])
+    assert int(new.any(1).sum()) == 2
+    torch.testing.assert_close(new.T @ new, torch.linalg.pinv(vectors) @ vectors)
+
+
+def test_vectors_of_zeros_add_no_direction():
+    assert not new_directions(torch.zeros(2, P), []).any()
+
+
 def test_new_directions_are_orthogonal_in_single_precision_however_little_is_new():
     basis = new_directions(normal(20, 500).float(), [])
     for nearly in (normal(1, 500, seed=1), 100 * normal(20, 20, seed=1) @ basis.double()):
@@ -200,6 +219,24 @@ def test_what_the_old_basis_explains_counts():
     torch.testing.assert_close(whole, torch.eye(8).double())
 
 
+@pytest.mark.parametrize("size", [1e-12, 1e12])
+def test_the_projector_does_not_depend_on_the_size_of_the_inputs(size):
+    R, zero = columns(8, 30, 0), torch.zeros(8, 8).double()
+    grown = grow_projector(zero, size * R @ R.T, 0.9)
+    torch.testing.assert_close(grown, grow_projector(zero, R @ R.T, 0.9))
+    assert grown.any()
+
+
+def test_no_direction_is_added_once_the_threshold_is_reached():
+    grown = grow_projector(torch.zeros(2, 2), torch.diag(torch.tensor([3.0, 1])).double(), 0.75)
+    assert torch.equal(grown, torch.diag(torch.tensor([1.0, 0])))
+
+
+def test_the_projector_stays_on_its_device():
+    projector = torch.zeros(3, 3, device="meta")
+    assert grow_projector(projector, projector.double(), 0.9).device == projector.device
+
+
 def test_inputs_that_are_all_zero_add_nothing():
     zero = torch.zeros(4, 4).double()
     assert not grow_projector(zero, zero, 1.0).any()
@@ -216,3 +253,73 @@ def test_a_layer_is_its_weight_times_its_inputs(layer):
     output = layer(x)
     expected = output if output.dim() == 2 else output.permute(0, 2, 3, 1).flatten(0, 2)
     torch.testing.assert_close(product, expected)
+
+
+T, D, K = 2, 4, 3
+TASK = SimpleNamespace(index=1)
+
+
+def linear(active: Tensor | None = None) -> tuple[TrainState, Tensor, Tensor, SimpleNamespace]:
+    """Six samples [6, D], their classes, and linear networks theta [T, D, K], one for each task."""
+    x, y = normal(6, D), torch.arange(6) % K
+
+    def fold(function, total, _, task, *, samples):
+        for rows in torch.arange(samples).split(4):
+            tasks = torch.full_like(rows, task.index)
+            total = function(total, Batch(x[rows], y[rows], tasks, None, None, rows, {}))
+        return total, samples
+
+    def active_of(task: Tensor, t: Tensor) -> Tensor | None:
+        assert (task.tolist(), t.item()) == ([1], 1)
+        return None if active is None else active[None]
+
+    def net(theta: Tensor, x: Tensor, task: Tensor) -> Tensor:
+        return torch.einsum("bd,bdk->bk", x, theta.view(T, D, K)[task])
+
+    s = TrainState(normal(T * D * K, seed=1), {}, {}, {}, torch.tensor(1))
+    device = torch.device("cpu")
+    return (
+        s,
+        x,
+        y,
+        SimpleNamespace(active=active_of, device=device, fold=fold, net=net, num_classes=K),
+    )
+
+
+@pytest.mark.parametrize("active", [None, torch.tensor([True, False, True])])
+@pytest.mark.parametrize("every", [False, True])
+@pytest.mark.parametrize("chunk", [1, 2 * T * D * K, 2**26])
+def test_the_gradients_of_a_linear_networks_logits(monkeypatch, chunk, every, active):
+    monkeypatch.setattr(projection, "CHUNK", chunk)
+    s, x, y, env = linear(active)
+    classes = range(K) if active is None else [0, 2]
+    number = 5 if every else 6  # of every class, as many samples as fit: 1 of three, 2 of two
+    expected = [
+        gradient_of(x[n], c)
+        for n in range(number // len(classes) if every else number)
+        for c in (classes if every else [int(y[n])])
+    ]
+    found = logit_gradients(s, TASK, env, number=number, every=every)
+    torch.testing.assert_close(found, torch.stack(expected))
+
+
+def gradient_of(x: Tensor, c: int) -> Tensor:
+    """The gradient [T * D * K] of logit c of the second network at x."""
+    gradient = torch.zeros(T, D, K).double()
+    gradient[1, :, c] = x
+    return gradient.flatten()
+
+
+def test_grams_are_sums_over_all_batches_and_the_layers_are_left_as_they_were():
+    s, x, _, env = linear()
+    layers = {"a": nn.Linear(D, D).double(), "b": nn.Linear(D, 1).double()}
+
+    def net(theta: Tensor, x: Tensor, task: Tensor) -> Tensor:
+        return layers["b"](layers["a"](x * task[:, None] * theta[0]))
+
+    env.net = net
+    grams = input_grams(s, TASK, env, layers, samples=5)
+    first = x[:5] * s.theta[0]
+    second = layers["a"](first)
+    torch.testing.assert_close(grams, {"a": first.T @ first, "b": (second.T @ second).detach()})
+    assert not any(layer._forward_pre_hooks for layer in layers.values())
