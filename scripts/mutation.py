@@ -90,6 +90,8 @@ def mutate(file: Path, folder: Path) -> pd.DataFrame:
         command, cwd=folder, env=environment, check=False, capture_output=True, text=True
     )
     (folder / "said.txt").write_text(done.stdout[-10_000:] + done.stderr, encoding="utf-8")
+    if done.returncode:
+        sys.exit(f"{file}: mutmut failed and says why in {folder / 'said.txt'}")
     command = ["mutmut", "results", "--all", "true"]
     said = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
     rows = pd.DataFrame(

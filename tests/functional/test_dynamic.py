@@ -221,6 +221,25 @@ def as_layers_of(vector: Tensor, like: Layers) -> Layers:
     return [(next(parts).view_as(w), next(parts).view_as(b)) for w, b in like]
 
 
+def test_a_copy_feeds_the_recent_units_two_levels_up_from_its_input():
+    sizes, none = (2, 3, 3, 3, 2), torch.empty(0, dtype=torch.int64)
+    layers, old = network(0, sizes=sizes), network(1, sizes=sizes)
+    originals, copies = [mask_index(0), none, none], [mask_index(2), none, none]
+    recent = [mask(2), mask(3, 2), mask(3, 1), mask(3), mask(2)]
+    weight = duplicate(layers, old, originals, copies, recent)[1][0]
+    fed = layers[1][0][:, 0]
+    assert weight[:, 2].tolist() == [0, fed[1], 0]
+    assert weight[:, 0].tolist() == [fed[0], 0, fed[2]]
+
+
+def test_new_units_are_drawn_by_the_generator_alone():
+    def draw(seed: int) -> Tensor:
+        return as_vector(linear_init(network(0), torch.Generator().manual_seed(seed)))
+
+    assert torch.equal(draw(0), draw(0))
+    assert not torch.equal(draw(0), draw(1))
+
+
 def test_new_units_start_as_nn_linear_does():
     ((weight, bias),) = linear_init(
         [(torch.empty(400, 100), torch.empty(400))], torch.Generator().manual_seed(0)

@@ -106,6 +106,12 @@ def test_one_violated_constraint_is_enough_and_none_changes_nothing():
     assert not torch.equal(project_cone(g, [*G, -g + normal(P, seed=2)], 0.0), g)
 
 
+def test_a_product_of_zero_or_a_small_one_is_no_conflict():
+    g, margin = torch.tensor([1.0, 0.0]), 0.5
+    for reference in ([0.0, 1.0], [0.1, 1.0]):
+        assert torch.equal(project_cone(g, [torch.tensor(reference)], margin), g)
+
+
 def test_cone_of_repeated_and_vanishing_references():
     g, G = conflict(2, 1)
     expected = project_cone(g, list(G), 0.0)
