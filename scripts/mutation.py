@@ -3,6 +3,7 @@
     pip install mutmut==3.8.1
     python scripts/mutation.py DIR                            all (two hours on two cores)
     python scripts/mutation.py DIR --only losses,er,ewc       some files; the others' rows stay
+    python scripts/mutation.py DIR --only er --again          its survivors, with the tests of now
 
 mutmut changes one operator, number, argument or name at a time in a file of functional/ or
 strategies/, and runs the quick tests that belong to the file and reach the function (`tests_of`).
@@ -50,7 +51,7 @@ MORE = {
     "exemplars": ("tests/strategies/test_icarl.py",),
     "generative": ("tests/strategies/test_generative_replay.py",),
     "losses": ("tests/strategies/test_lwf.py", "tests/strategies/test_derpp.py"),
-    "projection": tuple(f"tests/strategies/test_{name}.py" for name in ("gem", "gpm", "ogd")),
+    "projection": ("tests/strategies/test_gem.py", "tests/strategies/test_gpm.py"),
 }
 
 
@@ -68,35 +69,50 @@ def tests_of(file: Path) -> list[str]:
 
 
 def copy(file: Path, folder: Path) -> None:
-    """The last commit, configured for mutmut, unless the folder has it already."""
-    if (folder / "pyproject.toml").exists():
-        return
-    folder.mkdir(parents=True)
-    archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, check=True, capture_output=True)
+    """The last commit, configured for mutmut; of what the folder has already, only the tests."""
+    parts = ["tests"] if (folder / "cl_runner").exists() else []
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["git", "archive", "HEAD", *parts]
+    archive = subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     subprocess.run(["tar", "-x"], cwd=folder, check=True, input=archive.stdout)
-    with (folder / "pyproject.toml").open("a", encoding="utf-8") as config:
-        plugins = ", ".join(f'"-p", "{name}"' for name in PLUGINS)
-        text = CONFIGURATION.format(file=file.as_posix(), tests=tests_of(file), plugins=plugins)
-        config.write(text)
+    plugins = ", ".join(f'"-p", "{name}"' for name in PLUGINS)
+    text = CONFIGURATION.format(file=file.as_posix(), tests=tests_of(file), plugins=plugins)
+    own = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (folder / "pyproject.toml").write_text(own + text, encoding="utf-8")
 
 
-def mutate(file: Path, folder: Path) -> pd.DataFrame:
-    """Run mutmut on one file. A row per mutant: name, status."""
-    copy(file, folder)
+def mutmut(folder: Path, *arguments: str) -> str:
+    """What mutmut says."""
     scripts = str(ROOT / "scripts")  # of quick_first
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": scripts}
-    command = ["mutmut", "run", "--max-children", "1"]
     done = subprocess.run(
-        command, cwd=folder, env=environment, check=False, capture_output=True, text=True
+        ["mutmut", *arguments],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": scripts},
+        check=False,
+        capture_output=True,
+        text=True,
     )
-    (folder / "said.txt").write_text(done.stdout[-10_000:] + done.stderr, encoding="utf-8")
     if done.returncode:
-        sys.exit(f"{file}: mutmut failed and says why in {folder / 'said.txt'}")
-    command = ["mutmut", "results", "--all", "true"]
-    said = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
-    rows = pd.DataFrame(
-        re.findall(r"^\s*(\S+): (.+)$", said, re.MULTILINE), columns=["name", "status"]
-    )
+        sys.exit(f"{folder}: mutmut failed\n{done.stdout[-5000:]}{done.stderr}")
+    return done.stdout
+
+
+def results(folder: Path) -> pd.DataFrame:
+    """A row per mutant: name, status."""
+    rows = re.findall(r"^\s*(\S+): (.+)$", mutmut(folder, "results", "--all", "true"), re.MULTILINE)
+    return pd.DataFrame(rows, columns=["name", "status"])
+
+
+def mutate(file: Path, folder: Path, again: bool) -> pd.DataFrame:
+    """Run mutmut on one file, or on its survivors `again`."""
+    copy(file, folder)
+    run = ("run", "--max-children", "1")
+    mutmut(folder, *run)
+    rows = results(folder)
+    names = rows.name[~rows.status.isin(NOTICED)]
+    if again and len(names):
+        mutmut(folder, *run, *names)
+        rows = results(folder)
     noticed = int(rows.status.isin(NOTICED).sum())
     print(f"{file}: {noticed} of {len(rows)}", flush=True)
     return rows.assign(file=file.as_posix())
@@ -115,13 +131,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where the copies are kept")
     parser.add_argument("--only", help="names of files, without .py")
+    parser.add_argument("--again", action="store_true", help="the survivors, with new tests")
     parser.add_argument("--jobs", type=int, default=2, help="files at once, a thread each")
     arguments = parser.parse_args()
     only = arguments.only.split(",") if arguments.only else None
     chosen = [file for file in files() if only is None or file.stem in only]
     with ThreadPoolExecutor(arguments.jobs) as pool:
         parts = pool.map(
-            lambda f: mutate(f, arguments.folder / f"{f.parent.name}-{f.stem}"), chosen
+            lambda f: mutate(f, arguments.folder / f"{f.parent.name}-{f.stem}", arguments.again),
+            chosen,
         )
         rows = pd.concat(parts)
     noticed = rows.status.isin(NOTICED)
