@@ -21,6 +21,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("adam", {"lr": 0.01}),
     ("adam", {"lr": 0.01, "weight_decay": 0.1}),
     ("adam", {"lr": 0.02, "betas": [0.5, 0.9], "eps": 1e-3}),
+    ("adam", {"lr": 0.01, "betas": [0.0, 0.0], "eps": 0.1}),
     ("adamw", {"lr": 0.01, "weight_decay": 0.0}),
     ("adamw", {"lr": 0.01, "weight_decay": 0.1}),
     ("adamw", {"lr": 0.02, "weight_decay": 0.5, "betas": [0.7, 0.95], "eps": 1e-4}),
@@ -91,6 +92,13 @@ def test_slots_are_tensors_of_the_parameters_size_or_scalars(
     assert {k: (v.shape, v.dtype) for k, v in after.items()} == {
         k: (v.shape, v.dtype) for k, v in slots.items()
     }
+
+
+@pytest.mark.parametrize(("name", "keys"), CASES)
+def test_slots_are_on_the_parameters_device(name: str, keys: dict[str, Any]) -> None:
+    theta = start().to("meta")
+    slots = optim.init(configure(name, **keys), theta)
+    assert {slot.device for slot in slots.values()} == {theta.device}
 
 
 @pytest.mark.parametrize(
