@@ -194,6 +194,18 @@ def test_anytime_accuracy_is_a_mean_over_all_evaluations():
     )
 
 
+def test_two_tasks_have_an_old_one():
+    assert metrics.worst_case_acc([[0.1, 0.1], [0.9, 0.1], [0.4, 0.8]], []) == pytest.approx(0.6)
+
+
+def test_evaluations_are_in_order_and_say_which_task_is_under_way():
+    curve = [[1, 10, 0.5, 0.7, 0.0], [0, 3, 0.6, 0.1, 0.2], [1, 1, 0.9, 0.4, 0.0]]
+    k, A = metrics.evaluations(ENDS, curve)
+    assert k.tolist() == [1, 1, 2, 2, 2, 3]
+    assert A[:, 0].tolist() == [0.6, 0.9, 0.9, 0.5, 0.8, 0.7]
+    assert A[:, 1].tolist() == [0.1, 0.2, 0.4, 0.7, 0.9, 0.6]
+
+
 def test_a_run_that_is_not_complete_has_no_anytime_metrics():
     R = ENDS.copy()
     R[2:] = np.nan
