@@ -64,8 +64,9 @@ def files() -> list[Path]:
 
 def tests_of(file: Path) -> list[str]:
     """The files of tests that belong to a file."""
-    own = f"tests/{file.parent.name}/test_{file.stem}.py"
-    return [*([own] if (ROOT / own).exists() else []), *MORE.get(file.stem, ())]
+    room = f"tests/{file.parent.name}"
+    own = [f"{room}/test_{file.stem}.py", f"{room}/test_bounds.py"]  # the latter of strategies
+    return [*(path for path in own if (ROOT / path).exists()), *MORE.get(file.stem, ())]
 
 
 def copy(file: Path, folder: Path) -> None:
