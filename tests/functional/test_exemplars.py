@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from cl_runner.functional.exemplars import class_means, herding, nearest_mean, unit
+from cl_runner.core import TrainState
+from cl_runner.functional import exemplars
+from cl_runner.functional.exemplars import (
+    class_means,
+    features_of,
+    herded,
+    herding,
+    nearest_mean,
+    unit,
+)
 
 
 def random_features(n: int, d: int, seed: int) -> Tensor:
@@ -75,3 +86,43 @@ def test_scores_are_negative_squared_distances():
     torch.testing.assert_close(
         nearest_mean(features, means), torch.tensor(expected, dtype=torch.float64)
     )
+
+
+def simple(x: Tensor) -> tuple[TrainState, SimpleNamespace]:
+    """A network whose features are its inputs x [n, d], turned by the task's number."""
+
+    def answers(theta: Tensor, x: Tensor, task: Tensor, *, last: int) -> Tensor:
+        assert (theta.item(), last) == (7, -1)
+        return torch.where(task[:, None] == 1, x.flip(1), x)
+
+    def gather(rows: Tensor, tasks: Tensor, t: Tensor) -> SimpleNamespace:
+        assert t.item() == 2
+        return SimpleNamespace(x=x[rows], task=tasks)
+
+    s = TrainState(torch.tensor(7), {}, {}, {}, torch.tensor(2))
+    return s, SimpleNamespace(answers=answers, gather=gather)
+
+
+def test_features_are_of_each_samples_own_task_in_chunks(monkeypatch):
+    monkeypatch.setattr(exemplars, "CHUNK", 2)
+    x = random_features(9, 3, 0)
+    s, env = simple(x)
+    index = torch.tensor([8, 0, 3, 3, 5])
+    plain, turned = unit(x[index]), unit(x[index].flip(1))
+    assert torch.equal(features_of(s, index, 0, env), plain)
+    assert torch.equal(features_of(s, index, 1, env), turned)
+    tasks = torch.tensor([0, 1, 0, 1, 1])
+    mixed = torch.where(tasks[:, None] == 1, turned, plain)
+    assert torch.equal(features_of(s, index, tasks, env), mixed)
+
+
+def test_what_is_held_comes_first_and_new_samples_by_herding():
+    x = random_features(20, 3, 0) + 1
+    s, env = simple(x)
+    task = SimpleNamespace(train=torch.arange(10, 20), index=1)
+    best = herded(s, task, env, 3)
+    candidates = torch.tensor([0, 2, 3, 4, 8, 12])  # two slots, and samples 0, 1, 5 and 9
+    order = herding(unit(x[[10, 11, 15, 19]].flip(1)), 4)
+    expected = [0, 2, *candidates[2:][order].tolist()]
+    for k in range(8):
+        assert best(candidates, k).tolist() == expected[:k]
