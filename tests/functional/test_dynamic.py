@@ -221,6 +221,20 @@ def as_layers_of(vector: Tensor, like: Layers) -> Layers:
     return [(next(parts).view_as(w), next(parts).view_as(b)) for w, b in like]
 
 
+def test_what_does_not_fit_together_is_refused():
+    layers, some = network(0), [torch.tensor([0])]
+    members = [(w.bool(), b.bool()) for w, b in layers]
+    for mistake in (
+        lambda: as_layers(layers[0] + layers[1][:1]),
+        lambda: group_threshold(layers, members[:2], torch.tensor(0.1)),
+        lambda: drifted(layers, layers[:2], 0.1),
+        lambda: duplicate(layers, layers, some, [], []),
+        lambda: duplicate(layers, [layers[0][:1]], some, some, []),
+    ):
+        with pytest.raises(ValueError, match="zip"):
+            mistake()
+
+
 def test_a_copy_feeds_the_recent_units_two_levels_up_from_its_input():
     sizes, none = (2, 3, 3, 3, 2), torch.empty(0, dtype=torch.int64)
     layers, old = network(0, sizes=sizes), network(1, sizes=sizes)

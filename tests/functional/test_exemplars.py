@@ -80,6 +80,12 @@ def test_class_means_have_length_one_and_are_zero_without_samples():
     torch.testing.assert_close(means, expected)
 
 
+def test_means_stay_on_the_features_device():
+    features = torch.zeros(5, 2, device="meta")
+    y = torch.zeros(5, dtype=torch.int64, device="meta")
+    assert class_means(features, y, 4).device == features.device
+
+
 def test_scores_are_negative_squared_distances():
     features, means = random_features(6, 3, 0), random_features(4, 3, 1)
     expected = [[-float((f - m).square().sum()) for m in means] for f in features]
