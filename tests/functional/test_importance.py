@@ -524,6 +524,13 @@ def test_sampled_never_takes_an_inactive_class(uniform: float, position: int) ->
     assert bool((g[:, position] == 0).all())
 
 
+@pytest.mark.parametrize("rule", ["sampled", "true", "predicted"])
+def test_scores_stay_on_their_device(rule: str) -> None:
+    logits = torch.zeros(3, K, device="meta")
+    (g,) = score_cotangents(logits, logits[:, 0].long(), logits > 0, rule, logits[:, 0])
+    assert g.device == logits.device
+
+
 @pytest.mark.parametrize("make_net", [mlp, cnn])
 def test_a_subset_gives_the_mean_over_the_subset(make_net: Callable[[], nn.Module]) -> None:
     env, s = environment(make_net)
