@@ -269,7 +269,8 @@ def linear(active: Tensor | None = None) -> tuple[TrainState, Tensor, Tensor, Si
     """Six samples [6, D], their classes, and linear networks theta [T, D, K], one for each task."""
     x, y = normal(6, D), torch.arange(6) % K
 
-    def fold(function, total, _, task, *, samples):
+    def fold(function, total, of, task, *, samples):
+        assert of is s
         for rows in torch.arange(samples).split(4):
             tasks = torch.full_like(rows, task.index)
             total = function(total, Batch(x[rows], y[rows], tasks, None, None, rows, {}))
