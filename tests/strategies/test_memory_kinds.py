@@ -1,0 +1,46 @@
+"""What strategies remember: on the run's device, and numbers of the kind that they stand for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cl_runner.strategies import available
+
+TASK_IL = ("den", "gpm", "hat", "packnet", "pnn", "separate", "soft_sharing", "xdg")
+BUFFERED = (
+    *("agem", "cls_er", "der", "derpp", "er", "er_ace", "er_ewc", "gdumb", "gem", "icarl", "mer"),
+    "mir",
+)
+# Whatever has no other kind is float32.
+KINDS = {
+    "buffer_index": torch.int64,
+    "buffer_task": torch.int64,
+    "free": torch.bool,
+    "hidden": torch.bool,
+    "output": torch.bool,
+    "owner": torch.int16,
+    "period": torch.int64,
+    "remaining": torch.int64,
+    "seen": torch.int64,
+    "stamp": torch.int64,
+    "steps": torch.int64,
+    "trainable": torch.bool,
+}
+OTHERS = {"expandable_head": {"seen": torch.bool}, "hat": {"free": torch.float32}}
+COMPUTED = ("latent_replay", "packnet")  # from what stays on the network's device
+
+
+@pytest.mark.parametrize("name", [n for n in available() if n not in COMPUTED])
+def test_the_memory_is_on_the_device_and_of_its_kinds(prepared, name: str) -> None:
+    toy = ["benchmark=split_digits", "model.hidden_sizes=[8]"]
+    toy += ["scenario=task"] if name in TASK_IL else []
+    toy += ["strategy.buffer_size=20"] if name in BUFFERED else []
+    _, strategy, env = prepared(f"strategy={name}", *toy)
+    env.device = torch.device("meta")
+    memory = strategy.init(env.flat.theta.detach().to("meta"), env)
+    assert {value.device for value in memory.values()} <= {env.device}
+    kinds = KINDS | OTHERS.get(name, {})
+    assert {key: v.dtype for key, v in memory.items()} == {
+        key: kinds.get(key, torch.float32) for key in memory
+    }
