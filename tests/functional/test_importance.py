@@ -556,6 +556,23 @@ def test_a_subset_gives_the_mean_over_the_subset(make_net: Callable[[], nn.Modul
     torch.testing.assert_close(fisher, brute_force(env, s, subset, "true"), rtol=1e-9, atol=1e-14)
 
 
+@pytest.mark.parametrize("samples", [None, 6])
+@pytest.mark.parametrize("active_classes", ["all", "current"])
+def test_the_sensitivity_of_logistic_regression_in_closed_form(active_classes, samples) -> None:
+    """d |f|^2 / d W_kd = 2 f_k x_d, and 0 for a class k that is not active."""
+    env, s = environment(linear, active_classes=active_classes)
+    task, weight, bias = env.stream[0], *env.flat.module.layers[0].parameters()
+    rows, _ = env.fold(lambda c, b: [*c, *b.index.tolist()], [], s, task, samples=samples)
+    assert len(rows) == samples or samples is None
+    x = env.stream.x[rows].flatten(1)
+    f = (x @ weight.T + bias).detach().abs()
+    if active_classes == "current":
+        f[:, 2:] = 0
+    expected = 2 * torch.cat([(f.T @ x.abs()).flatten(), f.sum(0)]) / len(x)
+    found = output_sensitivity(s, task, env, samples=samples)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-14)
+
+
 def test_dropout_is_off_and_nothing_is_changed() -> None:
     env, s = environment(lambda: mlp(dropout=0.5))
     plain, s_plain = environment(mlp)
