@@ -352,6 +352,26 @@ def test_convolutions_of_any_kind_against_one_gradient_per_sample(
     assert bool((fisher > 0).any())
 
 
+class Positions(nn.Module):
+    """A kernel that fits into an image of side 4 at some positions, one beside the other."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.kernel = nn.Conv2d(1, 3, (4, 5 - number))
+        self.output = nn.Linear(3 * number, K)
+
+    def forward(self, x: Tensor, task: Tensor | None = None) -> Tensor:
+        return self.output(self.kernel(x).tanh().flatten(1))
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_few_positions_against_one_gradient_per_sample(number: int) -> None:
+    env, s = environment(lambda: Positions(number))
+    task = env.stream[0]
+    fisher = fisher_diagonal(s, task, env, labels="exact", samples=None)
+    torch.testing.assert_close(fisher, brute_force(env, s, task, "exact"), rtol=1e-9, atol=1e-14)
+
+
 @pytest.mark.parametrize("shortcut", ["projection", "identity"])
 @pytest.mark.parametrize(("side", "rows"), [(8, 9), (32, 6)])
 def test_trained_resnets_against_one_gradient_per_sample(
