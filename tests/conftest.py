@@ -117,7 +117,7 @@ def composed_in_parts():
     return composed_by_parts
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def configure(data_root: Path):
     """configure("strategy=er", ...) -> Config, as the command line composes it."""
 
@@ -128,7 +128,7 @@ def configure(data_root: Path):
     return function
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def prepared(configure):
     """prepared("strategy=er", ...) -> (config, strategy, env), ready to train."""
 
