@@ -21,7 +21,9 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def _as_before():
     before = torch.get_float32_matmul_precision()
+    kernels.onednn_is_float32.cache_clear()
     yield
+    kernels.onednn_is_float32.cache_clear()
     torch.set_float32_matmul_precision(before)
 
 
