@@ -22,6 +22,7 @@ TOY = (
     "training.batch_size=16",
     "training.epochs=1",
 )
+FEW = ("benchmark.train_samples=600",)  # some 60 of each class
 
 
 class Wrapped(torch.nn.Module):
@@ -117,7 +118,7 @@ def assert_best_of_a_class(env, s, task, label: int, mine: list[int]) -> None:
 def test_herding_holds_the_best_of_new_classes_and_keeps_the_best_of_old_ones(prepared, strategy):
     own = [] if strategy == "icarl" else ["strategy.policy=herding"]
     small = [override for override in TOY if "replay" not in override or strategy != "icarl"]
-    _, strategy, env = prepared(*small[1:], f"strategy={strategy}", *own)
+    _, strategy, env = prepared(*small[1:], *FEW, f"strategy={strategy}", *own)
     s = initial_state(strategy, env)
     ranked: dict[int, list[int]] = {}
     for task in env.stream[:3]:
@@ -156,7 +157,7 @@ def test_each_class_has_its_share_from_its_own_task_on(prepared, name, policy):
     """As many of each, in a buffer of full size from the start; old classes keep what they hold."""
     toy = [o for o in TOY[1:] if "buffer_size" not in o and ("replay" not in o or name != "icarl")]
     own = [] if name == "icarl" else [f"strategy.policy={policy}"]
-    _, strategy, env = prepared(*toy, *own, *SHARES, f"strategy={name}")
+    _, strategy, env = prepared(*toy, *own, *SHARES, *FEW, f"strategy={name}")
     s = initial_state(strategy, env)
     assert s.memory["buffer_index"].tolist() == [-1] * 70
     before: dict[int, list[int]] = {}
