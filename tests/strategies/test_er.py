@@ -22,7 +22,7 @@ TOY = (
     "training.batch_size=16",
     "training.epochs=1",
 )
-FEW = ("benchmark.train_samples=600",)  # some 60 of each class
+FEW = ("benchmark.train_samples=600",)  # of all, or of each task in domain-IL: some 60 of a class
 
 
 class Wrapped(torch.nn.Module):
@@ -87,6 +87,7 @@ def test_in_domain_incremental_learning_the_ring_keeps_every_task(prepared):
         "benchmark=permuted_digits",
         "strategy.policy=ring",
         "strategy.buffer_size=100",
+        *FEW,
     )
     tasks = [task for _, task in held(s)]
     assert [tasks.count(t) for t in range(5)] == [20] * 5
@@ -184,7 +185,7 @@ def test_a_class_with_fewer_samples_than_its_share_holds_all_of_them(prepared):
 
 
 def test_in_domain_incremental_learning_a_share_is_that_of_a_tasks_class(prepared):
-    own = ("benchmark=permuted_digits", "strategy.policy=class_balanced", *SHARES)
+    own = ("benchmark=permuted_digits", "strategy.policy=class_balanced", *SHARES, *FEW)
     _, _, env, s = run(prepared, *own)
     bins = [(task, int(env.stream.y[row])) for row, task in held(s)]
     assert [bins.count((t, c)) for t in range(5) for c in range(10)] == [7] * 50
@@ -221,6 +222,7 @@ def test_in_domain_incremental_learning_every_task_has_its_share(prepared, polic
         "benchmark=permuted_digits",
         f"strategy.policy={policy}",
         "strategy.buffer_size=100",
+        *FEW,
     )
     bins = [(task, int(env.stream.y[row])) for row, task in held(s)]
     assert [bins.count((t, c)) for t in range(5) for c in range(10)] == [2] * 50
