@@ -22,7 +22,13 @@ TOY = (
     "precision=float32",
 )
 STACKED = [name for name in strategies.available() if strategies.find(name).one_graph]
-SHORT = {"gdumb": ("strategy.epochs=2",), "mer": ("training.batch_size=2", "training.epochs=1")}
+SHORT = {
+    "gdumb": ("strategy.epochs=2",),
+    "mer": (
+        *("training.batch_size=2", "training.epochs=1"),
+        *("benchmark.train_samples=40", "strategy.buffer_size=50"),
+    ),
+}
 
 
 def case_of(name: str) -> tuple[str, ...]:
@@ -65,7 +71,7 @@ def assert_equal_runs(prepared, *members: tuple[str, ...], tolerance: float = 1e
 @pytest.mark.parametrize("name", STACKED)
 def test_a_member_equals_the_run_alone(prepared, name):
     """Seeds differ, and with them initial weights, orders, noise and permutations."""
-    case = case_of(name)
+    case = ("benchmark.train_samples=128", *case_of(name))  # each shape of batch is traced: one
     if name == "xdg":
         runs = [Member(*prepared(*TOY, *case)[1:])]
         assert obstacle(runs) == "strategy=xdg draws fixed parts of the network from the seed"
