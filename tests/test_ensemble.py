@@ -71,7 +71,7 @@ def assert_equal_runs(prepared, *members: tuple[str, ...], tolerance: float = 1e
 @pytest.mark.parametrize("name", STACKED)
 def test_a_member_equals_the_run_alone(prepared, name):
     """Seeds differ, and with them initial weights, orders, noise and permutations."""
-    case = ("benchmark.train_samples=128", *case_of(name))  # each shape of batch is traced: one
+    case = case_of(name)
     if name == "xdg":
         runs = [Member(*prepared(*TOY, *case)[1:])]
         assert obstacle(runs) == "strategy=xdg draws fixed parts of the network from the seed"
