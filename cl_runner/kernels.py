@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -74,6 +75,7 @@ def on_amd() -> bool:
     }
 
 
+@cache
 def onednn_is_float32() -> bool:
     """Whether the matrix products of oneDNN are there and as exact as float32 is."""
     if not torch.backends.mkldnn.is_available():

@@ -40,7 +40,7 @@ from cl_runner.data.datasets import Arrays, load
 from cl_runner.engine import Calibration, evaluate, initial_state, readings, restored, train_task
 from cl_runner.env import Env
 from cl_runner.errors import Diverged, UserError, check
-from cl_runner.fit import Begun, Between, Samples
+from cl_runner.fit import Begun, Between, Samples, plan
 from cl_runner.frame import frame_of
 from cl_runner.functional.metrics import acc
 from cl_runner.nn.networks import Network, activation_shapes, factory
@@ -251,16 +251,19 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
 def check_last_batches(config: Config, env: Env) -> None:
     """BatchNorm in training needs more than one value per channel. Raises UserError."""
     net, size = env.flat.module, config.training.batch_size
-    alone = [task for task in env.stream if size == 1 or len(task.train) % size == 1]
-    if not alone or not env.flat.buffers or not isinstance(net, Network):
+    if not env.flat.buffers or not isinstance(net, Network):
         return
     shapes = activation_shapes(net, env.stream.input_shape)
-    check(
-        all(shape[1:] != (1, 1) for shape in shapes),
-        f"training.batch_size={size} leaves a batch of one sample of the {len(alone[0].train)} of "
-        f"task {alone[0].index + 1}, which BatchNorm cannot normalise where the model has a single "
-        "pixel: choose another size, or larger inputs by benchmark.pad_to",
-    )
+    single = any(shape[1:] == (1, 1) for shape in shapes)
+    for task in env.stream:
+        _, of_epoch, steps = plan(len(task.train), config.training)
+        alone = size == 1 or (len(task.train) % size == 1 and steps >= of_epoch)
+        check(
+            not (single and alone),
+            f"training.batch_size={size} leaves a batch of one sample of the {len(task.train)} of "
+            f"task {task.index + 1}, which BatchNorm cannot normalise where the model has a single "
+            "pixel: choose another size, or larger inputs by benchmark.pad_to",
+        )
 
 
 def choose_device(name: str) -> torch.device:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickle
+import re
 import subprocess
 import sys
-from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -83,31 +85,48 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @cache
-def composed(*overrides: str) -> DictConfig:
-    """What Hydra makes of these overrides. It is kept: not to be changed."""
+def composed(*overrides: str) -> bytes:
+    """What Hydra makes of these overrides, pickled: it is copied faster so."""
     with initialize_config_module("cl_runner.conf", version_base="1.3"):
-        return compose("config", list(overrides))
+        return pickle.dumps(compose("config", list(overrides)))
+
+
+class Part(NamedTuple):
+    """A plain override: KEY=VALUE, or GROUP=FILE."""
+
+    key: str
+    value: bytes  # pickled
+    group: bool
+
+
+@cache
+def part(override: str) -> Part | None:
+    """None of what is not plain: it adds a key, removes one, or makes no sense."""
+    parsed = OverridesParser.create().parse_override(override)
+    key, group = parsed.key_or_group, (CONF / parsed.key_or_group).is_dir()
+    if parsed.type != OverrideType.CHANGE or parsed.is_sweep_override():
+        return None
+    file = CONF / key / f"{parsed.value()}.yaml"
+    if group and (not file.exists() or re.search("(?m)^defaults:|@package", file.read_text())):
+        return None
+    return Part(key, pickle.dumps(OmegaConf.load(file) if group else parsed.value()), group)
 
 
 def composed_by_parts(*overrides: str) -> DictConfig:
     """The same, faster: Hydra puts files together once for all tests, then values are set.
 
-    Whatever is not a plain KEY=VALUE (it chooses a file, adds a key, removes one) goes to Hydra.
+    The files of groups are put in their places likewise, unless there is something for Hydra.
     """
-    parser = OverridesParser.create()
-    files, values = [], {}
-    for override in overrides:
-        parsed = parser.parse_override(override)
-        if parsed.type == OverrideType.CHANGE and not (CONF / parsed.key_or_group).is_dir():
-            values[parsed.key_or_group] = parsed.value()
-        else:
-            files.append(override)
-    node = deepcopy(composed(*files))
+    parts = [(override, part(override)) for override in overrides]
+    alone = all(own for _, own in parts)
+    late = [own for _, own in parts if own and (alone or not own.group)]
+    files = [override for override, own in parts if own not in late]
+    node = pickle.loads(composed(*files))
     try:
-        for key, value in values.items():
-            OmegaConf.update(node, key, value)
+        for own in sorted(late, key=lambda own: not own.group):
+            OmegaConf.update(node, own.key, pickle.loads(own.value), merge=not own.group)
     except OmegaConfBaseException:
-        return composed(*overrides)  # which says it in Hydra's words
+        return pickle.loads(composed(*overrides))  # which says it in Hydra's words
     return node
 
 
@@ -117,7 +136,7 @@ def composed_in_parts():
     return composed_by_parts
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def configure(data_root: Path):
     """configure("strategy=er", ...) -> Config, as the command line composes it."""
 
@@ -128,7 +147,7 @@ def configure(data_root: Path):
     return function
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def prepared(configure):
     """prepared("strategy=er", ...) -> (config, strategy, env), ready to train."""
 

@@ -1,16 +1,19 @@
 """cl-run as its users see it: a process with output, exit code and folders.
 
-Most tests replace `cl_runner.runner` by a stub whose outcome depends on the seed, so that a process
-costs a quarter of a second; the last ones train.
+Most tests replace `cl_runner.runner` by a stub whose outcome depends on the seed, in a process that
+is forked where the command is already imported, which costs half; the last ones train.
 """
 
 import csv
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -71,6 +74,28 @@ from cl_runner.cli import main
 sys.argv[0] = "cl-run"
 main()
 """
+# For each line that it reads it forks, and the child does what the line says.
+NURSERY = """
+import gc, json, os, sys
+gc.disable()  # as cl-run does
+from cl_runner.cli import main
+from hydra.core.plugins import Plugins
+
+Plugins.instance()  # looks for them in all packages, once
+gc.freeze()
+for line in sys.stdin:
+    code, args, cwd, env, streams = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.chdir(cwd)
+        os.environ.update(env)
+        for number, path in enumerate(streams):
+            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
+        sys.argv = ["cl-run", *args]
+        exec(code)
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 TINY = (
     "benchmark=split_digits",
     "benchmark.num_tasks=2",
@@ -100,8 +125,32 @@ def cl_run(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str
     return call([CL_RUN, *args], cwd, **env)
 
 
-def stubbed(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    return call([sys.executable, "-c", STUB, *args], cwd, **env)
+@pytest.fixture(scope="module")
+def forked(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """forked(code, "seed=1", cwd=...): what a process does that runs this code."""
+    command = [sys.executable, "-c", NURSERY]
+    streams = [tmp_path_factory.mktemp("streams") / name for name in ("stdout", "stderr")]
+
+    def function(code: str, *args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+        for path in streams:
+            path.write_text("")
+        files = [os.devnull, *map(str, streams)]
+        print(json.dumps([code, args, str(cwd), env, files]), file=nursery.stdin, flush=True)
+        exit_code = int(nursery.stdout.readline())
+        return subprocess.CompletedProcess(args, exit_code, *(p.read_text() for p in streams))
+
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as nursery:
+        yield function
+
+
+@pytest.fixture
+def stubbed(forked) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """stubbed("seed=1", cwd=...): what cl-run does with the stub in the runner's place."""
+    return partial(forked, STUB)
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -142,8 +191,8 @@ def only(paths: object) -> Path:
     ],
     ids=" ".join,
 )
-def test_answers_without_importing_torch(args: list[str], tmp_path: Path) -> None:
-    result = call([sys.executable, "-c", WITNESS, *args], tmp_path, COMP_LINE="cl-run strategy=")
+def test_answers_without_importing_torch(forked, args: list[str], tmp_path: Path) -> None:
+    result = forked(WITNESS, *args, cwd=tmp_path, COMP_LINE="cl-run strategy=")
     assert result.stderr.splitlines()[-1] == "imported:"
     assert not list(tmp_path.iterdir())
 
@@ -254,7 +303,9 @@ def test_own_configuration_files(flags: list[str], tmp_path: Path) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_a_mistake_is_one_line(args: list[str], fragments: list[str], tmp_path: Path) -> None:
+def test_a_mistake_is_one_line(
+    stubbed, args: list[str], fragments: list[str], tmp_path: Path
+) -> None:
     result = stubbed(*args, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stdout == ""
@@ -264,7 +315,7 @@ def test_a_mistake_is_one_line(args: list[str], fragments: list[str], tmp_path: 
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
-def test_a_broken_yaml_file_of_the_user_is_one_line(tmp_path: Path) -> None:
+def test_a_broken_yaml_file_of_the_user_is_one_line(stubbed, tmp_path: Path) -> None:
     (tmp_path / "my/strategy").mkdir(parents=True)
     (tmp_path / "my/strategy/mine.yaml").write_text("name: [", encoding="utf-8")
     result = stubbed("--config-dir", "my", "strategy=mine", cwd=tmp_path)
@@ -273,14 +324,14 @@ def test_a_broken_yaml_file_of_the_user_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("variable", ["CL_RUNNER_TRACEBACK", "HYDRA_FULL_ERROR"])
-def test_a_traceback_for_those_who_want_it(variable: str, tmp_path: Path) -> None:
+def test_a_traceback_for_those_who_want_it(stubbed, variable: str, tmp_path: Path) -> None:
     result = stubbed("seed=7", cwd=tmp_path, **{variable: "1"})
     assert result.returncode == 2
     assert result.stderr.startswith("Traceback")
     assert result.stderr.endswith("\ncl-run: seed must not be 7\n")
 
 
-def test_a_bug_leaves_its_traceback_in_the_folder(tmp_path: Path) -> None:
+def test_a_bug_leaves_its_traceback_in_the_folder(stubbed, tmp_path: Path) -> None:
     result = stubbed("hydra.run.dir=out", "seed=9", cwd=tmp_path)
     path = tmp_path / "out/traceback.txt"
     assert result.returncode == 1
@@ -289,7 +340,7 @@ def test_a_bug_leaves_its_traceback_in_the_folder(tmp_path: Path) -> None:
     assert "in run" in path.read_text(encoding="utf-8")
 
 
-def test_a_diverged_run_exits_with_1_and_keeps_its_files(tmp_path: Path) -> None:
+def test_a_diverged_run_exits_with_1_and_keeps_its_files(stubbed, tmp_path: Path) -> None:
     result = stubbed("hydra.run.dir=out", "seed=8", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (1, "cl-run: the loss is not finite\n")
     assert read(tmp_path / "out/summary.csv")[0]["status"] == "failed"
@@ -334,7 +385,7 @@ def test_two_runs_in_the_same_second_have_two_folders(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("mode", ["outputs", "multirun"])
-def test_odd_values_make_safe_folders(mode: str, override: str, tmp_path: Path) -> None:
+def test_odd_values_make_safe_folders(stubbed, mode: str, override: str, tmp_path: Path) -> None:
     args = ["-m"] if mode == "multirun" else []
     result = stubbed(*args, override, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -344,7 +395,7 @@ def test_odd_values_make_safe_folders(mode: str, override: str, tmp_path: Path) 
     assert "plugins=" in folder.name
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
+def test_a_folder_that_holds_a_run_is_not_overwritten(stubbed, tmp_path: Path) -> None:
     assert stubbed("hydra.run.dir=a/b", cwd=tmp_path).returncode == 0
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     result = stubbed("hydra.run.dir=a/b", "seed=1", cwd=tmp_path)
@@ -353,7 +404,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_a_folder_with_files_of_the_users_own_is_not_overwritten(tmp_path: Path) -> None:
+def test_a_folder_with_files_of_the_users_own_is_not_overwritten(stubbed, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("my: precious")
     result = stubbed("hydra.run.dir=.", cwd=tmp_path)
     assert result.returncode == 2
@@ -361,7 +412,7 @@ def test_a_folder_with_files_of_the_users_own_is_not_overwritten(tmp_path: Path)
     assert (tmp_path / "config.yaml").read_text() == "my: precious"
 
 
-def test_the_log_is_in_the_folder_and_not_on_the_console(tmp_path: Path) -> None:
+def test_the_log_is_in_the_folder_and_not_on_the_console(stubbed, tmp_path: Path) -> None:
     result = stubbed("hydra.run.dir=out", cwd=tmp_path)
     assert result.stdout + result.stderr == ""
     assert "task 1" in (tmp_path / "out/cl-run.log").read_text(encoding="utf-8")
@@ -436,7 +487,7 @@ def test_resume_with_a_folder_takes_its_configuration(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {folder.name}
 
 
-def test_two_processes_do_not_run_the_same_job(tmp_path: Path) -> None:
+def test_two_processes_do_not_run_the_same_job(stubbed, tmp_path: Path) -> None:
     def waiting(*args: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", STUB, *args, "verbose=false"]
         process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
@@ -467,7 +518,7 @@ def test_two_processes_do_not_run_the_same_job(tmp_path: Path) -> None:
     first.communicate(timeout=60)
 
 
-def test_a_job_that_failed_is_repeated_and_its_error_goes(tmp_path: Path) -> None:
+def test_a_job_that_failed_is_repeated_and_its_error_goes(stubbed, tmp_path: Path) -> None:
     assert stubbed("-m", "seed=1,7", "hydra.sweep.dir=out", cwd=tmp_path).returncode == 1 + 1
     (failed,) = tmp_path.glob("out/seed=7*")
     assert status.state(failed) == "failed"
@@ -477,7 +528,7 @@ def test_a_job_that_failed_is_repeated_and_its_error_goes(tmp_path: Path) -> Non
     assert [row["status"] for row in read(tmp_path / "out/summary.csv")] == ["complete"] * 2
 
 
-def test_resuming_in_a_folder_of_the_users_own_removes_nothing(tmp_path: Path) -> None:
+def test_resuming_in_a_folder_of_the_users_own_removes_nothing(stubbed, tmp_path: Path) -> None:
     (tmp_path / "traceback.txt").write_text("mine")
     assert stubbed("hydra.run.dir=.", "seed=1", "resume=true", cwd=tmp_path).returncode == 0
     assert (tmp_path / "traceback.txt").read_text() == "mine"
@@ -486,7 +537,7 @@ def test_resuming_in_a_folder_of_the_users_own_removes_nothing(tmp_path: Path) -
 # Sweeps
 
 
-def test_a_sweep_goes_on_when_jobs_fail(tmp_path: Path) -> None:
+def test_a_sweep_goes_on_when_jobs_fail(stubbed, tmp_path: Path) -> None:
     result = stubbed("-m", "seed=1,7,2,8,9,3", "hydra.sweep.dir=out", cwd=tmp_path)
     out = tmp_path / "out"
     rows = {row["seed"] or row["run"]: row for row in read(out / "summary.csv")}
@@ -519,7 +570,7 @@ def test_a_sweep_goes_on_when_jobs_fail(tmp_path: Path) -> None:
     ]
 
 
-def test_a_sweep_with_only_mistakes_exits_with_2(tmp_path: Path) -> None:
+def test_a_sweep_with_only_mistakes_exits_with_2(stubbed, tmp_path: Path) -> None:
     result = stubbed("-m", "seed=1,7", "optimizer.lr=0.1,-1", "verbose=false", cwd=tmp_path)
     assert result.returncode == 2
     rows = read(only(tmp_path.glob("multirun/*/*/summary.csv")))
@@ -527,13 +578,13 @@ def test_a_sweep_with_only_mistakes_exits_with_2(tmp_path: Path) -> None:
     assert "forgetting" not in result.stdout
 
 
-def test_a_job_that_is_asked_for_twice_runs_once(tmp_path: Path) -> None:
+def test_a_job_that_is_asked_for_twice_runs_once(stubbed, tmp_path: Path) -> None:
     result = stubbed("-m", "seed=1,1", "hydra.sweep.dir=out", cwd=tmp_path)
     assert result.returncode == 0
     assert len(read(tmp_path / "out/summary.csv")) == 1
 
 
-def test_a_folder_that_holds_a_sweep_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_holds_a_sweep_is_refused(stubbed, tmp_path: Path) -> None:
     assert stubbed("-m", "seed=1,2", "hydra.sweep.dir=out", cwd=tmp_path).returncode == 0
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     result = stubbed("-m", "seed=1,3", "hydra.sweep.dir=out", cwd=tmp_path)

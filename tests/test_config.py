@@ -394,6 +394,8 @@ def test_a_strategys_module_defines_one_strategy(name: str) -> None:
         ("model.hidden_sizes=[24,12]", "strategy.fisher_samples=null", "model.dropout=0.5"),
         ("+experiment=nmi-icarl-cil", "seed=5", "benchmark.mean=[0.1]", "benchmark.std=[1e-2]"),
         ("model=cnn", "optimizer=adam", "optimizer.lr=1e-3", "~training.augment", "+training.x=1"),
+        ("strategy.alpha=1", "strategy=derpp", "seed=1", "benchmark=rotated_digits", "seed=2"),
+        ("strategy=si", "+experiment=hsu-ewc-til"),
     ],
     ids=" ".join,
 )

@@ -250,6 +250,7 @@ def test_digits_are_those_of_sklearn_with_the_last_fifth_of_each_class_as_test_s
     assert data.y_train[:30].tolist() == original.target[:30].tolist()  # in the file's order
 
 
+@pytest.mark.slow
 def test_digits_are_kept_and_read_without_importing_what_is_not_used(tmp_path: Path) -> None:
     first = load("digits", tmp_path, None)
     assert {f.name for f in tmp_path.iterdir()} == {"digits.npz", ".digits.lock"}

@@ -22,7 +22,13 @@ TOY = (
     "precision=float32",
 )
 STACKED = [name for name in strategies.available() if strategies.find(name).one_graph]
-SHORT = {"gdumb": ("strategy.epochs=2",), "mer": ("training.batch_size=2", "training.epochs=1")}
+SHORT = {
+    "gdumb": ("strategy.epochs=2",),
+    "mer": (
+        *("training.batch_size=2", "training.epochs=1"),
+        *("benchmark.train_samples=40", "strategy.buffer_size=50"),
+    ),
+}
 
 
 def case_of(name: str) -> tuple[str, ...]:

@@ -21,7 +21,9 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def _as_before():
     before = torch.get_float32_matmul_precision()
+    kernels.onednn_is_float32.cache_clear()
     yield
+    kernels.onednn_is_float32.cache_clear()
     torch.set_float32_matmul_precision(before)
 
 
@@ -108,6 +110,7 @@ print(before, faults())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+@pytest.mark.slow
 def test_what_a_step_frees_is_not_faulted_in_again():
     command = [sys.executable, "-c", FAULTS]
     # Where glibc moves this threshold by itself, what it hands back depends on the heap's shape.

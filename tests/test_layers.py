@@ -140,6 +140,7 @@ def test_what_few_runs_need_is_imported_on_demand(module: str) -> None:
     assert not {name.partition(".")[0] for name in imports(module, at_import=True)} & ON_DEMAND
 
 
+@pytest.mark.slow
 def test_a_system_without_the_calls_of_unix_imports_everything() -> None:
     """Windows has neither these signals nor `resource`, and no numbers of users."""
     lines = [

@@ -193,6 +193,7 @@ def test_what_is_free_is_the_least_of_machine_groups_and_ulimit(monkeypatch):
         assert free_memory.available(torch.device("cpu")) == least
 
 
+@pytest.mark.slow
 def test_ulimit_is_respected_and_told_in_one_line(data_root, tmp_path):
     """RLIMIT_AS, a limit that a test may set: what fits the machine is refused within it."""
 

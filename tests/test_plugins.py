@@ -97,6 +97,7 @@ def test_the_example_of_the_readme_trains_sweeps_and_resumes(example, data_root,
     assert accuracies(tmp_path / "alone") == before
 
 
+@pytest.mark.slow
 def test_a_package_that_is_not_there_is_one_line(example, tmp_path):
     result = call(*example, *QUICK, cwd=tmp_path, PYTHONPATH="")
     assert result.returncode == 2

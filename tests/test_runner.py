@@ -384,6 +384,7 @@ def test_a_full_disk_or_a_folder_that_cannot_be_written_is_told_in_one_line(conf
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_threads_of_one_job_are_not_those_of_the_next(configure, tmp_path):
     before = torch.get_num_threads()
     try:

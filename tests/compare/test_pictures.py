@@ -148,7 +148,9 @@ def test_profiles_over_streams(run_folder, tmp_path: Path) -> None:
         for strategy, acc in {"a": 0.6, "b": 0.4}.items():
             for seed in (0, 1):
                 run_folder(acc + seed / 10, benchmark=benchmark, strategy=strategy, seed=seed)
-    (axis,) = drawn(tmp_path)["profiles"].axes
+    figures = drawn(tmp_path)
+    assert {"ranks", "profiles"} <= figures.keys()
+    (axis,) = figures["profiles"].axes
     a, b = (line.get_xydata() for line in axis.lines)
     assert dict(a.round(2).tolist())[0.65] == 0.5 and dict(b.round(2).tolist())[0.65] == 0
     assert len(axis.collections) == 2  # the bands
@@ -322,7 +324,10 @@ def test_ranks_with_their_critical_difference(run_folder, tmp_path: Path) -> Non
         for strategy, acc in {"er": 0.8, "si": 0.5, "ewc": 0.6, "naive": 0.4}.items():
             swapped = {"si": 0.4, "naive": 0.5}.get(strategy, acc) if i % 2 else acc
             run_folder(swapped, strategy=strategy, benchmark=benchmark)
-    (axis,) = drawn(tmp_path)["ranks"].axes
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plt.switch_backend("Agg")
+    found = compare(read_runs([str(tmp_path)])[0], Question())
+    (axis,) = streams.rank_diagram(found, plt).axes
     texts = [text.get_text().strip() for text in axis.texts]
     assert texts[:4] == ["ER (1.00)", "EWC (2.00)", "naive (3.50)", "SI (3.50)"]
     assert texts[4] == "CD = 1.66"  # q_0.05 = 2.569 for four methods, sqrt(4 * 5 / (6 * 8))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 TOY = (
     "benchmark.num_tasks=3",
-    "benchmark.train_samples=300",
+    "benchmark.train_samples=120",  # of each task
     "model.hidden_sizes=[24]",
     "training.batch_size=16",
     "training.epochs=2",
@@ -85,7 +87,12 @@ CASES = [
     for name in strategies.available()
     for variant in ("", *VARIANTS.get(name, ()))
 ]
-everywhere = pytest.mark.parametrize("case", CASES)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    """A strategy and its settings: of the module, so that the tests of a case follow each other."""
+    return request.param
 
 
 def snapshot(s: TrainState) -> TrainState:
@@ -121,11 +128,37 @@ def stack(*tensors: Tensor) -> Tensor:
 
 
 def train(prepared, case, tasks: slice = slice(None), start: TrainState | None = None):
+    """The strategy and the environment of a run, and copies of its states: before, after a task."""
     _, strategy, env = prepared(*TOY, *case)
     s = initial_state(strategy, env) if start is None else env.commit(start)
+    states = [snapshot(s)]
     for task in env.stream[tasks]:
         s = train_task(strategy, s, task, env)
-    return strategy, snapshot(s), env
+        states.append(snapshot(s))
+    return strategy, states, env
+
+
+@pytest.fixture(scope="module")
+def unbroken(prepared, case) -> list[TrainState]:
+    """The states of a case's run, which are kept: not to be changed."""
+    return train(prepared, case)[1]
+
+
+@pytest.fixture(scope="module")
+def second_task(prepared, case, unbroken) -> tuple[Any, TrainState, list[Batch], Any]:
+    """A state in mid-run and the next batches; kept, too: a test takes a copy, `a_step`."""
+    _, strategy, env = prepared(*TOY, *case)
+    s = restored(snapshot(unbroken[1]), env)
+    s = strategy.begin_task(s._replace(t=torch.full_like(s.t, 1)), env.stream[1], env)
+    source = Source(env, s, 1, env.stream[1].train, 1, strategy)
+    return strategy, snapshot(s), list(source.epoch(0, 3)), env
+
+
+@pytest.fixture
+def a_step(second_task) -> tuple[Any, TrainState, list[Batch], Any]:
+    """The state in the live storage, and the next batches."""
+    strategy, s, batches, env = second_task
+    return strategy, restored(snapshot(s), env), deepcopy(batches), env
 
 
 def scenario_of(case: tuple[str, ...]) -> str:
@@ -134,49 +167,31 @@ def scenario_of(case: tuple[str, ...]) -> str:
     return "class" if "class" in supported else supported[0]
 
 
-@everywhere
 def test_two_runs_are_identical_and_hold_only_tensors(prepared, case):
     if not any(override.startswith("scenario=") for override in case):
         case = (*case, f"scenario={scenario_of(case)}")
-    case = (*case, "benchmark=split_digits")
+    case = (*case, "benchmark=split_digits", "benchmark.train_samples=300")
     _, first, _ = train(prepared, case)
     _, second, _ = train(prepared, case)
-    assert_same(first, second)
+    assert_same(first[-1], second[-1])
 
 
-@everywhere
-def test_the_seed_reaches_the_result(prepared, case):
-    _, first, _ = train(prepared, (*case, "benchmark.seed=0"))
-    _, second, _ = train(prepared, (*case, "benchmark.seed=0", "seed=1"))
-    assert not torch.equal(first.theta, second.theta)
+def test_the_seed_reaches_the_result(prepared, case, unbroken):
+    _, other, _ = train(prepared, (*case, "benchmark.seed=0", "seed=1"))
+    assert not torch.equal(unbroken[-1].theta, other[-1].theta)
 
 
-@everywhere
-def test_resumed_equals_unbroken_and_the_state_keeps_its_size(prepared, case):
-    strategy, unbroken, env = train(prepared, case)
-    first = {k: (v.shape, v.dtype) for k, v in leaves(initial_state(strategy, env)).items()}
-    assert {k: (v.shape, v.dtype) for k, v in leaves(unbroken).items()} == first
-    _, half, _ = train(prepared, case, slice(0, 1))
-    _, resumed, _ = train(prepared, case, slice(1, None), half)
-    assert_same(unbroken, resumed)
+def test_resumed_equals_unbroken_and_the_state_keeps_its_size(prepared, case, unbroken):
+    first, half, *_, last = unbroken
+    sizes = {k: (v.shape, v.dtype) for k, v in leaves(first).items()}
+    assert {k: (v.shape, v.dtype) for k, v in leaves(last).items()} == sizes
+    _, resumed, _ = train(prepared, case, slice(1, None), snapshot(half))
+    assert_same(last, resumed[-1])
 
 
-def a_step(prepared, case, task: int = 1) -> tuple[Any, TrainState, list[Batch], Any]:
-    """A state in mid-run and the next batches."""
-    _, strategy, env = prepared(*TOY, *case)
-    s = initial_state(strategy, env)
-    for earlier in env.stream[:task]:
-        s = train_task(strategy, s, earlier, env)
-    s = s._replace(t=torch.full_like(s.t, task))
-    s = strategy.begin_task(s, env.stream[task], env)
-    source = Source(env, s, task, env.stream[task].train, task, strategy)
-    return strategy, s, list(source.epoch(0, 3)), env
-
-
-@everywhere
-def test_plain_autograd_and_torch_func_take_the_same_step(prepared, case):
+def test_plain_autograd_and_torch_func_take_the_same_step(a_step):
     """The fast path of the live theta against the functional one."""
-    strategy, s, batches, env = a_step(prepared, case)
+    strategy, s, batches, env = a_step
     functional = snapshot(s)
     with torch.no_grad():
         for batch in batches:
@@ -193,11 +208,10 @@ def skip_unless_one_graph(case: tuple[str, ...]) -> None:
         pytest.skip(f"a step of {name} is not one graph; its docstring says why")
 
 
-@everywhere
-def test_the_step_is_one_graph(prepared, case):
+def test_the_step_is_one_graph(case, a_step):
     """Dynamo with fullgraph=True refuses graph breaks and branches on tensors."""
     skip_unless_one_graph(case)
-    strategy, s, batches, env = a_step(prepared, case)
+    strategy, s, batches, env = a_step
     with torch.no_grad(), Questions() as questions:
         strategy.step(s, batches[0], env)
     assert not questions.asked, "the host would wait for the device"
@@ -239,12 +253,11 @@ def test_questions_are_noticed():
         assert questions.asked
 
 
-@everywhere
-def test_steps_recorded_in_place_equal_plain_ones(prepared, case):
+def test_steps_recorded_in_place_equal_plain_ones(case, a_step):
     """What a CUDA graph replays, on tensors that stay where they are; here replayed by hand."""
     skip_unless_one_graph(case)
     ends = []
-    strategy, s, batches, env = a_step(prepared, case)
+    strategy, s, batches, env = a_step
     start = snapshot(s)
     batches.insert(1, smaller(batches[0]))
     for engine in ("eager", "graph"):
@@ -269,10 +282,9 @@ def smaller(batch: Batch) -> Batch:
     return Batch(*(v[:5] if isinstance(v, Tensor) else v for v in batch))
 
 
-@everywhere
-def test_members_stacked_by_vmap_equal_members_alone(prepared, case):
+def test_members_stacked_by_vmap_equal_members_alone(case, a_step):
     skip_unless_one_graph(case)
-    strategy, s, batches, env = a_step(prepared, case)
+    strategy, s, batches, env = a_step
     s = snapshot(s)
     members = [s, s._replace(theta=s.theta * 1.1)]
     alone = [strategy.step(m, b, env)[0] for m, b in zip(members, batches[:2], strict=True)]
@@ -306,8 +318,8 @@ FIRST_TASK_IS_NAIVE = [
 
 @pytest.mark.parametrize("case", FIRST_TASK_IS_NAIVE, ids=" ".join)
 def test_the_first_task_equals_naive(prepared, case):
-    _, naive, _ = train(prepared, ("strategy=naive",), slice(0, 1))
-    _, s, _ = train(prepared, case, slice(0, 1))
+    _, (_, naive), _ = train(prepared, ("strategy=naive",), slice(0, 1))
+    _, (_, s), _ = train(prepared, case, slice(0, 1))
     torch.testing.assert_close(s.theta, naive.theta, rtol=1e-5, atol=1e-6)
 
 
@@ -425,13 +437,16 @@ CLAIMS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("case", "where", "margin"), CLAIMS, ids=[" ".join(c + w) for c, w, _ in CLAIMS]
-)
-def test_it_keeps_more_than_naive_where_its_paper_claims_so(prepared, case, where, margin):
-    def mean_accuracy(case: tuple[str, ...]) -> float:
-        strategy, s, env = train(prepared, (*LEARN, *where, *case))
-        (own, *_) = evaluate(strategy, env.commit(s), env).values()
-        return sum(own) / len(own)
+@cache
+def mean_accuracy(prepared, case: tuple[str, ...]) -> float:
+    strategy, (*_, s), env = train(prepared, (*LEARN, *case))
+    (own, *_) = evaluate(strategy, env.commit(s), env).values()
+    return sum(own) / len(own)
 
-    assert mean_accuracy(case) > mean_accuracy(("strategy=naive",)) + margin
+
+@pytest.mark.parametrize(
+    ("claim", "where", "margin"), CLAIMS, ids=[" ".join(c + w) for c, w, _ in CLAIMS]
+)
+def test_it_keeps_more_than_naive_where_its_paper_claims_so(prepared, claim, where, margin):
+    naive = mean_accuracy(prepared, (*where, "strategy=naive"))
+    assert mean_accuracy(prepared, (*where, *claim)) > naive + margin

@@ -15,6 +15,8 @@ from cl_runner.engine import end_task, initial_state
 from cl_runner.errors import UserError
 from cl_runner.fit import Source
 
+pytestmark = pytest.mark.slow
+
 TRAINING = {  # strategies that train in end_task, and what they are told to finish soon
     "gdumb": ("strategy.epochs=1",),  # from scratch, on the buffer
     "packnet": (),  # again, after pruning

@@ -22,6 +22,7 @@ TOY = (
     "training.batch_size=16",
     "training.epochs=1",
 )
+FEW = ("benchmark.train_samples=600",)  # of all, or of each task in domain-IL: some 60 of a class
 
 
 class Wrapped(torch.nn.Module):
@@ -86,6 +87,7 @@ def test_in_domain_incremental_learning_the_ring_keeps_every_task(prepared):
         "benchmark=permuted_digits",
         "strategy.policy=ring",
         "strategy.buffer_size=100",
+        *FEW,
     )
     tasks = [task for _, task in held(s)]
     assert [tasks.count(t) for t in range(5)] == [20] * 5
@@ -117,7 +119,7 @@ def assert_best_of_a_class(env, s, task, label: int, mine: list[int]) -> None:
 def test_herding_holds_the_best_of_new_classes_and_keeps_the_best_of_old_ones(prepared, strategy):
     own = [] if strategy == "icarl" else ["strategy.policy=herding"]
     small = [override for override in TOY if "replay" not in override or strategy != "icarl"]
-    _, strategy, env = prepared(*small[1:], f"strategy={strategy}", *own)
+    _, strategy, env = prepared(*small[1:], *FEW, f"strategy={strategy}", *own)
     s = initial_state(strategy, env)
     ranked: dict[int, list[int]] = {}
     for task in env.stream[:3]:
@@ -156,7 +158,7 @@ def test_each_class_has_its_share_from_its_own_task_on(prepared, name, policy):
     """As many of each, in a buffer of full size from the start; old classes keep what they hold."""
     toy = [o for o in TOY[1:] if "buffer_size" not in o and ("replay" not in o or name != "icarl")]
     own = [] if name == "icarl" else [f"strategy.policy={policy}"]
-    _, strategy, env = prepared(*toy, *own, *SHARES, f"strategy={name}")
+    _, strategy, env = prepared(*toy, *own, *SHARES, *FEW, f"strategy={name}")
     s = initial_state(strategy, env)
     assert s.memory["buffer_index"].tolist() == [-1] * 70
     before: dict[int, list[int]] = {}
@@ -183,7 +185,7 @@ def test_a_class_with_fewer_samples_than_its_share_holds_all_of_them(prepared):
 
 
 def test_in_domain_incremental_learning_a_share_is_that_of_a_tasks_class(prepared):
-    own = ("benchmark=permuted_digits", "strategy.policy=class_balanced", *SHARES)
+    own = ("benchmark=permuted_digits", "strategy.policy=class_balanced", *SHARES, *FEW)
     _, _, env, s = run(prepared, *own)
     bins = [(task, int(env.stream.y[row])) for row, task in held(s)]
     assert [bins.count((t, c)) for t in range(5) for c in range(10)] == [7] * 50
@@ -220,6 +222,7 @@ def test_in_domain_incremental_learning_every_task_has_its_share(prepared, polic
         "benchmark=permuted_digits",
         f"strategy.policy={policy}",
         "strategy.buffer_size=100",
+        *FEW,
     )
     bins = [(task, int(env.stream.y[row])) for row, task in held(s)]
     assert [bins.count((t, c)) for t in range(5) for c in range(10)] == [2] * 50

@@ -206,6 +206,7 @@ def test_the_classifier_weighs_new_and_old_by_their_tasks(
     strategy, env, s, batch = third_task(
         mid_run,
         "strategy.generator=gan",  # whose loss is the classifier's alone
+        "strategy.critic_steps=1",
         f"scenario={scenario}",
         f"training.active_classes={active}",
         f"strategy.labels={labels}",

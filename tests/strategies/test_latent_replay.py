@@ -76,6 +76,7 @@ def test_above_a_frozen_part_it_is_er(mid_run, policy, where):
         *TOY,
         where,
         "benchmark.num_tasks=4",
+        "benchmark.train_samples=400",
         f"strategy.policy={policy}",
         "strategy.weighting=task_share",
         tasks=3,
