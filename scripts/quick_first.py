@@ -12,13 +12,15 @@ from types import ModuleType
 import pytest
 from mutmut.state import state
 
+CACHED = ("composed", "part")  # functions of the tests' conftest.py
 kept: dict[str, object] = {}
 
 
 def pytest_plugin_registered(plugin: object) -> None:
-    """Give the tests' conftest.py the cache of the first one."""
-    if isinstance(plugin, ModuleType) and hasattr(plugin, "composed"):
-        plugin.composed = kept.setdefault("composed", plugin.composed)
+    """Give the tests' conftest.py the caches of the first one."""
+    for name in CACHED:
+        if isinstance(plugin, ModuleType) and hasattr(plugin, name):
+            setattr(plugin, name, kept.setdefault(name, getattr(plugin, name)))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -106,7 +106,7 @@ def test_the_old_network_answers_in_evaluation_mode(mid_run):
 
 def test_the_old_network_has_the_batchnorm_statistics_of_its_time(mid_run):
     toy = [o for o in TOY if not o.startswith(("model", "training.epochs"))]
-    own = ("model=resnet18", "model.width=2", "training.iterations=3", "training.batch_size=20")
+    own = ("model=resnet18", "model.width=2", "training.iterations=3")
     strategy, env, s, (batch, *_) = mid_run(*toy, *own, tasks=1)
     s = strategy.begin_task(s, env.stream[1], env)
     env.flat.module.eval()
