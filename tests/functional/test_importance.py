@@ -20,6 +20,7 @@ from cl_runner.functional.importance import (
     LABEL_RULES,
     fisher_diagonal,
     fisher_overlap,
+    has_rule,
     merge_quadratics,
     output_sensitivity,
     score_cotangents,
@@ -350,6 +351,50 @@ def test_convolutions_of_any_kind_against_one_gradient_per_sample(
     torch.testing.assert_close(omega, brute_force_sensitivity(env, s, task), rtol=1e-9, atol=1e-14)
     assert (not vmaps) == fast
     assert bool((fisher > 0).any())
+
+
+class OwnLinear(nn.Linear):
+    """A subclass may compute something else."""
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (nn.Linear(2, 2), True),
+        (OwnLinear(2, 2), False),
+        (nn.LayerNorm(2), False),
+        (nn.Conv2d(2, 2, 3, padding=1), True),
+        (nn.Conv2d(2, 2, 3, groups=2), False),
+        (nn.Conv2d(2, 2, 3, padding="same"), False),
+        (nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), False),
+        (nn.BatchNorm2d(2).eval(), True),
+        (nn.BatchNorm2d(2), False),
+        (nn.BatchNorm2d(2, track_running_stats=False).eval(), False),
+    ],
+    ids=str,
+)
+def test_the_layers_of_which_the_rules_hold(layer: nn.Module, expected: bool) -> None:
+    assert has_rule(layer) is expected
+
+
+class Scaled(nn.Module):
+    """Logits that are twice as large in task 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(PIXELS, K)
+
+    def forward(self, x: Tensor, task: Tensor) -> Tensor:
+        return self.layer(x.flatten(1)) * (1 + task[:, None])
+
+
+def test_the_network_sees_each_samples_task() -> None:
+    env, s = environment(Scaled)
+    first = env.stream[0]
+    second = Task(1, first.classes, first.names, first.train, first.test, first.test)
+    omegas = [output_sensitivity(s, task, env, samples=None) for task in (first, second)]
+    torch.testing.assert_close(omegas[1], 4 * omegas[0])
+    assert bool((omegas[0] > 0).all())
 
 
 class Positions(nn.Module):
