@@ -380,16 +380,17 @@ def test_the_layers_of_which_the_rules_hold(layer: nn.Module, expected: bool) ->
 class Scaled(nn.Module):
     """Logits that are twice as large in task 1."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[nn.Linear]) -> None:
         super().__init__()
-        self.layer = nn.Linear(PIXELS, K)
+        self.layer = kind(PIXELS, K)
 
     def forward(self, x: Tensor, task: Tensor) -> Tensor:
         return self.layer(x.flatten(1)) * (1 + task[:, None])
 
 
-def test_the_network_sees_each_samples_task() -> None:
-    env, s = environment(Scaled)
+@pytest.mark.parametrize("kind", [nn.Linear, OwnLinear])
+def test_the_network_sees_each_samples_task(kind: type[nn.Linear]) -> None:
+    env, s = environment(lambda: Scaled(kind))
     first = env.stream[0]
     second = Task(1, first.classes, first.names, first.train, first.test, first.test)
     omegas = [output_sensitivity(s, task, env, samples=None) for task in (first, second)]
