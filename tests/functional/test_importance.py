@@ -18,6 +18,7 @@ from cl_runner.core import Stream, Task, TrainState
 from cl_runner.env import Env
 from cl_runner.functional.importance import (
     LABEL_RULES,
+    batchnorm2d_factor,
     fisher_diagonal,
     fisher_overlap,
     has_rule,
@@ -375,6 +376,13 @@ class OwnLinear(nn.Linear):
 )
 def test_the_layers_of_which_the_rules_hold(layer: nn.Module, expected: bool) -> None:
     assert has_rule(layer) is expected
+
+
+def test_the_factor_of_batchnorm_is_its_output_without_the_affine_map() -> None:
+    layer = nn.BatchNorm2d(2, eps=0.5, affine=False).eval()
+    layer.running_mean, layer.running_var = torch.tensor([1.0, 2]), torch.tensor([3.0, 4])
+    a = torch.randn(3, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(batchnorm2d_factor(layer, a), layer(a).flatten(2))
 
 
 class Scaled(nn.Module):
