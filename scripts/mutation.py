@@ -1,9 +1,9 @@
 """How many changes to the methods do their own tests notice?
 
     pip install mutmut==3.8.1
-    python scripts/mutation.py DIR                            all (two hours on two cores)
+    python scripts/mutation.py DIR                            all (hours on one core)
     python scripts/mutation.py DIR --only losses,er,ewc       some files; the others' rows stay
-    python scripts/mutation.py DIR --only er --again          its survivors, with the tests of now
+    python scripts/mutation.py DIR --only er --again          its survivors without a reason, again
 
 mutmut changes one operator, number, argument or name at a time in a file of functional/ or
 strategies/, and runs the quick tests that belong to the file and reach the function (`tests_of`).
@@ -105,13 +105,21 @@ def results(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["name", "status"])
 
 
+def reasons_of(names: pd.Series) -> pd.Series:
+    """What the table of survivors says of each mutant; empty where it says nothing."""
+    if not SURVIVORS.exists():
+        return names.map(lambda _: "")
+    reasons = pd.read_csv(SURVIVORS, keep_default_na=False).set_index("name").reason
+    return names.map(reasons).fillna("")
+
+
 def mutate(file: Path, folder: Path, again: bool) -> pd.DataFrame:
-    """Run mutmut on one file, or on its survivors `again`."""
+    """Run mutmut on one file, or `again` on its survivors that have no reason yet."""
     copy(file, folder)
     run = ("run", "--max-children", "1")
     mutmut(folder, *run)
     rows = results(folder)
-    names = rows.name[~rows.status.isin(NOTICED)]
+    names = rows.name[~rows.status.isin(NOTICED) & (reasons_of(rows.name) == "")]
     if again and len(names):
         mutmut(folder, *run, *names)
         rows = results(folder)
@@ -149,10 +157,8 @@ def main() -> None:
     counts = counts.agg(mutants="size", noticed="sum").reset_index()
     counts = kept(COUNTS, counts)
     counts.to_csv(COUNTS, index=False)
-    survivors = rows.loc[~noticed, ["file", "name", "status"]].assign(reason="")
-    if SURVIVORS.exists():
-        reasons = pd.read_csv(SURVIVORS, keep_default_na=False).set_index("name").reason
-        survivors["reason"] = survivors.name.map(reasons).fillna("")
+    survivors = rows.loc[~noticed, ["file", "name", "status"]]
+    survivors = survivors.assign(reason=reasons_of(survivors.name))
     kept(SURVIVORS, survivors).to_csv(SURVIVORS, index=False)
     share = counts.noticed.sum() / counts.mutants.sum()
     print(f"{counts.noticed.sum()} of {counts.mutants.sum()} mutants are noticed: {share:.1%}")
