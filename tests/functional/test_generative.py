@@ -154,8 +154,9 @@ def test_the_error_of_an_answer_is_its_cross_entropy_over_the_shown_classes(temp
         torch.testing.assert_close(actual[0, b], -(p[0] * log_q[0] + p[1] * log_q[1]))
 
 
-def test_without_a_mask_all_classes_are_shown() -> None:
-    logits, target = randn(3, 4), answers(randn(3, 4, seed=1), HEADS[[0, 1, 0]], None)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_without_a_mask_all_classes_are_shown(batch: int) -> None:
+    logits, target = randn(batch, 4), answers(randn(batch, 4, seed=1), HEADS[[0, 1, 0]], None)
     everything = torch.ones(1, 4, dtype=torch.bool)
     torch.testing.assert_close(
         answer_error(logits, target, None, None), answer_error(logits, target, everything, None)
