@@ -178,6 +178,7 @@ def test_the_overlap_is_that_of_each_tasks_own_fisher_by_layer(prepared, mode: s
     settings = ("strategy.lambda=5", f"strategy.mode={mode}", "strategy.fisher_samples=null")
     strategy, env, states = run(prepared, *settings, "strategy.overlap=true")
     F = fishers(env, states)
+    assert strategy.tables(states[0]._replace(t=torch.tensor(0)), env) == {}
     rows = strategy.tables(states[1]._replace(t=torch.tensor(1)), env)["fisher_overlap"]
     assert {(row["task_a"], row["task_b"]) for row in rows} == {(1, 2)}  # of what is trained
     rows = strategy.tables(states[2]._replace(t=torch.tensor(2)), env)["fisher_overlap"]
