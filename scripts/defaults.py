@@ -48,12 +48,14 @@ INTRODUCTION = """\
 
 `cl-run strategy=X benchmark=Y scenario=Z`, one CPU thread, and nothing else: the default network
 (MLP 256-256), the default optimizer (SGD 0.1) and each strategy's own defaults, none of them tuned
-for the stream. Mean ACC (and forgetting) over three seeds on the digits, one seed on MNIST.
+for the stream. Mean ACC (and forgetting) over up to three seeds on the digits, one seed on MNIST.
 Milliseconds per optimizer step (of the fastest seed, with all that a strategy does before and after
-a task) and the peak memory of the process are those of the first scenario that the strategy has.
-Empty: it is not defined there. `mer`, which takes one sample after another, has one seed on the
-digits, and no run on MNIST, where one takes an hour or more. For tuned settings see the presets.
-Made by `python scripts/defaults.py`; the numbers are in `results/defaults.csv`.
+a task) and the peak memory of the process are those of the first row that the strategy has; with
+other work on the machine the milliseconds are an order of magnitude, no more. Empty: the strategy
+is not defined there. `mer`, which takes one sample after another, has fewer seeds, and no run on
+MNIST, where one takes an hour or more. For tuned settings see the presets. Made by
+`python scripts/defaults.py`; the numbers, their spread and how many seeds they have are in
+`results/defaults.csv`.
 """
 
 
