@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from cl_runner.config import Training
 from cl_runner.core import Batch, TrainState, generator_for, seed_for
 from cl_runner.data.augment import crop_flip
 from cl_runner.env import Env
-from cl_runner.errors import Diverged
+from cl_runner.errors import Diverged, UserError
 from cl_runner.functional import optim
 from cl_runner.steps import Learner, stepper
 
@@ -67,7 +68,7 @@ def fit(
     pending = list(losses)
     if between:
         between(s, step, pending)
-    with env.meter.suspended(), torch.no_grad():
+    with env.meter.suspended(), torch.no_grad(), batchnorm_in_words(t, env):
         for epoch in range(step // per_epoch if per_epoch else 0, epochs):
             first = epoch * per_epoch
             count = min(per_epoch, total - first)
@@ -111,6 +112,21 @@ def plan(
         total = training.iterations * times
     total = total if steps is None else steps
     return -(-total // per_epoch), per_epoch, total
+
+
+@contextmanager
+def batchnorm_in_words(t: int, env: Env) -> Iterator[None]:
+    """Raise UserError for a batch that leaves BatchNorm one value per channel, in task t."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"task {t + 1} has a batch of 1 sample, too small for BatchNorm where the network has "
+            f"come down to one pixel: another training.batch_size than {env.training.batch_size}, "
+            "or larger inputs by benchmark.pad_to"
+        ) from None
 
 
 def check_finite(theta: Tensor, losses: Tensor, t: int, first_step: int) -> None:

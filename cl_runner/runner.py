@@ -39,11 +39,11 @@ from cl_runner.data.benchmarks import build_stream
 from cl_runner.data.datasets import Arrays, load
 from cl_runner.engine import Calibration, evaluate, initial_state, readings, restored, train_task
 from cl_runner.env import Env
-from cl_runner.errors import Diverged, UserError, check
-from cl_runner.fit import Begun, Between, Samples, plan
+from cl_runner.errors import Diverged, UserError
+from cl_runner.fit import Begun, Between, Samples
 from cl_runner.frame import frame_of
 from cl_runner.functional.metrics import acc
-from cl_runner.nn.networks import Network, activation_shapes, factory
+from cl_runner.nn.networks import factory
 from cl_runner.outline import check_scenario
 from cl_runner.progress import display
 from cl_runner.signals import Stop, stoppable
@@ -242,28 +242,9 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     parts |= memory.of_strategy(strategy, env)  # with its checks against the stream
     parts |= memory.of_activations(config, strategy, env)
     memory.require(parts, free)
-    check_last_batches(config, env)
     env.engine, reason = steps.choose(config.engine, strategy.one_graph, env)
     log.info("engine: %s (%s)", env.engine, reason)
     return env
-
-
-def check_last_batches(config: Config, env: Env) -> None:
-    """BatchNorm in training needs more than one value per channel. Raises UserError."""
-    net, size = env.flat.module, config.training.batch_size
-    if not env.flat.buffers or not isinstance(net, Network):
-        return
-    shapes = activation_shapes(net, env.stream.input_shape)
-    single = any(shape[1:] == (1, 1) for shape in shapes)
-    for task in env.stream:
-        _, of_epoch, steps = plan(len(task.train), config.training)
-        alone = size == 1 or (len(task.train) % size == 1 and steps >= of_epoch)
-        check(
-            not (single and alone),
-            f"training.batch_size={size} leaves a batch of one sample of the {len(task.train)} of "
-            f"task {task.index + 1}, which BatchNorm cannot normalise where the model has a single "
-            "pixel: choose another size, or larger inputs by benchmark.pad_to",
-        )
 
 
 def choose_device(name: str) -> torch.device:
