@@ -143,5 +143,5 @@ def test_other_layers_are_refused_by_name(prepared):
 
 
 def test_each_layer_may_have_a_threshold_of_its_own(prepared):
-    _, strategy, env = prepared(*TOY, "strategy.threshold=[0.9,0.8]")
-    assert len(strategy.init(env.flat.theta.detach(), env)) == 2
+    _, strategy, env = prepared(*TOY, "strategy.threshold=[0.9,0.8,0.7]")
+    assert len(strategy.init(env.flat.theta.detach(), env)) == 3
