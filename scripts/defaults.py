@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from reproduce import ROOT
 
-from cl_runner import strategies
+from cl_runner import status, strategies
 from cl_runner.config import SCENARIOS
 
 SEEDS = {
@@ -94,8 +94,9 @@ def run(cell: Cell, seed: int, folder: Path) -> dict[str, Any]:
         *(f"scenario={cell.scenario}", f"seed={seed}", "threads=1", "verbose=false"),
         *(f"hydra.run.dir={out}", "resume=true"),
     ]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    print(*cell, seed, done.stderr.strip() or "ended", flush=True)
+    if status.read(out).get("state") != "complete":
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        print(*cell, seed, done.stderr.strip() or "ended", flush=True)
     summary = out / "summary.csv"
     row = pd.read_csv(summary).loc[0].to_dict() if summary.exists() else {"status": "failed"}
     return {**cell._asdict(), **{name: row.get(name, math.nan) for name in MEASURED}}

@@ -4,13 +4,15 @@
     python scripts/mutation.py DIR                            all (hours on one core)
     python scripts/mutation.py DIR --only losses,er,ewc       some files; the others' rows stay
     python scripts/mutation.py DIR --only er --again          its survivors without a reason, again
+    python scripts/mutation.py DIR --page                     only the page, from the two tables
 
 mutmut changes one operator, number, argument or name at a time in a file of functional/ or
 strategies/, and runs the quick tests that belong to the file and reach the function (`tests_of`).
 It works in DIR, on copies of the last commit, and goes on there where it was stopped. Writes
-results/mutants.csv: for each file the number of mutants and of those that were noticed; and
-results/survivors.csv: those that were not, each with a reason that is kept from run to run. Exits
-with 1 if fewer than 90 % of all are noticed.
+results/mutants.csv: for each file the number of mutants and of those that were noticed;
+results/survivors.csv: those that were not, each with a reason that is kept from run to run; and the
+tables of docs/mutation.md (alone, of the files as they are, with --page). Exits with 1 if fewer
+than 90 % of all are noticed.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ pytest_add_cli_args = ["-m", "not slow", {plugins}]
 PLUGINS = ("no:cacheprovider", "no:xdist", "no:unraisableexception", "quick_first")
 COUNTS = ROOT / "results" / "mutants.csv"
 SURVIVORS = ROOT / "results" / "survivors.csv"
+PAGE = ROOT / "docs" / "mutation.md"
+FOUND = "## What was found\n"  # the page from here on is written here
 NOTICED = ("killed", "timeout", "segfault")
 WANTED = 0.9
 # Besides the tests of the same name: what is shared is tested where it is used.
@@ -136,6 +140,32 @@ def kept(path: Path, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([old[~old.file.isin(rows.file)], rows]).sort_values("file", kind="stable")
 
 
+def found(counts: pd.DataFrame, survivors: pd.DataFrame) -> str:
+    """The tables of the page: each file and each room, then the survivors by reason."""
+    lines = ["| files | mutants | noticed | share |", "|---|---:|---:|---:|"]
+    names = counts.file.str.removeprefix("cl_runner/")
+    for room, own in counts.assign(file=names).groupby(names.str.split("/").str[0]):
+        rows = [(f"`{row.file}`", row.mutants, row.noticed) for row in own.itertuples()]
+        rows.append((f"**{room}/**", own.mutants.sum(), own.noticed.sum()))
+        lines += [f"| {name} | {n} | {noticed} | {noticed / n:.1%} |" for name, n, noticed in rows]
+    lines += ["", "The survivors, by reason:", ""]
+    lines += ["| what the change does | mutants | where |", "|---|---:|---|"]
+    stems = survivors.file.str.extract(r"(\w+)\.py$")[0]
+    functions = survivors.name.str.extract(r"\.x(?:ǁ\w+ǁ|_)(\w+)__mutmut_\d+$")[0]
+    survivors = survivors.assign(where="`" + stems + "." + functions + "`")
+    groups = [(len(own), reason, set(own["where"])) for reason, own in survivors.groupby("reason")]
+    for n, reason, where in sorted(groups, key=lambda group: (-group[0], group[1])):
+        lines.append(f"| {reason or 'not looked at'} | {n} | {', '.join(sorted(where))} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_page() -> None:
+    """The tables of the page, from those of results/."""
+    before = PAGE.read_text(encoding="utf-8").partition(FOUND)[0]
+    tables = (pd.read_csv(path, keep_default_na=False) for path in (COUNTS, SURVIVORS))
+    PAGE.write_text(f"{before}{FOUND}\n{found(*tables)}", encoding="utf-8")
+
+
 def main() -> None:
     """Run, write, check."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -143,7 +173,10 @@ def main() -> None:
     parser.add_argument("--only", help="names of files, without .py")
     parser.add_argument("--again", action="store_true", help="the survivors, with new tests")
     parser.add_argument("--jobs", type=int, default=2, help="files at once, a thread each")
+    parser.add_argument("--page", action="store_true", help="only write the page")
     arguments = parser.parse_args()
+    if arguments.page:
+        return write_page()
     only = arguments.only.split(",") if arguments.only else None
     chosen = [file for file in files() if only is None or file.stem in only]
     with ThreadPoolExecutor(arguments.jobs) as pool:
@@ -160,6 +193,7 @@ def main() -> None:
     survivors = rows.loc[~noticed, ["file", "name", "status"]]
     survivors = survivors.assign(reason=reasons_of(survivors.name))
     kept(SURVIVORS, survivors).to_csv(SURVIVORS, index=False)
+    write_page()
     share = counts.noticed.sum() / counts.mutants.sum()
     print(f"{counts.noticed.sum()} of {counts.mutants.sum()} mutants are noticed: {share:.1%}")
     sys.exit(1 if share < WANTED else 0)

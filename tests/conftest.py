@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
 import subprocess
 import sys
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import NamedTuple
 
 import pytest
@@ -30,6 +33,30 @@ from cl_runner.strategies.base import Strategy
 
 REPOSITORY = Path(__file__).parents[1]
 CONF = REPOSITORY / "conf"
+# For each line that it reads it forks, and the child does what the line says.
+NURSERY = """
+import gc, json, os, signal, sys
+gc.disable()  # as cl-run does
+from cl_runner.cli import main
+from hydra.core.plugins import Plugins
+{more}
+Plugins.instance()  # looks for them in all packages, once
+gc.freeze()
+for line in sys.stdin:
+    code, args, cwd, env, streams = json.loads(line)
+    child = os.fork()
+    if not child:
+        signal.alarm(300)
+        os.chdir(cwd)
+        os.environ.clear()
+        os.environ.update(env)
+        for number, path in enumerate(streams):
+            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
+        sys.argv = ["cl-run", *args]
+        exec(code)
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 SHARED_DATA = REPOSITORY.parent / "shared" / "data" / "prepare"
 
 
@@ -210,3 +237,43 @@ def counted_run(prepared):
         return strategy, s, env, counts
 
     return function
+
+
+def nursery(folder: Path, more: str = "") -> Iterator[Callable[..., CompletedProcess[str]]]:
+    """A function that forks a process in which `cl-run`, and `more`, is imported already."""
+    streams = [folder / name for name in ("stdout", "stderr")]
+
+    def function(code: str, *args: object, cwd: Path, **env: str) -> CompletedProcess[str]:
+        for path in streams:
+            path.write_text("")
+        files = [os.devnull, *map(str, streams)]
+        line = [code, [*map(str, args)], str(cwd), os.environ | env, files]
+        print(json.dumps(line), file=process.stdin, flush=True)
+        exit_code = int(process.stdout.readline())
+        return CompletedProcess(args, exit_code, *(path.read_text() for path in streams))
+
+    command = [sys.executable, "-c", NURSERY.format(more=more)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield function
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory):
+    """forked(code, "seed=1", cwd=..., KEY="value"): what a process does that runs this code.
+
+    Its standard input is empty. What `cl-run` imports at once is there, torch is not.
+    """
+    yield from nursery(tmp_path_factory.mktemp("forked"))
+
+
+@pytest.fixture(scope="session")
+def cl_run(tmp_path_factory):
+    """cl_run("seed=1", cwd=..., KEY="value"): what the command does, without waiting for imports.
+
+    test_commands.py, test_cli.py and reliability/ start the installed one.
+    """
+    more = "import cl_runner.group, cl_runner.runner, torch.fx.experimental.symbolic_shapes"
+    for function in nursery(tmp_path_factory.mktemp("cl_run"), more):
+        yield partial(function, "main()")

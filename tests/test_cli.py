@@ -5,14 +5,13 @@ is forked where the command is already imported, which costs half; the last ones
 """
 
 import csv
-import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -74,28 +73,6 @@ from cl_runner.cli import main
 sys.argv[0] = "cl-run"
 main()
 """
-# For each line that it reads it forks, and the child does what the line says.
-NURSERY = """
-import gc, json, os, sys
-gc.disable()  # as cl-run does
-from cl_runner.cli import main
-from hydra.core.plugins import Plugins
-
-Plugins.instance()  # looks for them in all packages, once
-gc.freeze()
-for line in sys.stdin:
-    code, args, cwd, env, streams = json.loads(line)
-    child = os.fork()
-    if not child:
-        os.chdir(cwd)
-        os.environ.update(env)
-        for number, path in enumerate(streams):
-            os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), number)
-        sys.argv = ["cl-run", *args]
-        exec(code)
-        sys.exit()
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
 TINY = (
     "benchmark=split_digits",
     "benchmark.num_tasks=2",
@@ -123,28 +100,6 @@ def call(command: list[str | Path], cwd: Path, **env: str) -> subprocess.Complet
 
 def cl_run(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     return call([CL_RUN, *args], cwd, **env)
-
-
-@pytest.fixture(scope="module")
-def forked(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
-    """forked(code, "seed=1", cwd=...): what a process does that runs this code."""
-    command = [sys.executable, "-c", NURSERY]
-    streams = [tmp_path_factory.mktemp("streams") / name for name in ("stdout", "stderr")]
-
-    def function(code: str, *args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-        for path in streams:
-            path.write_text("")
-        files = [os.devnull, *map(str, streams)]
-        print(json.dumps([code, args, str(cwd), env, files]), file=nursery.stdin, flush=True)
-        exit_code = int(nursery.stdout.readline())
-        return subprocess.CompletedProcess(args, exit_code, *(p.read_text() for p in streams))
-
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as nursery:
-        yield function
 
 
 @pytest.fixture

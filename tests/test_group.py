@@ -36,10 +36,11 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def cl_run(*arguments: str, data: Path) -> subprocess.CompletedProcess[str]:
-    program = Path(sys.executable).with_name("cl-run")
-    command = [program, *arguments, *TOY, f"data.root={data}", "device=cpu", "threads=1"]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.fixture
+def trained(cl_run, data_root, tmp_path):
+    """trained("seeds=[0,1]", ...): what the command does with a small benchmark."""
+    fixed = (*TOY, f"data.root={data_root}", "device=cpu", "threads=1")
+    return lambda *arguments: cl_run(*arguments, *fixed, cwd=tmp_path)
 
 
 def test_runs_share_a_stack_if_only_numbers_differ(configure, tmp_path):
@@ -245,9 +246,9 @@ def test_seeds_in_processes_are_running_and_nobody_elses(data_root, tmp_path):
     assert [status.state(out) for out in folders] == ["interrupted", "interrupted"]
 
 
-def test_seeds_by_the_command_line(data_root, tmp_path):
+def test_seeds_by_the_command_line(trained, tmp_path):
     out = tmp_path / "out"
-    done = cl_run("strategy=ewc", "seeds=[0,3]", f"hydra.run.dir={out}", data=data_root)
+    done = trained("strategy=ewc", "seeds=[0,3]", f"hydra.run.dir={out}")
     assert done.returncode == 0, done.stderr
     summary = rows(out / "summary.csv")
     assert [row["seed"] for row in summary] == ["0", "3"]
@@ -258,17 +259,16 @@ def test_seeds_by_the_command_line(data_root, tmp_path):
     assert int(acc["n"]) == 2
     assert float(acc["mean"]) == pytest.approx(sum(accs) / 2)
     assert read_matrix(out / "seed=3" / "accuracy_matrix.csv").shape == (3, 2)
-    refused = cl_run("seeds=[1,1]", data=data_root)
+    refused = trained("seeds=[1,1]")
     assert refused.returncode == 2
     assert "seeds must be one or more different numbers" in refused.stderr
 
 
-def test_the_vectorized_launcher(data_root, tmp_path):
+def test_the_vectorized_launcher(trained, tmp_path):
     out = tmp_path / "sweep"
-    done = cl_run(
+    done = trained(
         *("-m", "hydra/launcher=vectorized", "strategy=ewc,naive", "seed=0,1"),
         f"hydra.sweep.dir={out}",
-        data=data_root,
     )
     assert done.returncode == 0, done.stderr
     summary = rows(out / "summary.csv")
@@ -282,12 +282,11 @@ def test_the_vectorized_launcher(data_root, tmp_path):
         }
 
 
-def test_a_failed_job_of_the_launcher_is_told(data_root, tmp_path):
+def test_a_failed_job_of_the_launcher_is_told(trained, tmp_path):
     out = tmp_path / "sweep"
-    done = cl_run(
+    done = trained(
         *("-m", "hydra/launcher=vectorized", "strategy=ewc", "strategy.lambda=1,1e9,-1"),
         f"hydra.sweep.dir={out}",
-        data=data_root,
     )
     assert done.returncode == 1
     assert "2 of 3 runs failed" in done.stderr

@@ -26,11 +26,6 @@ TINY = (
 )
 
 
-def cl_run(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [CL_RUN, *map(str, args)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-
-
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
     """A sweep with a job in each state, but for running."""
@@ -56,7 +51,7 @@ def test_the_state_of_a_job(folders: Path) -> None:
     assert (about["task"], about["tasks"], about["step"]) == (2, 5, 7)
 
 
-def test_the_command_shows_every_job_and_why(folders: Path) -> None:
+def test_the_command_shows_every_job_and_why(cl_run, folders: Path) -> None:
     result = cl_run("status", folders, cwd=folders)
     assert result.returncode == 1
     header, *lines, last = [re.split("  +", line) for line in result.stdout.splitlines()]
@@ -81,7 +76,7 @@ def test_the_command_shows_every_job_and_why(folders: Path) -> None:
         (["-x"], "cl-run status PATH...: the folders of runs or sweeps; see cl-run status --help"),
     ],
 )
-def test_a_wrong_path_is_one_line(args: list[str], message: str, tmp_path: Path) -> None:
+def test_a_wrong_path_is_one_line(cl_run, args: list[str], message: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     result = cl_run("status", *args, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
@@ -194,7 +189,7 @@ def test_a_job_that_has_ended_holds_no_configuration() -> None:
 
 
 @pytest.mark.parametrize("subdir", ["/tmp/x", "a/../../x"])
-def test_a_job_stays_in_its_sweeps_folder(subdir: str, tmp_path: Path) -> None:
+def test_a_job_stays_in_its_sweeps_folder(cl_run, subdir: str, tmp_path: Path) -> None:
     args = ("-m", *TINY, "seed=0", "hydra.sweep.dir=S", f"hydra.sweep.subdir={subdir}")
     result = cl_run(*args, cwd=tmp_path)
     assert result.returncode == 2
@@ -211,7 +206,9 @@ def test_a_job_stays_in_its_sweeps_folder(subdir: str, tmp_path: Path) -> None:
     ],
     ids=["name", "device"],
 )
-def test_a_folder_that_cannot_be_is_one_line(args: list[str], reason: str, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_is_one_line(
+    cl_run, args: list[str], reason: str, tmp_path: Path
+) -> None:
     result = cl_run(*args, cwd=tmp_path)
     assert result.returncode == 2
     assert re.fullmatch(rf"cl-run: .*{re.escape(reason)}\n", result.stderr), result.stderr
@@ -219,7 +216,9 @@ def test_a_folder_that_cannot_be_is_one_line(args: list[str], reason: str, tmp_p
 
 
 @pytest.mark.slow
-def test_a_job_refused_in_the_folder_of_a_complete_run_leaves_it_complete(tmp_path: Path) -> None:
+def test_a_job_refused_in_the_folder_of_a_complete_run_leaves_it_complete(
+    cl_run, tmp_path: Path
+) -> None:
     """Numbered folders, and a sweep that is asked for in another order."""
     args = ("-m", *TINY, "hydra.sweep.dir=S", "hydra.sweep.subdir=${hydra.job.num}", "resume=true")
     assert cl_run(*args, "seed=0,1", cwd=tmp_path).returncode == 0
@@ -238,7 +237,7 @@ def states(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("more", [[], ["hydra/launcher=vectorized"]], ids=["basic", "vectorized"])
 @pytest.mark.slow
-def test_fail_fast_begins_no_more_jobs(more: list[str], tmp_path: Path) -> None:
+def test_fail_fast_begins_no_more_jobs(cl_run, more: list[str], tmp_path: Path) -> None:
     args = ("-m", *more, *TINY, "seed=0", "optimizer.lr=1e30,0.1,0.2,0.3", "hydra.sweep.dir=S")
     if not more:
         result = cl_run(*args, "fail_fast=true", cwd=tmp_path)
@@ -256,7 +255,7 @@ def test_fail_fast_begins_no_more_jobs(more: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_fail_fast_of_seeds(tmp_path: Path) -> None:
+def test_fail_fast_of_seeds(cl_run, tmp_path: Path) -> None:
     lr = ("optimizer.lr=1e30", "model.hidden_sizes=[500,500]", "training.batch_size=512")
     args = (*TINY, "seeds=[0,1,2,3,4,5]", *lr, "hydra.run.dir=R", "fail_fast=true")
     result = cl_run(*args, cwd=tmp_path)
@@ -266,7 +265,7 @@ def test_fail_fast_of_seeds(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_adding_a_seed_runs_that_seed_only(tmp_path: Path) -> None:
+def test_adding_a_seed_runs_that_seed_only(cl_run, tmp_path: Path) -> None:
     """However the others are written, and what failed is repeated."""
     args = ("-m", *TINY, "hydra.sweep.dir=S", "resume=true")
     first = ("strategy=ewc", "strategy.lambda=1,2", "seed=0")
@@ -283,7 +282,7 @@ def test_adding_a_seed_runs_that_seed_only(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "S/jobs.json").read_text())) == 4
 
 
-def test_what_makes_no_other_run_cannot_be_swept(tmp_path: Path) -> None:
+def test_what_makes_no_other_run_cannot_be_swept(cl_run, tmp_path: Path) -> None:
     result = cl_run("-m", *TINY[:-3], "threads=1,2", "hydra.sweep.dir=S", cwd=tmp_path)
     assert result.returncode == 2
     assert re.fullmatch(r"cl-run: .*threads=2 and .*threads=1 are one job: .*\n", result.stderr)

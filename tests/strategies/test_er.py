@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import product
 
 import pytest
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from cl_runner.engine import initial_state, train_task
 from cl_runner.errors import UserError
 from cl_runner.fit import Source
-from cl_runner.strategies.er import ER
+from cl_runner.strategies.er import ER, bins_of, places
 
 TOY = (
     "strategy=er",
@@ -72,6 +73,29 @@ def test_class_balanced_holds_equal_shares_of_the_classes_seen(prepared):
         _, _, env, s = run(prepared, "strategy.policy=class_balanced", tasks=tasks)
         classes = [int(env.stream.y[row]) for row, _ in held(s)]
         assert [classes.count(c) for c in range(2 * tasks)] == [60 // (2 * tasks)] * (2 * tasks)
+
+
+def test_class_balanced_draws_by_the_seed(prepared):
+    own = ("strategy.policy=class_balanced", "training.iterations=1")
+    rows = [held(run(prepared, *own, f"seed={seed}", tasks=1)[-1]) for seed in (0, 1)]
+    assert len({*rows[0], *rows[1]}) > 90  # of 60 each, from 280
+
+
+def test_a_place_that_holds_the_first_row_is_filled(prepared):
+    _, _, env = prepared(*TOY)
+    slots = {"index": torch.tensor([0, -1]), "task": torch.zeros(2, dtype=torch.int64)}
+    bins, filled, _ = bins_of(slots, env.stream[0], env)
+    assert filled.tolist() == [True, False]
+    assert int(env.stream.y[0]) != int(env.stream.y[1])
+    assert int(bins[0]) == int(env.stream.y[0])
+
+
+def test_the_smallest_buffers_and_the_largest(prepared):
+    _, strategy, env = prepared(*TOY)
+    for own in ({"buffer_size": 10, "policy": "ring"}, {"buffer_size": 1}):
+        memory = dataclasses.replace(strategy, **own).init(env.flat.theta.detach(), env)
+        assert memory["buffer_index"].tolist() == [-1] * own["buffer_size"]
+    assert places(None, 100_000, env) == 1_000_000
 
 
 def test_the_ring_holds_the_latest_of_each_class(prepared):
@@ -308,6 +332,14 @@ def test_a_replayed_sample_looks_as_it_did_in_its_own_task(prepared, benchmark):
     ):
         own = env.gather(row[None], int(task), s.t)
         assert torch.equal(own.x[0], x) and int(own.y[0]) == int(y)
+
+
+def test_one_replayed_sample_has_the_whole_share(prepared):
+    strategy, env, s, batch = next_batch(prepared, "strategy.weighting=task_share")
+    replay = strategy.replay(s, batch, env)
+    one = replay._replace(weight=torch.eye(10)[3])
+    both = strategy.join(s, batch, one)
+    torch.testing.assert_close(both.weight[16:], torch.eye(10)[3] * 2 / 3)
 
 
 def test_an_empty_buffer_changes_nothing(prepared):

@@ -62,6 +62,15 @@ def test_the_distillation_by_hand(prepared, scenario, weight):
     assert kept(strategy, env, s, batch) == pytest.approx(expected, rel=1e-4)
 
 
+def test_one_old_task_counts_once(prepared):
+    case = ("scenario=task", "strategy.weight=fixed", "strategy.temperature=3")
+    strategy, env, s, (batch, *_), old = mid_run(prepared, *case, tasks=1)
+    answers = (env.net(old, batch.x, batch.task).detach()[:, :2] / 3).softmax(1)
+    log_q = (env.net(s.theta, batch.x, batch.task).detach()[:, :2] / 3).log_softmax(1)
+    expected = -float((answers * log_q).sum(1).mean())
+    assert kept(strategy, env, s, batch) == pytest.approx(expected, rel=1e-4)
+
+
 def test_over_seen_the_new_classes_have_target_zero(prepared):
     case = ("scenario=class", "strategy.temperature=3", "strategy.over=seen")
     case = (*case, "strategy.weight=fixed")
@@ -102,7 +111,8 @@ def test_the_first_task_has_nothing_to_keep(prepared):
 
 def test_warm_up_trains_the_new_outputs_only(prepared):
     _, strategy, env = prepared(*TOY, "scenario=task", "strategy.warm_up=2")
-    s = initial_state(strategy, env)
+    s = strategy.begin_task(initial_state(strategy, env), env.stream[0], env)
+    assert bool(s.memory["free"].all())  # the first task has no warm-up
     s = train_task(strategy, s, env.stream[0], env)
     s = strategy.begin_task(s._replace(t=torch.ones_like(s.t)), env.stream[1], env)
     source = Source(env, s, 1, env.stream[1].train, 1, strategy)

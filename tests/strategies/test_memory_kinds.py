@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cl_runner.engine import initial_state
 from cl_runner.strategies import available
 
 TASK_IL = ("den", "gpm", "hat", "packnet", "pnn", "separate", "soft_sharing", "xdg")
@@ -31,12 +32,16 @@ OTHERS = {"expandable_head": {"seen": torch.bool}, "hat": {"free": torch.float32
 COMPUTED = ("latent_replay", "packnet")  # from what stays on the network's device
 
 
+def toy(name: str) -> list[str]:
+    """What makes a small run of it."""
+    overrides = [f"strategy={name}", "benchmark=split_digits", "model.hidden_sizes=[8]"]
+    overrides += ["scenario=task"] if name in TASK_IL else []
+    return overrides + (["strategy.buffer_size=20"] if name in BUFFERED else [])
+
+
 @pytest.mark.parametrize("name", [n for n in available() if n not in COMPUTED])
 def test_the_memory_is_on_the_device_and_of_its_kinds(prepared, name: str) -> None:
-    toy = ["benchmark=split_digits", "model.hidden_sizes=[8]"]
-    toy += ["scenario=task"] if name in TASK_IL else []
-    toy += ["strategy.buffer_size=20"] if name in BUFFERED else []
-    _, strategy, env = prepared(f"strategy={name}", *toy)
+    _, strategy, env = prepared(*toy(name))
     env.device = torch.device("meta")
     memory = strategy.init(env.flat.theta.detach().to("meta"), env)
     assert {value.device for value in memory.values()} <= {env.device}
@@ -44,3 +49,16 @@ def test_the_memory_is_on_the_device_and_of_its_kinds(prepared, name: str) -> No
     assert {key: v.dtype for key, v in memory.items()} == {
         key: kinds.get(key, torch.float32) for key in memory
     }
+
+
+@pytest.mark.parametrize("name", available())
+def test_the_first_task_adds_nothing_to_the_memory(prepared, name: str) -> None:
+    """What `init` makes has the names, shapes and kinds of what the first task begins with."""
+    _, strategy, env = prepared(*toy(name))
+    s = initial_state(strategy, env)
+    begun = strategy.begin_task(s, env.stream[0], env)
+    first, second = (
+        {key: (value.shape, value.dtype) for key, value in state.memory.items()}
+        for state in (s, begun)
+    )
+    assert first == second

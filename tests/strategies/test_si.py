@@ -52,8 +52,8 @@ def test_importance_is_contribution_over_squared_distance(prepared, clip):
     strategy, env, first, s, _, _ = steps(
         prepared, 20, f"strategy.clip={clip}", "strategy.damping=0.5"
     )
-    s = s._replace(memory=s.memory | {"path": s.memory["path"] - 1e-6})  # some below zero
-    path = s.memory["path"].clone()
+    path = torch.linspace(-1, 1, len(s.theta))
+    s = s._replace(memory=s.memory | {"path": path.clone()})
     moved = s.theta.detach() - first.theta
     end = strategy.end_task(s, env.stream[0], env)
     expected = (path.clamp_min(0) if clip == "true" else path) / (moved**2 + 0.5)
