@@ -54,6 +54,7 @@ MORE = {
     "ewc": ("tests/strategies/test_er_ewc.py", "tests/strategies/test_imm.py"),
     "exemplars": ("tests/strategies/test_icarl.py",),
     "generative": ("tests/strategies/test_generative_replay.py",),
+    "icarl": ("tests/strategies/test_er.py",),
     "losses": ("tests/strategies/test_lwf.py", "tests/strategies/test_derpp.py"),
     "projection": ("tests/strategies/test_gem.py", "tests/strategies/test_gpm.py"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -15,11 +16,24 @@ TOY = (
 )
 
 
-def test_derpp_adds_cross_entropy_on_a_draw_of_its_own(mid_run):
-    strategy, env, s, (batch, *_) = mid_run(*TOY, "strategy=derpp", "strategy.beta=0.3", tasks=2)
+@pytest.mark.parametrize("scenario", ["domain", "task"])
+@pytest.mark.parametrize("held", [40, 3])
+def test_derpp_adds_cross_entropy_on_a_draw_of_its_own(mid_run, scenario, held):
+    """Over the outputs of the samples' own tasks; of a buffer with few samples, over those."""
+    own = ("strategy=derpp", "strategy.beta=0.3", f"scenario={scenario}")
+    strategy, env, s, (batch, *_) = mid_run(*TOY, *own, tasks=2)
+    index = s.memory["buffer_index"].clone()
+    index[held:] = -1
+    s = s._replace(memory=s.memory | {"buffer_index": index})
     first, second = strategy.replay(s, batch, env), strategy.replay(s, batch, env, "_labels")
-    assert set(first.index.tolist()) != set(second.index.tolist())
+    if held == 40:
+        assert set(first.index.tolist()) != set(second.index.tolist())
     loss, _ = strategy.loss(s.theta, s, batch, env)
     without, _ = type(strategy).__mro__[1].loss(strategy, s.theta, s, batch, env)
-    labelled = F.cross_entropy(env.net(s.theta, second.x, second.task), second.y)
+    filled = second.weight > 0
+    assert int(filled.sum()) == min(held, 10)
+    logits = env.net(s.theta, second.x, second.task)
+    if scenario == "task":
+        logits = logits.masked_fill(~env.own_classes[second.task], -torch.inf)
+    labelled = F.cross_entropy(logits[filled], second.y[filled])
     torch.testing.assert_close(loss - without, 0.3 * labelled)

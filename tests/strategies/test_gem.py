@@ -43,6 +43,14 @@ def test_each_task_s_memory_is_the_last_samples_of_it(mid_run):
             assert set(held.y.tolist()) <= {2, 3}
 
 
+def test_one_place_for_each_task_is_enough_and_the_first_row_is_one_of_a_task(prepared):
+    _, strategy, env = prepared(*TOY, "strategy.buffer_size=5")
+    s = initial_state(strategy, env)
+    assert len(strategy.recall(s, 0, env).y) == 0
+    s.memory["buffer_index"][1] = 0
+    assert strategy.recall(s, 1, env).index.tolist() == [0]
+
+
 @pytest.mark.parametrize("tasks", [0, 1, 3])
 def test_there_is_one_constraint_for_each_previous_task(mid_run, tasks, monkeypatch):
     strategy, env, s, (batch, *_) = run(mid_run, tasks=tasks)

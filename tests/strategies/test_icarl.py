@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from cl_runner.engine import evaluate, initial_state, train_task
 from cl_runner.errors import UserError
 from cl_runner.fit import Source
+from cl_runner.strategies.icarl import exemplars
 
 TOY = (
     "strategy=icarl",
@@ -80,6 +81,15 @@ def test_the_loss_is_algorithm_3_by_hand(mid_run, active, tasks, temperature):
     torch.testing.assert_close(float(loss), total / 20, rtol=1e-4, atol=1e-5)
 
 
+def test_the_loss_is_the_mean_over_the_samples_with_weight(mid_run):
+    strategy, env, s, (batch, *_) = mid_run(*TOY, tasks=1)
+    weight = torch.tensor([1.0] * 6 + [0.0] * 10)
+    part, aux = strategy.loss(s.theta, s, batch._replace(weight=weight), env)
+    six = env.gather(batch.index[:6], 1, s.t)
+    torch.testing.assert_close(part, strategy.loss(s.theta, s, six, env)[0])
+    torch.testing.assert_close(aux["logits"], env.net(s.theta, batch.x, batch.task))
+
+
 def test_a_task_is_distilled_from_the_network_at_its_beginning(mid_run):
     strategy, env, s, batches = mid_run(*TOY, tasks=1)
     s = strategy.begin_task(s, env.stream[1], env)
@@ -142,8 +152,9 @@ def test_the_class_is_that_of_the_nearest_mean_of_exemplars(mid_run):
     torch.testing.assert_close(scores[:, :6], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_classes_without_exemplars_come_last_in_the_order_of_the_outputs(mid_run):
-    strategy, env, s, _ = mid_run(*TOY, tasks=2)
+@pytest.mark.parametrize("sizes", ["[24]", "[24,16]"])
+def test_classes_without_exemplars_come_last_in_the_order_of_the_outputs(mid_run, sizes):
+    strategy, env, s, _ = mid_run(*TOY, f"model.hidden_sizes={sizes}", tasks=2)
     x = env.stream.normalise(env.stream.held_out("test", env.stream[4])[0][:50])
     with torch.no_grad():
         scores, outputs = strategy.predict(s, x, 4, env), env.net(s.theta, x, torch.tensor(4))
@@ -157,6 +168,21 @@ def test_before_the_first_task_the_network_answers(prepared):
     _, naive, other = prepared(*TOY[1:2], *TOY[3:], "strategy=naive")
     mine = evaluate(strategy, initial_state(strategy, env), env)
     assert mine == evaluate(naive, initial_state(naive, other), other)
+
+
+def test_one_exemplar_for_each_class_is_enough_and_the_first_row_may_be_one(prepared):
+    _, strategy, env = prepared(*TOY, "strategy.buffer_size=10")
+    s = initial_state(strategy, env)
+    assert [len(part) for part in exemplars(s)] == [0, 0]
+    s.memory["buffer_index"][1] = 0
+    assert exemplars(s)[0].tolist() == [0]
+
+
+def test_a_network_without_features_is_refused(prepared, monkeypatch):
+    _, strategy, env = prepared(*TOY)
+    monkeypatch.setattr(env.flat, "module", torch.nn.Linear(1, 1))
+    with pytest.raises(UserError, match="strategy=icarl needs the features before the output"):
+        strategy.init(env.flat.theta.detach(), env)
 
 
 @pytest.mark.parametrize("model", ["model.hidden_sizes=[]", "model=cnn"])

@@ -62,3 +62,4 @@ def test_the_first_task_adds_nothing_to_the_memory(prepared, name: str) -> None:
         for state in (s, begun)
     )
     assert first == second
+    assert bool((s.memory.get("buffer_index", torch.tensor(-1)) == -1).all())  # nothing is held

@@ -50,6 +50,7 @@ def test_owned_weights_and_old_answers_never_change_again(prepared, toy, optimiz
     x = env.stream.normalise(env.stream.held_out("test", env.stream[0])[0])
     for t in range(4):
         mine = states[t + 1]
+        assert mine.memory["owner"].dtype == torch.int16  # two bytes for each weight
         owned = (mine.memory["owner"] <= t) & (mine.memory["owner"] != FREE)
         answers = strategy.predict(mine, x, t, env)
         for later in states[t + 2 :]:
