@@ -16,7 +16,7 @@ TOY = (
 )
 
 
-@pytest.mark.parametrize("scenario", ["domain", "task"])
+@pytest.mark.parametrize("scenario", ["class", "task"])
 @pytest.mark.parametrize("held", [40, 3])
 def test_derpp_adds_cross_entropy_on_a_draw_of_its_own(mid_run, scenario, held):
     """Over the outputs of the samples' own tasks; of a buffer with few samples, over those."""

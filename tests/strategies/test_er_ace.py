@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -15,14 +16,26 @@ TOY = (
 )
 
 
-def test_er_ace_scores_incoming_samples_on_their_own_classes_only(mid_run):
-    strategy, env, s, (batch, *_) = mid_run(*TOY, "strategy=er_ace", tasks=2)
+@pytest.mark.parametrize("scenario", ["class", "task"])
+@pytest.mark.parametrize("held", [40, 3])
+def test_er_ace_scores_incoming_samples_on_their_own_classes_only(mid_run, scenario, held):
+    """And replayed ones over their own task's outputs; of a buffer with few samples, those few."""
+    own = ("strategy=er_ace", f"scenario={scenario}")
+    strategy, env, s, (batch, *_) = mid_run(*TOY, *own, tasks=2)
+    index = s.memory["buffer_index"].clone()
+    index[held:] = -1
+    s = s._replace(memory=s.memory | {"buffer_index": index})
     replay = strategy.replay(s, batch, env)
     both = strategy.join(s, batch, replay)
-    loss, _ = strategy.loss(s.theta, s, both, env)
+    loss, aux = strategy.loss(s.theta, s, both, env)
     present = batch.y.unique()
     assert present.tolist() == [4, 5]
     new = env.net(s.theta, batch.x, batch.task)[:, present]
     expected = F.cross_entropy(new, torch.searchsorted(present, batch.y))
-    expected = expected + F.cross_entropy(env.net(s.theta, replay.x, replay.task), replay.y)
+    filled = replay.weight > 0
+    old = env.net(s.theta, replay.x, replay.task)
+    if scenario == "task":
+        old = old.masked_fill(~env.own_classes[replay.task], -torch.inf)
+    expected = expected + F.cross_entropy(old[filled], replay.y[filled])
     torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(aux["logits"], env.net(s.theta, both.x, both.task))

@@ -140,3 +140,8 @@ def test_what_cannot_be_is_refused(prepared, overrides, message):
 def test_other_layers_are_refused_by_name(prepared):
     with pytest.raises(UserError, match="the model's bn is a BatchNorm2d; use model=mlp"):
         prepared("strategy=gpm", "benchmark=permuted_digits", "model=reduced_resnet18")
+
+
+def test_each_layer_may_have_a_threshold_of_its_own(prepared):
+    _, strategy, env = prepared(*TOY, "strategy.threshold=[0.9,0.8,0.7]")
+    assert len(strategy.init(env.flat.theta.detach(), env)) == 3

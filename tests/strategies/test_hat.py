@@ -47,7 +47,9 @@ def test_the_slope_grows_linearly_within_each_epoch(mid_run):
     assert slopes(strategy, env, s, batches, 3 * B) == pytest.approx(3 * epoch, rel=1e-5)
 
 
-@pytest.mark.parametrize(("iterations", "sweeps"), [(1, 1), (4, 1), (7, 1), (11, 2), (20, 4)])
+@pytest.mark.parametrize(
+    ("iterations", "sweeps"), [(1, 1), (2, 1), (4, 1), (7, 1), (11, 2), (20, 4)]
+)
 def test_with_iterations_the_last_sweep_ends_at_the_largest_slope(mid_run, iterations, sweeps):
     strategy, env, s, batches = begun(mid_run, f"training.iterations={iterations}")
     assert len(batches) == 5
@@ -144,6 +146,16 @@ def test_what_old_tasks_have_claimed_does_not_move(mid_run, toy, optimizer):
         assert not torch.equal(after[name][share == 1], old[name][share == 1]), name
     frozen = sum(int((share == 0).sum()) for n, share in shares.items() if n.startswith("network"))
     assert frozen > 20
+
+
+def test_no_step_takes_an_embedding_out_of_its_range(mid_run):
+    strategy, env, s, batches = begun(mid_run)
+    table = env.flat.views(s.theta.detach())["table"]
+    table[1, ::2], table[1, 1::2] = 50, -50
+    with torch.no_grad():
+        s, _ = strategy.step(s, batches[0], env)
+    own = env.flat.views(s.theta)["table"][1]
+    assert own[::2].tolist() == [6] * len(own[::2]) and own[1::2].tolist() == [-6] * len(own[1::2])
 
 
 def test_the_sparsity_counts_the_attention_to_units_not_yet_claimed(mid_run):

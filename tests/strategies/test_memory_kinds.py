@@ -53,13 +53,14 @@ def test_the_memory_is_on_the_device_and_of_its_kinds(prepared, name: str) -> No
 
 @pytest.mark.parametrize("name", available())
 def test_the_first_task_adds_nothing_to_the_memory(prepared, name: str) -> None:
-    """What `init` makes has the names, shapes and kinds of what the first task begins with."""
+    """What `init` makes has the names, shapes and kinds of what a task begins and ends with."""
     _, strategy, env = prepared(*toy(name))
     s = initial_state(strategy, env)
     begun = strategy.begin_task(s, env.stream[0], env)
-    first, second = (
+    ended = strategy.end_task(begun, env.stream[0], env)
+    first, second, third = (
         {key: (value.shape, value.dtype) for key, value in state.memory.items()}
-        for state in (s, begun)
+        for state in (s, begun, ended)
     )
-    assert first == second
+    assert first == second == third
     assert bool((s.memory.get("buffer_index", torch.tensor(-1)) == -1).all())  # nothing is held

@@ -145,3 +145,13 @@ def test_in_the_first_task_it_is_naive(mid_run):
 def test_what_cannot_be_is_refused(prepared, overrides, message):
     with pytest.raises(UserError, match=message):
         prepared(*TOY, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("logits", "directions"), [("all", 10), ("ground_truth", 1)], ids=["all", "ground_truth"]
+)
+def test_the_fewest_directions(prepared, logits, directions):
+    own = (f"strategy.logits={logits}", f"strategy.directions={directions}")
+    _, strategy, env = prepared(*TOY, *own)
+    memory = strategy.init(env.flat.theta.detach(), env)
+    assert {basis.shape for basis in memory.values()} == {(directions, env.flat.theta.numel())}
