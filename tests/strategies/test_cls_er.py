@@ -91,6 +91,22 @@ def test_places_without_a_sample_have_no_say(mid_run):
     torch.testing.assert_close(loss, F.cross_entropy(logits, batch.y))
 
 
+def test_of_a_buffer_with_few_samples_the_distance_is_the_mean_over_those(mid_run):
+    strategy, env, s, (batch, *_) = mid_run(*TOY, "strategy.lambda=0.7", tasks=2)
+    index = s.memory["buffer_index"].clone()
+    index[3:] = -1
+    s = differing(s._replace(memory=s.memory | {"buffer_index": index}))
+    both = strategy.join(s, batch, strategy.replay(s, batch, env))
+    assert int((both.weight > 0).sum()) == 16 + 3
+    loss, _ = strategy.loss(s.theta, s, both, env)
+    rows = both.weight > 0
+    logits = env.net(s.theta, both.x, both.task)
+    z = strategy.better_logits(s, both, 16, env)[rows[16:]]
+    expected = F.cross_entropy(logits[rows], both.y[rows])
+    expected = expected + 0.7 * F.mse_loss(logits[16:][rows[16:]], z)
+    torch.testing.assert_close(loss, expected)
+
+
 def test_the_stable_model_predicts(prepared):
     _, strategy, env = prepared(*TOY)
     s = differing(initial_state(strategy, env))

@@ -55,6 +55,12 @@ def test_the_penalties_of_the_tasks_are_merged_as_they_are_in_ewc(prepared):
     torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-6)
 
 
+def test_so_many_samples_as_asked_for_weigh_the_parameters(prepared):
+    env, found = states(prepared, "strategy=er_ewc", "strategy.fisher_samples=20")
+    few = fisher_diagonal(env.commit(found[0]), env.stream[0], env, labels="exact", samples=20)
+    torch.testing.assert_close(found[0].memory["fisher"], few)
+
+
 @pytest.mark.parametrize("penalty", ["loss", "proximal"])
 def test_a_step_has_er_s_gradient_and_the_penalty_s_once(mid_run, penalty):
     strategy, env, s, (batch, *_) = mid_run(

@@ -55,6 +55,18 @@ def test_the_buffer_is_full_and_balanced_after_each_task(prepared, benchmark, sc
         assert max(bins.values()) - min(bins.values()) <= 1
 
 
+def test_what_is_held_is_drawn_by_the_seed(prepared):
+    rows = [held(start(prepared, "strategy.epochs=1", f"seed={seed}")[2]) for seed in (0, 1)]
+    assert len({*rows[0], *rows[1]}) > 70  # of 50 each, from 280
+
+
+def test_a_buffer_with_room_for_all_trains_on_all(prepared):
+    """The first row of the training set, too."""
+    _, env, s = start(prepared, "strategy.buffer_size=2000", "strategy.epochs=1", tasks=5)
+    assert sorted(row for row, _ in held(s)) == list(range(len(env.stream.x)))
+    assert env.meter.samples == sum(len(t.train) * (5 - t.index) for t in env.stream)
+
+
 def test_the_weights_before_do_not_matter(prepared):
     """Trained from scratch: weights, the optimizer's momentum and BatchNorm's statistics."""
     model = ("model=reduced_resnet18", "model.width=2", "strategy.epochs=1")

@@ -37,6 +37,12 @@ def run(prepared, *overrides: str):
     return env, states, rows
 
 
+def test_the_adapters_are_as_small_as_asked_for(prepared):
+    _, _, env = prepared(*TOY, "strategy.adapter_size=3")
+    parts = env.flat.views(env.flat.theta)
+    assert {len(parts[f"adapters.{layer}.c"][0]) for layer in (0, 1)} == {3}
+
+
 @optimizers
 def test_only_the_current_column_moves_and_the_others_not_by_a_bit(prepared, optimizer):
     env, states, rows = run(prepared, *optimizer)
