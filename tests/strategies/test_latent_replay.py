@@ -12,6 +12,7 @@ from cl_runner.core import concatenate
 from cl_runner.engine import train_task
 from cl_runner.errors import UserError
 from cl_runner.runner import run
+from cl_runner.strategies.base import Strategy
 from cl_runner.strategies.latent_replay import lower_parameters
 
 TOY = (
@@ -123,8 +124,45 @@ def test_the_factor_is_one_on_the_learning_rate_of_the_lower_part(mid_run, optim
             new, _ = strategy.step(s, batch, env)
         after = lower_and_upper(env, new)
         moves[factor] = [a - b for a, b in zip(after, before, strict=True)]
+        if factor == 1:
+            plain, _ = Strategy.step(strategy, s, batch, env)
+            torch.testing.assert_close(new.theta, plain.theta.detach())
     torch.testing.assert_close(moves[0.25][0], 0.25 * moves[1.0][0], rtol=1e-3, atol=1e-7)
     torch.testing.assert_close(moves[0.25][1], moves[1.0][1], rtol=0, atol=0)
+
+
+def test_the_second_task_replays_what_is_held_of_the_first(mid_run):
+    strategy, env, s, (batch, *_) = mid_run(*TOY, tasks=1)
+    assert strategy.replay(s, batch, env).weight.tolist() == [1.0] * 10
+
+
+def test_places_without_activations_show_those_of_the_batch(mid_run, monkeypatch):
+    """So that BatchNorm above the layer sees nothing else."""
+    strategy, env, s, (batch, *_) = mid_run(*TOY, tasks=0)
+    passed, net = [], env.net
+
+    def watched(theta, x, task, **where):
+        passed.append((x, where))
+        return net(theta, x, task, **where)
+
+    monkeypatch.setattr(env, "net", watched)
+    strategy.loss(s.theta, s, batch, env)
+    (x, where) = passed[-1]
+    assert where == {"first": 2}
+    torch.testing.assert_close(x[16:], x[:10])
+
+
+def test_at_the_end_of_the_first_task_alone_what_is_held_is_computed_anew(mid_run):
+    own = ("strategy.lower_lr_factor=1",)
+    strategy, env, s, _ = mid_run(*TOY, *own, tasks=2)
+    later = strategy.end_task(s, env.stream[1], env)
+    assert torch.equal(later.memory["buffer_latent"], s.memory["buffer_latent"])
+    index = s.memory["buffer_index"].index_fill(0, torch.tensor([0]), 0)  # the first row, too
+    s = s._replace(memory=s.memory | {"buffer_index": index})
+    first = strategy.end_task(s, env.stream[0], env)
+    held = env.gather(index, s.memory["buffer_task"], s.t)
+    expected = env.net(s.theta, held.x, held.task, last=2).detach()
+    torch.testing.assert_close(first.memory["buffer_latent"], expected)
 
 
 def test_the_first_task_replays_nothing(mid_run):

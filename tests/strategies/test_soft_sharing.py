@@ -53,6 +53,17 @@ def by_hand(net: nn.Module, optimizer: torch.optim.Optimizer, batches, task: int
         optimizer.step()
 
 
+def test_each_task_is_answered_by_its_own_network(prepared):
+    _, strategy, env = prepared(*SOFT)
+    s = initial_state(strategy, env)
+    s = s._replace(theta=torch.randn(len(s.theta), generator=torch.Generator().manual_seed(0)))
+    x = env.gather(env.stream[0].train[:5], 0, s.t).x
+    for task, own in enumerate(networks(env, s.theta)):
+        hidden = F.relu(x.flatten(1) @ own["layers.0.weight"].T + own["layers.0.bias"])
+        expected = hidden @ own["layers.1.weight"].T + own["layers.1.bias"]
+        torch.testing.assert_close(strategy.predict(s, x, task, env), expected)
+
+
 @pytest.mark.parametrize("penalty", ["loss", "proximal"])
 def test_lambda_0_is_separate_networks_trained_at_once(prepared, penalty):
     options = ("strategy.lambda=0", f"strategy.penalty={penalty}", "optimizer=adam")
