@@ -56,6 +56,7 @@ MORE = {
     "generative": ("tests/strategies/test_generative_replay.py",),
     "icarl": ("tests/strategies/test_er.py",),
     "losses": ("tests/strategies/test_lwf.py", "tests/strategies/test_derpp.py"),
+    "mer": ("tests/strategies/test_replay_augmented.py",),
     "projection": ("tests/strategies/test_gem.py", "tests/strategies/test_gpm.py"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from copy import deepcopy
+from itertools import count
 
 import pytest
 import torch
@@ -131,6 +132,13 @@ def test_batches_of_one_and_of_many_are_the_same_method(mid_run):
             s, _ = strategy.step(s, batch._replace(**one, noise=noise), env)
     torch.testing.assert_close(s.theta.detach(), together.theta)
     assert torch.equal(s.memory["buffer_index"], together.memory["buffer_index"])
+
+
+def test_the_time_of_a_step_is_that_between_two_looks_at_the_clock(prepared, monkeypatch):
+    _, strategy, env = prepared(*TOY)
+    clock = count()
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
+    assert strategy.seconds_of_one(env) == 1.0
 
 
 @pytest.mark.parametrize("budget", ["training.iterations=7", "training.epochs=2"])
