@@ -124,10 +124,14 @@ PLAIN = CLASS.format(type="int", default="1")
         ({"a/mine.py": PLAIN + PLAIN.replace("Mine", "Other")}, "several strategies"),
         ({"a/mine.py": "import nothing_like_it"}, "a.mine cannot be imported .*nothing_like_it"),
         ({"a/mine.py": "1 +"}, "a.mine cannot be imported .SyntaxError"),
+        (
+            {"a/mine.py": "raise OSError('no\\n such\\tthing')"},
+            r"^plugins: a.mine cannot be imported \(OSError: no such thing\)$",
+        ),
         ({"a/mine.py": PLAIN, "b/mine.py": PLAIN}, "two of the packages have a strategy mine"),
         (
             {"a/mine.py": CLASS.format(type="complex", default="1j")},
-            "fields of Mine cannot be read",
+            "^the fields of Mine cannot be read from YAML: Unexpected type annotation: complex$",
         ),
         ({"a/other.py": PLAIN}, "strategy.name must be one of .*, other, got 'mine'"),
     ],
@@ -145,6 +149,18 @@ def test_a_package_that_cannot_be_used_is_told(files, words, tmp_path, monkeypat
     finally:
         for name in [m for m in sys.modules if re.fullmatch(r"[ab](\..+)?", m)]:
             del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", ["no_such_package", "no_such_package.inner"])
+def test_a_missing_package_is_told(name):
+    hint = "install it, or put the folder that holds it on PYTHONPATH"
+    with pytest.raises(UserError, match=f"^plugins: there is no package {name}; {hint}$"):
+        strategies.find("mine", [name])
+
+
+def test_a_missing_name_lists_all():
+    with pytest.raises(UserError, match=r"^strategy\.name must be one of agem, cls_er, .+, xdg$"):
+        strategies.build({"lambda": 1})
 
 
 def test_a_single_module_is_a_package_of_one_strategy(tmp_path, monkeypatch):
