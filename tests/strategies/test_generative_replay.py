@@ -216,6 +216,14 @@ def test_the_classifier_weighs_new_and_old_by_their_tasks(
     assert aux["logits"].shape[0] == 16
 
 
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_old_tasks_have_equal_parts_of_the_replay(mid_run, tasks) -> None:
+    strategy, env, s, _ = mid_run(*TOY, "scenario=task", tasks=tasks)
+    classes, parts = strategy.heads(s, env)
+    assert torch.equal(classes, env.own_classes)
+    assert parts.tolist() == pytest.approx([1 / tasks] * tasks + [0.0] * (5 - tasks))
+
+
 def test_the_autoencoder_weighs_new_and_old_by_their_tasks(mid_run) -> None:
     strategy, env, s, batch = third_task(mid_run, "strategy.replay_batch_size=5")
     both = strategy.replay(s, batch, env)
