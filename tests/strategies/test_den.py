@@ -158,6 +158,47 @@ def test_units_are_added_where_the_loss_exceeds_tau_and_only_there(prepared):
         assert count(new, 1) == expected and count(new, 0) == 20
 
 
+def test_what_new_units_have_learnt_stays(prepared, monkeypatch):
+    strategy, env, s = after_one(prepared, NO_SPLIT, "strategy.gamma=0", "strategy.tau=0")
+    recorder = Recorder(monkeypatch)
+    new = second(strategy, env, s)
+    used = within(units(env.flat, new.memory["stamp"] <= 1, torch.ones_like(env.own_classes[0])))
+    assert torch.equal(new.theta[used], recorder.after["expansion"].theta[used])
+    assert not new.theta[~used].any()
+
+
+def test_new_units_are_drawn_by_the_seed_alone(prepared, monkeypatch):
+    drawn = []
+    for seed, other in ((0, 1), (0, 2), (1, 1)):
+        strategy, env, s = after_one(prepared, NO_SPLIT, "strategy.tau=0")
+        recorder = Recorder(monkeypatch)
+        env.seed = seed
+        torch.manual_seed(other)
+        second(strategy, env, s)
+        drawn.append(layers(env.flat, recorder.before["expansion"].theta)[0][0][12:15])
+    assert drawn[0].all() and torch.equal(drawn[0], drawn[1])
+    assert not (drawn[0] == drawn[2]).any()
+
+
+@pytest.mark.parametrize(("epochs", "sweeps"), [("null", 2), ("1", 1)])
+def test_phases_have_epochs_of_their_own(prepared, epochs, sweeps):
+    own = (f"strategy.phase_epochs={epochs}", "strategy.tau=0", "strategy.sigma=0")
+    strategy, env, s = after_one(prepared, *own)
+    per_epoch = -(-len(env.stream[1].train) // 16)
+    before = env.meter.steps
+    second(strategy, env, s)
+    assert env.meter.steps - before == per_epoch * (2 + 3 * sweeps)  # the task's, and three phases
+
+
+def test_after_the_split_the_network_is_trained_with_its_copies(prepared, monkeypatch):
+    strategy, env, s = after_one(prepared, NO_EXPANSION, "strategy.sigma=0")
+    recorder = Recorder(monkeypatch)
+    new = second(strategy, env, s)
+    assert count(new, 1) > 0
+    whole = within(units(env.flat, new.memory["stamp"] <= 1, env.own_classes[1]))
+    assert torch.equal(recorder.before["split"].memory["trainable"], whole)
+
+
 def test_the_loss_compared_with_tau_is_the_mean_over_the_task(prepared):
     strategy, env, s = after_one(prepared)
     task = env.stream[0]
