@@ -71,7 +71,7 @@ def files() -> list[Path]:
 def tests_of(file: Path) -> list[str]:
     """The files of tests that belong to a file."""
     room = f"tests/{file.parent.name}"
-    names = (file.stem, "bounds", "memory_kinds", "steps")  # the latter are on all strategies
+    names = (file.stem, "bounds", "memory_kinds", "step_output")  # the latter are on all strategies
     own = [f"{room}/test_{name}.py" for name in names]
     return [*(path for path in own if (ROOT / path).exists()), *MORE.get(file.stem, ())]
 

@@ -312,7 +312,7 @@ def test_a_configuration_written_and_read_is_the_same(configure, tmp_path, strat
 def test_a_signal_ends_in_a_checkpoint_and_says_how_to_go_on(
     configure, data_root, tmp_path, first, exit_code
 ):
-    case = (*TOY, "strategy=naive", "training.iterations=1000")
+    case = (*TOY, "strategy=naive", "training.iterations=3000")
     runner.run(configure(*case), tmp_path / "unbroken")
     out = tmp_path / "a=b it's"
     where = "hydra.run.dir='" + str(out).replace("'", "\\'") + "'"
@@ -323,7 +323,7 @@ def test_a_signal_ends_in_a_checkpoint_and_says_how_to_go_on(
         while saved_at(out) < (task, 0):
             assert process.poll() is None
             time.sleep(0.001)
-        time.sleep(0.05)
+        time.sleep(0.3)  # the task begins, and has by far not ended
         sent = time.perf_counter()
         process.send_signal(number)
         stdout, stderr = process.communicate(timeout=60)
