@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -239,6 +240,7 @@ def counted_run(prepared):
     return function
 
 
+@contextmanager
 def nursery(folder: Path, more: str = "") -> Iterator[Callable[..., CompletedProcess[str]]]:
     """A function that forks a process in which `cl-run`, and `more`, is imported already."""
     streams = [folder / name for name in ("stdout", "stderr")]
@@ -265,7 +267,8 @@ def forked(tmp_path_factory):
 
     Its standard input is empty. What `cl-run` imports at once is there, torch is not.
     """
-    yield from nursery(tmp_path_factory.mktemp("forked"))
+    with nursery(tmp_path_factory.mktemp("forked")) as run:
+        yield run
 
 
 @pytest.fixture(scope="session")
@@ -275,5 +278,17 @@ def cl_run(tmp_path_factory):
     test_commands.py, test_cli.py and reliability/ start the installed one.
     """
     more = "import cl_runner.group, cl_runner.runner, torch.fx.experimental.symbolic_shapes"
-    for function in nursery(tmp_path_factory.mktemp("cl_run"), more):
-        yield partial(function, "main()")
+    with nursery(tmp_path_factory.mktemp("cl_run"), more) as run:
+        yield partial(run, "main()")
+
+
+@pytest.fixture
+def holding():
+    """holding(s, 3): the state with a buffer that holds the first three of its samples only."""
+
+    def function(s: TrainState, number: int) -> TrainState:
+        index = s.memory["buffer_index"].clone()
+        index[number:] = -1
+        return s._replace(memory=s.memory | {"buffer_index": index})
+
+    return function

@@ -41,6 +41,13 @@ class Loaded:
         return os.system, ("touch PWNED",)
 
 
+def call(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [BIN / "cl-run", *map(str, args)]
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
 def one_line(result: subprocess.CompletedProcess[str], words: str) -> None:
     assert result.returncode == 2, result.stderr
     assert re.fullmatch(r"cl-run: .+\n", result.stderr), result.stderr
@@ -84,7 +91,7 @@ def hostile(folder) -> Callable[..., Path]:
 
 
 @pytest.mark.slow
-def test_what_overrides_yaml_says_is_not_done(cl_run, hostile, tmp_path):
+def test_what_overrides_yaml_says_is_not_done(hostile, tmp_path):
     """A flag, a group by its path, a folder of configurations: Hydra would load the pickle."""
     folder = hostile(
         "--experimental-rerun=e/c.pickle",
@@ -97,7 +104,7 @@ def test_what_overrides_yaml_says_is_not_done(cl_run, hostile, tmp_path):
     callback = {"_target_": "joblib.load", "filename": str(folder / "c.pickle")}
     x = OmegaConf.to_yaml({"hydra": {"callbacks": {"z": callback}}})
     (folder / "x.yaml").write_text(f"# @package _global_\n{x}")
-    result = cl_run("resume=e", "verbose=true", cwd=tmp_path)
+    result = call("resume=e", "verbose=true", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert "goes on in task 3" in result.stdout
     assert not list(tmp_path.rglob("PWNED"))
@@ -105,16 +112,16 @@ def test_what_overrides_yaml_says_is_not_done(cl_run, hostile, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--experimental-rerun", "--experimental", "--exp"])
-def test_no_pickle_of_hydras_is_loaded_at_all(cl_run, tmp_path, flag):
+def test_no_pickle_of_hydras_is_loaded_at_all(tmp_path, flag):
     """argparse takes the beginnings of flags for them."""
     (tmp_path / "c.pickle").write_bytes(pickle.dumps(Loaded()))
     for args in ((f"{flag}=c.pickle",), (flag, "c.pickle"), (f"{flag}=c.pickle", "resume=e")):
-        one_line(cl_run(*args, cwd=tmp_path), "--experimental-rerun executes what its file says")
+        one_line(call(*args, cwd=tmp_path), "--experimental-rerun executes what its file says")
     assert {path.name for path in tmp_path.iterdir()} == {"c.pickle"}
 
 
 @pytest.mark.slow
-def test_a_checkpoint_writes_no_file_but_the_runs_own(cl_run, folder, tmp_path):
+def test_a_checkpoint_writes_no_file_but_the_runs_own(folder, tmp_path):
     path = folder / checkpoint.NAME
     with safetensors.safe_open(path, "pt") as file:
         header = file.metadata()
@@ -124,18 +131,16 @@ def test_a_checkpoint_writes_no_file_but_the_runs_own(cl_run, folder, tmp_path):
     text = json.dumps(content)
     header |= {"content": text, "checksum": checkpoint.checksum(text, tensors)}
     safetensors.torch.save_file(tensors, path, header)
-    one_line(
-        cl_run("resume=e", cwd=tmp_path), f"{path} does not fit this run: tables must be costs"
-    )
+    one_line(call("resume=e", cwd=tmp_path), f"{path} does not fit this run: tables must be costs")
     assert not [p for p in tmp_path.parent.rglob("*.csv") if p.stem in {"pwn", "other"}]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.yaml", "overrides.yaml", "checkpoint.safetensors"])
-def test_a_pipe_in_the_folder_is_told_and_not_waited_for(cl_run, folder, tmp_path, name):
+def test_a_pipe_in_the_folder_is_told_and_not_waited_for(folder, tmp_path, name):
     (folder / name).unlink()
     os.mkfifo(folder / name)
-    one_line(cl_run("resume=e", cwd=tmp_path), f"{folder / name} is no regular file")
+    one_line(call("resume=e", cwd=tmp_path), f"{folder / name} is no regular file")
 
 
 # The configuration of a folder is data
@@ -247,8 +252,8 @@ def test_packages_are_imported_only_if_the_command_names_them(hostile):
 
 
 @pytest.mark.slow
-def test_keys_that_change_no_result_may_stand_beside_the_folder(cl_run, folder, tmp_path):
-    result = cl_run("resume=e", "threads=2", "verbose=true", "checkpoint.every=5", cwd=tmp_path)
+def test_keys_that_change_no_result_may_stand_beside_the_folder(folder, tmp_path):
+    result = call("resume=e", "threads=2", "verbose=true", "checkpoint.every=5", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert "goes on in task 3" in result.stdout
     assert yaml_values(folder / "config.yaml")["threads"] == 1
@@ -258,42 +263,40 @@ def test_keys_that_change_no_result_may_stand_beside_the_folder(cl_run, folder, 
         (("seeds=[0,1]",), "seeds is not set there and [0, 1] here"),
         (("plugins=[antigravity]",), "plugins is not set there and ['antigravity'] here"),
     ):
-        one_line(cl_run("resume=e", *args, cwd=tmp_path), said)
+        one_line(call("resume=e", *args, cwd=tmp_path), said)
 
 
 @pytest.mark.slow
-def test_a_folder_of_seeds_goes_on_from_itself_and_takes_more(cl_run, data_root, tmp_path):
+def test_a_folder_of_seeds_goes_on_from_itself_and_takes_more(data_root, tmp_path):
     args = (*TOY, f"data.root={data_root}", "threads=1", "hydra.run.dir=s", "seeds=[0,1]")
-    result = cl_run(*args, cwd=tmp_path)
+    result = call(*args, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert yaml_values(tmp_path / "s/config.yaml")["benchmark"]["seed"] == "${seed}"
     before = {path: path.read_bytes() for path in tmp_path.glob("s/seed=*/summary.csv")}
     for seed in (0, 1):
         assert yaml_values(tmp_path / f"s/seed={seed}/config.yaml")["benchmark"]["seed"] == seed
-    result = cl_run("resume=s", "seeds=[0,1,2]", "verbose=true", cwd=tmp_path)
+    result = call("resume=s", "seeds=[0,1,2]", "verbose=true", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.count("complete, nothing to do") == 2
     assert {path: path.read_bytes() for path in before} == before
     assert yaml_values(tmp_path / "s/config.yaml")["seeds"] == [0, 1, 2]
     own = yaml_values(tmp_path / "s/seed=2/overrides.yaml")
     assert own == [*args[:-2], "verbose=true", "seed=2"]
-    one_line(
-        cl_run("resume=s", "training.iterations=3", cwd=tmp_path), "iterations is 2 there and 3"
-    )
-    one_line(cl_run(*TOY, "hydra.run.dir=s", "resume=true", cwd=tmp_path), "another configuration")
+    one_line(call("resume=s", "training.iterations=3", cwd=tmp_path), "iterations is 2 there and 3")
+    one_line(call(*TOY, "hydra.run.dir=s", "resume=true", cwd=tmp_path), "another configuration")
 
 
 # The other commands
 
 
 @pytest.mark.slow
-def test_the_other_commands_wait_for_no_pipe_and_expand_no_alias(cl_run, folder, tmp_path):
+def test_the_other_commands_wait_for_no_pipe_and_expand_no_alias(folder, tmp_path):
     (folder / "status.json").write_text("[" * 100_000)
     (folder / "config.yaml").write_text(
         "a0: &a0 [x]\n"
         + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
     )
-    result = cl_run("status", "e", cwd=tmp_path)
+    result = call("status", "e", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (1, "")
 
     def compare(*args: str) -> subprocess.CompletedProcess[str]:

@@ -312,7 +312,11 @@ def test_a_configuration_written_and_read_is_the_same(configure, tmp_path, strat
 def test_a_signal_ends_in_a_checkpoint_and_says_how_to_go_on(
     configure, data_root, tmp_path, first, exit_code
 ):
-    case = (*TOY, "strategy=naive", "training.iterations=3000")
+    """Within a task: it is sent while the run takes steps after a checkpoint, long before its end.
+
+    status.json is written after the checkpoint, and then come the steps.
+    """
+    case = (*TOY, "strategy=naive", "training.iterations=2000", "checkpoint.every_steps=1200")
     runner.run(configure(*case), tmp_path / "unbroken")
     out = tmp_path / "a=b it's"
     where = "hydra.run.dir='" + str(out).replace("'", "\\'") + "'"
@@ -320,10 +324,10 @@ def test_a_signal_ends_in_a_checkpoint_and_says_how_to_go_on(
     moments = ((first, exit_code, 1), (signal.SIGTERM, 143, 2))  # after so many tasks
     for number, code, task in moments:
         process = start(args)
-        while saved_at(out) < (task, 0):
+        while not (about := status.read(out)) or (about["task"], about["step"]) < (task + 1, 1200):
             assert process.poll() is None
             time.sleep(0.001)
-        time.sleep(0.3)  # the task begins, and has by far not ended
+        time.sleep(0.05)
         sent = time.perf_counter()
         process.send_signal(number)
         stdout, stderr = process.communicate(timeout=60)
@@ -332,7 +336,7 @@ def test_a_signal_ends_in_a_checkpoint_and_says_how_to_go_on(
         hint = re.fullmatch(r"cl-run: interrupted; to go on: cl-run (resume=.*)\n", stderr)
         assert hint is not None, stderr
         assert read_rows(out / "summary.csv")[0]["status"] == "interrupted"
-        assert saved_at(out) > (task, 0), "not within the task: nothing was saved in it"
+        assert (task, 1200) < saved_at(out) < (task, 2000), "nothing was saved by the signal"
         args = (*shlex.split(hint[1]), "verbose=true")
     stdout, stderr = start(args).communicate(timeout=120)
     assert stderr == ""

@@ -49,13 +49,11 @@ def test_der_is_cross_entropy_plus_mean_squared_distance(mid_run):
     assert torch.equal(held, replay.index)  # logits and sample are of the same slot
 
 
-def test_of_a_buffer_with_few_samples_the_distance_is_the_mean_over_those(mid_run):
+def test_of_a_buffer_with_few_samples_the_distance_is_the_mean_over_those(mid_run, holding):
     strategy, env, s, (batch, *_) = run(mid_run, "strategy=der", "strategy.alpha=0.7")
-    index = s.memory["buffer_index"].clone()
-    index[3:] = -1
-    s = s._replace(memory=s.memory | {"buffer_index": index})
+    s = holding(s, 3)
     loss, _ = strategy.loss(s.theta, s, batch, env)
-    held = env.gather(index[:3], s.memory["buffer_task"][:3], s.t)
+    held = env.gather(s.memory["buffer_index"][:3], s.memory["buffer_task"][:3], s.t)
     expected = F.cross_entropy(env.net(s.theta, batch.x, batch.task), batch.y)
     distance = F.mse_loss(env.net(s.theta, held.x, held.task), s.memory["buffer_logits"][:3])
     torch.testing.assert_close(loss, expected + 0.7 * distance)

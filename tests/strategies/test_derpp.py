@@ -18,13 +18,11 @@ TOY = (
 
 @pytest.mark.parametrize("scenario", ["class", "task"])
 @pytest.mark.parametrize("held", [40, 3])
-def test_derpp_adds_cross_entropy_on_a_draw_of_its_own(mid_run, scenario, held):
+def test_derpp_adds_cross_entropy_on_a_draw_of_its_own(mid_run, holding, scenario, held):
     """Over the outputs of the samples' own tasks; of a buffer with few samples, over those."""
     own = ("strategy=derpp", "strategy.beta=0.3", f"scenario={scenario}")
     strategy, env, s, (batch, *_) = mid_run(*TOY, *own, tasks=2)
-    index = s.memory["buffer_index"].clone()
-    index[held:] = -1
-    s = s._replace(memory=s.memory | {"buffer_index": index})
+    s = holding(s, held)
     first, second = strategy.replay(s, batch, env), strategy.replay(s, batch, env, "_labels")
     if held == 40:
         assert set(first.index.tolist()) != set(second.index.tolist())

@@ -20,8 +20,7 @@ def test_a_step_says_its_loss_and_the_logits_of_its_batch(prepared, name: str) -
     scenario = next(s for s in ("class", "domain", "task") if s in find(name).scenarios)
     _, strategy, env = prepared(f"strategy={name}", f"scenario={scenario}", *SMALL)
     s = strategy.begin_task(initial_state(strategy, env), env.stream[0], env)
-    rows, tasks = env.stream[0].train, 0
-    batch = next(iter(Source(env, s, 0, rows, tasks, strategy).epoch(0, 1)))
+    batch = next(iter(Source(env, s, 0, env.stream[0].train, 0, strategy).epoch(0, 1)))
     with torch.no_grad():
         _, aux = strategy.step(s, batch, env)
     assert math.isfinite(aux["loss"]) and aux["loss"].shape == ()
