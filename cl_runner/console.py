@@ -67,9 +67,12 @@ def finish() -> None:
 
 
 def gone() -> bool:
-    """Whether nobody reads standard output any more."""
+    """Whether nobody reads standard output any more.
+
+    Asked by an empty line, since of a text that failed nothing need be left to flush.
+    """
     try:
-        sys.stdout.flush()
+        print(flush=True)
     except BrokenPipeError:
         return True
     return False

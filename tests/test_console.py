@@ -119,3 +119,18 @@ def test_a_progress_bar_survives_its_terminal(monkeypatch):
         assert bar is not None
         bar.begin(0, 1, 10)
         bar.step(0, 8, torch.tensor(0.5))
+
+
+@pytest.mark.parametrize("size", [10, 100_000], ids=["pending", "dropped"])
+def test_a_reader_that_has_left_is_gone(unread: TextIO, monkeypatch, size: int) -> None:
+    """Of a text beyond the buffer nothing is pending after the write that failed."""
+    monkeypatch.setattr(sys, "stdout", unread)
+    with pytest.raises(BrokenPipeError):
+        print("x" * size, flush=True)
+    assert console.gone()
+    console.silence(unread)
+
+
+@pytest.mark.usefixtures("capsys")
+def test_a_reader_that_is_there_is_not_gone() -> None:
+    assert not console.gone()
