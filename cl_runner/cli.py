@@ -89,7 +89,9 @@ def app(cfg: DictConfig) -> float | None:
             from cl_runner.runner import run  # torch, not before the configuration is valid
 
             begin_collecting()
-            return run(of_sweep(config, out) if in_sweep else config, out, overrides)
+            if in_sweep:
+                return run(of_sweep(config, out), out, overrides, job=number(out))
+            return run(config, out, overrides)
     except Exception as caught:  # noqa: BLE001 - a bug in one job must not end a sweep
         error = known(caught, out)
         if not in_sweep:
@@ -133,6 +135,13 @@ def of_sweep(config: Config, out: Path) -> Config:
         config = replace(config, threads=max(1, sharing.cores() // workers))
         log.info("%d jobs at once: threads=%d", workers, config.threads)
     return status.going_on(config, out)
+
+
+def number(out: Path) -> str:
+    """Which job of a sweep this is; how many there are is known unless a search asks for them."""
+    job = HydraConfig.get()
+    own, asked = job.job.num + 1, len(status.jobs(Path(job.sweep.dir)))
+    return f"job {own} of {asked} · {out.name}" if own <= asked else f"job {own} · {out.name}"
 
 
 def known(error: Exception, out: Path) -> Exception:
@@ -350,6 +359,7 @@ def answered(args: Sequence[str]) -> int | None:
     if options.help and options.overrides and "=" not in options.overrides[0]:
         return catalogue.main("explain", options.overrides)
     if options.shell_completion and options.overrides == ["install=zsh"]:
+        console.show("(( $+functions[compdef] )) || { autoload -Uz compinit && compinit -i }")
         console.show("autoload -Uz bashcompinit && bashcompinit")  # then bash's, of Hydra
     if options.shell_completion and options.overrides[:1] == ["query=bash"]:
         found = catalogue.completions(os.environ.get("COMP_LINE", ""))
@@ -462,11 +472,11 @@ def explain(error: BaseException) -> tuple[int | None, str]:
             hint = "write key=value, and quote a value with special characters: 'key=\"a=b\"'"
             return 2, one_line(f"cannot read {error.override}: {hint}")
         case MissingConfigException(missing_cfg_file=str(path), options=list(options)):
-            return 2, unknown_option(*path.rpartition("/")[::2], options)
+            return 2, one_line(unknown_option(*path.rpartition("/")[::2], options))
         case HydraException(__cause__=ConfigKeyError() | ConfigAttributeError() as cause) if (
             OmegaConf.is_dict(cause.parent_node)
         ):
-            return 2, unknown_key(str(cause.full_key), cause.parent_node)
+            return 2, one_line(unknown_key(str(cause.full_key), cause.parent_node))
         case HydraException(__cause__=OmegaConfBaseException() as cause):
             return 2, one_line(f"{error} {cause}")
         case UserError() | HydraException() | OmegaConfBaseException() | YAMLError() | OSError():

@@ -7,7 +7,7 @@ or the program itself would have written. Values that no size or index follows f
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from cl_runner.engine import readings
 from cl_runner.env import Env
 from cl_runner.errors import UserError
 from cl_runner.fit import plan
+from cl_runner.strategies.base import Strategy
 
 GROUPS = ("buffers", "opt", "memory")  # the fields of TrainState that are dictionaries
 HEADER = 100_000_000  # bytes; safetensors takes no longer one
@@ -49,31 +50,47 @@ class Frame(NamedTuple):
 
     state: TrainState  # before the first task
     keys: tuple[tuple[str, str], ...]  # (split, reading) of the accuracy matrices
-    tasks: int  # T
-    rows: int  # of the training set
-    steps: int  # about as many has a task at most
+    y: Tensor  # [N] the classes of the training set
+    label: Tensor  # [T, classes] the output that stands for each in a task; -1: it has none
+    steps: Callable[[int], int]  # of a task that trains on so many samples
+    idle: Collection[int]  # the tasks that train on nothing between their beginning and their end
     budget: Collection[str]  # what is limited
     calibration: bool = False  # whether eval.calibration has tables
     within: bool = False  # whether eval.every has curves
 
+    @property
+    def tasks(self) -> int:
+        """T."""
+        return len(self.label)
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return len(self.y)
+
     def most_bytes(self) -> int:
         """No checkpoint of the run is longer."""
+        steps = self.steps(self.rows * self.tasks)
         state = sum(v.nbytes for v in named(self.state).values())
         samples = 2 * 8 * self.rows * self.tasks
-        rows = (self.tasks + 1) + self.within * self.tasks * self.steps
+        rows = (self.tasks + 1) + self.within * self.tasks * steps
         tables = 8 * len(self.keys) * rows * (self.tasks + 2)
-        return HEADER + state + samples + tables + 8 * self.steps
+        return HEADER + state + samples + tables + 8 * steps
 
 
-def frame_of(config: Config, s: TrainState, env: Env) -> Frame:
+def frame_of(config: Config, strategy: Strategy, s: TrainState, env: Env) -> Frame:
     """The frame of a run that begins with the state `s`."""
-    splits = ("test", "validation") if len(env.stream[0].validation) else ("test",)
+    stream, T = env.stream, env.num_tasks
+    splits = ("test", "validation") if len(stream[0].validation) else ("test",)
+    times = T if strategy.whole_sequence else 1
+    sizes = [len(strategy.training_set(s, stream, t, env)[0]) for t in range(T)]
     return Frame(
         state=s,
         keys=tuple((split, reading) for split in splits for reading in readings(config.scenario)),
-        tasks=len(env.stream),
-        rows=len(env.stream.x),
-        steps=plan(len(env.stream.x) * len(env.stream), env.training, len(env.stream))[2],
+        y=stream.y.cpu(),
+        label=stream.label.cpu(),
+        steps=lambda samples: plan(samples, env.training, times)[2],
+        idle=[t for t, size in enumerate(sizes) if not size],
         budget=env.meter.budget.keys(),
         calibration=config.eval.calibration,
         within=config.eval.every is not None,
@@ -103,8 +120,7 @@ def check_content(content: Mapping[str, Any], frame: Frame) -> None:
     if step is None:
         expect(label is None, f"label must be null between two tasks, got {short(label)}")
     else:
-        most = content["counts"]["steps"]
-        expect(is_count(step, most), f"step must lie in 0 .. {most}, got {short(step)}")
+        expect(is_count(step), f"step must be a whole number of at least 0, got {short(step)}")
         expect(task < T, f"task must be less than {T} within a task, got {task}")
         right = label is None or is_count(label, T - 1)
         expect(right, f"label must lie in 0 .. {T - 1}, got {short(label)}")
@@ -208,6 +224,7 @@ def check_tensors(tensors: Mapping[str, Tensor], content: Mapping[str, Any], fra
     for name, (low, high) in ranges.items():
         if name in frame.state.memory:
             check_range(f"memory.{name}", tensors[f"memory.{name}"], low, high)
+    check_buffer(tensors, frame)
     names = {f"R.{split}.{reading}" for split, reading in frame.keys}
     for name in sorted(names):
         R = tensors.get(name)
@@ -230,6 +247,26 @@ def check_tensors(tensors: Mapping[str, Tensor], content: Mapping[str, Any], fra
     expect(not unknown, f"{short(next(iter(unknown), None))} is no tensor of such a run")
 
 
+def check_buffer(tensors: Mapping[str, Tensor], frame: Frame) -> None:
+    """Raise Unfit unless the task of each sample in a buffer has its class."""
+    index, task = (tensors.get(f"memory.buffer_{name}") for name in ("index", "task"))
+    if index is None:
+        return
+    if task is None:  # GEM's, in which each task has its share
+        seen = tensors.get("memory.seen")
+        if seen is None or seen.shape != (frame.tasks,) or len(index) % frame.tasks:
+            return
+        task = torch.arange(frame.tasks).repeat_interleave(len(index) // frame.tasks)
+    filled = index >= 0
+    right = has_classes(index[filled], task[filled], frame)
+    expect(right, "memory.buffer_index holds a row whose class is not in its task")
+
+
+def has_classes(index: Tensor, task: int | Tensor, frame: Frame) -> bool:
+    """Whether the classes of rows [n] are in their task, one of all or one each."""
+    return bool((frame.label[task, frame.y[index]] >= 0).all())
+
+
 def check_samples(
     tensors: Mapping[str, Tensor], content: Mapping[str, Any], frame: Frame
 ) -> set[str]:
@@ -243,9 +280,16 @@ def check_samples(
         most = frame.rows if name == "samples.index" else frame.tasks
         check_range(name, v, 0, most - 1)
         expect(len(v) == len(tensors["samples.index"]), "samples.task must be as long as the index")
+    task, step, index = content["task"], content["step"], tensors["samples.index"]
+    expect(len(index) > 0 or task in frame.idle, f"samples.index is empty in task {task + 1}")
+    label = tensors["samples.task"] if content["label"] is None else content["label"]
+    right = has_classes(index, label, frame)
+    expect(right, "samples.index holds a row whose class is not in its task")
+    most = frame.steps(len(index))
+    expect(step <= most, f"step must lie in 0 .. {most}, got {short(step)}")
     if (losses := tensors.get("losses")) is not None:
-        right = losses.is_floating_point() and losses.ndim == 1 and len(losses) <= content["step"]
-        expect(right, f"losses must be of at most {content['step']} steps")
+        right = losses.is_floating_point() and losses.ndim == 1 and len(losses) <= step
+        expect(right, f"losses must be of at most {step} steps")
         names.add("losses")
     return names
 

@@ -389,6 +389,13 @@ def format_matrix(R: Matrix) -> str:
     return "\n".join(lines)
 
 
+def in_words(columns: Mapping[str, float | None]) -> str:
+    """The two metrics that matter most, in a few words."""
+    values = {name: columns.get(name) for name in ("ACC", "forgetting")}
+    known = {name: v for name, v in values.items() if v is not None and not math.isnan(v)}
+    return ", ".join(f"{name} {v:.3f}" for name, v in known.items())
+
+
 def format_metrics(columns: Mapping[str, float | None], readings: Iterable[str]) -> str:
     """The metrics as text, a row per reading; the first is the scenario's own."""
     names = ("ACC", "forgetting", "BWT", "FWT", "learning_accuracy")

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -50,11 +50,14 @@ from cl_runner.signals import Stop, stoppable
 from cl_runner.strategies.base import Strategy
 
 log = logging.getLogger(__name__)
+say_once = cache(say)  # of several jobs in this process, the first
 DEFAULT_THREADS = torch.get_num_threads()  # torch's own choice, whatever an earlier job set
 
 
-def run(config: Config, out: Path, overrides: Sequence[str] = ()) -> float:
+def run(config: Config, out: Path, overrides: Sequence[str] = (), job: str = "") -> float:
     """Train on the tasks one after another and write the results into the folder `out`.
+
+    job: the name of a job of many; it says a line in the place of the tables of a run alone.
 
     Returns the final ACC: on the validation data where there are any, so that a search never sees
     the test data. With `resume` it goes on where the run in that folder was stopped, or returns its
@@ -70,7 +73,7 @@ def run(config: Config, out: Path, overrides: Sequence[str] = ()) -> float:
                 tell(config, f"complete, nothing to do: {out}")
                 return there
         with free_gpu(config.device):
-            return _run(config, out, overrides)
+            return _run(config, out, overrides, job)
     except (MemoryError, RuntimeError) as error:
         if message := memory.shortage(error):
             raise UserError(message) from error
@@ -85,13 +88,13 @@ def tidy(config: Config, out: Path) -> None:
         checkpoint.remove(out)
 
 
-def _run(config: Config, out: Path, overrides: Sequence[str]) -> float:
+def _run(config: Config, out: Path, overrides: Sequence[str], job: str) -> float:
     started = time.perf_counter()
     strategy = strategies.build(config.strategy, config.plugins)
     env = prepare(config, strategy)
     own, *others = readings(config.scenario)
     s = initial_state(strategy, env)
-    frame = frame_of(config, s, env)
+    frame = frame_of(config, strategy, s, env)
     saved = checkpoint.load(out, config.resolved, frame) if config.resume else None
     record = Record(config, strategy, env, out, overrides, started)
     try:
@@ -102,8 +105,10 @@ def _run(config: Config, out: Path, overrides: Sequence[str]) -> float:
                 record.restore(saved, strategy, s)
             else:
                 record.evaluated(0, strategy, s)
-            for line in (*notes(strategy, env), *([position(out, saved)] if config.resume else [])):
-                tell(config, line)
+            for line in notes(strategy, env):
+                tell(config, line, say_once if job else say)
+            if config.resume:
+                tell(config, position(out, saved))
             for task in env.stream[first:]:
                 log.info("task %d: classes %s", task.index + 1, ", ".join(task.names))
                 env.meter.lap()
@@ -120,7 +125,9 @@ def _run(config: Config, out: Path, overrides: Sequence[str]) -> float:
         log.error("%s", error if isinstance(error, Diverged) else repr(error))
         raise
     tidy(config, out)
-    if config.verbose:
+    if config.verbose and job:
+        say(f"{job} · {results.in_words(record.columns())} · {record.seconds:.1f} s")
+    elif config.verbose:
         say(results.format_matrix(record.matrices["test", own]))
         say(results.format_metrics(record.columns(), [own, *others]))
         say(f"{record.seconds:.1f} s · results in {out}")
@@ -190,11 +197,11 @@ def notes(strategy: Strategy, env: Env) -> Iterator[str]:
     yield from strategy.notes(env)
 
 
-def tell(config: Config, text: str) -> None:
+def tell(config: Config, text: str, aloud: Callable[[str], None] = say) -> None:
     """A line for the log, and for the console unless verbose=false."""
     log.info("%s", text)
     if config.verbose:
-        say(text)
+        aloud(text)
 
 
 def read(config: Config) -> Arrays:

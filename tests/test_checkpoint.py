@@ -60,7 +60,14 @@ def a_run(begun: Begun | None = None, **memory: Tensor) -> Saved:
 def frame(saved: Saved, **changes: object) -> Frame:
     """What a run of two tasks, with these tensors, holds its checkpoint against."""
     usual = Frame(
-        saved.state, keys=(("test", "class"),), tasks=2, rows=9, steps=9, budget=(), within=True
+        saved.state,
+        keys=(("test", "class"),),
+        y=torch.tensor([0, 1, 2, 1, 2, 0, 2, 2, 2]),
+        label=torch.tensor([[0, 1, -1], [-1, -1, 2]]),
+        steps=lambda samples: 3 * samples,
+        idle=(0,),
+        budget=(),
+        within=True,
     )
     return usual._replace(**changes)
 
@@ -110,10 +117,14 @@ def test_views_and_tensors_that_share_memory_come_back_as_they_were(tmp_path):
         assert tensor.data_ptr() % 64 == 0  # as torch's own: libraries may depend on it
 
 
-@pytest.mark.parametrize("label", [1, torch.tensor([0, 1, 1])], ids=["one task", "several"])
+@pytest.mark.parametrize(
+    ("index", "label"),
+    [(torch.tensor([4, 2, 8]), 1), (torch.tensor([5, 2, 8]), torch.tensor([0, 1, 1]))],
+    ids=["one task", "several"],
+)
 @pytest.mark.parametrize("losses", [(), (torch.tensor(0.5), torch.tensor(float("inf")))])
-def test_the_position_within_a_task_comes_back(tmp_path, label, losses):
-    begun = Begun((torch.tensor([5, 2, 8]), label), 7, losses)
+def test_the_position_within_a_task_comes_back(tmp_path, index, label, losses):
+    begun = Begun((index, label), 7, losses)
     saved = a_run(begun)
     save(tmp_path, saved, CONFIG)
     found = load(tmp_path, CONFIG, frame(saved)).begun
@@ -279,7 +290,8 @@ def honest(out: Path, saved: Saved) -> tuple[dict[str, Tensor], dict]:
 def within_a_task() -> Saved:
     """With everything that a checkpoint may hold."""
     begun = Begun((torch.tensor([5, 2, 8]), torch.tensor([0, 1, 1])), 7, (torch.tensor(0.5),))
-    return a_run(begun, buffer_index=torch.tensor([-1, 8]), seen=torch.tensor([3]))
+    held = {"buffer_index": torch.tensor([-1, 8]), "buffer_task": torch.tensor([0, 1])}
+    return a_run(begun, **held, seen=torch.tensor([3]))
 
 
 ELSEWHERE = ("../../pwn", "/tmp/pwn", "costs.csv", "summary", "")
@@ -299,8 +311,8 @@ def test_a_table_that_the_program_does_not_write_is_refused(tmp_path, name):
 
 FORGERIES = [
     ("task", 99), ("task", -1), ("task", "x"), ("task", 2), ("task", True), ("task", 0),
-    ("step", 99), ("step", -1), ("step", "7"), ("step", 0.5), ("step", None), ("label", 2),
-    ("label", "a"), ("counts", {}), ("counts", None), ("counts.steps", -1), ("counts.step", 1),
+    ("step", 99), ("step", 10), ("step", -1), ("step", "7"), ("step", 0.5), ("step", None),
+    ("label", 2), ("label", "a"), ("counts", {}), ("counts", None), ("counts.steps", -1), ("counts.step", 1),
     ("counts.steps", 1.5), ("counts.seconds", float("nan")), ("counts.seconds", 10**400),
     ("counts.train_seconds", "1"), ("counts.limits", {"flops": 1.0}), ("counts.began", []),
     ("counts.known", {"a": 1}), ("counts.known", {"1": "a"}), ("counts.stopped", [5]),
@@ -334,6 +346,8 @@ def test_a_header_that_no_run_writes_is_one_line(tmp_path, key, value):
         ("memory.buffer_index", torch.tensor([0.0, 1]), "is float32 [2] there and int64 [2] here"),
         ("memory.buffer_index", torch.zeros(3, dtype=torch.int64), "is int64 [3] there"),
         ("memory.buffer_index", None, "memory.buffer_index is missing there and int64 [2] here"),
+        ("memory.buffer_index", torch.tensor([0, 0]), "holds a row whose class is not in its task"),
+        ("memory.buffer_task", torch.tensor([1, 0]), "holds a row whose class is not in its task"),
         ("memory.seen", torch.tensor([-1]), "memory.seen must lie in 0 .."),
         ("memory.other", torch.zeros(1), "memory.other is float32 [1] there and missing here"),
         ("memory.\x1b[31m\n", torch.zeros(1), "memory.?[31m? is float32 [1] there and missing"),
@@ -341,6 +355,8 @@ def test_a_header_that_no_run_writes_is_one_line(tmp_path, key, value):
         ("t", torch.tensor(9), "t must lie in 0 .. 1"),
         ("samples.index", torch.tensor([0, 1, 9]), "samples.index must lie in 0 .. 8"),
         ("samples.index", torch.tensor([0, 1, -1]), "samples.index must lie in 0 .. 8"),
+        ("samples.index", torch.tensor([0, 1, 3]), "samples.index holds a row whose class is not"),
+        ("samples.task", torch.tensor([0, 0, 1]), "samples.index holds a row whose class is not"),
         ("samples.index", torch.tensor([0]), "samples.task must be as long as the index"),
         ("samples.index", torch.tensor(0), "samples.index must be int64 [n]"),
         ("samples.index", None, "samples.index must be int64 [n]"),
@@ -366,6 +382,33 @@ def test_tensors_that_no_run_has_are_one_line(tmp_path, name, value, said):
     tensors, content = honest(tmp_path, saved)
     forged(tmp_path, {k: v for k, v in (tensors | {name: value}).items() if v is not None}, content)
     assert said in refusal(tmp_path, own=frame(saved))
+
+
+def test_only_a_task_without_samples_of_its_own_may_train_on_none(tmp_path):
+    none = torch.empty(0, dtype=torch.int64)
+    saved = a_run(Begun((none, 1)))
+    tensors, content = honest(tmp_path, saved)
+    assert_same(load(tmp_path, CONFIG, frame(saved, idle=(1,))), saved)
+    assert "samples.index is empty in task 2" in refusal(tmp_path, own=frame(saved))
+    content["step"] = 1
+    forged(tmp_path, tensors, content)
+    said = refusal(tmp_path, own=frame(saved, idle=(1,)))
+    assert "step must lie in 0 .. 0, got 1" in said
+
+
+def test_a_buffer_in_shares_holds_each_tasks_own_classes(tmp_path):
+    """GEM's, which keeps no task beside a sample; another's without one means what it likes."""
+    seen = torch.zeros(2, dtype=torch.int64)
+    saved = a_run(buffer_index=torch.tensor([0, -1, 2, 4]), seen=seen)
+    honest(tmp_path, saved)
+    assert_same(load(tmp_path, CONFIG, frame(saved)), saved)
+    saved = a_run(buffer_index=torch.tensor([0, 2, -1, 4]), seen=seen)
+    honest(tmp_path, saved)
+    said = "memory.buffer_index holds a row whose class is not in its task"
+    assert said in refusal(tmp_path, own=frame(saved))
+    saved = a_run(buffer_index=torch.tensor([0, 2, -1, 4]), seen=seen[:1])
+    honest(tmp_path, saved)
+    assert_same(load(tmp_path, CONFIG, frame(saved)), saved)
 
 
 JSON = st.recursive(
@@ -442,7 +485,15 @@ def test_the_frame_of_a_run_says_what_it_may_hold(prepared):
     options = ("eval.calibration=true", "eval.every=1", "benchmark.validation_fraction=0.2")
     budget = ("budget.flops=1e9", "training.iterations=3")
     config, strategy, env = prepared("benchmark=split_digits", "strategy=er", *options, *budget)
-    own = frame_of(config, initial_state(strategy, env), env)
+    own = frame_of(config, strategy, initial_state(strategy, env), env)
     assert own.keys == tuple((s, r) for s in ("test", "validation") for r in ("class", "task"))
-    assert (own.tasks, own.rows, own.steps) == (5, len(env.stream.x), 3 * 5)
+    assert (own.tasks, own.rows, own.steps(100), own.idle) == (5, len(env.stream.x), 3, [])
     assert (list(own.budget), own.calibration, own.within) == (["flops"], True, True)
+    assert torch.equal(own.label, env.stream.label)
+    assert torch.equal(own.y, env.stream.y)
+    for name, steps, idle in (("joint", 3 * 5, [1, 2, 3, 4]), ("gdumb", 3, [0, 1, 2, 3, 4])):
+        config, strategy, env = prepared(
+            "benchmark=split_digits", f"strategy={name}", "training.iterations=3"
+        )
+        own = frame_of(config, strategy, initial_state(strategy, env), env)
+        assert (own.steps(100), own.idle) == (steps, idle)

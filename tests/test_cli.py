@@ -189,12 +189,14 @@ def test_completion(tmp_path: Path) -> None:
     assert "strategy=ewc" in call(shell, tmp_path, PATH=path).stdout.split()
 
 
-def test_completion_in_zsh(tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", ["", "autoload -Uz compinit && compinit -D -u; "])
+def test_completion_in_zsh(before: str, tmp_path: Path) -> None:
+    """Whether or not .zshrc has called compinit."""
     if shutil.which("zsh") is None:
         pytest.skip("there is no zsh")
     path = f"{CL_RUN.parent}{os.pathsep}{os.environ['PATH']}"
-    script = 'autoload -Uz compinit && compinit -D -u; eval "$(cl-run -sc install=zsh)"'
-    result = call(["zsh", "-fc", f"{script}; print ${{_comps[cl-run]}}"], tmp_path, PATH=path)
+    script = f'{before}eval "$(cl-run -sc install=zsh)"; print ${{_comps[cl-run]}}'
+    result = call(["zsh", "-fc", script], tmp_path, PATH=path, HOME=f"{tmp_path}")
     assert (result.stderr, result.returncode) == ("", 0)
     assert "hydra_bash_completion" in result.stdout
 
@@ -217,6 +219,7 @@ def test_own_configuration_files(flags: list[str], tmp_path: Path) -> None:
         (["+experiment=unknown"], ["experiment=unknown"]),
         (["experiment=unknown"], ["experiment=unknown", "cl-run list experiments"]),
         (["experiment=hsu-ewc"], ["did you mean hsu-ewc-"]),
+        (["strategy='a\nb'"], ["strategy=a b"]),
         (["strategy=ER"], ["did you mean er?"]),
         (["benchmark=split_mnist", "benchmark=split_digits"], ["benchmark is given twice"]),
         (["seeds=3"], ["seeds must be a list of int, or null, such as 'seeds=[3]'"]),

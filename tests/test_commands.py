@@ -6,6 +6,7 @@ Slower tests (test_cli.py and reliability/) have the cases; here the program sta
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,15 @@ def test_a_job_of_a_sweep_runs_without_the_key_that_it_lacks(results, folder: Pa
     assert jobs == ["strategy=er_strategy.buffer_size=9", "strategy=naive"]
     note = "strategy.buffer_size is no key of strategy=naive, which runs without it\n"
     assert note in results["sweep"].stdout
+
+
+def test_each_job_of_a_sweep_says_one_line(results) -> None:
+    before = results["sweep"].stdout.partition("benchmark ")[0].splitlines()
+    lines = [line for line in before if "missing_keys" not in line and "runs without" not in line]
+    assert len(lines) == 2, before
+    for i, line in enumerate(lines, 1):
+        found = r"strategy=\S+-[0-9a-f]{8} · ACC 0\.\d{3}, forgetting -?0\.\d{3} · \d+\.\d s"
+        assert re.fullmatch(rf"job {i} of 2 · {found}", line), line
 
 
 def test_what_was_run_is_verified(results) -> None:

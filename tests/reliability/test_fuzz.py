@@ -349,7 +349,7 @@ def test_damaged_checkpoints(run_folder):
 
     strategy = strategies.build(config.strategy)
     env = runner.prepare(config, strategy)
-    own = frame_of(config, initial_state(strategy, env), env)
+    own = frame_of(config, strategy, initial_state(strategy, env), env)
     file = out / checkpoint.NAME
     attack(file, lambda: checkpoint.load(out, config.resolved, own), same, FILES // 3)
 

@@ -250,7 +250,7 @@ def test_a_checkpoint_goes_when_the_run_is_complete_unless_it_is_to_be_kept(conf
     runner.run(config, tmp_path / "b")
     strategy = strategies.build(config.strategy)
     env = runner.prepare(config, strategy)
-    own = frame_of(config, initial_state(strategy, env), env)
+    own = frame_of(config, strategy, initial_state(strategy, env), env)
     saved = checkpoint.load(tmp_path / "b", config.resolved, own)
     assert saved is not None
     assert (saved.task, saved.begun) == (3, None)
