@@ -11,7 +11,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -364,8 +366,7 @@ def parse(schema: type[T], node: Mapping[str, Any], section: str) -> T:
             str(key) in names,
             f"unknown key {prefix}{key}; known are {', '.join(sorted(names))}",
         )
-    merged = OmegaConf.structured(schema)
-    OmegaConf.set_readonly(merged, False)  # the class is frozen, this copy is being filled
+    merged = deepcopy(blank(schema))
     for key, value in node.items():
         field_ = fields[names[str(key)]]
         if isinstance(value, bool) and field_.type in ("str", str):
@@ -380,6 +381,14 @@ def parse(schema: type[T], node: Mapping[str, Any], section: str) -> T:
     check(not missing, f"{prefix}{', '.join(missing)} must be set")
     result: T = OmegaConf.to_object(merged)  # type: ignore[assignment]
     return result
+
+
+@cache
+def blank(schema: type) -> DictConfig:
+    """A form to be copied and filled: the fields of a dataclass, which OmegaConf holds to a type."""
+    form: DictConfig = OmegaConf.structured(schema)
+    OmegaConf.set_readonly(form, False)  # the class is frozen
+    return form
 
 
 def check_numbers(key: str, value: Any) -> None:

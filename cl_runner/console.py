@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import TextIO
 
 from cl_runner.errors import UserError
@@ -58,6 +59,13 @@ def say(text: str, file: TextIO | None = None, end: str = "\n") -> None:
     except UserError as error:
         if file is None:
             say(f"cl-run: {error}", sys.stderr)
+
+
+def near(path: Path) -> Path:
+    """A path as it is written from the working folder, if it lies below it: shorter so."""
+    with suppress(ValueError, OSError):
+        return path.absolute().relative_to(Path.cwd())
+    return path
 
 
 def finish() -> None:

@@ -32,7 +32,7 @@ from cl_runner import (
 )
 from cl_runner.checkpoint import Saved
 from cl_runner.config import Config
-from cl_runner.console import say
+from cl_runner.console import near, say
 from cl_runner.core import Task, TrainState
 from cl_runner.costs import COUNTS, SECONDS, peak_memory, reset_peak_memory
 from cl_runner.data.benchmarks import build_stream
@@ -130,7 +130,7 @@ def _run(config: Config, out: Path, overrides: Sequence[str], job: str) -> float
     elif config.verbose:
         say(results.format_matrix(record.matrices["test", own]))
         say(results.format_metrics(record.columns(), [own, *others]))
-        say(f"{record.seconds:.1f} s · results in {out}")
+        say(f"{record.seconds:.1f} s · results in {near(out)}")
     if config.plots:
         draw(config, out)
     return result(record)
@@ -142,7 +142,7 @@ def draw(config: Config, out: Path) -> None:
 
     try:
         files = of_folder(out)
-        tell(config, f"{len(files)} pictures in {files[0].parent}")
+        tell(config, f"{len(files)} pictures in {near(files[0].parent)}")
     except Exception as error:  # noqa: BLE001 - the numbers are what counts
         tell(config, f"no pictures: {' '.join(str(error).split())}")
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import cache, partial
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -65,6 +66,14 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data" / "prepare"
 def _one_thread() -> None:
     """Small tensors gain nothing from threads, and parallel tests lose by them."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """What a test writes in its own process outlives no power cut; see the fixture `disk`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -158,6 +167,12 @@ def composed_by_parts(*overrides: str) -> DictConfig:
     return node
 
 
+@cache
+def validated(*overrides: str) -> Config:
+    """The typed configuration of these overrides, checked once for all tests."""
+    return validate(composed_by_parts(*overrides))
+
+
 @pytest.fixture
 def composed_in_parts():
     """composed_in_parts("strategy=er", ...) -> DictConfig, not yet validated."""
@@ -169,8 +184,7 @@ def configure(data_root: Path):
     """configure("strategy=er", ...) -> Config, as the command line composes it."""
 
     def function(*overrides: str, root: Path = data_root) -> Config:
-        node = composed_by_parts(f"data.root={root}", "device=cpu", "threads=1", *overrides)
-        return validate(node)
+        return deepcopy(validated(f"data.root={root}", "device=cpu", "threads=1", *overrides))
 
     return function
 

@@ -312,8 +312,8 @@ def test_a_table_that_the_program_does_not_write_is_refused(tmp_path, name):
 FORGERIES = [
     ("task", 99), ("task", -1), ("task", "x"), ("task", 2), ("task", True), ("task", 0),
     ("step", 99), ("step", 10), ("step", -1), ("step", "7"), ("step", 0.5), ("step", None),
-    ("label", 2), ("label", "a"), ("counts", {}), ("counts", None), ("counts.steps", -1), ("counts.step", 1),
-    ("counts.steps", 1.5), ("counts.seconds", float("nan")), ("counts.seconds", 10**400),
+    ("label", 2), ("label", "a"), ("counts", {}), ("counts", None), ("counts.steps", -1),
+    ("counts.step", 1), ("counts.steps", 1.5), ("counts.seconds", float("nan")), ("counts.seconds", 10**400),
     ("counts.train_seconds", "1"), ("counts.limits", {"flops": 1.0}), ("counts.began", []),
     ("counts.known", {"a": 1}), ("counts.known", {"1": "a"}), ("counts.stopped", [5]),
     ("counts.stopped", "abc"), ("counts.task", 7), ("tables", {}), ("tables", []),

@@ -231,6 +231,9 @@ def test_the_logits_in_a_buffer_are_counted(configure, tmp_path):
         ("pnn", lambda _: 0),
         ("den", lambda P: 8 * (24 + 2 * 20) + 4 * P),  # units' stamps, weights before the task
         ("packnet", lambda P: 2 * P),  # each weight's owner
+        ("lwf", lambda P: 4 * P + 8),  # the old network, and a count of steps
+        ("frozen_features", lambda _: 0),
+        ("soft_sharing", lambda _: 0),
     ],
 )
 def test_memory_that_follows_from_the_rest_is_not_counted(prepared, strategy, expected):

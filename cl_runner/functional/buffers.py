@@ -36,7 +36,8 @@ def reservoir_targets(seen: Tensor, capacity: int, uniform: Tensor) -> Tensor:
 
     Item n of the stream (counted from 0) takes slot n while there is room, then slot
     floor(u (n + 1)) if that is one of the K: every item so far is held with probability
-    K / (n + 1) (Vitter 1985, algorithm R). seen: 0-d, items before this batch; uniform: [B].
+    K / (n + 1) (Vitter 1985, algorithm R). seen: 0-d, items before this batch; uniform: [B],
+    whose float32 has 24 bits: beyond 2^24 items the probabilities are no longer exact.
     """
     n = seen + torch.arange(len(uniform), device=uniform.device)
     drawn = (uniform.double() * (n + 1)).long().minimum(n)

@@ -21,6 +21,8 @@ class FrozenFeatures(Strategy):
     keep adapting their running statistics to the current task.
     """
 
+    uncounted = ("output",)  # follows from the architecture
+
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
         every = torch.ones(env.num_classes, dtype=torch.bool, device=env.device)
         return {"output": env.flat.output_mask(every)}

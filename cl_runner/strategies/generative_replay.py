@@ -27,7 +27,7 @@ from cl_runner.functional.generative import (
 )
 from cl_runner.functional.losses import cross_entropy
 from cl_runner.nn.generators import GENERATORS, Scholar
-from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.strategies.base import Aux, Strategy, without_meaning
 
 PARTS = {"vae": ("generator",), "gan": ("generator.decoder", "generator.critic")}
 BETAS = {"vae": [0.9, 0.999], "gan": [0.5, 0.9]}  # of Adam; gan: Gulrajani et al.'s code for MNIST
@@ -86,6 +86,11 @@ class GenerativeReplay(Strategy):
             self.gradient_penalty >= 0,
             f"strategy.gradient_penalty must be at least 0, got {self.gradient_penalty}",
         )
+        if self.labels == "hard":
+            without_meaning(self, "strategy.labels=hard", "temperature")
+        if self.generator == "vae":
+            names = ("gradient_penalty", "critic_steps")
+            without_meaning(self, "strategy.generator=vae", *names)
 
     def wrap(self, make_net: Callable[[], nn.Module], env: Env) -> nn.Module:
         classifier = make_net()  # first: the initial weights that it has without a generator

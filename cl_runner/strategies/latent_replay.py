@@ -33,8 +33,10 @@ class LatentReplay(ER):
     the layer from the first batch on, with Batch Renormalisation there in evaluation mode. Here the
     first task is the pre-training: as in that code its steps replay nothing; at its end the
     activations that are held are computed anew. A model with BatchNorm below the layer is refused,
-    since what comes out of it depends on the batch and on statistics that go on moving. Not here:
-    what they combine it with (CWR* for the output layer, a penalty on the weights).
+    since what comes out of it depends on the batch and on statistics that go on moving. What is
+    held is chosen by `policy`, as in ER (by default every sample so far is equally likely); in
+    their code batch i replaces buffer_size / i random places by random samples of its own. Not
+    here: what they combine it with (CWR* for the output layer, a penalty on the weights).
 
     What a step stores is what the upper stages saw: of the augmented input, if the run augments,
     and after dropout, if the lower stages have it. What is computed at the end of a task (of the

@@ -38,6 +38,7 @@ class LwF(Strategy):
     """
 
     regulariser: ClassVar[bool] = True
+    uncounted: ClassVar[tuple[str, ...]] = ("free",)  # follows from the task
 
     lambda_: float = 1.0
     temperature: float = 2.0

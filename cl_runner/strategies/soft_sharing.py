@@ -39,6 +39,7 @@ class SoftSharing(Joint):
     """
 
     scenarios = ("task",)
+    uncounted = ("hidden",)  # follows from the architecture
 
     lambda_: float = 0.001
     penalty: str = "loss"

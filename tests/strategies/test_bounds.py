@@ -128,6 +128,17 @@ REFUSED: dict[str, Rows] = {
         ({"temperature": 0}, "strategy.temperature must be positive, got 0"),
         ({"hidden_sizes": [4, 0]}, "strategy.hidden_sizes must be positive, got [4, 0]"),
         ({"gradient_penalty": -0.1}, "strategy.gradient_penalty must be at least 0, got -0.1"),
+        *(
+            (
+                {choice: value, key: 1},
+                f"strategy.{key}=1 has no meaning with strategy.{choice}={value}: leave it out",
+            )
+            for choice, value, key in (
+                ("labels", "hard", "temperature"),
+                ("generator", "vae", "gradient_penalty"),
+                ("generator", "vae", "critic_steps"),
+            )
+        ),
     ],
     "gpm": [
         *(
@@ -260,8 +271,8 @@ EDGES: dict[str, list[dict[str, Any]]] = {
     "gdumb": [{"buffer_size": 1, "epochs": 1}, {"buffer_size": 1000000}],
     "gem": [{"margin": 0}],
     "generative_replay": [
-        {"generator": "gan", "labels": "hard", "temperature": 0.1, "hidden_sizes": [1]},
-        {"gradient_penalty": 0, "replay_batch_size": 1},
+        {"temperature": 0.1, "hidden_sizes": [1], "replay_batch_size": 1},
+        {"generator": "gan", "labels": "hard", "gradient_penalty": 0, "critic_steps": 1},
     ],
     "gpm": [{"threshold": [0.1, 1], "samples": 1}],
     "hat": [{"lambda_": 0, "s_max": 1.5}],
