@@ -257,7 +257,9 @@ def run_seeds(cfg: DictConfig, out: Path, overrides: Sequence[str]) -> float:
     if results:
         text = merge_seeds(out, {job.config.seed: job.out for job in jobs})
         if cfg.verbose:
-            console.say(f"{text}\n{len(results)} of {len(jobs)} seeds · results in {console.near(out)}")
+            console.say(
+                f"{text}\n{len(results)} of {len(jobs)} seeds · results in {console.near(out)}"
+            )
         if cfg.plots:
             draw(config, out)
     if errors:

@@ -385,7 +385,7 @@ def parse(schema: type[T], node: Mapping[str, Any], section: str) -> T:
 
 @cache
 def blank(schema: type) -> DictConfig:
-    """A form to be copied and filled: the fields of a dataclass, which OmegaConf holds to a type."""
+    """A form to be copied and filled: a dataclass's fields, which OmegaConf holds to a type."""
     form: DictConfig = OmegaConf.structured(schema)
     OmegaConf.set_readonly(form, False)  # the class is frozen
     return form

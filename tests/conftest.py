@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import NamedTuple
@@ -289,11 +289,16 @@ def forked(tmp_path_factory):
 def cl_run(tmp_path_factory):
     """cl_run("seed=1", cwd=..., KEY="value"): what the command does, without waiting for imports.
 
-    test_commands.py, test_cli.py and reliability/ start the installed one.
+    before: code that the process runs first. test_commands.py, test_cli.py and reliability/ start
+    the installed one.
     """
-    more = "import cl_runner.group, cl_runner.runner, torch.fx.experimental.symbolic_shapes"
-    with nursery(tmp_path_factory.mktemp("cl_run"), more) as run:
-        yield partial(run, "main()")
+    late = (
+        *("cl_runner.group", "cl_runner.runner", "torch.fx.experimental.symbolic_shapes"),
+        *("cl_runner.compare.render", "cl_runner.compare.table", "cl_runner.compare.verdict"),
+        *("filelock", "psutil", "safetensors.torch", "scipy.special"),
+    )
+    with nursery(tmp_path_factory.mktemp("cl_run"), f"import {', '.join(late)}") as run:
+        yield lambda *args, before="", **rest: run(f"{before}\nmain()", *args, **rest)
 
 
 @pytest.fixture

@@ -33,9 +33,9 @@ class MIR(ER):
     to batches of 10 are not the defaults here. Their code passes the two batches one after the
     other, so that BatchNorm sees each by itself; here it sees both as one, and its running
     statistics the incoming batch a second time, in the virtual step. The cost, over ER's: one more
-    gradient of the incoming batch and two forward passes of the candidates. The paper compares after
-    one pass in batches of 10; trained longer, as by the defaults here, it is level with ER or a
-    little behind (docs/defaults.md).
+    gradient of the incoming batch and two forward passes of the candidates. The paper compares
+    after one pass in batches of 10; trained longer, as by the defaults here, it is level with ER or
+    a little behind (docs/defaults.md).
     """
 
     replay_batch_size: int = 128

@@ -195,13 +195,12 @@ def printing(args: list[str], stdout: object, cwd: Path, **env: str) -> tuple[in
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("mode", ["run", "sweep", "seeds"])
+FULL = "cl-run: standard output cannot be written: No space left on device\n"
+
+
 @pytest.mark.parametrize("stdout", ["unread", "full", "ascii"])
-def test_what_cannot_be_printed_fails_nothing(toy, mode, stdout, tmp_path: Path):
-    more = {"run": [], "sweep": ["-m", "seed=0,1"], "seeds": ["seeds=[0,1]"]}[mode]
-    where = f"hydra.{'sweep' if mode == 'sweep' else 'run'}.dir=a"
-    flags = [f for f in more if f == "-m"]
-    args = [*flags, *toy, *(f for f in more if f != "-m"), "verbose=true", where]
+def test_what_cannot_be_printed_fails_no_run(toy, stdout, tmp_path: Path):
+    args = [*toy, "verbose=true", "hydra.run.dir=a"]
     said = ""
     if stdout == "unread":
         reader, writer = os.pipe()
@@ -211,14 +210,34 @@ def test_what_cannot_be_printed_fails_nothing(toy, mode, stdout, tmp_path: Path)
     elif stdout == "full":
         with Path("/dev/full").open("w") as device:
             code, stderr = printing(args, device, tmp_path)
-        said = "cl-run: standard output cannot be written: No space left on device\n"
+        said = FULL
     else:
         with (tmp_path / "stdout").open("w") as file:
             code, stderr = printing(args, file, tmp_path, PYTHONIOENCODING="ascii")
         assert "results in" in (tmp_path / "stdout").read_text()
     assert (code, stderr) == (0, said)
-    found = status.found(tmp_path / "a")
-    assert [status.state(out) for out in found] == ["complete"] * (1 if mode == "run" else 2)
+    assert [status.state(out) for out in status.found(tmp_path / "a")] == ["complete"]
+    assert {row["status"] for row in read_rows(tmp_path / "a/summary.csv")} == {"complete"}
+
+
+STDOUT = {
+    "unread": "reader, writer = os.pipe(); os.close(reader); os.dup2(writer, 1)",
+    "full": "os.dup2(os.open('/dev/full', os.O_WRONLY), 1)",
+    "ascii": "sys.stdout.reconfigure(encoding='ascii', errors='strict')",
+}
+
+
+@pytest.mark.parametrize("mode", ["sweep", "seeds"])
+@pytest.mark.parametrize("stdout", STDOUT)
+def test_what_cannot_be_printed_fails_no_job_of_several(toy, cl_run, mode, stdout, tmp_path: Path):
+    sweep = mode == "sweep"
+    args = ["-m", *toy, "seed=0,1"] if sweep else [*toy, "seeds=[0,1]"]
+    where = f"hydra.{'sweep' if sweep else 'run'}.dir=a"
+    before = f"import os, sys\n{STDOUT[stdout]}"
+    done = cl_run(*args, "verbose=true", where, before=before, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, FULL if stdout == "full" else "")
+    assert ("results in" in done.stdout) == (stdout == "ascii")
+    assert [status.state(out) for out in status.found(tmp_path / "a")] == ["complete"] * 2
     assert {row["status"] for row in read_rows(tmp_path / "a/summary.csv")} == {"complete"}
 
 

@@ -177,8 +177,12 @@ def test_two_runs_are_identical_and_hold_only_tensors(prepared, case):
 
 
 def test_the_seed_reaches_the_result(prepared, case, unbroken):
-    _, other, _ = train(prepared, (*case, "benchmark.seed=0", "seed=1"))
-    assert not torch.equal(unbroken[-1].theta, other[-1].theta)
+    """By the initial weights, and by what is drawn from there on."""
+    case = (*case, "benchmark.seed=0", "seed=1")
+    _, (other,), _ = train(prepared, case, slice(0))
+    assert not torch.equal(unbroken[0].theta, other.theta)
+    _, (_, other), _ = train(prepared, case, slice(1), snapshot(unbroken[0]))
+    assert not torch.equal(unbroken[1].theta, other.theta)
 
 
 def test_resumed_equals_unbroken_and_the_state_keeps_its_size(prepared, case, unbroken):
