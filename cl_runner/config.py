@@ -366,7 +366,7 @@ def parse(schema: type[T], node: Mapping[str, Any], section: str) -> T:
             str(key) in names,
             f"unknown key {prefix}{key}; known are {', '.join(sorted(names))}",
         )
-    merged = deepcopy(blank(schema))
+    merged = deepcopy(blank(schema))  # type: ignore[arg-type]  # a class is hashable
     for key, value in node.items():
         field_ = fields[names[str(key)]]
         if isinstance(value, bool) and field_.type in ("str", str):

@@ -314,12 +314,13 @@ FORGERIES = [
     ("step", 99), ("step", 10), ("step", -1), ("step", "7"), ("step", 0.5), ("step", None),
     ("label", 2), ("label", "a"), ("counts", {}), ("counts", None), ("counts.steps", -1),
     ("counts.step", 1), ("counts.steps", 1.5), ("counts.seconds", float("nan")),
-    ("counts.seconds", 10**400), ("counts.train_seconds", "1"),
-    ("counts.limits", {"flops": 1.0}), ("counts.began", []), ("counts.known", {"a": 1}), ("counts.known", {"1": "a"}), ("counts.stopped", [5]),
-    ("counts.stopped", "abc"), ("counts.task", 7), ("tables", {}), ("tables", []),
-    ("tables.costs", []), ("tables.costs", [[1]]), ("tables.costs", [{"=HYPERLINK(1)": 1}] * 2),
-    ("tables.costs", "x"), ("tables.calibration", []), ("tables.confusion", [{}]), ("more", 1),
-    ("config", None), ("config", []), ("config", "x"),
+    ("counts.seconds", 10**400), ("counts.train_seconds", "1"), ("counts.limits", {"flops": 1.0}),
+    ("counts.began", []), ("counts.known", {"a": 1}), ("counts.known", {"1": "a"}),
+    ("counts.stopped", [5]), ("counts.stopped", "abc"), ("counts.task", 7), ("tables", {}),
+    ("tables", []), ("tables.costs", []), ("tables.costs", [[1]]),
+    ("tables.costs", [{"=HYPERLINK(1)": 1}] * 2), ("tables.costs", "x"),
+    ("tables.calibration", []), ("tables.confusion", [{}]), ("more", 1), ("config", None),
+    ("config", []), ("config", "x"),
 ]  # fmt: skip
 
 
