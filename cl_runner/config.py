@@ -406,13 +406,12 @@ def check_numbers(key: str, value: Any) -> None:
 
 def not_of_type(key: str, wanted: Any, value: Any) -> str:
     """What to say about a value of another type than the key has."""
-    name = str(getattr(wanted, "__name__", wanted))
-    if name.startswith("list"):
+    name = str(getattr(wanted, "__name__", wanted)).replace(" | None", ", or null")
+    if name.startswith("list["):
         kind, _, rest = name.removeprefix("list[").partition("]")
-        allowed = f"{key} must be a list of {kind}" + (", or null" if "None" in rest else "")
         one = 1 if value is None else value
         how = "" if isinstance(one, list | dict) else f", such as '{key}=[{one}]'"
-        return f"{allowed}{how}, got {value!r}"
+        return f"{key} must be a list of {kind}{rest}{how}, got {value!r}"
     if isinstance(value, list):
         several = ",".join(map(str, value))
         how = f"; several are a sweep: -m {key}={several}" if several else ""

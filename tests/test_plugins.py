@@ -151,7 +151,9 @@ def test_a_package_that_cannot_be_used_is_told(files, words, tmp_path, monkeypat
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("name", ["no_such_package", "no_such_package.inner"])
+@pytest.mark.parametrize(
+    "name", ["no_such_package", "no_such_package.inner.most", "cl_runner.none.inner", "cl_runner.c"]
+)
 def test_a_missing_package_is_told(name):
     hint = "install it, or put the folder that holds it on PYTHONPATH"
     with pytest.raises(UserError, match=f"^plugins: there is no package {name}; {hint}$"):

@@ -60,7 +60,7 @@ def imported(name: str) -> ModuleType:
         return importlib.import_module(name)
     except Exception as error:
         absent = error.name if isinstance(error, ModuleNotFoundError) else None
-        if absent in (name, name.partition(".")[0]):
+        if absent is not None and f"{name}.".startswith(f"{absent}."):  # or what it lies in
             hint = "install it, or put the folder that holds it on PYTHONPATH"
             raise UserError(f"plugins: there is no package {name}; {hint}") from None
         reason = " ".join(str(error).split())

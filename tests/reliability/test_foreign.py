@@ -156,7 +156,7 @@ def test_a_pipe_in_the_folder_is_told_and_not_waited_for(folder, tmp_path, name)
         ({"strategy": {"name": "er", "_target_": "os.system"}}, "unknown key strategy._target_"),
         ({"strategy": "er"}, "strategy must be a group of keys"),
         ({"seed": "x"}, "seed must be int"),
-        ({"threads": {}}, "threads must be int"),
+        ({"threads": {}}, "threads must be int, or null, got {}"),
         ({"data": {"root": "${oc.env:HOME}"}}, "has references, ${...}"),
         ({"data": {"root": "$${seed}{oc.env:HOME}"}}, "has references, ${...}"),
         ({"plugins": ["antigravity"]}, "would import antigravity: if you trust what is called"),
