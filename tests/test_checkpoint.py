@@ -439,6 +439,7 @@ def paths(node: object, path: tuple = ()) -> list[tuple]:
     ]
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_any_forged_header_is_taken_as_a_run_of_ours_or_refused(tmp_path_factory, data):

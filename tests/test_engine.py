@@ -90,6 +90,7 @@ def test_validation_samples_are_evaluated_and_never_trained_on(counted_run):
         assert not set(task.train.tolist()) & set(task.validation.tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["task", "domain", "class"])
 @pytest.mark.parametrize("benchmark", ["split_digits", "permuted_digits", "rotated_digits"])
 def test_every_benchmark_trains_in_every_scenario(counted_run, benchmark, scenario):

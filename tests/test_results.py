@@ -71,6 +71,7 @@ def test_numbers_and_plain_text_stay_as_they_are(tmp_path: Path, text: str) -> N
     assert cells(tmp_path / "r.csv")[1] == [text]
 
 
+@pytest.mark.slow
 @given(st.lists(st.text() | st.text("'=+-@\t\r\n,\"1"), min_size=1, max_size=4))
 def test_any_text_is_read_back_and_starts_no_formula(tmp_path_factory, texts: list[str]) -> None:
     path = tmp_path_factory.getbasetemp() / "any.csv"

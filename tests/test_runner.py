@@ -47,6 +47,7 @@ def summary(out: Path) -> dict[str, str]:
     return row
 
 
+@pytest.mark.slow
 def test_the_files_agree_with_each_other(configure, tmp_path):
     config = configure(*TOY, "strategy=ewc", "strategy.lambda=3", "seed=5")
     result = run(config, tmp_path / "run", ["seed=5"])

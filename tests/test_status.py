@@ -51,6 +51,7 @@ def test_the_state_of_a_job(folders: Path) -> None:
     assert (about["task"], about["tasks"], about["step"]) == (2, 5, 7)
 
 
+@pytest.mark.slow
 def test_the_command_shows_every_job_and_why(cl_run, folders: Path) -> None:
     result = cl_run("status", folders, cwd=folders)
     assert result.returncode == 1
@@ -282,6 +283,7 @@ def test_adding_a_seed_runs_that_seed_only(cl_run, tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "S/jobs.json").read_text())) == 4
 
 
+@pytest.mark.slow
 def test_what_makes_no_other_run_cannot_be_swept(cl_run, tmp_path: Path) -> None:
     result = cl_run("-m", *TINY[:-3], "threads=1,2", "hydra.sweep.dir=S", cwd=tmp_path)
     assert result.returncode == 2

@@ -154,6 +154,7 @@ def _hydra(monkeypatch: pytest.MonkeyPatch):
         yield
 
 
+@pytest.mark.slow
 def test_a_value_of_any_kind_reaches_the_job() -> None:
     typed = ("strategy=ewc,imm", "strategy.fisher_samples=null", "strategy.fisher_labels='true'")
     sweeps = Sweeps(*typed, "model=mlp,mlp", "model.hidden_sizes=[7,8]")
@@ -165,6 +166,7 @@ def test_a_value_of_any_kind_reaches_the_job() -> None:
         assert config.model.hidden_sizes == [7, 8]
 
 
+@pytest.mark.slow
 def test_each_value_goes_to_the_jobs_that_have_its_key() -> None:
     (jobs,) = Sweeps("strategy=er,derpp", "strategy.buffer_size=2,3", "seed=1").jobs()
     assert jobs == [
@@ -197,6 +199,7 @@ def test_choices_without_a_key_are_named_before_any_job(typed: list[str], line: 
     assert line in str(caught.value)
 
 
+@pytest.mark.slow
 def test_skipped_keys_leave_one_job_where_there_would_be_two() -> None:
     typed = ("strategy=naive,er", "strategy.buffer_size=2,3", "missing_keys=skip")
     (jobs,) = Sweeps(*typed).jobs()
@@ -207,6 +210,7 @@ def test_skipped_keys_leave_one_job_where_there_would_be_two() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_key_that_no_choice_has_is_unknown_whatever_is_skipped() -> None:
     from cl_runner.cli import explain
 
@@ -217,6 +221,7 @@ def test_a_key_that_no_choice_has_is_unknown_whatever_is_skipped() -> None:
     assert "unknown key strategy.bufer_size (did you mean strategy.buffer_size" in line
 
 
+@pytest.mark.slow
 def test_a_sweep_of_mistakes_only_is_refused_before_its_jobs() -> None:
     with pytest.raises(UserError, match=r"seed must be int, got \[1, 2\]; .* -m seed=1,2"):
         Sweeps("seed=[1,2]").jobs()
@@ -225,11 +230,13 @@ def test_a_sweep_of_mistakes_only_is_refused_before_its_jobs() -> None:
     assert len(Sweeps("optimizer.lr=-1,0.1").jobs()[0]) == 2, "the others go on"
 
 
+@pytest.mark.slow
 def test_jobs_come_in_batches() -> None:
     sizes = [len(batch) for batch in Sweeps("seed=0,1,2,3,4,4").jobs(2)]
     assert sizes == [2, 2, 1]
 
 
+@pytest.mark.slow
 def test_a_job_is_named_by_what_differs_between_the_jobs(tmp_path) -> None:
     sweeps = Sweeps("strategy=er,derpp", "seed=0,1", "benchmark=split_digits", "training.epochs=1")
     ((job, *_),) = sweeps.jobs()

@@ -18,6 +18,8 @@ from cl_runner.compare.table import Comparison, Question, compare
 from cl_runner.errors import UserError
 from cl_runner.results import read_matrix, read_rows, write_matrices, write_rows
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("matrices", "tasks", "average_accuracy", "forgetting", "stability_plasticity", "memory")
 POINTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1)
 
@@ -30,7 +32,6 @@ def comparison(run_folder, tmp_path: Path) -> Comparison:
     return compare(read_runs([str(tmp_path)])[0], Question())
 
 
-@pytest.mark.slow
 def test_every_kind_is_drawn_as_png_svg_and_pdf(comparison: Comparison, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     files = pictures.draw(comparison, tmp_path / "new" / "plots")

@@ -85,6 +85,7 @@ def page(comparison: Comparison) -> str:
     return report.page(comparison, f"cl-compare '{HOSTILE}'", MADE)[0]
 
 
+@pytest.mark.slow
 def test_every_cell_of_every_table_is_on_the_page(comparison: Comparison, page: str) -> None:
     found = Page(page)
     expected = [
@@ -133,6 +134,7 @@ def test_marks_are_explained_below_the_table_and_nothing_twice(page: str) -> Non
     assert len(titles) == len(set(titles))
 
 
+@pytest.mark.slow
 def test_the_cheapest_is_bold_among_the_costs(run_folder, tmp_path: Path) -> None:
     run_folder(0.6, strategy="er", samples=90)
     run_folder(0.4, strategy="naive", samples=60)
@@ -222,6 +224,7 @@ def test_without_matplotlib_the_page_says_that_there_are_no_pictures(
     assert text.count("<table") == len(sheets(comparison)) + 1
 
 
+@pytest.mark.slow
 def test_the_command_writes_it_and_overwrites_only_its_own(
     run_folder, tmp_path, monkeypatch
 ) -> None:
