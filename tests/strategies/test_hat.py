@@ -39,10 +39,11 @@ def slopes(strategy, env, s, batches, steps: int) -> list[float]:
     return found
 
 
-def test_the_slope_grows_linearly_within_each_epoch(mid_run):
-    strategy, env, s, batches = begun(mid_run, "strategy.s_max=50", "training.epochs=3")
-    B = len(batches)
-    assert B > 3
+@pytest.mark.parametrize(("size", "B"), [(64, 5), (150, 2)])
+def test_the_slope_grows_linearly_within_each_epoch(mid_run, size, B):
+    options = ("strategy.s_max=50", "training.epochs=3", f"training.batch_size={size}")
+    strategy, env, s, batches = begun(mid_run, *options)
+    assert len(batches) == B
     epoch = [1 / 50 + (50 - 1 / 50) * (b - 1) / (B - 1) for b in range(1, B + 1)]
     assert slopes(strategy, env, s, batches, 3 * B) == pytest.approx(3 * epoch, rel=1e-5)
 
@@ -201,6 +202,15 @@ def test_the_cumulative_attention_is_the_largest_of_the_tasks_and_nearly_binary(
         if task.index == 0:
             assert 0 < float(expected.mean()) < 1
             assert float(((expected < 0.01) | (expected > 0.99)).float().mean()) > 0.8
+
+
+def test_the_attention_of_a_task_has_the_largest_slope(prepared):
+    _, strategy, env = prepared(*TOY)
+    s = initial_state(strategy, env)
+    table = env.flat.views(s.theta.detach())["table"]
+    table[0] = torch.linspace(-0.01, 0.01, table.shape[1])  # where it is not yet binary
+    claimed = strategy.end_task(s, env.stream[0], env).memory["claimed"]
+    torch.testing.assert_close(claimed, torch.sigmoid(400 * table[0]))
 
 
 def test_an_old_tasks_answers_hardly_change(prepared):
