@@ -94,8 +94,9 @@ def _run(config: Config, out: Path, overrides: Sequence[str], job: str) -> float
     env = prepare(config, strategy)
     own, *others = readings(config.scenario)
     s = initial_state(strategy, env)
-    frame = frame_of(config, strategy, s, env)
-    saved = checkpoint.load(out, config.resolved, frame) if config.resume else None
+    saved = None
+    if config.resume:
+        saved = checkpoint.load(out, config.resolved, frame_of(config, strategy, s, env))
     record = Record(config, strategy, env, out, overrides, started)
     try:
         with stoppable() as stop, display(len(env.stream), config.verbose) as env.meter.display:
