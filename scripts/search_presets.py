@@ -106,7 +106,10 @@ GRIDS: dict[str, str | dict[str, str]] = {
     "imm": f"strategy.merge=mean,mode {RATE}",
     "packnet": "strategy.prune=0.5,0.75,0.9",
     "hat": "strategy.lambda=0.1,0.75 strategy.s_max=50,400",
-    "xdg": f"optimizer.reset=true {LOSS} strategy.gated=0.5,0.8 strategy.lambda=0,0.035,1",
+    "xdg": (
+        f"optimizer.reset=true {LOSS} strategy.initial=network"
+        " strategy.gated=0.5,0.8 strategy.lambda=0,0.035,1"
+    ),
     "pnn": {
         "split-mnist-task": "strategy.alpha_init=1,0.1",
         "permuted-mnist": "strategy.adapter_size=32 strategy.alpha_init=1,0.1",

@@ -57,16 +57,20 @@ class Attention(Gated):
 
 def chain(module: nn.Module, strategy: str) -> Network:
     """The network itself, if each stage is one layer. Raises UserError for any other."""
-    layers = [m for m in module.modules() if next(m.parameters(recurse=False), None) is not None]
     check(
         isinstance(module, Network)
-        and len(layers) == len(module.stages())
-        and all(isinstance(m, nn.Linear | nn.Conv2d) for m in layers),
+        and len(layers(module)) == len(module.stages())
+        and all(isinstance(m, nn.Linear | nn.Conv2d) for m in layers(module)),
         f"strategy={strategy} gates the layers of a plain chain of Linear and Conv2d layers; use "
         "model=mlp or model=cnn",
     )
     assert isinstance(module, Network)
     return module
+
+
+def layers(module: nn.Module) -> list[nn.Module]:
+    """The layers that have parameters, in order."""
+    return [m for m in module.modules() if next(m.parameters(recurse=False), None) is not None]
 
 
 def hidden_units(network: Network, input_shape: tuple[int, int, int]) -> list[int]:

@@ -237,6 +237,10 @@ REFUSED: dict[str, Rows] = {
     ],
     "soft_sharing": [LAMBDA, PENALTY],
     "xdg": [
+        (
+            {"initial": "no"},
+            "strategy.initial must be one of subnetwork, network, got 'no'",
+        ),
         LAMBDA,
         ({"gated": -0.1}, "strategy.gated must lie in [0, 1), got -0.1"),
         ({"gated": 1}, "strategy.gated must lie in [0, 1), got 1"),
@@ -303,7 +307,7 @@ EDGES: dict[str, list[dict[str, Any]]] = {
         {"penalty": "loss"},
     ],
     "soft_sharing": [{"lambda_": 0, "penalty": "proximal"}],
-    "xdg": [{"gated": 0}, {"gated": 0.9}],
+    "xdg": [{"gated": 0, "initial": "network"}, {"gated": 0.9}],
 }
 
 

@@ -155,7 +155,8 @@ def test_places_without_activations_show_those_of_the_batch(mid_run, monkeypatch
 def test_at_the_end_of_the_first_task_alone_what_is_held_is_computed_anew(mid_run):
     own = ("strategy.lower_lr_factor=1",)
     strategy, env, s, _ = mid_run(*TOY, *own, tasks=2)
-    later = strategy.end_task(s, env.stream[1], env)
+    moved = s._replace(theta=s.theta.detach() * 1.1)
+    later = strategy.end_task(moved, env.stream[1], env)
     assert torch.equal(later.memory["buffer_latent"], s.memory["buffer_latent"])
     index = s.memory["buffer_index"].index_fill(0, torch.tensor([0]), 0)  # the first row, too
     s = s._replace(memory=s.memory | {"buffer_index": index})

@@ -51,3 +51,15 @@ def test_a_step_sees_the_replayed_samples_as_their_uniforms_say(mid_run, name) -
     assert torch.equal(before, s.theta.detach())
     assert not torch.equal(drawn, again) and not torch.equal(drawn, plain)
     torch.testing.assert_close(as_they_are, plain)
+
+
+def test_mer_shows_each_replayed_sample_by_its_own_uniforms(mid_run) -> None:
+    strategy, env, s, (batch, *_) = mid_run(*TOY, "strategy=mer", tasks=2)
+    one = batch._replace(noise={k: v[:1] for k, v in batch.noise.items()}, index=batch.index[:1])
+    one = one._replace(task=batch.task[:1], y=batch.y[:1])
+    replay = strategy.replay(s, one, env)
+    uniforms = one.noise["replay_augment"][0]
+    assert len(uniforms) == len(replay.y) > 1
+    for i, own in enumerate(uniforms):
+        alone = env.gather(replay.index[i, None], replay.task[i, None], s.t, augment=own[None])
+        torch.testing.assert_close(replay.x[i, None], alone.x)

@@ -40,9 +40,25 @@ def test_the_gates_differ_by_task_and_by_the_runs_seed_alone(prepared):
 
 
 def test_channels_are_gated_in_a_convolutional_network(prepared):
-    _, _, env = prepared("strategy=xdg", *TOY[:2], "model=cnn", "model.channels=[10,20]")
+    own = ("model=cnn", "model.channels=[10,20]", "strategy.gated=0.8")
+    _, _, env = prepared("strategy=xdg", *TOY[:2], *own)
     parts = gates_of(env).split([10, 20, 128], 1)
     assert [part.sum(1).tolist() for part in parts] == [[2.0] * 5, [4.0] * 5, [26.0] * 5]
+
+
+@pytest.mark.parametrize("gated", [0.0, 0.8])
+def test_what_leads_out_of_gated_units_begins_as_in_a_network_of_those_that_are_seen(
+    prepared, gated
+):
+    plain, own = (
+        prepared("strategy=xdg", *TOY, f"strategy.gated={gated}", f"strategy.initial={initial}")[2]
+        for initial in ("network", "subnetwork")
+    )
+    weights = own.flat.views(own.flat.theta.detach())
+    for name, value in plain.flat.views(plain.flat.theta.detach()).items():
+        layer = int(name.split(".")[2])
+        ratio = (1, 20 / round(20 * (1 - gated)), 30 / round(30 * (1 - gated)))[layer]
+        torch.testing.assert_close(weights[name], value * ratio**0.5)
 
 
 def gated_weights(env, task: int) -> torch.Tensor:
@@ -61,7 +77,9 @@ def gated_weights(env, task: int) -> torch.Tensor:
 
 
 def test_gated_units_contribute_nothing_and_get_no_gradient(mid_run):
-    strategy, env, s, batches = mid_run("strategy=xdg", *TOY, "strategy.lambda=0", tasks=1)
+    strategy, env, s, batches = mid_run(
+        "strategy=xdg", *TOY, "strategy.lambda=0", "strategy.gated=0.8", tasks=1
+    )
     hidden = gated_weights(env, 1)
     assert int((~hidden).sum()) == 4 * 65 + 6 * (4 + 1) + 10 * (6 + 1)
     grad, _ = env.grad_and_value(strategy.loss)(s.theta, s, batches[0], env)
