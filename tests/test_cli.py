@@ -42,7 +42,7 @@ finally:
 STUB = """
 import csv, logging, sys, types
 
-def run(config, out, overrides):
+def run(config, out, overrides, job=""):
     from cl_runner import status
     from cl_runner.errors import Diverged, UserError
     logging.getLogger("cl_runner").info("task 1")
