@@ -23,7 +23,7 @@ def cl_run(folder: Path, data: Path, *arguments: str) -> dict[str, str]:
     command = [CL_RUN, *arguments, *fixed]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert str(out) in done.stdout.splitlines()[-1]
+    assert done.stdout.splitlines()[-1].endswith(" · results in out")
     with (out / "summary.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     R = read_matrix(out / "accuracy_matrix.csv")
