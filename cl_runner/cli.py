@@ -90,7 +90,7 @@ def app(cfg: DictConfig) -> float | None:
 
             begin_collecting()
             if in_sweep:
-                return run(of_sweep(config, out), out, overrides, job=number(out))
+                return run(of_sweep(config, out), out, overrides, job=title(out))
             return run(config, out, overrides)
     except Exception as caught:  # noqa: BLE001 - a bug in one job must not end a sweep
         error = known(caught, out)
@@ -137,7 +137,7 @@ def of_sweep(config: Config, out: Path) -> Config:
     return status.going_on(config, out)
 
 
-def number(out: Path) -> str:
+def title(out: Path) -> str:
     """Which job of a sweep this is; how many there are is known unless a search asks for them."""
     job = HydraConfig.get()
     own, asked = job.job.num + 1, len(status.jobs(Path(job.sweep.dir)))

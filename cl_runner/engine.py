@@ -68,17 +68,21 @@ def train_task(
         s, samples = begin_task(strategy, s, task, env)
         begun = Begun(samples)
     samples, step, losses = begun
-    times = env.num_tasks if strategy.whole_sequence else 1
     with watch(samples) if watch else nullcontext() as between:
         s = fit(
             *(s, env, strategy, samples),
-            times=times,
+            times=times(strategy, env),
             t=task.index,
             step=step,
             losses=losses,
             between=between,
         )
     return end_task(strategy, s, task, env)
+
+
+def times(strategy: Strategy, env: Env) -> int:
+    """For how many tasks the training on one stands, which takes the steps of as many."""
+    return env.num_tasks if strategy.whole_sequence else 1
 
 
 def begin_task(

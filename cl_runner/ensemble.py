@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from cl_runner.blocks import Blocks, in_blocks
 from cl_runner.core import Batch, Stream, TrainState
 from cl_runner.costs import FlopCounter
-from cl_runner.engine import begin_task, end_task
+from cl_runner.engine import begin_task, end_task, times
 from cl_runner.env import Env
 from cl_runner.errors import Diverged, UserError
 from cl_runner.fit import Source, check_finite, plan
@@ -198,8 +198,8 @@ def train_task(
     strategy, first = members[0]
     begun = [begin_task(m.strategy, s, m.env.stream[t], m.env) for m, s in _pairs(members, states)]
     sources = [Source(m.env, s, t, *own, m.strategy) for m, (s, own) in _pairs(members, begun)]
-    times = first.num_tasks if strategy.whole_sequence else 1
-    epochs, per_epoch, total = plan(len(sources[0].index), first.training, times)
+    number = len(sources[0].index)
+    epochs, per_epoch, total = plan(number, first.training, times(strategy, first))
     rates = torch.tensor([m.env.optimizer.lr for m in members], device=first.device)
     step.begin(stack([s for s, _ in begun]))
     lost: dict[int, Diverged] = {}

@@ -16,7 +16,7 @@ from torch import Tensor
 from cl_runner.config import Config
 from cl_runner.core import TrainState
 from cl_runner.costs import COUNTS, SECONDS
-from cl_runner.engine import readings
+from cl_runner.engine import readings, times
 from cl_runner.env import Env
 from cl_runner.errors import UserError
 from cl_runner.fit import plan
@@ -80,16 +80,15 @@ class Frame(NamedTuple):
 
 def frame_of(config: Config, strategy: Strategy, s: TrainState, env: Env) -> Frame:
     """The frame of a run that begins with the state `s`."""
-    stream, T = env.stream, env.num_tasks
+    stream = env.stream
     splits = ("test", "validation") if len(stream[0].validation) else ("test",)
-    times = T if strategy.whole_sequence else 1
-    sizes = [len(strategy.training_set(s, stream, t, env)[0]) for t in range(T)]
+    sizes = [len(strategy.training_set(s, stream, t, env)[0]) for t in range(len(stream))]
     return Frame(
         state=s,
         keys=tuple((split, reading) for split in splits for reading in readings(config.scenario)),
         y=stream.y.cpu(),
         label=stream.label.cpu(),
-        steps=lambda samples: plan(samples, env.training, times)[2],
+        steps=lambda samples: plan(samples, env.training, times(strategy, env))[2],
         idle=[t for t, size in enumerate(sizes) if not size],
         budget=env.meter.budget.keys(),
         calibration=config.eval.calibration,

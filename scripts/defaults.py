@@ -2,8 +2,10 @@
 
     python scripts/defaults.py                    all (some three hours on two cores)
     python scripts/defaults.py --only er,mir      some strategies; the others' rows stay
+    python scripts/defaults.py --on split_digits  some streams; the others' rows stay
     python scripts/defaults.py --folder DIR       keep the runs, repeat none that is complete
-    python scripts/defaults.py --seeds 1          a third of the time; naive has three seeds always
+    python scripts/defaults.py --seeds 1          a third of the time; naive has three seeds always,
+                                                  and what is complete in the folder counts
 
 Each run is `cl-run strategy=X benchmark=Y scenario=Z seed=N threads=1` in a process of its own, so
 that its peak memory is its own: three seeds on the digits, one on MNIST. Writes
@@ -97,16 +99,26 @@ def scenarios_of(strategy: str, benchmark: str) -> Sequence[str]:
     return [s for s in ONE_SCENARIO[benchmark] if s in own][:1]
 
 
+def place(cell: Cell, seed: int, folder: Path) -> Path:
+    """Where a run is kept."""
+    return folder / "-".join((*cell, str(seed)))
+
+
+def is_complete(cell: Cell, seed: int, folder: Path) -> bool:
+    """Whether a run is there already."""
+    return status.read(place(cell, seed, folder)).get("state") == "complete"
+
+
 def run(cell: Cell, seed: int, folder: Path) -> dict[str, Any]:
     """The summary of one run; of one that failed, what there is of it and its status."""
-    out = folder / "-".join((*cell, str(seed)))
+    out = place(cell, seed, folder)
     command = [
         str(Path(sys.executable).with_name("cl-run")),
         *(f"strategy={cell.strategy}", f"benchmark={cell.benchmark}"),
         *(f"scenario={cell.scenario}", f"seed={seed}", "threads=1", "verbose=false"),
         *(f"hydra.run.dir={out}", "resume=true"),
     ]
-    if status.read(out).get("state") != "complete":
+    if not is_complete(cell, seed, folder):
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         print(*cell, seed, done.stderr.strip() or "ended", flush=True)
     summary = out / "summary.csv"
@@ -193,22 +205,28 @@ def main() -> None:
     """Run, write, check."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default=",".join(strategies.available()), help="strategies")
+    parser.add_argument("--on", default=",".join(SEEDS), help="streams")
     parser.add_argument("--folder", type=Path, help="where the runs are kept")
     parser.add_argument("--seeds", type=int, default=3, help="at most, on the digits")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, a thread each")
     arguments = parser.parse_args()
-    only = arguments.only.split(",")
+    only, on = arguments.only.split(","), arguments.on.split(",")
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         work = [
-            (cell, seed, folder) for cell in cells(only) for seed in cell.seeds(arguments.seeds)
+            (cell, seed, folder)
+            for cell in cells(only)
+            for seed in cell.seeds()
+            if cell.benchmark in on
+            and (seed in cell.seeds(arguments.seeds) or is_complete(cell, seed, folder))
         ]
         with ThreadPoolExecutor(arguments.jobs) as pool:
             runs = pd.DataFrame(list(pool.map(lambda args: run(*args), work)))
     rows = table(runs)
     if CSV.exists():
         kept = pd.read_csv(CSV)
-        rows = pd.concat([kept[~kept.strategy.isin(only)], rows], ignore_index=True)
+        again = kept.strategy.isin(only) & kept.benchmark.isin(on)
+        rows = pd.concat([kept[~again], rows], ignore_index=True)
         order = {benchmark: i for i, benchmark in enumerate(SEEDS)}
         rows = rows.sort_values(
             ["benchmark", "scenario", "strategy"],

@@ -78,10 +78,9 @@ def tests_of(file: Path) -> list[str]:
 
 
 def copy(file: Path, folder: Path) -> None:
-    """The last commit, configured for mutmut; of what the folder has already, only the tests."""
-    parts = ["tests"] if (folder / "cl_runner").exists() else []
+    """The last commit, configured for mutmut, which keeps what it knows of unchanged functions."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = ["git", "archive", "HEAD", *parts]
+    command = ["git", "archive", "HEAD"]
     archive = subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     subprocess.run(["tar", "-x"], cwd=folder, check=True, input=archive.stdout)
     plugins = ", ".join(f'"-p", "{name}"' for name in PLUGINS)

@@ -52,7 +52,7 @@ class XdG(SI):
         network = chain(make_net(), self.name)
         units = hidden_units(network, env.input_shape)
         generator = generator_for(torch.device("cpu"), env.seed, "gates")
-        tables = []
+        tables, ratios = [], []
         for n in units:
             off = round(self.gated * n)
             check(
@@ -62,10 +62,10 @@ class XdG(SI):
             )
             order = torch.rand(env.num_tasks, n, generator=generator).argsort(1)
             tables.append((order >= off).float())
+            ratios.append(n / (n - off))
         if self.initial == "subnetwork":
-            fewer = [n / (n - round(self.gated * n)) for n in units]
             with torch.no_grad():
-                for layer, ratio in zip(layers(network)[1:], fewer, strict=True):
+                for layer, ratio in zip(layers(network)[1:], ratios, strict=True):
                     for parameter in layer.parameters():
                         parameter.mul_(ratio**0.5)
         return Gated(network, units, torch.cat(tables, 1))
