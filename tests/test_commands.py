@@ -63,6 +63,7 @@ def results(folder: Path) -> dict[str, subprocess.CompletedProcess[str]]:
         ("list", "Elastic weight consolidation"),
         ("explain", "Scenarios: task, domain, class"),
         ("run", "class-IL"),
+        ("run", " s · results in run\n"),
         ("sweep", "2 runs · results in sweep/summary.csv"),
         ("status", "3 jobs: 3 complete"),
         ("compare", "split_digits, 2 tasks, class-IL"),

@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import io
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -464,3 +465,19 @@ def test_the_note_is_in_the_log_and_on_the_console(configure, tmp_path, capsys, 
     one = configure(*base, "strategy.fisher_samples=5", "benchmark.num_tasks=1")
     runner.run(one, tmp_path / "b")
     assert "regulariser" not in capsys.readouterr().out
+
+
+def test_jobs_say_a_line_each_and_their_notes_once(configure, tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
+    runner.say_once.cache_clear()
+    base = ("benchmark=split_digits", "strategy=ewc", "training.iterations=1", "verbose=true")
+    config = configure(*base, "strategy.fisher_samples=5", "benchmark.num_tasks=2")
+    for job in ("job 1 of 2", "job 2 of 2"):
+        runner.run(config, tmp_path / job, job=job)
+    note, *lines = capsys.readouterr().out.splitlines()
+    assert "pure regulariser" in note
+    assert caplog.text.count("pure regulariser") == 2
+    words = r"ACC \d\.\d{3}, forgetting -?\d\.\d{3} · \d+\.\d s"
+    assert len(lines) == 2
+    for i, line in enumerate(lines, 1):
+        assert re.fullmatch(f"job {i} of 2 · {words}", line)
