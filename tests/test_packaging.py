@@ -53,6 +53,7 @@ def test_the_wheel_holds_every_module_and_every_yaml(wheel: Path) -> None:
     assert not [name for name in names if name.parts[0] == "tests"]
 
 
+@pytest.mark.slow
 def test_the_wheel_has_the_version_of_the_package(wheel: Path) -> None:
     assert wheel.name.startswith(f"cl_runner-{cl_runner.__version__}-")
 

@@ -77,9 +77,9 @@ def test_the_command_shows_every_job_and_why(cl_run, folders: Path) -> None:
         (["-x"], "cl-run status PATH...: the folders of runs or sweeps; see cl-run status --help"),
     ],
 )
-def test_a_wrong_path_is_one_line(cl_run, args: list[str], message: str, tmp_path: Path) -> None:
+def test_a_wrong_path_is_one_line(forked, args: list[str], message: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    result = cl_run("status", *args, cwd=tmp_path)
+    result = forked("main()", "status", *args, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == f"cl-run: {message}\n"
 
@@ -190,6 +190,7 @@ def test_a_job_that_has_ended_holds_no_configuration() -> None:
 
 
 @pytest.mark.parametrize("subdir", ["/tmp/x", "a/../../x"])
+@pytest.mark.slow
 def test_a_job_stays_in_its_sweeps_folder(cl_run, subdir: str, tmp_path: Path) -> None:
     args = ("-m", *TINY, "seed=0", "hydra.sweep.dir=S", f"hydra.sweep.subdir={subdir}")
     result = cl_run(*args, cwd=tmp_path)
@@ -207,6 +208,7 @@ def test_a_job_stays_in_its_sweeps_folder(cl_run, subdir: str, tmp_path: Path) -
     ],
     ids=["name", "device"],
 )
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_is_one_line(
     cl_run, args: list[str], reason: str, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +17,7 @@ from cl_runner.errors import UserError, check, one_of
 from cl_runner.strategies.base import Strategy
 
 
+@cache
 def available() -> tuple[str, ...]:
     """The names of all strategies: the modules of this package."""
     return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base"))

@@ -99,6 +99,7 @@ def test_every_cell_of_every_table_is_on_the_page(comparison: Comparison, page: 
     assert "note: toy, 3 tasks, domain-IL: " in text
 
 
+@pytest.mark.slow
 def test_what_comes_from_files_is_text(page: str) -> None:
     found = Page(page)
     assert HOSTILE in "".join(found.words)
@@ -107,6 +108,7 @@ def test_what_comes_from_files_is_text(page: str) -> None:
     assert f"EWC lambda={HOSTILE}" in found.cells
 
 
+@pytest.mark.slow
 def test_the_page_allows_its_own_style_and_script_only(page: str) -> None:
     (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
     assert "default-src 'none'" in policy and "unsafe" not in policy
@@ -116,6 +118,7 @@ def test_the_page_allows_its_own_style_and_script_only(page: str) -> None:
         assert f"{tag}-src 'sha256-{digest}'" in policy
 
 
+@pytest.mark.slow
 def test_the_answer_and_its_origin_are_on_top(comparison: Comparison, page: str) -> None:
     text = " ".join(" ".join(Page(page.partition("<h2>")[0] + "</body></html>").words).split())
     for stream in comparison.streams:
@@ -124,6 +127,7 @@ def test_the_answer_and_its_origin_are_on_top(comparison: Comparison, page: str)
     assert "software cl_runner 1, commit abc" in text and f"cl-compare '{HOSTILE}'" in text
 
 
+@pytest.mark.slow
 def test_marks_are_explained_below_the_table_and_nothing_twice(page: str) -> None:
     part = page.partition("<h2>toy")[2].partition("<h2>")[0]
     quality, _, rest = part.partition("<h3>Mean costs")
@@ -144,6 +148,7 @@ def test_the_cheapest_is_bold_among_the_costs(run_folder, tmp_path: Path) -> Non
     assert bold == ["60"]  # naive's samples; not the row of ER
 
 
+@pytest.mark.slow
 def test_pictures_have_their_titles_from_the_page(page: str) -> None:
     pytest.importorskip("matplotlib")
     pictures = [base64.b64decode(text) for text in re.findall(r"base64,([^\"]*)", page)]
@@ -154,6 +159,7 @@ def test_pictures_have_their_titles_from_the_page(page: str) -> None:
     assert 'alt="Average accuracy on the tasks learned so far: mean, 95 % interval: toy' in page
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_from_elsewhere(page: str) -> None:
     pytest.importorskip("matplotlib")
     found = Page(page)

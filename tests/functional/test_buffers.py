@@ -286,6 +286,7 @@ def test_balance_draws_by_its_generator_alone() -> None:
     assert not torch.equal(first, other)
 
 
+@pytest.mark.slow
 def test_after_any_number_of_refills_every_sample_of_a_bin_is_held_equally_often() -> None:
     capacity, size, trials = 12, 9, 1500
     held = torch.zeros(3, size)
@@ -381,6 +382,7 @@ def test_the_greedy_sampler_fills_the_buffer_and_balances_it_within_one(capacity
         assert max(counts.values()) - min(counts.values()) <= 1
 
 
+@pytest.mark.slow
 def test_the_greedy_sampler_holds_every_sample_of_a_bin_equally_often() -> None:
     capacity, size, trials = 12, 9, 1500
     held = torch.zeros(3, size)
