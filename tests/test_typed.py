@@ -176,6 +176,7 @@ def test_each_value_goes_to_the_jobs_that_have_its_key() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "line"),
     [

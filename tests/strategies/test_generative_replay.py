@@ -81,6 +81,7 @@ def test_what_is_replayed_comes_from_the_scholar_alone(mid_run, generator) -> No
     assert torch.equal(again.noise["answers"], both.noise["answers"])
 
 
+@pytest.mark.slow
 @BOTH
 def test_nothing_but_the_scholar_is_kept_of_the_past(prepared, generator) -> None:
     """Old data, wiped out once their tasks are over, are not missed."""

@@ -213,6 +213,7 @@ def test_the_attention_of_a_task_has_the_largest_slope(prepared):
     torch.testing.assert_close(claimed, torch.sigmoid(400 * table[0]))
 
 
+@pytest.mark.slow
 def test_an_old_tasks_answers_hardly_change(prepared):
     _, strategy, env = prepared(*TOY, "training.epochs=20", "optimizer=adam")
     s = initial_state(strategy, env)

@@ -141,6 +141,7 @@ def test_the_time_of_a_step_is_that_between_two_looks_at_the_clock(prepared, mon
     assert strategy.seconds_of_one(env) == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", ["training.iterations=7", "training.epochs=2"])
 def test_it_says_what_a_run_takes_before_it_starts(prepared, counted_run, budget):
     """For each sample of the stream two batches of three old ones and itself."""
