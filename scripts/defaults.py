@@ -46,7 +46,9 @@ CSV = ROOT / "results" / "defaults.csv"
 PAGE = ROOT / "docs" / "defaults.md"
 # What claims nothing against fine-tuning: itself, with a growing output layer or frozen features.
 NO_CLAIM = ("naive", "expandable_head", "frozen_features")
-# What is below fine-tuning on a stream unlike its paper's, and why; the page says it, too.
+# What is below fine-tuning on a stream unlike its paper's, and why; the page says it, too. The
+# authors' code: drimpossible/GDumb cuts data sets into tasks with classes of their own
+# (src/dataloader.py); vlomonaco/ar1-pytorch has CORe50 and a pre-trained MobileNet, frozen below.
 EXPLAINED = {
     ("gdumb", "permuted_mnist"): (
         "learns from its 500 samples alone, 5 of each digit of a permutation, where naive sees "
@@ -223,6 +225,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, a thread each")
     arguments = parser.parse_args()
     only, on = arguments.only.split(","), arguments.on.split(",")
+    unknown = ({*only} - {*strategies.available()}) | ({*on} - {*SEEDS})
+    if unknown:
+        parser.error(f"unknown {', '.join(sorted(unknown))}; a stream is one of {', '.join(SEEDS)}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         work = [
