@@ -56,7 +56,8 @@ EXPLAINED = {
     ),
     ("latent_replay", "permuted_mnist"): (
         "leaves its first layer as the first permutation has made it. The paper starts from a "
-        "network trained on natural images before, whose lower layers serve all tasks"
+        "network trained on natural images before, whose lower layers serve all tasks; here "
+        "`strategy.lower_lr_factor` above 0 is better"
     ),
 }
 MEASURED = ("status", "ACC", "forgetting", "train_seconds", "steps", "peak_memory_bytes")
