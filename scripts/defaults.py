@@ -46,18 +46,13 @@ CSV = ROOT / "results" / "defaults.csv"
 PAGE = ROOT / "docs" / "defaults.md"
 # What claims nothing against fine-tuning: itself, with a growing output layer or frozen features.
 NO_CLAIM = ("naive", "expandable_head", "frozen_features")
-# What is below fine-tuning on a stream unlike its paper's, and why; the page says it, too. The
-# authors' code: drimpossible/GDumb cuts data sets into tasks with classes of their own
-# (src/dataloader.py); vlomonaco/ar1-pytorch has CORe50 and a pre-trained MobileNet, frozen below.
+# What is below fine-tuning on a stream unlike its paper's, and why; the page says it, too. GDumb's
+# authors' code (drimpossible/GDumb) cuts data sets into tasks with classes of their own
+# (src/dataloader.py).
 EXPLAINED = {
     ("gdumb", "permuted_mnist"): (
         "learns from its 500 samples alone, 5 of each digit of a permutation, where naive sees "
         "60,000 once. The paper's streams bring new classes, which naive forgets at once"
-    ),
-    ("latent_replay", "permuted_mnist"): (
-        "leaves its first layer as the first permutation has made it. The paper starts from a "
-        "network trained on natural images before, whose lower layers serve all tasks; here "
-        "`strategy.lower_lr_factor` above 0 is better"
     ),
 }
 MEASURED = ("status", "ACC", "forgetting", "train_seconds", "steps", "peak_memory_bytes")

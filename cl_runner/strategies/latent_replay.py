@@ -32,11 +32,17 @@ class LatentReplay(ER):
     The authors' code (vlomonaco/ar1-pytorch, AR1*) starts from a pre-trained network, frozen below
     the layer from the first batch on, with Batch Renormalisation there in evaluation mode. Here the
     first task is the pre-training: as in that code its steps replay nothing; at its end the
-    activations that are held are computed anew. A model with BatchNorm below the layer is refused,
-    since what comes out of it depends on the batch and on statistics that go on moving. What is
-    held is chosen by `policy`, as in ER (by default every sample so far is equally likely); in
-    their code batch i replaces buffer_size / i random places by random samples of its own. Not
-    here: what they combine it with (CWR* for the output layer, a penalty on the weights).
+    activations that are held are computed anew. What one task has made of the lower stages need not
+    serve the next: frozen, they leave this strategy below naive fine-tuning on permuted MNIST. So
+    by default they go on learning, at a hundredth of the rate, which costs little where tasks share
+    their features: on validation data of split and permuted digits and MNIST and of rotated digits
+    the mean ACC of eight cells is .789 with 0.01, .785 with 0, and falls above.
+
+    A model with BatchNorm below the layer is refused, since what comes out of it depends on the
+    batch and on statistics that go on moving. What is held is chosen by `policy`, as in ER (by
+    default every sample so far is equally likely); in their code batch i replaces buffer_size / i
+    random places by random samples of its own. Not here: what they combine it with (CWR* for the
+    output layer, a penalty on the weights).
 
     What a step stores is what the upper stages saw: of the augmented input, if the run augments,
     and after dropout, if the lower stages have it. What is computed at the end of a task (of the
@@ -49,7 +55,7 @@ class LatentReplay(ER):
     uncounted: ClassVar[tuple[str, ...]] = ("lower",)  # follows from the architecture
 
     layer: int = 1
-    lower_lr_factor: float = 0.0
+    lower_lr_factor: float = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -80,6 +80,7 @@ def test_above_a_frozen_part_it_is_er(mid_run, policy, where):
         "benchmark.train_samples=400",
         f"strategy.policy={policy}",
         "strategy.weighting=task_share",
+        "strategy.lower_lr_factor=0",
         tasks=3,
     )
     assert set(s.memory["buffer_task"].tolist()) == {0, 1, 2}
@@ -100,7 +101,7 @@ def test_above_a_frozen_part_it_is_er(mid_run, policy, where):
     ],
 )
 def test_the_lower_part_stays_what_the_first_task_made_of_it(mid_run, optimizer):
-    strategy, env, s, _ = mid_run(*TOY, *optimizer, tasks=0)
+    strategy, env, s, _ = mid_run(*TOY, *optimizer, "strategy.lower_lr_factor=0", tasks=0)
     untrained, _ = lower_and_upper(env, s)
     s = train_task(strategy, s, env.stream[0], env)
     lower, upper = lower_and_upper(env, s)
