@@ -33,10 +33,11 @@ class LatentReplay(ER):
     the layer from the first batch on, with Batch Renormalisation there in evaluation mode. Here the
     first task is the pre-training: as in that code its steps replay nothing; at its end the
     activations that are held are computed anew. What one task has made of the lower stages need not
-    serve the next: frozen, they leave this strategy below naive fine-tuning on permuted MNIST. So
-    by default they go on learning, at a hundredth of the rate, which costs little where tasks share
-    their features: on validation data of split and permuted digits and MNIST and of rotated digits
-    the mean ACC of eight cells is .789 with 0.01, .785 with 0, and falls above.
+    serve the next: frozen, they leave this strategy far below naive fine-tuning on permuted MNIST
+    (ACC on validation data .638, naive .761). So by default they go on learning, at a hundredth of
+    the rate: .726 there, and .752 with buffer_size=1500, the authors' own. It costs little where
+    tasks share their features: on validation data of split and permuted digits and MNIST and of
+    rotated digits the mean ACC of eight cells is .789 with 0.01, .785 with 0, and falls above.
 
     A model with BatchNorm below the layer is refused, since what comes out of it depends on the
     batch and on statistics that go on moving. What is held is chosen by `policy`, as in ER (by
