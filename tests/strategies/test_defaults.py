@@ -42,7 +42,7 @@ def test_no_option_ends_finite_and_not_below_naive(
     configure, tmp_path: Path, table: pd.DataFrame, cell: defaults.Cell
 ) -> None:
     if not (LONG or is_quick(cell)):
-        pytest.skip("half an hour: set CL_RUNNER_DEFAULTS=1")
+        pytest.skip("two hours of one core: set CL_RUNNER_DEFAULTS=1")
     chosen = [f"{key}={value}" for key, value in cell._asdict().items()]
     acc = run(configure(*chosen, "verbose=false"), tmp_path / "run")
     matrix = read_matrix(tmp_path / "run" / "accuracy_matrix.csv")
