@@ -231,7 +231,7 @@ def value(cell: str, of: str) -> str:
 
 def drawings(comparison: Comparison) -> Iterator[tuple[str, dict[str, str]]]:
     """Every picture without its title, with the section that it belongs to. Raises UserError."""
-    with pyplot("--html with pictures") as plt:
+    with pyplot("drawing") as plt:
         for section, name, figure in all_figures(comparison, plt):
             lines = figure.get_suptitle().splitlines()
             content = image(figure, "svg", title=False)

@@ -226,7 +226,7 @@ def test_without_matplotlib_the_page_says_that_there_are_no_pictures(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     text, missing = report.page(comparison, "cl-compare", MADE)
     assert missing is not None and "pip install 'cl_runner[plots]'" in missing
-    assert "<img" not in text and "No pictures: --html with pictures needs" in text
+    assert "<img" not in text and "No pictures: drawing needs matplotlib" in text
     assert text.count("<table") == len(sheets(comparison)) + 1
 
 

@@ -46,9 +46,7 @@ def pyplot(wanted: str) -> Iterator[Any]:
     try:
         import matplotlib as mpl
     except ImportError:
-        message = (
-            f"{wanted} needs matplotlib: pip install 'cl_runner[plots]', or leave {wanted} out"
-        )
+        message = f"{wanted} needs matplotlib: pip install 'cl_runner[plots]'"
         raise NoMatplotlib(message) from None
     mpl.use("Agg")
     import matplotlib.pyplot as plt
