@@ -41,13 +41,14 @@ from cl_runner.runner import (
     run,
     tidy,
 )
-from cl_runner.signals import OF_TERMINALS
+from cl_runner.signals import OF_TERMINALS, Interrupted
 
 log = logging.getLogger(__name__)
 # Floating-point operations of one member's step below which a CPU spends more time between the
 # operations than in them: 6 x batch size x parameters.
 SMALL_STEP = 2e7
 SAVING = 1.5  # seconds that a worker has to save when the parent process is gone
+LEAVING = 0.2  # seconds until a worker ends once its run was stopped and saved
 Outcome = float | Exception | None  # what `runner.run` returned or raised; None: not run
 
 
@@ -333,4 +334,12 @@ def work(config: Config, out: Path, overrides: Sequence[str]) -> float:
     logging.raiseExceptions = False  # as in cli.main
     with logged(out):
         own = dataclasses.replace(config, threads=config.threads or 1, verbose=False)
-        return run_locked(own, out, overrides)
+        try:
+            return run_locked(own, out, overrides)
+        except Interrupted:
+            # The pool would let this process wait for more, behind a lock that may have died with
+            # another one. It says what was, and goes.
+            leave = threading.Timer(LEAVING, os._exit, (1,))
+            leave.daemon = True
+            leave.start()
+            raise

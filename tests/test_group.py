@@ -306,3 +306,31 @@ def test_the_interval_is_students():
     assert got["high"] == pytest.approx(2 + 2.484138, abs=1e-5)
     assert interval([0.5]) == {"n": 1, "mean": 0.5, "sd": None, "low": None, "high": None}
     assert interval([]) == {"n": 0, "mean": None, "sd": None, "low": None, "high": None}
+
+
+def test_a_worker_whose_run_was_stopped_ends_though_nobody_lets_it(tmp_path: Path) -> None:
+    """Behind a lock that a killed worker holds it would wait for ever, and the command with it."""
+    code = """
+import time
+from types import SimpleNamespace
+from cl_runner import group
+from cl_runner.signals import Interrupted
+def stopped(*_):
+    raise Interrupted(15)
+group.run_locked = stopped
+group.dataclasses = SimpleNamespace(replace=lambda config, **_: config)
+try:
+    group.work(SimpleNamespace(threads=1), group.Path("run"), ())
+except Interrupted:
+    print("told", flush=True)
+time.sleep(60)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stdout) == (1, "told\n"), done.stderr

@@ -20,6 +20,7 @@ def steps(stop: Stop, *signals: int, check: bool = False) -> None:
                 stop.check()
 
 
+pytestmark = pytest.mark.usefixtures("heeded")
 CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
 

@@ -308,6 +308,7 @@ def test_a_configuration_written_and_read_is_the_same(configure, tmp_path, strat
 # The command line
 
 
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize(("first", "exit_code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_ends_in_a_checkpoint_and_says_how_to_go_on(
     configure, data_root, tmp_path, first, exit_code
