@@ -1,6 +1,6 @@
 """What every strategy does with no option at all, on small streams and on MNIST.
 
-    python scripts/defaults.py                    all (some three hours on two cores)
+    python scripts/defaults.py                    all (five hours on two cores, half of it mer)
     python scripts/defaults.py --only er,mir      some strategies; the others' rows stay
     python scripts/defaults.py --on split_digits  some streams; the others' rows stay
     python scripts/defaults.py --folder DIR       keep the runs, repeat none that is complete
