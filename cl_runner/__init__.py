@@ -5,7 +5,7 @@ Importing the package imports neither torch nor pandas: the command line answers
 
 import os
 
-from cl_runner import naming
+from cl_runner.results import naming
 
 __version__ = "0.1.0"
 

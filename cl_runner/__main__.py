@@ -16,16 +16,16 @@ def leave() -> None:
 
 
 def main() -> None:
-    """Run `cl_runner.cli.main` without looking for garbage among what is imported.
+    """Run `cli.app.main` without looking for garbage among what is imported.
 
     Nothing that an import makes is garbage; to look for it there took a third of the time to the
-    first step, and again at exit. `cli.begin_collecting` ends it.
+    first step, and again at exit. `machine.ram.begin_collecting` ends it.
     """
     gc.disable()
     atexit.register(leave)
-    from cl_runner import cli
+    from cl_runner.cli import app
 
-    cli.main()
+    app.main()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,19 @@
-"""The two ways in which a run ends early on purpose, each told in one line; and want of memory."""
+"""The command `cl-run`: Hydra in front of `runner.run`, and every mistake told in one line.
+
+Exit codes: 0 done, 1 a run diverged or cl_runner has a bug, 2 the user's mistake, 130 Ctrl-C,
+143 SIGTERM, 129 SIGHUP.
+Nothing here imports torch before a run's configuration is known to be valid, so that help,
+completion and mistakes are answered at once.
+"""
+
+from __future__ import annotations
 
 import errno
+
+
+class Bug(Exception):
+    """An exception that nobody foresaw; the message says where its traceback is."""
+
 
 # What torch says of a lack of memory, and the loader of shared libraries.
 EXHAUSTED = ("out of memory", "allocate", "size calculation overflowed", "multiplication overflow")

@@ -129,7 +129,7 @@ def main() -> None:
         parser.error("cl-run is not installed beside this Python")
     import torch
 
-    from cl_runner import kernels
+    from cl_runner.machine import precision as kernels
 
     precision = kernels.choose("auto", torch.device("cpu"))
     level = torch.get_float32_matmul_precision()

@@ -29,8 +29,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 from reproduce import ROOT
 
-from cl_runner import status, strategies
-from cl_runner.config import SCENARIOS
+from cl_runner import strategies
+from cl_runner.config.schema import SCENARIOS
+from cl_runner.results import status
 
 SEEDS = {
     "split_digits": (0, 1, 2),

@@ -161,7 +161,7 @@ def search(name: str, folder: Path, threads: int) -> Path:
     out = folder / name
     if not (out / "summary.csv").exists():
         command = [
-            *(sys.executable, "-c", "from cl_runner.cli import main; main()"),
+            *(sys.executable, "-c", "from cl_runner.cli.app import main; main()"),
             *arguments_of(*presets()[name]),
             *(f"threads={threads}", "verbose=false", f"hydra.sweep.dir={out}"),
         ]

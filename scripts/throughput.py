@@ -18,14 +18,16 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_module
 
-from cl_runner import ensemble, strategies
-from cl_runner.config import validate
-from cl_runner.engine import begin_task, end_task, initial_state
-from cl_runner.ensemble import Member, StackedStep, stack
-from cl_runner.fit import Source
-from cl_runner.functional.importance import LABEL_RULES, fisher_diagonal
-from cl_runner.runner import prepare
-from cl_runner.steps import stepper
+from cl_runner import strategies
+from cl_runner.config.parse import validate
+from cl_runner.functional.importance import LABEL_RULES
+from cl_runner.run import stacked
+from cl_runner.run.prepare import prepare
+from cl_runner.run.stacked import Member, StackedStep, stack
+from cl_runner.run.tasks import begin_task, end_task, initial_state
+from cl_runner.strategies.parts.importance import fisher_diagonal
+from cl_runner.training.batches import Source
+from cl_runner.training.engines import stepper
 
 SETTINGS = {  # overrides, steps of a whole run
     "W1": (
@@ -104,7 +106,7 @@ def together(members: list[Member], steps: int) -> Turn:
     step.begin(stack([s for s, _ in begun]))
     whole = len(sources[0].index) // members[0].env.training.batch_size
     with torch.no_grad():
-        step(next(ensemble.batches(sources, 0, 1)))
+        step(next(stacked.batches(sources, 0, 1)))
     epoch = iter(())
 
     def turn() -> float:
@@ -118,7 +120,7 @@ def together(members: list[Member], steps: int) -> Turn:
                     if taken == steps:
                         break
                 else:
-                    epoch = ensemble.batches(sources, 0, whole)
+                    epoch = stacked.batches(sources, 0, whole)
         synchronise()
         return time.perf_counter() - start
 

@@ -26,13 +26,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cl_runner import strategies
-from cl_runner.config import Config, validate
+from cl_runner.config.parse import validate
+from cl_runner.config.schema import Config
 from cl_runner.core import Batch, TrainState
-from cl_runner.engine import evaluate, initial_state, train_task
-from cl_runner.env import Env
-from cl_runner.fit import Source
-from cl_runner.runner import prepare
+from cl_runner.run.evaluation import evaluate
+from cl_runner.run.prepare import prepare
+from cl_runner.run.tasks import initial_state, train_task
 from cl_runner.strategies.base import Strategy
+from cl_runner.training.batches import Source
+from cl_runner.training.env import Env
 
 REPOSITORY = Path(__file__).parents[1]
 CONF = REPOSITORY / "conf"
@@ -40,7 +42,7 @@ CONF = REPOSITORY / "conf"
 NURSERY = """
 import gc, json, os, signal, sys
 gc.disable()  # as cl-run does
-from cl_runner.cli import main
+from cl_runner.cli.app import main
 from hydra.core.plugins import Plugins
 {more}
 Plugins.instance()  # looks for them in all packages, once
@@ -305,7 +307,11 @@ def cl_run(tmp_path_factory):
     the installed one.
     """
     late = (
-        *("cl_runner.group", "cl_runner.runner", "torch.fx.experimental.symbolic_shapes"),
+        *(
+            "cl_runner.sweep.together",
+            "cl_runner.run.loop",
+            "torch.fx.experimental.symbolic_shapes",
+        ),
         *("cl_runner.compare.render", "cl_runner.compare.table", "cl_runner.compare.verdict"),
         *("filelock", "psutil", "safetensors.torch", "scipy.special"),
     )

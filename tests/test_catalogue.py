@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from cl_runner import catalogue, strategies
+from cl_runner import strategies
+from cl_runner.cli import catalogue
 from cl_runner.errors import UserError
 
 CONF = Path(__file__).parents[1] / "conf"

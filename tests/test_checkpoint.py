@@ -17,14 +17,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import cl_runner
-from cl_runner import checkpoint
-from cl_runner.checkpoint import Saved, check_same, load, remove, save
 from cl_runner.core import TrainState
-from cl_runner.costs import Meter
-from cl_runner.engine import initial_state, restored
 from cl_runner.errors import UserError
-from cl_runner.fit import Begun
-from cl_runner.frame import COSTS, Frame, frame_of, named
+from cl_runner.results.names import CHECKPOINT
+from cl_runner.run import checkpoint
+from cl_runner.run.checkpoint import Saved, check_same, load, remove, save
+from cl_runner.run.frame import COSTS, Frame, frame_of, named
+from cl_runner.run.tasks import initial_state, restored
+from cl_runner.training.fit import Begun
+from cl_runner.training.meter import Meter
 
 CONFIG = {"seed": 3, "strategy": {"name": "ewc", "lambda": 5.0}, "data": {"root": "a"}}
 DTYPES = (torch.bool, torch.int16, torch.int64, torch.float32, torch.float64, torch.bfloat16)
@@ -168,12 +169,12 @@ def test_the_old_checkpoint_stays_until_the_new_one_is_complete(tmp_path, monkey
         ):
             save(tmp_path, a_run(a=torch.ones(3)), CONFIG)
     assert_same(load(tmp_path, CONFIG, frame(old)), old)
-    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.NAME]
+    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
 
 
 def test_what_a_killed_process_had_half_written_is_removed(tmp_path):
     save(tmp_path, a_run(), CONFIG)
-    (tmp_path / f".{checkpoint.NAME}.123.part").write_bytes(b"half")
+    (tmp_path / f".{CHECKPOINT}.123.part").write_bytes(b"half")
     (tmp_path / "mine.part").write_bytes(b"kept")
     remove(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.part"]
@@ -193,7 +194,7 @@ def refusal(out: Path, config: dict = CONFIG, own: Frame | None = None) -> str:
 
 def rewritten(out: Path, **header: str) -> None:
     """The checkpoint with another header."""
-    path = out / checkpoint.NAME
+    path = out / CHECKPOINT
     with safetensors.safe_open(path, "pt") as file:
         metadata = file.metadata() | header
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -206,7 +207,7 @@ def test_no_checkpoint_is_none(tmp_path):
 
 def test_a_truncated_checkpoint_is_refused_at_every_length(tmp_path):
     save(tmp_path, a_run(fisher=torch.randn(5)), CONFIG)
-    path = tmp_path / checkpoint.NAME
+    path = tmp_path / CHECKPOINT
     whole = path.read_bytes()
     for length in (*range(0, len(whole), 41), len(whole) - 1):
         path.write_bytes(whole[:length])
@@ -217,7 +218,7 @@ def test_a_changed_byte_is_never_accepted(tmp_path):
     """Wherever it is: in a tensor, in the header's content, in the checksum, in the format."""
     saved = a_run(Begun((torch.arange(9), 1), 7), fisher=torch.randn(50))
     save(tmp_path, saved, CONFIG)
-    path, draw = tmp_path / checkpoint.NAME, random.Random(0)
+    path, draw = tmp_path / CHECKPOINT, random.Random(0)
     whole = path.read_bytes()
     for at in (*draw.sample(range(len(whole)), 200), len(whole) - 1):
         changed = bytearray(whole)
@@ -229,9 +230,9 @@ def test_a_changed_byte_is_never_accepted(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x04K\x01.", bytes(1000)])
 def test_a_file_of_another_kind_is_refused(tmp_path, content):
-    (tmp_path / checkpoint.NAME).write_bytes(content)
+    (tmp_path / CHECKPOINT).write_bytes(content)
     assert "is damaged" in refusal(tmp_path)
-    safetensors.torch.save_file({"x": torch.ones(2)}, tmp_path / checkpoint.NAME)
+    safetensors.torch.save_file({"x": torch.ones(2)}, tmp_path / CHECKPOINT)
     assert "is no checkpoint of cl-run" in refusal(tmp_path)
 
 
@@ -276,13 +277,13 @@ def forged(out: Path, tensors: dict[str, Tensor], content: dict) -> None:
     text = json.dumps(content)
     header = {"format": str(checkpoint.FORMAT), "cl_runner": cl_runner.__version__}
     header |= {"content": text, "checksum": checkpoint.checksum(text, tensors)}
-    safetensors.torch.save_file(tensors, out / checkpoint.NAME, header)
+    safetensors.torch.save_file(tensors, out / CHECKPOINT, header)
 
 
 def honest(out: Path, saved: Saved) -> tuple[dict[str, Tensor], dict]:
     """What a checkpoint of ours holds."""
     save(out, saved, CONFIG)
-    with safetensors.safe_open(out / checkpoint.NAME, "pt") as file:
+    with safetensors.safe_open(out / CHECKPOINT, "pt") as file:
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         return tensors, json.loads(file.metadata()["content"])
 
@@ -335,7 +336,7 @@ def test_a_header_that_no_run_writes_is_one_line(tmp_path, key, value):
     inner[last] = value
     forged(tmp_path, tensors, content)
     message = refusal(tmp_path, own=frame(saved))
-    assert f"{tmp_path / checkpoint.NAME} does not fit this run: " in message
+    assert f"{tmp_path / CHECKPOINT} does not fit this run: " in message
     assert message.endswith("remove it to start this run from the beginning")
 
 
@@ -467,7 +468,7 @@ def test_any_forged_header_is_taken_as_a_run_of_ours_or_refused(tmp_path_factory
 def test_a_file_that_is_longer_than_any_of_the_run_is_not_read(tmp_path, monkeypatch):
     saved = a_run()
     save(tmp_path, saved, CONFIG)
-    with (tmp_path / checkpoint.NAME).open("r+b") as file:
+    with (tmp_path / CHECKPOINT).open("r+b") as file:
         file.truncate(frame(saved).most_bytes() + 1)  # takes no room on the disk
 
     def read(*_: object, **__: object) -> None:
@@ -479,7 +480,7 @@ def test_a_file_that_is_longer_than_any_of_the_run_is_not_read(tmp_path, monkeyp
 
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir], ids=["pipe", "folder"])
 def test_what_is_no_regular_file_is_not_opened_for_ever(tmp_path, make):
-    make(tmp_path / checkpoint.NAME)
+    make(tmp_path / CHECKPOINT)
     assert "is no regular file" in refusal(tmp_path) or "is damaged" in refusal(tmp_path)
 
 

@@ -1,6 +1,6 @@
 """cl-run as its users see it: a process with output, exit code and folders.
 
-Most tests replace `cl_runner.runner` by a stub whose outcome depends on the seed, in a process that
+Most tests replace `run.loop` by a stub whose outcome depends on the seed, in a process that
 is forked where the command is already imported, which costs half; the last ones train.
 """
 
@@ -19,9 +19,10 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from cl_runner import naming, status, sweep
-from cl_runner.config import validate
+from cl_runner.config.parse import validate
 from cl_runner.errors import UserError
+from cl_runner.results import naming, status
+from cl_runner.sweep import merge
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +32,7 @@ HEAVY = {"torch", "torchvision", "pandas", "sklearn"}
 # The process's last words are the heavy modules that it imported.
 WITNESS = f"""
 import sys
-from cl_runner.cli import main
+from cl_runner.cli.app import main
 sys.argv[0] = "cl-run"
 try:
     main()
@@ -43,7 +44,7 @@ STUB = """
 import csv, logging, sys, types
 
 def run(config, out, overrides, job=""):
-    from cl_runner import status
+    from cl_runner.results import status
     from cl_runner.errors import Diverged, UserError
     logging.getLogger("cl_runner").info("task 1")
     if config.seed == 7 and not config.resume:
@@ -67,9 +68,9 @@ def run(config, out, overrides, job=""):
     status.write(out, "complete", task=2, tasks=2)
     return row["ACC"]
 
-sys.modules["cl_runner.runner"] = types.ModuleType("cl_runner.runner")
-sys.modules["cl_runner.runner"].run = run
-from cl_runner.cli import main
+sys.modules["cl_runner.run.loop"] = types.ModuleType("cl_runner.run.loop")
+sys.modules["cl_runner.run.loop"].run = run
+from cl_runner.cli.app import main
 sys.argv[0] = "cl-run"
 main()
 """
@@ -555,7 +556,7 @@ def test_a_summary_that_cannot_be_merged_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "out/job").mkdir(parents=True)
     (tmp_path / "out/job/summary.csv").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match="is empty; the file is damaged"):
-        sweep.merge(tmp_path / "out")
+        merge.merge(tmp_path / "out")
 
 
 # With training
@@ -616,8 +617,8 @@ def test_a_sweep_stopped_between_two_jobs_is_merged_all_the_same(
 ) -> None:
     (tmp_path / "seed=0").mkdir()
     (tmp_path / "seed=0" / "summary.csv").write_text("status,ACC\ncomplete,0.5\n")
-    monkeypatch.setattr(sweep, "_sweeps", [tmp_path])
-    sweep.gather(tell=False)
+    monkeypatch.setattr(merge, "sweeps", [tmp_path])
+    merge.gather(tell=False)
     assert (tmp_path / "summary.csv").read_text() == "run,status,ACC\nseed=0,complete,0.5\n"
 
 
@@ -625,4 +626,4 @@ def test_the_runs_of_a_sweep_are_in_the_order_of_their_numbers(tmp_path: Path) -
     for seed in (10, 9, 1):
         (tmp_path / f"seed={seed}").mkdir()
         (tmp_path / f"seed={seed}" / "summary.csv").write_text(f"seed\n{seed}\n")
-    assert [row["seed"] for row in sweep.merge(tmp_path)] == ["1", "9", "10"]
+    assert [row["seed"] for row in merge.merge(tmp_path)] == ["1", "9", "10"]

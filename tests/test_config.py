@@ -13,8 +13,10 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from cl_runner import config, strategies
-from cl_runner.config import Config, parse, validate
+from cl_runner import strategies
+from cl_runner.config import schema
+from cl_runner.config.parse import parse, validate
+from cl_runner.config.schema import Config
 from cl_runner.errors import UserError
 from cl_runner.strategies.er import ER
 from cl_runner.strategies.ewc import EWC
@@ -99,17 +101,17 @@ BENCHMARK: Node = {
     "seed": 0,
 }
 BASES: dict[type, Node] = {
-    config.Benchmark: BENCHMARK,
-    config.Split: BENCHMARK,
-    config.Permuted: BENCHMARK,
-    config.Rotated: BENCHMARK,
-    config.MLP: {"name": "mlp"},
-    config.CNN: {"name": "cnn"},
-    config.ResNet: {"name": "resnet18", "width": 8, "init": "default"},
-    config.Optimizer: {"name": "sgd", "lr": 0.1},
-    config.SGD: {"name": "sgd", "lr": 0.1},
-    config.Adam: {"name": "adam", "lr": 0.1},
-    config.Training: {},
+    schema.Benchmark: BENCHMARK,
+    schema.Split: BENCHMARK,
+    schema.Permuted: BENCHMARK,
+    schema.Rotated: BENCHMARK,
+    schema.MLP: {"name": "mlp"},
+    schema.CNN: {"name": "cnn"},
+    schema.ResNet: {"name": "resnet18", "width": 8, "init": "default"},
+    schema.Optimizer: {"name": "sgd", "lr": 0.1},
+    schema.SGD: {"name": "sgd", "lr": 0.1},
+    schema.Adam: {"name": "adam", "lr": 0.1},
+    schema.Training: {},
     EWC: {"name": "ewc"},
     L2: {"name": "l2"},
     ER: {"name": "er"},
@@ -118,7 +120,7 @@ NAN = float("nan")
 WRONG: list[tuple[type, Node, str]] = [
     *(
         (schema, keys, key)
-        for schema in (config.Split, config.Permuted, config.Rotated)
+        for schema in (schema.Split, schema.Permuted, schema.Rotated)
         for keys, key in (
             ({"default_scenario": "classes"}, "benchmark.default_scenario"),
             ({"num_tasks": 0}, "benchmark.num_tasks"),
@@ -135,22 +137,22 @@ WRONG: list[tuple[type, Node, str]] = [
             ({"mean": [0.5, 0.5], "std": [1.0, -1.0]}, "benchmark.std"),
         )
     ),
-    (config.Split, {"class_order": "random"}, "benchmark.class_order"),
-    (config.Rotated, {"angle_spacing": "odd"}, "benchmark.angle_spacing"),
-    (config.Rotated, {"angles": [1.0]}, "benchmark.angles"),
-    (config.Rotated, {"angles": []}, "benchmark.angles"),
-    (config.Rotated, {"angles": [1.0, 2.0, 3.0]}, "benchmark.angles"),
-    (config.MLP, {"init": "he"}, "model.init"),
-    (config.MLP, {"hidden_sizes": [10, 0]}, "model.hidden_sizes"),
-    (config.MLP, {"dropout": 1.0}, "model.dropout"),
-    (config.MLP, {"dropout": -0.1}, "model.dropout"),
-    (config.CNN, {"channels": []}, "model.channels"),
-    (config.CNN, {"channels": [4, 0]}, "model.channels"),
-    (config.CNN, {"hidden_size": 0}, "model.hidden_size"),
-    (config.ResNet, {"width": 0}, "model.width"),
+    (schema.Split, {"class_order": "random"}, "benchmark.class_order"),
+    (schema.Rotated, {"angle_spacing": "odd"}, "benchmark.angle_spacing"),
+    (schema.Rotated, {"angles": [1.0]}, "benchmark.angles"),
+    (schema.Rotated, {"angles": []}, "benchmark.angles"),
+    (schema.Rotated, {"angles": [1.0, 2.0, 3.0]}, "benchmark.angles"),
+    (schema.MLP, {"init": "he"}, "model.init"),
+    (schema.MLP, {"hidden_sizes": [10, 0]}, "model.hidden_sizes"),
+    (schema.MLP, {"dropout": 1.0}, "model.dropout"),
+    (schema.MLP, {"dropout": -0.1}, "model.dropout"),
+    (schema.CNN, {"channels": []}, "model.channels"),
+    (schema.CNN, {"channels": [4, 0]}, "model.channels"),
+    (schema.CNN, {"hidden_size": 0}, "model.hidden_size"),
+    (schema.ResNet, {"width": 0}, "model.width"),
     *(
         (schema, keys, key)
-        for schema in (config.SGD, config.Adam)
+        for schema in (schema.SGD, schema.Adam)
         for keys, key in (
             ({"schedule": "linear"}, "optimizer.schedule"),
             ({"lr": 0.0}, "optimizer.lr"),
@@ -166,19 +168,19 @@ WRONG: list[tuple[type, Node, str]] = [
             ({"decay": -0.5, "milestones": [0.5], "schedule": "step"}, "optimizer.decay"),
         )
     ),
-    (config.SGD, {"momentum": 1.0}, "optimizer.momentum"),
-    (config.SGD, {"momentum": -0.1}, "optimizer.momentum"),
-    (config.SGD, {"nesterov": True}, "optimizer.nesterov"),
-    (config.Adam, {"betas": [0.9]}, "optimizer.betas"),
-    (config.Adam, {"betas": [0.9, 0.99, 0.999]}, "optimizer.betas"),
-    (config.Adam, {"betas": [0.9, 1.0]}, "optimizer.betas"),
-    (config.Adam, {"betas": [-0.1, 0.9]}, "optimizer.betas"),
-    (config.Adam, {"eps": 0.0}, "optimizer.eps"),
-    (config.Training, {"active_classes": "none"}, "training.active_classes"),
-    (config.Training, {"augment": "mixup"}, "training.augment"),
-    (config.Training, {"epochs": 0}, "training.epochs"),
-    (config.Training, {"iterations": 0}, "training.iterations"),
-    (config.Training, {"batch_size": 0}, "training.batch_size"),
+    (schema.SGD, {"momentum": 1.0}, "optimizer.momentum"),
+    (schema.SGD, {"momentum": -0.1}, "optimizer.momentum"),
+    (schema.SGD, {"nesterov": True}, "optimizer.nesterov"),
+    (schema.Adam, {"betas": [0.9]}, "optimizer.betas"),
+    (schema.Adam, {"betas": [0.9, 0.99, 0.999]}, "optimizer.betas"),
+    (schema.Adam, {"betas": [0.9, 1.0]}, "optimizer.betas"),
+    (schema.Adam, {"betas": [-0.1, 0.9]}, "optimizer.betas"),
+    (schema.Adam, {"eps": 0.0}, "optimizer.eps"),
+    (schema.Training, {"active_classes": "none"}, "training.active_classes"),
+    (schema.Training, {"augment": "mixup"}, "training.augment"),
+    (schema.Training, {"epochs": 0}, "training.epochs"),
+    (schema.Training, {"iterations": 0}, "training.iterations"),
+    (schema.Training, {"batch_size": 0}, "training.batch_size"),
     (EWC, {"lambda_": -1.0}, "strategy.lambda"),
     (EWC, {"lambda_": NAN}, "strategy.lambda"),
     (EWC, {"mode": "both"}, "strategy.mode"),
@@ -195,15 +197,15 @@ WRONG: list[tuple[type, Node, str]] = [
 ]
 RIGHT: list[tuple[type, Node]] = [
     *((schema, {}) for schema in BASES),
-    (config.Benchmark, {"num_tasks": 1, "train_fraction": 0.001, "validation_fraction": 0.999}),
-    (config.Benchmark, {"train_samples": 1, "mean": [0.0], "std": [1e-9]}),
-    (config.Rotated, {"angles": [-90.0, 400.0], "angle_spacing": "random"}),
-    (config.MLP, {"hidden_sizes": [], "dropout": 0.999, "init": "xavier"}),
-    (config.CNN, {"channels": [1], "hidden_size": 1}),
-    (config.Optimizer, {"milestones": [0.001, 0.999], "schedule": "step"}),
-    (config.SGD, {"momentum": 0.999, "nesterov": True}),
-    (config.Adam, {"betas": [0.0, 0.0], "schedule": "cosine"}),
-    (config.Training, {"iterations": 1, "batch_size": 1, "active_classes": "current"}),
+    (schema.Benchmark, {"num_tasks": 1, "train_fraction": 0.001, "validation_fraction": 0.999}),
+    (schema.Benchmark, {"train_samples": 1, "mean": [0.0], "std": [1e-9]}),
+    (schema.Rotated, {"angles": [-90.0, 400.0], "angle_spacing": "random"}),
+    (schema.MLP, {"hidden_sizes": [], "dropout": 0.999, "init": "xavier"}),
+    (schema.CNN, {"channels": [1], "hidden_size": 1}),
+    (schema.Optimizer, {"milestones": [0.001, 0.999], "schedule": "step"}),
+    (schema.SGD, {"momentum": 0.999, "nesterov": True}),
+    (schema.Adam, {"betas": [0.0, 0.0], "schedule": "cosine"}),
+    (schema.Training, {"iterations": 1, "batch_size": 1, "active_classes": "current"}),
     (EWC, {"lambda_": 0.0, "mode": "online", "gamma": 1e-9, "fisher_samples": 1}),
     (ER, {"buffer_size": 1, "replay_batch_size": 1, "policy": "ring"}),
 ]
@@ -333,10 +335,10 @@ def test_strategies_are_built_from_their_section() -> None:
 
 def schema_of(group: str, node: Mapping[str, Any]) -> type:
     return {
-        "benchmark": lambda: config.BENCHMARKS[node["kind"]],
-        "model": lambda: config.MODELS[node["name"]],
-        "optimizer": lambda: config.OPTIMIZERS[node["name"]],
-        "training": lambda: config.Training,
+        "benchmark": lambda: schema.BENCHMARKS[node["kind"]],
+        "model": lambda: schema.MODELS[node["name"]],
+        "optimizer": lambda: schema.OPTIMIZERS[node["name"]],
+        "training": lambda: schema.Training,
         "strategy": lambda: strategies.find(node["name"]),
     }[group]()
 
@@ -374,11 +376,11 @@ def test_a_yaml_file_repeats_the_defaults_of_its_schema(group: str, name: str) -
 
 def test_there_is_a_file_for_each_name_and_a_name_for_each_file() -> None:
     names = {group: {name for g, name in FILES if g == group} for group in GROUPS}
-    assert names["model"] == set(config.MODELS)
-    assert names["optimizer"] == set(config.OPTIMIZERS)
+    assert names["model"] == set(schema.MODELS)
+    assert names["optimizer"] == set(schema.OPTIMIZERS)
     assert names["strategy"] == set(strategies.available())
     kinds = {name.partition("_")[0] for name in names["benchmark"]}
-    assert kinds == set(config.BENCHMARKS)
+    assert kinds == set(schema.BENCHMARKS)
 
 
 @pytest.mark.parametrize("name", strategies.available())

@@ -13,8 +13,9 @@ from typing import TextIO
 import pytest
 import torch
 
-from cl_runner import console, progress
 from cl_runner.errors import UserError
+from cl_runner.machine import console
+from cl_runner.run import progress
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_a_process_without_a_console_prints_nothing(monkeypatch):
 
 CLOSED = """
 import os, sys
-from cl_runner import console
+from cl_runner.machine import console
 console.prepare()
 print("\\u00b7")
 print("told", file=sys.stderr, flush=True)
@@ -97,7 +98,7 @@ def test_closed_streams_lead_nowhere_and_their_numbers_to_no_file(closed):
 
 
 def test_a_stream_that_is_not_utf8_takes_any_text():
-    code = "from cl_runner import console; console.prepare(); print('\\u00b1')"
+    code = "from cl_runner.machine import console; console.prepare(); print('\\u00b1')"
     env = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"?\n", b"")

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cl_runner import costs, strategies
-from cl_runner.costs import FlopCounter
-from cl_runner.engine import evaluate, initial_state, train_task
+from cl_runner import strategies
 from cl_runner.errors import UserError
-from cl_runner.results import read_rows
-from cl_runner.runner import run
+from cl_runner.results.files import read_rows
+from cl_runner.run.evaluation import evaluate
+from cl_runner.run.loop import run
+from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.training import flops as flops_of
+from cl_runner.training.flops import FlopCounter
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +81,7 @@ def test_ewc_is_fine_tuning_and_a_fisher(configure, tmp_path):
 @pytest.mark.parametrize("strategy", strategies.available())
 def test_counts_are_those_of_torch_and_counting_changes_no_bit(prepared, monkeypatch, strategy):
     """Torch's counter, open all the time, sees as much as ours that looks at few of the steps."""
-    monkeypatch.setattr("cl_runner.env.FOLD_CHUNK", 8)  # so that passes have many
+    monkeypatch.setattr("cl_runner.training.env.FOLD_CHUNK", 8)  # so that passes have many
     scenarios = strategies.find(strategy).scenarios
     # Three tasks share no outputs of ten classes: domain-incremental learning is refused.
     scenario = [s for s in scenarios if s != "domain"][-1]
@@ -129,7 +131,7 @@ def test_a_counted_step_is_counted_once(prepared, monkeypatch):
             opened.append(1)
             super().__init__()
 
-    monkeypatch.setattr(costs, "FlopCounter", Spy)
+    monkeypatch.setattr(flops_of, "FlopCounter", Spy)
     _, strategy, env = prepared(*TOY, "strategy=naive", "training.iterations=200")
     train_task(strategy, initial_state(strategy, env), env.stream[0], env)
     assert len(opened) == 4  # before and after the task, a whole batch, the last one of an epoch

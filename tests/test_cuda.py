@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from cl_runner import strategies
-from cl_runner.engine import begin_task, evaluate, initial_state, train_task
-from cl_runner.fit import Source
-from cl_runner.steps import stepper
+from cl_runner.run.evaluation import evaluate
+from cl_runner.run.tasks import begin_task, initial_state, train_task
+from cl_runner.training.batches import Source
+from cl_runner.training.engines import stepper
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
 TOY = (

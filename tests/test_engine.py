@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 import torch
 
-from cl_runner.engine import evaluate, initial_state, train_task
-from cl_runner.env import active_table
 from cl_runner.errors import Diverged
-from cl_runner.fit import Source
-from cl_runner.functional import optim
+from cl_runner.run.evaluation import evaluate
+from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.training import optim
+from cl_runner.training.batches import Source
+from cl_runner.training.env import active_table
 
 TOY = ("strategy=naive", "benchmark=split_digits", "model.hidden_sizes=[24]", "training.epochs=2")
 

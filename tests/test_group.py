@@ -11,10 +11,18 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from cl_runner import cli, group, locks, runner, status, sweep
-from cl_runner.group import Job, groups, member, not_worth_it, run_all, run_left
-from cl_runner.results import interval, read_matrix, reproducible
-from cl_runner.runner import read, run
+from cl_runner.machine import locks
+from cl_runner.results import status
+from cl_runner.results.columns import reproducible
+from cl_runner.results.matrices import read_matrix
+from cl_runner.results.seeds import interval
+from cl_runner.run import loop
+from cl_runner.run.loop import run
+from cl_runner.run.prepare import read
+from cl_runner.sweep import merge, processes, stacks
+from cl_runner.sweep.job import Job
+from cl_runner.sweep.stacks import groups, member, not_worth_it
+from cl_runner.sweep.together import run_all, run_left
 from hydra_plugins import cl_runner_launcher
 from hydra_plugins.cl_runner_launcher import VectorizedLauncher
 
@@ -71,7 +79,7 @@ def test_what_happens_between_steps_keeps_runs_apart(configure, tmp_path, caplog
         for s in "01"
     ]
     with caplog.at_level("INFO"):
-        assert group.stacked(jobs) == jobs
+        assert stacks.train_stacked(jobs) == jobs
     assert reason in caplog.text
 
 
@@ -137,12 +145,15 @@ def test_the_launcher_does_not_repeat_a_job_whose_accuracy_is_zero(monkeypatch):
     monkeypatch.setattr(cl_runner_launcher, "configure_log", lambda *_: None)
     monkeypatch.setattr(cl_runner_launcher, "run_job", lambda **given: given["task_function"])
     monkeypatch.setattr(cl_runner_launcher, "compose", lambda *_: None)
-    monkeypatch.setattr(cli, "run_together", lambda _: [0.0, None])
+    conclude = lambda _: abs  # noqa: E731
+    monkeypatch.setattr(
+        cl_runner_launcher, "TOGETHER", {"run": lambda _: [0.0, None], "conclude": conclude}
+    )
     launcher = VectorizedLauncher()
     config = OmegaConf.create({"hydra": {"hydra_logging": {}, "verbose": False}})
     launcher.setup(hydra_context=None, task_function=max, config=config)
     done, left = launcher.launch([["a=1"], ["a=2"]], 0)
-    assert done is not max and left is max
+    assert done is abs and left is max
 
 
 def test_a_diverged_member_fails_alone(configure, tmp_path):
@@ -157,7 +168,7 @@ def test_a_diverged_member_fails_alone(configure, tmp_path):
 
 
 def test_processes_run_what_is_not_stacked(configure, tmp_path, monkeypatch):
-    monkeypatch.setattr(group, "SMALL_STEP", 0)
+    monkeypatch.setattr(stacks, "SMALL_STEP", 0)
     config = (*TOY, "strategy=naive")
     jobs = [Job(configure(*config, f"seed={s}"), tmp_path / str(s), []) for s in (0, 1)]
     run_all(jobs)
@@ -176,10 +187,10 @@ def test_a_stack_holds_the_folders_of_its_members_and_leaves_those_of_others(
         run(jobs[seed].config, jobs[seed].out)
         status.write(jobs[seed].out, "running")
     held: list[list[bool]] = []
-    monkeypatch.setattr(group, "train", lambda *_: held.append([locks.held(j.out) for j in jobs]))
+    monkeypatch.setattr(stacks, "train", lambda *_: held.append([locks.held(j.out) for j in jobs]))
     with locks.locked(jobs[0].out):
         status.write(jobs[3].out, "complete")  # by another process, meanwhile
-        assert group.stacked(jobs) == jobs
+        assert stacks.train_stacked(jobs) == jobs
     assert held == [[True, True, True, False, True]]  # the first by someone else
     assert not any(locks.held(job.out) for job in jobs)
 
@@ -191,7 +202,7 @@ def test_a_job_of_another_process_is_left_to_it(configure, tmp_path):
     with locks.locked(tmp_path):
         run_left([job])
         with pytest.raises(locks.Busy):
-            group.work(job.config, job.out, job.overrides)
+            processes.work(job.config, job.out, job.overrides)
     assert isinstance(job.outcome, locks.Busy)
     assert (tmp_path / "status.json").read_text() == before
 
@@ -199,7 +210,7 @@ def test_a_job_of_another_process_is_left_to_it(configure, tmp_path):
 def test_a_job_that_another_process_has_completed_is_not_repeated(configure, tmp_path, monkeypatch):
     job = Job(configure(*TOY, "strategy=naive"), tmp_path, ["seed=0"])
     expected = run(job.config, tmp_path, job.overrides)
-    monkeypatch.setattr(runner, "train_task", lambda *_: pytest.fail("it is trained again"))
+    monkeypatch.setattr(loop, "train_task", lambda *_: pytest.fail("it is trained again"))
     run_left([job])
     assert job.outcome == expected
 
@@ -234,7 +245,7 @@ def test_seeds_in_processes_are_running_and_nobody_elses(data_root, tmp_path):
             assert process.poll() is None
             time.sleep(0.02)
         assert [status.state(out) for out in folders] == ["running", "running"]
-        assert sweep.failures(tmp_path) == {}
+        assert merge.failures(tmp_path) == {}
         command = [program, "resume=s/seed=0"]
         second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         message = f"cl-run: another process is at work in {folders[0]}\n"
@@ -313,14 +324,14 @@ def test_a_worker_whose_run_was_stopped_ends_though_nobody_lets_it(tmp_path: Pat
     code = """
 import time
 from types import SimpleNamespace
-from cl_runner import group
-from cl_runner.signals import Interrupted
+from cl_runner.sweep import processes
+from cl_runner.machine.signals import Interrupted
 def stopped(*_):
     raise Interrupted(15)
-group.run_locked = stopped
-group.dataclasses = SimpleNamespace(replace=lambda config, **_: config)
+processes.run_locked = stopped
+processes.dataclasses = SimpleNamespace(replace=lambda config, **_: config)
 try:
-    group.work(SimpleNamespace(threads=1), group.Path("run"), ())
+    processes.work(SimpleNamespace(threads=1), processes.Path("run"), ())
 except Interrupted:
     print("told", flush=True)
 time.sleep(60)

@@ -10,10 +10,11 @@ import sys
 import pytest
 import torch
 
-from cl_runner import kernels
 from cl_runner.errors import UserError
-from cl_runner.results import read_accuracies
-from cl_runner.runner import run
+from cl_runner.machine import precision
+from cl_runner.machine import precision as kernels
+from cl_runner.results.matrices import read_accuracies
+from cl_runner.run.loop import run
 
 CPU = torch.device("cpu")
 
@@ -21,9 +22,9 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def _as_before():
     before = torch.get_float32_matmul_precision()
-    kernels.onednn_is_float32.cache_clear()
+    precision.onednn_is_float32.cache_clear()
     yield
-    kernels.onednn_is_float32.cache_clear()
+    precision.onednn_is_float32.cache_clear()
     torch.set_float32_matmul_precision(before)
 
 
@@ -38,13 +39,13 @@ def _as_before():
 def test_auto_follows_the_cpu_and_the_error(monkeypatch, amd, exact, expected):
     monkeypatch.setattr(kernels, "on_amd", lambda: amd)
     monkeypatch.setattr(kernels, "onednn_is_float32", lambda: exact)
-    assert kernels.choose("auto", CPU) == expected
+    assert precision.choose("auto", CPU) == expected
     level = {"float32_onednn": "medium", "float32": "highest"}[expected]
     assert torch.get_float32_matmul_precision() == level
 
 
 def test_the_probe_tells_bfloat16_from_float32(monkeypatch):
-    assert all(kernels.error(*shape) < kernels.TOLERANCE / 5 for shape in kernels.SHAPES)
+    assert all(precision.error(*shape) < precision.TOLERANCE / 5 for shape in precision.SHAPES)
     matmul = torch.Tensor.__matmul__
 
     def rounding(a, b):
@@ -53,21 +54,21 @@ def test_the_probe_tells_bfloat16_from_float32(monkeypatch):
         return matmul(a, b)
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", rounding)
-    assert all(kernels.error(*shape) > kernels.TOLERANCE * 5 for shape in kernels.SHAPES)
-    assert not kernels.onednn_is_float32()
+    assert all(precision.error(*shape) > precision.TOLERANCE * 5 for shape in precision.SHAPES)
+    assert not precision.onednn_is_float32()
     with pytest.raises(UserError, match="precision=float32_onednn"):
-        kernels.choose("float32_onednn", CPU)
+        precision.choose("float32_onednn", CPU)
 
 
 def test_the_probe_leaves_torch_as_it_was():
     torch.set_float32_matmul_precision("high")
-    kernels.onednn_is_float32()
+    precision.onednn_is_float32()
     assert torch.get_float32_matmul_precision() == "high"
 
 
 def test_tf32_is_for_gpus():
     with pytest.raises(UserError, match="precision=tf32 needs a CUDA GPU"):
-        kernels.choose("tf32", CPU)
+        precision.choose("tf32", CPU)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -92,7 +93,7 @@ def test_bfloat16_rounds_the_logits_of_float32(prepared):
 
 FAULTS = """
 import resource, torch
-from cl_runner import kernels
+from cl_runner.machine import precision as kernels
 def step():
     parts = [torch.ones(2**18) for _ in range(8)]  # of 1 MiB each
     del parts

@@ -1,4 +1,4 @@
-"""Each module imports only from the layers above its own; what must start fast imports no torch."""
+"""The floor plan: which room may import which; no circles; what must start fast has no torch."""
 
 from __future__ import annotations
 
@@ -10,41 +10,37 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "cl_runner"
-LAYERS = (  # from the top down; a module of a sub-package counts as that sub-package
-    ("errors", "signals"),
-    ("console", "locks", "reading", "free_memory"),
-    ("config",),
-    ("outline",),
-    ("core", "kernels"),
-    ("functional",),
-    ("data",),
-    ("nn",),
-    ("costs",),
-    ("env",),
-    ("steps",),
-    ("fit",),
-    ("strategies",),
-    ("engine",),
-    ("blocks",),
-    ("ensemble",),
-    ("memory",),
-    ("results",),
-    ("status", "sharing"),
-    ("compare",),
-    ("frame",),
-    ("checkpoint",),
-    ("progress",),
-    ("runner",),
-    ("group",),
-    ("catalogue", "typed", "naming", "sweep", "cli", "__main__"),
-)
-LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "cl_runner"
+ALLOWED = {  # each room with those from which it may import; `package`: its __init__
+    "errors": "",
+    "core": "",
+    "config": "errors",
+    "machine": "errors",
+    "functional": "core",
+    "data": "errors core config machine",
+    "nn": "errors functional config",
+    "training": "errors core config data nn",
+    "strategies": "errors core functional config nn training",
+    "results": "errors functional config machine",
+    "compare": "errors functional config machine results package",
+    "run": "errors core functional config machine data nn training strategies results compare"
+    " package",
+    "sweep": "errors config machine data training strategies results compare run",
+    "cli": "errors config machine results run sweep package hydra_plugins",
+    "hydra_plugins": "errors config results",
+    "package": "results",
+    "__main__": "cli",
+}
 LIGHT = (
-    *("__init__", "__main__", "errors", "signals", "console", "locks", "reading", "config"),
-    *("naming", "status", "sharing"),
-    *("sweep", "cli", "outline", "catalogue", "typed"),
+    *("", "__main__", "errors", "hydra_plugins.cl_runner_launcher"),
+    *(f"config.{n}" for n in ("identity", "keys", "outline", "parse", "schema")),
+    *(f"machine.{n}" for n in ("console", "cores_and_gpus", "locks", "ram", "reading", "signals")),
+    *(f"results.{n}" for n in ("files", "names", "naming", "status")),
     *("compare.cli", "compare.terminal"),
+    *(f"sweep.{n}" for n in ("callback", "folders", "merge")),
+    *(f"cli.{n}" for n in ("app", "catalogue", "failures", "messages", "overview")),
+    *(f"cli.{n}" for n in ("resume", "together", "typed")),
 )
 # Needed by some runs only, and slow to import or not there: inside the function that uses them.
 ON_DEMAND = {
@@ -60,20 +56,27 @@ ON_DEMAND = {
     "safetensors",
 }
 HEAVY = ON_DEMAND | {"torch", "numpy"}  # not for `cl-run --help` and mistakes
-MODULES = {
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
-    for path in sorted(PACKAGE.rglob("*.py"))
-}
+
+
+def name_of(path: Path) -> str:
+    """A module's name without `cl_runner.`; a package's is that of its folder, "" the whole."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts[1:] if parts[0] == "cl_runner" else parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = [*sorted(PACKAGE.rglob("*.py")), *sorted((ROOT / "hydra_plugins").rglob("*.py"))]
+MODULES = {name_of(path): path for path in FILES}
 
 
 def is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
-def imports(module: str, *, at_import: bool = False) -> set[str]:
-    """The full names of what a module imports, for types only excepted.
+def imports(module: str, *, at_import: bool = False, types: bool = False) -> set[str]:
+    """The full names of what a module imports.
 
-    at_import: without the imports inside functions.
+    at_import: without the imports inside functions. types: with those for types only.
     """
     found: set[str] = set()
 
@@ -85,8 +88,8 @@ def imports(module: str, *, at_import: bool = False) -> set[str]:
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
         elif at_import and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             return
-        children = node.orelse if is_type_checking(node) else ast.iter_child_nodes(node)
-        for child in children:
+        left_out = is_type_checking(node) and not types
+        for child in node.orelse if left_out else ast.iter_child_nodes(node):
             visit(child)
 
     visit(ast.parse(MODULES[module].read_text(encoding="utf-8")))
@@ -94,32 +97,44 @@ def imports(module: str, *, at_import: bool = False) -> set[str]:
 
 
 def own_modules(names: set[str]) -> set[str]:
-    """The modules of cl_runner among imported names: of `cl_runner.a.b.thing`, a.b."""
+    """Our modules among imported names: of `cl_runner.a.b.thing`, a.b."""
     modules = set()
     for name in names:
         parts = name.split(".")
-        if parts[0] == "cl_runner" and len(parts) > 1:
-            for end in range(len(parts), 1, -1):
-                inner = ".".join(parts[1:end])
-                if inner in MODULES or f"{inner}.__init__" in MODULES:
-                    modules.add(inner if inner in MODULES else f"{inner}.__init__")
-                    break
+        if parts[0] in ("cl_runner", "hydra_plugins"):
+            parts = parts[1:] if parts[0] == "cl_runner" else parts
+            ends = (".".join(parts[:end]) for end in range(len(parts), -1, -1))
+            modules.add(next(end for end in ends if end in MODULES or not end))
     return modules
 
 
-def test_every_module_has_its_layer() -> None:
-    assert {module.partition(".")[0] for module in MODULES} - {"__init__"} == set(LEVEL)
-    assert own_modules(imports("env")) >= {"config", "core", "nn.flat", "data.augment"}
+def room(module: str) -> str:
+    return module.partition(".")[0] or "package"
 
 
-@pytest.mark.parametrize("module", sorted(set(MODULES) - {"__init__"}))
-def test_a_module_imports_only_from_above(module: str) -> None:
-    layer = module.partition(".")[0]
-    for other in own_modules(imports(module)):
-        above = other.partition(".")[0]
-        assert LEVEL[above] <= LEVEL[layer], f"{module} imports {other}"
-        # Within one level only parts of the same package, or the command line's modules.
-        assert LEVEL[above] < LEVEL[layer] or above == layer or layer in LAYERS[-1]
+def rooms_of(module: str) -> set[str]:
+    """The other rooms from which a module imports, be it for types only."""
+    return {room(other) for other in own_modules(imports(module, types=True))} - {room(module)}
+
+
+PLAN = {name: set(rooms.split()) for name, rooms in ALLOWED.items()}
+
+
+def test_the_plan_shows_every_room_and_goes_down_only() -> None:
+    assert {room(module) for module in MODULES} == set(PLAN)
+    assert set(TopologicalSorter(PLAN).static_order()) == set(PLAN)  # raises CycleError
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_module_imports_only_from_the_rooms_below(module: str) -> None:
+    assert rooms_of(module) <= PLAN[room(module)]
+
+
+def test_every_arrow_of_the_plan_is_there() -> None:
+    arrows: dict[str, set[str]] = {name: set() for name in PLAN}
+    for module in MODULES:
+        arrows[room(module)] |= rooms_of(module)
+    assert arrows == PLAN
 
 
 def test_no_two_modules_import_each_other() -> None:
@@ -128,11 +143,20 @@ def test_no_two_modules_import_each_other() -> None:
     assert set(order) == set(MODULES)
 
 
+def test_every_room_says_in_one_sentence_what_it_is() -> None:
+    for name in PLAN.keys() - {"package", "__main__", "errors", "core", "hydra_plugins"}:
+        sentence = ast.get_docstring(ast.parse(MODULES[name].read_text(encoding="utf-8")))
+        assert sentence, name
+        assert sentence.partition("\n\n")[0].count("\n") == 0, name
+
+
 @pytest.mark.parametrize("module", LIGHT)
 def test_what_answers_at_once_imports_nothing_heavy(module: str) -> None:
     names = imports(module, at_import=True)
     assert not {name.partition(".")[0] for name in names} & HEAVY
-    assert own_modules(names) <= set(LIGHT)
+    rooms = {name for name in own_modules(names) if MODULES[name].name == "__init__.py"}
+    assert own_modules(names) - rooms <= set(LIGHT)
+    assert not any(imports(name, at_import=True) for name in rooms - {"", *LIGHT})
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -149,12 +173,15 @@ def test_a_system_without_the_calls_of_unix_imports_everything() -> None:
         "for name in ('SIGUSR2', 'SIGUSR1', 'SIGHUP'): delattr(signal, name)",
         "sys.modules |= {'resource': None}",
         "del os.getuid",
-        *(f"import cl_runner.{name}" for name in sorted(MODULES)),
-        "from cl_runner.signals import stoppable",
+        *(f"import cl_runner.{name}" for name in sorted(MODULES) if name),
+        "from cl_runner.machine.signals import stoppable",
         "with stoppable() as stop: assert stop.asked is None",
-        "from cl_runner import free_memory, sharing",
-        "assert free_memory.available(torch.device('cpu')) > 0",
-        "assert free_memory.address_space() is None",
+        "from cl_runner.machine import ram",
+        "assert ram.available(torch.device('cpu')) > 0",
+        "assert ram.address_space() is None",
+    ]
+    lines = [
+        line.replace("import cl_runner.hydra_plugins", "import hydra_plugins") for line in lines
     ]
     program = [sys.executable, "-c", "\n".join(lines)]
     done = subprocess.run(program, capture_output=True, text=True, cwd=PACKAGE.parent, check=False)
@@ -162,7 +189,7 @@ def test_a_system_without_the_calls_of_unix_imports_everything() -> None:
 
 
 def test_the_command_line_is_loaded_without_torch() -> None:
-    code = f"import sys, cl_runner.cli; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    code = f"import sys, cl_runner.cli.app; print(*sorted({HEAVY!r} & set(sys.modules)))"
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent, check=True
     )

@@ -15,9 +15,12 @@ import psutil
 import pytest
 import torch
 
-from cl_runner import free_memory, memory, runner, strategies
+from cl_runner import strategies
 from cl_runner.errors import UserError
+from cl_runner.machine import ram
+from cl_runner.machine import ram as free_memory
 from cl_runner.nn.networks import factory
+from cl_runner.run import loop, needs
 
 CL_RUN = Path(sys.executable).with_name("cl-run")
 DIGITS = ("benchmark=split_digits", "benchmark.num_tasks=2", "training.batch_size=8")
@@ -27,8 +30,8 @@ MEASURED = """
 import json, sys
 from pathlib import Path
 from hydra import compose, initialize_config_module
-from cl_runner import memory, runner
-from cl_runner.config import validate
+from cl_runner.config.parse import validate
+from cl_runner.run import loop, needs
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -38,11 +41,11 @@ def peak():
 def run(*overrides):
     with initialize_config_module("cl_runner.conf", version_base="1.3"):
         config = validate(compose("config", [*overrides, "verbose=false", "threads=1"]))
-    runner.run(config, Path(sys.argv[1]) / str(len(overrides)))
+    loop.run(config, Path(sys.argv[1]) / str(len(overrides)))
 
 needed = []
-require = memory.require
-memory.require = lambda parts, free: (needed.append(sum(parts.values())), require(parts, free))
+require = needs.require
+needs.require = lambda parts, free: (needed.append(sum(parts.values())), require(parts, free))
 run(*sys.argv[3:], "training.iterations=1", "model.hidden_sizes=[8]")  # imports, caches, threads
 before = peak()
 run(*sys.argv[3:], *json.loads(sys.argv[2]))
@@ -102,21 +105,21 @@ def test_what_a_strategy_keeps_counts(prepared):
     P = len(env.flat.theta)
     for strategy, vectors in (("naive", 0), ("l2", 1), ("ewc", 2)):
         _, own, env = prepared(*DIGITS, f"strategy={strategy}")
-        ((what, n),) = memory.of_strategy(own, env).items()
+        ((what, n),) = needs.of_strategy(own, env).items()
         assert (what, n // (3 * 4 * P)) == (f"strategy={strategy}", vectors)
     for optimizer, slots in (("sgd", 0), ("adam", 2)):
         config, _, env = prepared(*DIGITS, f"optimizer={optimizer}")
-        ((what, n),) = memory.of_parameters(config, env.flat.module, env.device).items()
+        ((what, n),) = needs.of_parameters(config, env.flat.module, env.device).items()
         assert what == f"{P:,} parameters"
         # theta, its gradient, the slots; a checkpoint holds all but the gradient, twice
         assert n // P == 4 * (3 * (1 + slots) + 1)
 
 
 def test_exactly_enough_is_enough():
-    memory.require({"a": 5, "b": 6}, 11)
-    memory.require({"a": 5, "b": 6}, None)
+    needs.require({"a": 5, "b": 6}, 11)
+    needs.require({"a": 5, "b": 6}, None)
     with pytest.raises(UserError, match=r"at least 1\.1e-05 MB are needed"):
-        memory.require({"a": 5, "b": 6}, 10)
+        needs.require({"a": 5, "b": 6}, 10)
 
 
 @pytest.mark.parametrize("strategy", strategies.available())
@@ -125,7 +128,7 @@ def test_the_sketch_of_a_network_draws_no_random_number_and_has_its_size(prepare
     config, own, env = prepared(*DIGITS, f"strategy={strategy}", f"scenario={scenario}")
     before = torch.random.get_rng_state()
     make_net = factory(config.model, env.input_shape, env.num_classes)
-    (part,) = memory.of_network(config, own, env, make_net, free=0)
+    (part,) = needs.of_network(config, own, env, make_net, free=0)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert part == f"{len(env.flat.theta):,} parameters"
 
@@ -136,14 +139,15 @@ def test_an_estimate_imports_nothing_that_is_slow(data_root):
     code = """
 import sys
 from hydra import compose, initialize_config_module
-from cl_runner import runner, strategies
-from cl_runner.config import validate
+from cl_runner import strategies
+from cl_runner.config.parse import validate
+from cl_runner.run.prepare import prepare
 names = [(name, "mlp") for name in strategies.available()]
 for name, model in [*names, ("ewc", "cnn"), ("ewc", "resnet18"), ("ewc", "resnet32")]:
     args = [f"strategy={name}", f"model={model}", f"scenario={strategies.find(name).scenarios[0]}"]
     with initialize_config_module("cl_runner.conf", version_base="1.3"):
         config = validate(compose("config", [*args, "device=cpu", "data.root=" + sys.argv[1]]))
-    runner.prepare(config, strategies.build(config.strategy))
+    prepare(config, strategies.build(config.strategy))
     assert "sympy" not in sys.modules, args
 """
     subprocess.run([sys.executable, "-c", code, data_root], check=True, timeout=300)
@@ -177,11 +181,11 @@ def test_the_limits_of_control_groups(tmp_path, name, own, outer, expected):
             f"anon 300\n{key}active_file 100\n{key}inactive_file 200\n"
         )
     (tmp_path / "membership").write_text(f"1:name=systemd:/\n{name}\n")
-    assert free_memory.in_groups(tmp_path, tmp_path / "membership", 7) == expected
+    assert ram.in_groups(tmp_path, tmp_path / "membership", 7) == expected
 
 
 def test_a_system_without_control_groups_sets_no_limit(tmp_path):
-    assert free_memory.in_groups(tmp_path, tmp_path / "none", 0) is None
+    assert ram.in_groups(tmp_path, tmp_path / "none", 0) is None
 
 
 def test_what_is_free_is_the_least_of_machine_groups_and_ulimit(monkeypatch):
@@ -190,7 +194,7 @@ def test_what_is_free_is_the_least_of_machine_groups_and_ulimit(monkeypatch):
     for groups, limit, least in ((None, None, 1007), (900, None, 900), (900, 800, 800)):
         monkeypatch.setattr(free_memory, "in_groups", lambda *_, groups=groups: groups)
         monkeypatch.setattr(free_memory, "address_space", lambda limit=limit: limit)
-        assert free_memory.available(torch.device("cpu")) == least
+        assert ram.available(torch.device("cpu")) == least
 
 
 @pytest.mark.slow
@@ -220,7 +224,7 @@ def test_ulimit_is_respected_and_told_in_one_line(data_root, tmp_path):
 def test_a_network_whose_size_overflows_is_no_bug(configure, tmp_path, sizes):
     config = configure("benchmark=split_digits", f"model.hidden_sizes={sizes}")
     with pytest.raises(UserError, match=r"not enough memory: lower model\.hidden_sizes"):
-        runner.run(config, tmp_path / "out")
+        loop.run(config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -239,4 +243,4 @@ def test_a_network_whose_size_overflows_is_no_bug(configure, tmp_path, sizes):
     ids=str,
 )
 def test_which_errors_say_that_memory_is_exhausted(error, lacks):
-    assert (memory.shortage(error) is not None) == lacks
+    assert (needs.shortage(error) is not None) == lacks

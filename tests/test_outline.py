@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from test_config import WRONG
 
-from cl_runner import outline, strategies
+from cl_runner import strategies
+from cl_runner.config import outline
 from cl_runner.errors import UserError
 from cl_runner.strategies.base import Strategy
 
@@ -36,7 +37,7 @@ def test_outlines_are_there_before_torch_is_and_do_not_import_it() -> None:
     program = "; ".join(
         [
             "import sys",
-            "from cl_runner import outline",
+            "from cl_runner.config import outline",
             f"names = {strategies.available()}",
             "outlines = [outline.outline(name) for name in names]",
             "assert all(hasattr(o, '__dataclass_fields__') for o in outlines), outlines",

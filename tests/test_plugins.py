@@ -14,7 +14,7 @@ import pytest
 
 from cl_runner import strategies
 from cl_runner.errors import UserError
-from cl_runner.results import read_rows
+from cl_runner.results.files import read_rows
 
 CL_RUN = Path(sys.executable).with_name("cl-run")
 REPOSITORY = Path(__file__).parents[1]

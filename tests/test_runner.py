@@ -15,13 +15,18 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from cl_runner import checkpoint, runner, status, strategies
+from cl_runner import strategies
 from cl_runner.compare.verify import verify
-from cl_runner.engine import initial_state
 from cl_runner.errors import Diverged, UserError
 from cl_runner.functional.metrics import summarise
-from cl_runner.results import read_accuracies, read_matrix, read_rows, reproducible, write_rows
-from cl_runner.runner import run
+from cl_runner.results import status
+from cl_runner.results.columns import reproducible
+from cl_runner.results.files import read_rows, write_rows
+from cl_runner.results.matrices import read_accuracies, read_matrix
+from cl_runner.results.names import CHECKPOINT
+from cl_runner.run import loop, messages, prepare, record
+from cl_runner.run.loop import run
+from cl_runner.run.tasks import initial_state
 
 TOY = (
     "benchmark=split_digits",
@@ -75,7 +80,7 @@ def test_the_files_agree_with_each_other(configure, tmp_path):
     assert (row["benchmark"], row["scenario"], row["strategy"]) == ("split_digits", "class", "ewc")
     assert (row["seed"], row["strategy.lambda"], row["benchmark.num_tasks"]) == ("5", "3", "3")
     assert row["intransigence"] == "" and row["buffer_samples"] == ""  # not measured: empty, not 0
-    stream = runner.prepare(config, runner.strategies.build(config.strategy)).stream
+    stream = prepare.prepare(config, strategies.build(config.strategy)).stream
     assert int(row["samples"]) == 2 * len(stream.x)
     assert OmegaConf.load(tmp_path / "run" / "config.yaml").strategy["lambda"] == 3
     assert list(OmegaConf.load(tmp_path / "run" / "overrides.yaml")) == ["seed=5"]
@@ -173,7 +178,7 @@ def test_calibration_and_confusion_agree_with_the_accuracies(configure, tmp_path
 
     confusion = read_rows(tmp_path / "run" / "confusion.csv")
     assert {r["after_task"] for r in confusion} == {"1", "2", "3"}
-    stream = runner.prepare(configure(*toy), runner.strategies.build({"name": "er"})).stream
+    stream = prepare.prepare(configure(*toy), strategies.build({"name": "er"})).stream
     sizes = {str(t.index + 1): len(t.test) for t in stream}
     for reading in ("class", "task"):
         own = [r for r in confusion if (r["reading"], r["split"]) == (reading, "test")]
@@ -201,8 +206,7 @@ def test_the_stream_has_a_seed_of_its_own(configure):
         for seeds in (("seed=1",), ("seed=2", "benchmark.seed=1"), ("seed=1", "benchmark.seed=2"))
     )
     streams = [
-        runner.prepare(c, runner.strategies.build(c.strategy)).stream
-        for c in (first, second, moved)
+        prepare.prepare(c, strategies.build(c.strategy)).stream for c in (first, second, moved)
     ]
     shown = [s.held_out("test", s[1])[0] for s in streams]
     assert torch.equal(shown[0], shown[1]) and not torch.equal(shown[0], shown[2])
@@ -243,7 +247,7 @@ def test_memory_that_follows_from_the_rest_is_not_counted(prepared, strategy, ex
     _, own, env = prepared(*toy, f"strategy={strategy}", "scenario=task")
     s = initial_state(own, env)
     assert set(own.uncounted) <= set(s.memory)
-    held = runner.footprint(own, s, env)
+    held = record.footprint(own, s, env)
     assert held["memory_bytes"] == expected(len(s.theta))
 
 
@@ -260,10 +264,10 @@ def test_divergence_keeps_what_was_measured(configure, tmp_path):
 
 def test_a_checkpoint_goes_when_completeness_is_on_the_disk(configure, tmp_path, disk):
     config = configure(*TOY, "strategy=naive", "training.iterations=1")
-    runner.read(config)  # the data are a file, too
+    prepare.read(config)  # the data are a file, too
     disk.clear()
     run(config, tmp_path)
-    last = ["rename status.json", "flush folder", f"remove {checkpoint.NAME}"]
+    last = ["rename status.json", "flush folder", f"remove {CHECKPOINT}"]
     assert disk[-3:] == last
     at = [i for i, what in enumerate(disk) if what.startswith("rename ")]
     assert all(disk[i + 1] == "flush folder" and disk[i - 1].endswith(".part") for i in at)
@@ -276,10 +280,10 @@ def test_what_a_kill_left_of_a_complete_run_is_removed(configure, tmp_path, keep
     """Between the last status.json and the end of the checkpoint there is a moment."""
     config = configure(*TOY, "strategy=naive", "training.iterations=1", f"checkpoint.keep={keep}")
     expected = run(config, tmp_path)
-    for name in (checkpoint.NAME, ".status.json.4711.part", ".users.part"):
+    for name in (CHECKPOINT, ".status.json.4711.part", ".users.part"):
         (tmp_path / name).write_text("left")
     assert run(dataclasses.replace(config, resume=True), tmp_path) == expected
-    left = FILES | {".users.part"} | ({checkpoint.NAME} if keep == "true" else set())
+    left = FILES | {".users.part"} | ({CHECKPOINT} if keep == "true" else set())
     assert {path.name for path in tmp_path.iterdir()} == left
 
 
@@ -305,14 +309,14 @@ def test_that_nothing_can_be_printed_fails_no_run(configure, tmp_path, monkeypat
 
 
 def test_a_signal_after_the_last_status_leaves_the_run_complete(configure, tmp_path, monkeypatch):
-    tell = runner.Record.tell
+    tell = record.Record.tell
 
-    def interrupted(self: runner.Record, state: str) -> None:
+    def interrupted(self: record.Record, state: str) -> None:
         tell(self, state)
         if state == "complete":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner.Record, "tell", interrupted)
+    monkeypatch.setattr(record.Record, "tell", interrupted)
     config = configure(*TOY, "strategy=naive", "training.iterations=1")
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path)
@@ -329,14 +333,14 @@ def test_the_log_has_a_short_line_for_each_task(configure, tmp_path, caplog):
 
 
 def test_interruption_keeps_what_was_measured(configure, tmp_path, monkeypatch):
-    train_task = runner.train_task
+    train_task = loop.train_task
 
     def interrupt(strategy, s, task, *args, **kwargs):
         if task.index == 1:
             raise KeyboardInterrupt
         return train_task(strategy, s, task, *args, **kwargs)
 
-    monkeypatch.setattr(runner, "train_task", interrupt)
+    monkeypatch.setattr(loop, "train_task", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(configure(*TOY, "strategy=naive"), tmp_path)
     assert summary(tmp_path)["status"] == "interrupted"
@@ -382,7 +386,7 @@ def test_a_batch_too_small_for_batchnorm_is_told_in_one_line(prepared):
     model = ("model=resnet18", "model.width=2", "training.batch_size=1")
     _, strategy, env = prepared("strategy=naive", "benchmark=split_digits", *model)
     with pytest.raises(UserError, match=r"task 1 has a batch of 1 sample, too small for BatchNorm"):
-        runner.train_task(strategy, runner.initial_state(strategy, env), env.stream[0], env)
+        loop.train_task(strategy, initial_state(strategy, env), env.stream[0], env)
 
 
 def test_a_full_disk_or_a_folder_that_cannot_be_written_is_told_in_one_line(configure, tmp_path):
@@ -396,7 +400,7 @@ def test_a_full_disk_or_a_folder_that_cannot_be_written_is_told_in_one_line(conf
 def test_the_threads_of_one_job_are_not_those_of_the_next(configure, tmp_path):
     before = torch.get_num_threads()
     try:
-        for threads, used in (("2", 2), ("null", runner.DEFAULT_THREADS)):
+        for threads, used in (("2", 2), ("null", prepare.DEFAULT_THREADS)):
             run(configure(*TOY, "strategy=naive", f"threads={threads}"), tmp_path / threads)
             assert summary(tmp_path / threads)["used_threads"] == str(used)
     finally:
@@ -450,7 +454,7 @@ def test_a_pure_regulariser_in_class_il_is_told_its_bounds(prepared, strategy):
         _, own, env = prepared(
             "benchmark=split_digits", f"strategy={strategy}", f"scenario={scenario}"
         )
-        lines = [line for line in runner.notes(own, env) if "regulariser" in line]
+        lines = [line for line in messages.notes(own, env) if "regulariser" in line]
         assert bool(lines) == (strategy in expected and scenario == "class")
         assert all(f"strategy={name}" in line for line in lines for name in ("naive", "joint"))
 
@@ -459,21 +463,21 @@ def test_the_note_is_in_the_log_and_on_the_console(configure, tmp_path, capsys, 
     caplog.set_level("INFO")
     base = ("benchmark=split_digits", "strategy=ewc", "training.iterations=1", "verbose=true")
     config = configure(*base, "strategy.fisher_samples=5", "benchmark.num_tasks=2")
-    runner.run(config, tmp_path / "a")
+    run(config, tmp_path / "a")
     assert capsys.readouterr().out.startswith("strategy=ewc is a pure regulariser: ")
     assert sum("pure regulariser" in r.getMessage() for r in caplog.records) == 1
     one = configure(*base, "strategy.fisher_samples=5", "benchmark.num_tasks=1")
-    runner.run(one, tmp_path / "b")
+    run(one, tmp_path / "b")
     assert "regulariser" not in capsys.readouterr().out
 
 
 def test_jobs_say_a_line_each_and_their_notes_once(configure, tmp_path, capsys, caplog):
     caplog.set_level("INFO")
-    runner.say_once.cache_clear()
+    messages.say_once.cache_clear()
     base = ("benchmark=split_digits", "strategy=ewc", "training.iterations=1", "verbose=true")
     config = configure(*base, "strategy.fisher_samples=5", "benchmark.num_tasks=2")
     for job in ("job 1 of 2", "job 2 of 2"):
-        runner.run(config, tmp_path / job, job=job)
+        run(config, tmp_path / job, job=job)
     note, *lines = capsys.readouterr().out.splitlines()
     assert "pure regulariser" in note
     assert caplog.text.count("pure regulariser") == 2

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from cl_runner.signals import Interrupted, Stop, stoppable
+from cl_runner.machine.signals import Interrupted, Stop, stoppable
 
 
 def steps(stop: Stop, *signals: int, check: bool = False) -> None:

@@ -15,9 +15,13 @@ from types import SimpleNamespace
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from cl_runner import locks, status, sweep
+from cl_runner.cli import overview
 from cl_runner.errors import Diverged, UserError
-from cl_runner.results import read_rows
+from cl_runner.machine import locks
+from cl_runner.results import status
+from cl_runner.results.files import read_rows
+from cl_runner.results.names import STATES
+from cl_runner.sweep import callback, folders
 
 CL_RUN = Path(sys.executable).with_name("cl-run")
 TINY = (
@@ -27,7 +31,7 @@ TINY = (
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> Path:
+def jobs(tmp_path: Path) -> Path:
     """A sweep with a job in each state, but for running."""
     status.ask_for(tmp_path, {name: [f"x={name}"] for name in ("a", "b", "c", "d")})
     status.ask_for(tmp_path, {"e": ["x=e"]})
@@ -40,32 +44,32 @@ def folders(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_state_of_a_job(folders: Path) -> None:
-    states = {name: status.state(folders / name) for name in "abcde"}
+def test_the_state_of_a_job(jobs: Path) -> None:
+    states = {name: status.state(jobs / name) for name in "abcde"}
     assert list(states.values()) == ["complete", "interrupted", "failed", "killed", "missing"]
     for name in "bcde":
-        with locks.locked(folders / name):
-            assert status.state(folders / name) == "running"
-    about = status.read(folders / "c")
+        with locks.locked(jobs / name):
+            assert status.state(jobs / name) == "running"
+    about = status.read(jobs / "c")
     assert (about["reason"], about["exception"]) == ("the loss is\nNaN", "Diverged")
     assert (about["task"], about["tasks"], about["step"]) == (2, 5, 7)
 
 
 @pytest.mark.slow
-def test_the_command_shows_every_job_and_why(cl_run, folders: Path) -> None:
-    result = cl_run("status", folders, cwd=folders)
+def test_the_command_shows_every_job_and_why(cl_run, jobs: Path) -> None:
+    result = cl_run("status", jobs, cwd=jobs)
     assert result.returncode == 1
     header, *lines, last = [re.split("  +", line) for line in result.stdout.splitlines()]
     assert header == ["state", "task", "folder", "reason"]
     assert lines == [
-        ["complete", "5 of 5", f"{folders}/a"],
-        ["interrupted", "3 of 5", f"{folders}/b"],
-        ["failed", "2 of 5", f"{folders}/c", "the loss is NaN"],
-        ["killed", "2 of 5", f"{folders}/d"],
-        ["missing", f"{folders}/e"],
+        ["complete", "5 of 5", f"{jobs}/a"],
+        ["interrupted", "3 of 5", f"{jobs}/b"],
+        ["failed", "2 of 5", f"{jobs}/c", "the loss is NaN"],
+        ["killed", "2 of 5", f"{jobs}/d"],
+        ["missing", f"{jobs}/e"],
     ]
     assert last == ["5 jobs: 1 complete, 1 interrupted, 1 failed, 1 killed, 1 missing"]
-    assert cl_run("status", folders / "a", cwd=folders).returncode == 0
+    assert cl_run("status", jobs / "a", cwd=jobs).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -86,21 +90,21 @@ def test_a_wrong_path_is_one_line(forked, args: list[str], message: str, tmp_pat
 
 def test_help_explains_every_state(capsys: pytest.CaptureFixture[str]) -> None:
     for args in (["-h"], ["--help"], ["some/folder", "--help"]):
-        assert status.main(args) == 0
+        assert overview.main(args) == 0
         text = capsys.readouterr().out
-        assert all(f"\n  {state} " in text for state in status.STATES)
+        assert all(f"\n  {state} " in text for state in STATES)
 
 
-def test_the_command_needs_no_torch(folders: Path) -> None:
-    code = f"import sys; from cl_runner.status import overview; from pathlib import Path\n\
-overview([Path({str(folders)!r})]); import cl_runner.cli; print('torch' in sys.modules)"
+def test_the_command_needs_no_torch(jobs: Path) -> None:
+    code = f"import sys; from cl_runner.cli.overview import overview; from pathlib import Path\n\
+overview([Path({str(jobs)!r})]); import cl_runner.cli.app; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "False\n"
 
 
 def test_a_failure_before_the_first_task_is_told_too(tmp_path: Path) -> None:
     status.fail(tmp_path, UserError("no data"))
-    assert status.overview([tmp_path])[0].splitlines()[1].split() == [
+    assert overview.overview([tmp_path])[0].splitlines()[1].split() == [
         *("failed", str(tmp_path), "no", "data"),
     ]
 
@@ -122,7 +126,7 @@ def test_a_file_of_someone_else_is_no_state(tmp_path: Path) -> None:
 )
 def test_a_value_of_another_kind_is_left_out(about: dict[str, object], tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text(json.dumps({"state": "failed"} | about))
-    _, line, _ = status.overview([tmp_path])[0].splitlines()
+    _, line, _ = overview.overview([tmp_path])[0].splitlines()
     assert line.split() == ["failed", str(tmp_path)]
 
 
@@ -131,7 +135,7 @@ def test_a_reason_commands_no_terminal_and_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text(json.dumps({"state": "failed", "reason": reason}))
     (tmp_path / "a\x1bb").mkdir()
     status.write(tmp_path / "a\x1bb", "running")
-    lines = status.overview([tmp_path])[0].splitlines()
+    lines = overview.overview([tmp_path])[0].splitlines()
     assert all(line.isprintable() for line in lines)
     assert lines[1].endswith("lost ]0;title 2J in \N{GREEK SMALL LETTER ALPHA}")
 
@@ -143,7 +147,7 @@ def test_jobs_outside_a_sweep_are_none_of_its_own(tmp_path: Path) -> None:
         status.write(folder, "complete")
     asked = {"a": [], f"{elsewhere}": [], "../x": [], "a/../../x": [], ".": [], "b": "x=1"}
     (sweep_ / "jobs.json").write_text(json.dumps(asked))
-    assert status.found(sweep_) == [sweep_ / "a"]
+    assert overview.found(sweep_) == [sweep_ / "a"]
     status.ask_for(sweep_, {"c": ["x=2"]})
     assert json.loads((sweep_ / "jobs.json").read_text()) == {"a": [], "c": ["x=2"]}
 
@@ -159,21 +163,21 @@ def test_only_processes_of_this_command_are_told_to_stop(tmp_path: Path, monkeyp
     worker = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     killed: list[int] = []
     monkeypatch.setattr(os, "kill", lambda pid, _: killed.append(pid))
-    monkeypatch.setattr(sweep, "SAVING", 0)
-    monkeypatch.setattr(sweep, "_sweeps", [tmp_path])
+    monkeypatch.setattr(folders, "SAVING", 0)
+    monkeypatch.setattr(folders, "sweeps", [tmp_path])
     for name, pid in (("a", -1), ("b", 1), ("c", os.getppid()), ("d", worker.pid)):
         status.write(tmp_path / name, "running")
         about = json.loads((tmp_path / name / "status.json").read_text())
         (tmp_path / name / "status.json").write_text(json.dumps(about | {"pid": pid}))
-    sweep.stop_jobs()
+    folders.stop_jobs()
     worker.communicate()
     assert killed == [worker.pid]
 
 
 @pytest.mark.parametrize("name", ["s", "a b", "a,b", "it's", "x=1", 'a"b', "ä", "a\\", "a\\'", "#"])
 def test_the_hint_how_to_go_on_can_be_pasted(name: str, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(sweep, "_sweeps", [tmp_path / name])
-    hint = sweep.how_to_go_on().removeprefix("; to go on: the same command with ")
+    monkeypatch.setattr(folders, "sweeps", [tmp_path / name])
+    hint = folders.how_to_go_on().removeprefix("; to go on: the same command with ")
     where, resume = shlex.split(hint)
     assert OverridesParser.create().parse_override(where).value() == str(tmp_path / name)
     assert resume == "resume=true"
@@ -182,7 +186,7 @@ def test_the_hint_how_to_go_on_can_be_pasted(name: str, tmp_path: Path, monkeypa
 def test_a_job_that_has_ended_holds_no_configuration() -> None:
     """Hydra keeps what jobs return: some hundred kilobytes each, until the sweep ends."""
     returned = SimpleNamespace(cfg={"a": 1}, hydra_cfg={"b": 2}, return_value=0.5)
-    sweep.Folders().on_job_end(config=None, job_return=returned)
+    callback.Folders().on_job_end(config=None, job_return=returned)
     assert returned == SimpleNamespace(cfg=None, hydra_cfg=None, return_value=0.5)
 
 
@@ -235,7 +239,7 @@ def test_a_job_refused_in_the_folder_of_a_complete_run_leaves_it_complete(
 
 
 def states(folder: Path) -> list[str]:
-    return sorted(status.state(out) for out in status.found(folder))
+    return sorted(status.state(out) for out in overview.found(folder))
 
 
 @pytest.mark.parametrize("more", [[], ["hydra/launcher=vectorized"]], ids=["basic", "vectorized"])

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from cl_runner.errors import UserError
-from cl_runner.results import read_matrix, read_rows
-from cl_runner.runner import run
-from cl_runner.steps import Recording, choose, settle
+from cl_runner.results.files import read_rows
+from cl_runner.results.matrices import read_matrix
+from cl_runner.run.loop import run
+from cl_runner.training.engines import Recording, choose, settle
 
 
 def test_auto_says_why(prepared):

@@ -9,9 +9,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import HydraContext
 from omegaconf import OmegaConf
 
-from cl_runner import naming
+from cl_runner.cli.typed import is_list, understood, unknown_option
 from cl_runner.errors import UserError
-from cl_runner.typed import is_list, understood, unknown_option
+from cl_runner.results import naming
 from hydra_plugins.cl_runner_launcher import ListingSweeper
 
 
@@ -213,7 +213,7 @@ def test_skipped_keys_leave_one_job_where_there_would_be_two() -> None:
 
 @pytest.mark.slow
 def test_a_key_that_no_choice_has_is_unknown_whatever_is_skipped() -> None:
-    from cl_runner.cli import explain
+    from cl_runner.cli.messages import explain
 
     with pytest.raises(Exception, match=r"strategy\.bufer_size") as caught:
         Sweeps("strategy=naive,er", "strategy.bufer_size=2", "missing_keys=skip").jobs()

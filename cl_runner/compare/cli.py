@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from cl_runner import __version__, console
+from cl_runner import __version__
 from cl_runner.compare.terminal import printable, printable_lines
 from cl_runner.errors import UserError, check
+from cl_runner.machine import console
+from cl_runner.results.names import COMPARISON
 
 if TYPE_CHECKING:
     from cl_runner.compare.table import Comparison
@@ -53,7 +55,7 @@ def parser() -> Parser:
     add("--baseline", metavar="STRATEGY", help="test against this one, too")
     add("--columns", metavar="A,B,C", help="show these metrics and costs, in this order")
     add("--format", choices=FORMATS, default="table", help="of what is printed (table)")
-    add("--out", type=Path, default=Path("comparison.csv"), metavar="FILE", help="(comparison.csv)")
+    add("--out", type=Path, default=Path(COMPARISON), metavar="FILE", help="(comparison.csv)")
     add("--html", type=Path, metavar="FILE", help="write tables, pictures and settings as one page")
     add("--plots", type=Path, metavar="DIR", help="draw pictures into this folder: PNG, SVG, PDF")
     return found
@@ -79,7 +81,7 @@ def compare(options: argparse.Namespace, command: str) -> int:
     from cl_runner.compare.runs import read_runs, select, version_notes
     from cl_runner.compare.table import Question
     from cl_runner.compare.table import compare as answer
-    from cl_runner.results import write_text
+    from cl_runner.results.files import write_text
 
     runs, notes = read_runs(options.paths)
     runs = select(runs, options.where)
@@ -145,9 +147,9 @@ def after_sweep(folder: Path) -> str:
     from cl_runner.compare.runs import read_runs
     from cl_runner.compare.table import Question
     from cl_runner.compare.table import compare as answer
-    from cl_runner.results import write_text
+    from cl_runner.results.files import write_text
 
-    out = folder / "comparison.csv"
+    out = folder / COMPARISON
     check_out(out)
     runs, _ = read_runs([str(folder)])
     comparison = answer(runs, Question())

@@ -13,7 +13,7 @@ from cl_runner.compare.render import OVERALL
 from cl_runner.compare.runs import read_runs
 from cl_runner.compare.table import BOUNDS, Comparison, Question, Stream, compare
 from cl_runner.errors import UserError, check
-from cl_runner.results import write_bytes
+from cl_runner.results.files import write_bytes
 
 SUFFIXES = ("png", "svg", "pdf")  # a PDF, for a paper, has no title: its caption says it
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from cl_runner import results, status
 from cl_runner.compare import table, terminal
 from cl_runner.compare.columns import POSITION, PRICE, QUALITY
 from cl_runner.compare.names import display
@@ -23,6 +22,7 @@ from cl_runner.compare.table import (
 )
 from cl_runner.compare.terminal import Column, printable
 from cl_runner.compare.verdict import PREFIXES, UNITS, verdict
+from cl_runner.results import files, status
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -507,7 +507,7 @@ def test_columns(other: str, result: Paired | None) -> dict[str, Any]:
 
 def csv_text(comparison: Comparison, columns: Names = None) -> str:
     """comparison.csv: what is not known is empty."""
-    return results.csv_text(records(comparison, columns))
+    return files.csv_text(records(comparison, columns))
 
 
 def json_text(comparison: Comparison, columns: Names = None) -> str:

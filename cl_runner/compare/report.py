@@ -12,17 +12,19 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from cl_runner import __version__, status
+from cl_runner import __version__
 from cl_runner.compare import render
 from cl_runner.compare.figures.canvas import NoMatplotlib, image, pyplot
 from cl_runner.compare.pictures import figures as all_figures
 from cl_runner.compare.render import Names, Sheet
-from cl_runner.compare.runs import OVERRIDES, Run
+from cl_runner.compare.runs import Run
 from cl_runner.compare.table import Comparison, Group, Stream
 from cl_runner.compare.terminal import printable_lines
 from cl_runner.compare.verdict import verdict
 from cl_runner.errors import UserError, check
-from cl_runner.reading import read_text, yaml_values
+from cl_runner.machine.reading import read_text, yaml_values
+from cl_runner.results import status
+from cl_runner.results.names import CONFIG, OVERRIDES
 
 GENERATOR = '<meta name="generator" content="cl-compare'  # by which a page of ours is known
 PAGE = Path(__file__).parent / "page"  # the template, its style and its script
@@ -294,7 +296,7 @@ def configuration(run: Run) -> tuple[str, str]:
     """A run's resolved configuration as YAML, and where that was read."""
     seed = f"seed {run.row['seed']}" if run.row.get("seed") else "the run"
     try:
-        text = read_text(run.folder / "config.yaml")
+        text = read_text(run.folder / CONFIG)
     except UserError:
         settings = run.configuration.items()
         lines = [f"{key}: {value or 'null'}" for key, value in settings]

@@ -10,11 +10,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from statistics import fmean
 
-from cl_runner import status
 from cl_runner.errors import UserError, check
-from cl_runner.results import DAMAGED, METRICS, read_rows
+from cl_runner.results import status
+from cl_runner.results.columns import METRICS
+from cl_runner.results.files import DAMAGED, read_rows
+from cl_runner.results.names import CALIBRATION_TABLE, STATUS, SUMMARY
 
-SUMMARY, OVERRIDES = "summary.csv", "overrides.yaml"
 LONGEST = 60  # characters of a cell in a message
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a terminal may take it for an order
 OTHER_FILES = re.compile(
@@ -124,7 +125,7 @@ def read_runs(patterns: Sequence[str], *, once: bool = True) -> tuple[list[Run],
         if path in seen:
             continue
         seen.add(path)
-        if path.name == status.STATUS:  # a job that ended before it wrote a summary
+        if path.name == STATUS:  # a job that ended before it wrote a summary
             row = {"status": status.state(path.parent)}
             found.setdefault(path.parent, Run(folder=path.parent, source=path, row=row))
             continue
@@ -160,7 +161,7 @@ def _files(patterns: Sequence[str], skipped: list[str]) -> Iterator[Path]:
         check(bool(matches), f"there is no file or folder {pattern}")
         for path in map(Path, matches):
             if path.is_dir():
-                files = [p for name in (SUMMARY, status.STATUS) for p in path.rglob(name)]
+                files = [p for name in (SUMMARY, STATUS) for p in path.rglob(name)]
                 yield from (p.resolve() for p in files if p.name == SUMMARY or not _explained(p))
                 if not files:
                     skipped.append(f"{path} (no {SUMMARY} in it)")
@@ -172,7 +173,7 @@ def _files(patterns: Sequence[str], skipped: list[str]) -> Iterator[Path]:
 
 def _explained(told: Path) -> bool:
     """Whether a job with this status.json has left more: its own summary, or runs in folders."""
-    inner = (p for name in (SUMMARY, status.STATUS) for p in told.parent.rglob(name))
+    inner = (p for name in (SUMMARY, STATUS) for p in told.parent.rglob(name))
     return any(path != told for path in inner)
 
 
@@ -241,7 +242,7 @@ def calibrated(run: Run) -> Run:
     They are named as the metrics are, with the split and the reading where those are not the usual.
     Raises UserError for a file that is none of cl-run.
     """
-    path = run.folder / "calibration.csv"
+    path = run.folder / CALIBRATION_TABLE
     if not run.complete or not path.exists():
         return run
     found: dict[str, list[float]] = {}

@@ -13,7 +13,7 @@ from cl_runner.compare.names import display, listed, said_by_name
 from cl_runner.compare.runs import CALIBRATION, COSTS, Run, is_metric, is_setting, shown
 from cl_runner.compare.statistics import Paired, Ranking
 from cl_runner.errors import UserError, check
-from cl_runner.results import interval
+from cl_runner.results.seeds import interval
 
 QUALITY = (
     *("ACC", "forgetting", "BWT", "FWT", "learning_accuracy", "intransigence"),

@@ -10,25 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from cl_runner.compare.runs import COSTS, SUMMARY, Run, is_metric, is_setting, read_runs
-from cl_runner.config import IMMATERIAL
+from cl_runner.compare.runs import COSTS, Run, is_metric, is_setting, read_runs
+from cl_runner.config.identity import IMMATERIAL, config_hash, flatten
 from cl_runner.errors import UserError, check
-from cl_runner.reading import yaml_values
-from cl_runner.results import (
-    METRICS,
+from cl_runner.machine.reading import yaml_values
+from cl_runner.results.columns import METRICS
+from cl_runner.results.files import read_rows
+from cl_runner.results.matrices import (
     Curves,
     Matrices,
-    config_hash,
-    flatten,
-    interval,
     matrix_name,
     metric_columns,
     read_curves,
     read_matrix,
-    read_rows,
 )
+from cl_runner.results.names import ACCURACY_TABLE, CONFIG, COST_TABLE, STATES, STATISTICS, SUMMARY
+from cl_runner.results.seeds import interval
 
-STATISTICS = "statistics.csv"
 # Columns of costs.csv: what is spent on each task, and what is held after it.
 SPENT = (
     *("train_seconds", "evaluation_seconds", "steps", "samples"),
@@ -39,7 +37,7 @@ HELD = (
     "peak_memory_bytes",
 )
 TOLERANCE = 1e-9  # of a metric; the files hold every digit
-STATES = ("complete", "running", "interrupted", "failed")
+SAID = STATES[:4]  # of a summary.csv; no run says of itself that it was killed or is missing
 READINGS, SPLITS = ("task", "domain", "class"), ("test", "validation")
 NAMED = ("benchmark", "strategy", "model", "optimizer")  # their names are columns of summary.csv
 
@@ -61,8 +59,8 @@ def verify(patterns: Sequence[str]) -> tuple[int, list[str]]:
 def of_run(run: Run) -> Iterator[str]:
     """The discrepancies of one run's folder."""
     row = read_rows(run.source)[0]
-    if row["status"] not in STATES:
-        yield f"{SUMMARY} has the status {row['status']!r}, not one of {', '.join(STATES)}"
+    if row["status"] not in SAID:
+        yield f"{SUMMARY} has the status {row['status']!r}, not one of {', '.join(SAID)}"
     yield from of_costs(row)
     yield from of_cost_table(run.folder, row)
     yield from of_configuration(run.folder, row)
@@ -90,7 +88,7 @@ def read_matrices(folder: Path, scenario: str) -> Matrices:
 def read_within(folder: Path) -> Curves | None:
     """What was measured within the tasks, if it was; what cannot be read `of_tidy` tells."""
     try:
-        return read_curves(folder / "accuracies.csv")
+        return read_curves(folder / ACCURACY_TABLE)
     except (UserError, ValueError, KeyError):
         return None
 
@@ -110,7 +108,7 @@ def of_costs(row: Mapping[str, str]) -> Iterator[str]:
 
 def of_cost_table(folder: Path, row: Mapping[str, str]) -> Iterator[str]:
     """The tasks' costs add up to the run's, and what is held at the end is what the run says."""
-    path = folder / "costs.csv"
+    path = folder / COST_TABLE
     if not path.exists() or row["status"] != "complete":
         return
     try:
@@ -153,7 +151,7 @@ def of_configuration(folder: Path, row: Mapping[str, str]) -> Iterator[str]:
     its first in config.yaml.
     """
     try:
-        config = yaml_values(folder / "config.yaml")
+        config = yaml_values(folder / CONFIG)
         flat = flatten(config)
     except (UserError, AttributeError) as error:
         yield str(error) if isinstance(error, UserError) else "config.yaml holds no settings"
@@ -222,7 +220,7 @@ def of_tidy(folder: Path, matrices: Matrices) -> Iterator[str]:
         for j, value in enumerate(cells)
         if not math.isnan(value)
     }
-    path = folder / "accuracies.csv"
+    path = folder / ACCURACY_TABLE
     if not path.exists():
         if expected:
             yield "accuracies.csv is missing"

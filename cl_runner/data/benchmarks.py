@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cl_runner.config import Benchmark, Permuted, Rotated, Split
+from cl_runner.config.schema import Benchmark, Permuted, Rotated, Split
 from cl_runner.core import Stream, Task, generator_for
 from cl_runner.data.datasets import Arrays
 from cl_runner.errors import UserError, check

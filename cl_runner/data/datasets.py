@@ -24,9 +24,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cl_runner import free_memory
 from cl_runner.errors import UserError, check, exhausted, one_of
-from cl_runner.reading import regular
+from cl_runner.machine import ram
+from cl_runner.machine.reading import regular
 
 FASHION = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
@@ -429,9 +429,9 @@ def _check_sizes(file: Path, members: Sequence[zipfile.ZipInfo]) -> None:
 
 def _check_free(what: str, needed: int) -> None:
     """Raise UserError if memory has no room for so many bytes of data."""
-    free = free_memory.available(torch.device("cpu"))
-    message = f"not enough memory: {what} take {free_memory.size(needed)}, and {{}} are free"
-    check(free is None or needed <= free, message.format(free_memory.size(free or 0)))
+    free = ram.available(torch.device("cpu"))
+    message = f"not enough memory: {what} take {ram.size(needed)}, and {{}} are free"
+    check(free is None or needed <= free, message.format(ram.size(free or 0)))
 
 
 def _array(key: str, member: IO[bytes], length: int) -> NDArray[Any]:

@@ -1,1 +1,1 @@
-"""Plain mathematics on tensors: nothing here knows of runs, files or configurations."""
+"""Mathematics: tensors in, tensors out. Nothing here knows of runs, files or configurations."""

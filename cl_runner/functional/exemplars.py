@@ -6,19 +6,9 @@ as vectors of length 1.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from cl_runner.core import Task, TrainState
-from cl_runner.functional.buffers import Ranking
-
-if TYPE_CHECKING:
-    from cl_runner.env import Env
-
-CHUNK = 1000  # samples per forward pass
 
 
 def unit(features: Tensor) -> Tensor:
@@ -56,33 +46,3 @@ def nearest_mean(features: Tensor, means: Tensor) -> Tensor:
     """Scores [B, K] = -|f - mean_c|^2 of features [B, d] and means [K, d] (eq. 2)."""
     squares = features.square().sum(1, keepdim=True) + means.square().sum(1)
     return 2 * (features @ means.T) - squares
-
-
-def features_of(s: TrainState, index: Tensor, task: int | Tensor, env: Env) -> Tensor:
-    """Features [n, d] of training rows `index` [n] of a task, or of tasks [n], in evaluation mode.
-
-    Not augmented.
-    """
-    tasks = torch.full_like(index, task) if isinstance(task, int) else task
-    parts = []
-    for rows, own in zip(index.split(CHUNK), tasks.split(CHUNK), strict=True):
-        batch = env.gather(rows, own, s.t)
-        parts.append(unit(env.answers(s.theta, batch.x, batch.task, last=-1)))
-    return torch.cat(parts)
-
-
-def herded(s: TrainState, task: Task, env: Env, capacity: int) -> Ranking:
-    """Ranks a task's samples by herding; those in the `capacity` slots by their slot.
-
-    `buffers.refill` writes a bin's samples in the order of their rank, so a smaller share later
-    keeps the best of them (algorithm 5), and the slots need not say more.
-    """
-
-    def best(candidates: Tensor, k: int) -> Tensor:
-        held, new = candidates[candidates < capacity], candidates[candidates >= capacity]
-        if len(held) >= k:
-            return held[:k]
-        features = features_of(s, task.train[new - capacity], task.index, env)
-        return torch.cat([held, new[herding(features, k - len(held))]])
-
-    return best

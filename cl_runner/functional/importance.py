@@ -8,18 +8,15 @@ which shrinks with the batch; it is not offered.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from cl_runner.core import Batch, Task, TrainState
+from cl_runner.core import Batch
 from cl_runner.functional.losses import mask_logits
-
-if TYPE_CHECKING:
-    from cl_runner.env import Env
 
 Size = Callable[[Tensor], Tensor]  # elementwise and multiplicative: torch.square or torch.abs
 Forward = Callable[[Batch], Tensor]  # logits [B, K]
@@ -206,57 +203,6 @@ def merge_quadratics(
     return torch.lerp(anchor, new_anchor, share)
 
 
-def mean_gradient_sizes(
-    s: TrainState,
-    task: Task,
-    env: Env,
-    cotangents_of: Cotangents,
-    size: Size,
-    samples: int | None,
-) -> Tensor:
-    """Mean over a task's training samples of sum_c size(d <g_c, f(x)> / d theta), as [P].
-
-    `cotangents_of(logits, batch)` gives the vectors g_c [B, K]. `samples` asks for a random subset.
-    Dropout is off and BatchNorm uses its running statistics. Networks that RULES do not cover, or
-    that use a layer more than once, are differentiated sample by sample.
-    """
-
-    def forward(batch: Batch) -> Tensor:
-        return env.net(s.theta, batch.x, batch.task)
-
-    def add(total: Tensor, batch: Batch) -> Tensor:
-        layers = ruled_layers(env.flat.module)
-        _, uses = traced(layers, forward, next(split(batch, 1)))
-        each_once = sorted(id(use.layer) for use in uses) == sorted(id(layer) for layer in layers)
-        as_ruled = all(use.factor.dim() == 3 and len(use.factor) == 1 for use in uses)
-        if not (layers and each_once and as_ruled):
-            return total + sample_by_sample(batch)
-        sums = torch.zeros_like(total)
-        views = env.flat.views(sums).values()
-        sums_of = {id(p): view for p, view in zip(env.flat.parameters, views, strict=True)}
-        for part in split(batch, FACTOR_BYTES // sum(use.factor.nbytes for use in uses)):
-            add_gradient_sizes(sums_of, layers, forward, part, cotangents_of, size)
-        return total + sums
-
-    def sample_by_sample(batch: Batch) -> Tensor:
-        def score(theta: Tensor, x: Tensor, task: Tensor, g: Tensor) -> Tensor:
-            return (env.net(theta, x[None], task[None]) * g).sum()
-
-        gradients = torch.func.vmap(torch.func.grad(score), in_dims=(None, 0, 0, 0))
-        theta = s.theta.detach()
-        sums = torch.zeros_like(theta)
-        for part in split(batch, FACTOR_BYTES // theta.nbytes):
-            with torch.no_grad():
-                logits = forward(part)
-            for g in cotangents_of(logits, part):
-                sums += size(gradients(theta, part.x, part.task, g)).sum(0)
-        return sums
-
-    total = torch.zeros_like(s.theta, requires_grad=False)
-    total, count = env.fold(add, total, s, task, samples=samples)
-    return total / count
-
-
 def split(batch: Batch, size: int) -> Iterator[Batch]:
     """The batch in parts of `size` samples, but at least one; the last part may be smaller."""
     step = max(1, size)
@@ -264,32 +210,6 @@ def split(batch: Batch, size: int) -> Iterator[Batch]:
         rows = slice(at, at + step)
         parts = [None if v is None else v[rows] for v in batch[:-1]]
         yield Batch._make([*parts, {name: u[rows] for name, u in batch.noise.items()}])
-
-
-def fisher_diagonal(
-    s: TrainState, task: Task, env: Env, *, labels: str, samples: int | None
-) -> Tensor:
-    """F [P]: mean over a task's training samples (or `samples` of them) of squared scores.
-
-    labels: one of LABEL_RULES. The classes are those active in training.
-    """
-
-    def scores(logits: Tensor, batch: Batch) -> Sequence[Tensor]:
-        return score_cotangents(logits, batch.y, batch.active, labels, batch.noise["label"])
-
-    return mean_gradient_sizes(s, task, env, scores, torch.square, samples)
-
-
-def output_sensitivity(s: TrainState, task: Task, env: Env, *, samples: int | None) -> Tensor:
-    """Omega [P]: mean over samples of |d |f(x)|^2 / d theta|, of the outputs active in training.
-
-    Aljundi et al. 2018, arXiv 1711.09601, eq. 2 and section 4.1: needs no labels.
-    """
-
-    def outputs(logits: Tensor, batch: Batch) -> Sequence[Tensor]:
-        return [2 * (logits if batch.active is None else logits * batch.active)]
-
-    return mean_gradient_sizes(s, task, env, outputs, torch.abs, samples)
 
 
 def fisher_overlap(a: Tensor, b: Tensor) -> float | None:

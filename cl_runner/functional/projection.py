@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cl_runner.core import Batch, Task, TrainState
-
-if TYPE_CHECKING:
-    from cl_runner.env import Env
-
-CHUNK = 2**26  # elements of single samples' gradients at once: 256 MiB
 RANK_TOLERANCE = 1e-5  # a direction this much shorter than all vectors together is rounding
 ENERGY_TOLERANCE = 1e-10  # likewise, of squared lengths
 
@@ -80,35 +73,6 @@ def new_directions(vectors: Tensor, bases: Sequence[Tensor]) -> Tensor:
     return new
 
 
-def logit_gradients(s: TrainState, task: Task, env: Env, *, number: int, every: bool) -> Tensor:
-    """Gradients [at most `number`, P] of single samples' logits, random samples of a task.
-
-    Of each sample's true class; or, if `every`, of every class active in training, and of as many
-    samples as then fit into `number`.
-    """
-    active = env.active(torch.full_like(s.t, task.index).view(1), s.t)
-    classes = torch.arange(env.num_classes, device=env.device)
-    classes = classes if active is None else classes[active[0]]
-
-    def logit(theta: Tensor, x: Tensor, task: Tensor, c: Tensor) -> Tensor:
-        return env.net(theta, x[None], task[None])[0].gather(0, c[None])[0]
-
-    gradients = torch.func.vmap(torch.func.grad(logit), in_dims=(None, 0, 0, 0))
-    chunk = max(1, CHUNK // s.theta.numel())
-
-    def collect(rows: list[Tensor], batch: Batch) -> list[Tensor]:
-        c = classes.expand(len(batch.y), -1) if every else batch.y[:, None]
-        n = torch.arange(len(c), device=c.device)[:, None].expand_as(c).flatten()
-        for part, label in zip(n.split(chunk), c.flatten().split(chunk), strict=True):
-            rows.append(gradients(s.theta.detach(), batch.x[part], batch.task[part], label))
-        return rows
-
-    samples = number // len(classes) if every else number
-    none: list[Tensor] = []
-    rows, _ = env.fold(collect, none, s, task, samples=samples)
-    return torch.cat(rows)
-
-
 def grow_projector(projector: Tensor, gram: Tensor, threshold: float) -> Tensor:
     """The projector M M^T [d, d] after the fewest new directions that explain enough.
 
@@ -127,32 +91,6 @@ def grow_projector(projector: Tensor, gram: Tensor, threshold: float) -> Tensor:
     U = directions * new
     grown: Tensor = old + U @ U.T
     return grown.to(projector.dtype)
-
-
-def input_grams(
-    s: TrainState, task: Task, env: Env, layers: Mapping[str, nn.Module], *, samples: int
-) -> dict[str, Tensor]:
-    """R R^T [d, d] float64 of each layer's inputs R [d, n], on random samples of a task."""
-    grams: dict[str, Tensor] = {}
-
-    def watch(name: str) -> torch.utils.hooks.RemovableHandle:
-        def add(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = layer_inputs(layer, inputs[0]).double()
-            grams[name] = grams[name] + x.T @ x if name in grams else x.T @ x
-
-        return layers[name].register_forward_pre_hook(add)
-
-    def look(_: None, batch: Batch) -> None:
-        env.net(s.theta, batch.x, batch.task)
-
-    handles = [watch(name) for name in layers]
-    try:
-        with torch.no_grad():
-            env.fold(look, None, s, task, samples=samples)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return grams
 
 
 def layer_inputs(layer: nn.Module, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cl_runner import config
+from cl_runner.config import schema
 from cl_runner.errors import check
 
 Stage = Callable[[Tensor], Tensor]
@@ -198,18 +198,18 @@ def activation_shapes(
 
 
 def factory(
-    model: config.Model, input_shape: tuple[int, int, int], outputs: int
+    model: schema.Model, input_shape: tuple[int, int, int], outputs: int
 ) -> Callable[[], nn.Module]:
     """make_net: each call builds the configured network anew, from torch's global generator.
 
     Raises UserError if the network does not fit the inputs.
     """
     channels, height, width = input_shape
-    if isinstance(model, config.MLP):
+    if isinstance(model, schema.MLP):
         return lambda: MLP(
             channels * height * width, model.hidden_sizes, outputs, model.init, model.dropout
         )
-    if isinstance(model, config.CNN):
+    if isinstance(model, schema.CNN):
         check(
             min(height, width) >> len(model.channels) >= 1,
             f"model.channels has {len(model.channels)} poolings, too many for {height}x{width} "

@@ -12,15 +12,16 @@ from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 
-from cl_runner.config import parse
+from cl_runner.config.parse import parse
 from cl_runner.errors import UserError, check, one_of
 from cl_runner.strategies.base import Strategy
 
 
 @cache
 def available() -> tuple[str, ...]:
-    """The names of all strategies: the modules of this package."""
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base"))
+    """The names of all strategies: the modules of this package, without `base` and `parts`."""
+    found = (m for m in pkgutil.iter_modules(__path__) if not m.ispkg)
+    return tuple(sorted(m.name for m in found if m.name != "base"))
 
 
 def find(name: str, plugins: Sequence[str] = ()) -> type[Strategy]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from cl_runner.core import Batch, TrainState
-from cl_runner.env import Env
 from cl_runner.errors import check
 from cl_runner.functional.projection import project_half_space
 from cl_runner.strategies.base import Aux
 from cl_runner.strategies.er import ER
+from cl_runner.training.env import Env
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from cl_runner.config import SCENARIOS
+from cl_runner.config.schema import SCENARIOS
 from cl_runner.core import Batch, Stream, Task, TrainState
-from cl_runner.env import Env
 from cl_runner.errors import check
 from cl_runner.functional.losses import cross_entropy
+from cl_runner.training.env import Env
 
 Aux = dict[str, Any]
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from cl_runner.core import Batch, TrainState
-from cl_runner.env import Env
 from cl_runner.errors import check
 from cl_runner.functional.losses import mask_logits, weighted_mean
 from cl_runner.strategies.base import Aux
 from cl_runner.strategies.er import ER
+from cl_runner.training.env import Env
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cl_runner.core import Stream, TrainState
-from cl_runner.env import Env
 from cl_runner.strategies.base import Strategy
 from cl_runner.strategies.joint import union
+from cl_runner.training.env import Env
 
 
 @dataclass(frozen=True, kw_only=True)

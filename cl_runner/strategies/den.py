@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from cl_runner.core import Batch, Task, TrainState, generator_for
-from cl_runner.env import Env
 from cl_runner.errors import UserError, check
-from cl_runner.fit import fit
-from cl_runner.functional import dynamic
-from cl_runner.functional.dynamic import as_vector, touching, within
+from cl_runner.functional import growing
+from cl_runner.functional.growing import as_vector, touching, within
 from cl_runner.functional.losses import quadratic
-from cl_runner.nn.dynamic import hidden_sizes, indices, layers, stamped, units, with_reserve
+from cl_runner.nn.growing import hidden_sizes, indices, layers, stamped, units, with_reserve
 from cl_runner.nn.networks import MLP
-from cl_runner.steps import Learner
 from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.training.engines import Learner
+from cl_runner.training.env import Env
+from cl_runner.training.fit import fit
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class DEN(Strategy):
 
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         new, aux = super().step(s, batch, env)
-        theta = dynamic.soft_threshold(new.theta, s.opt["lr"] * self.mu)
+        theta = growing.soft_threshold(new.theta, s.opt["lr"] * self.mu)
         return new._replace(theta=torch.where(s.memory["trainable"], theta, s.theta.detach())), aux
 
     def begin_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
@@ -123,7 +123,7 @@ class DEN(Strategy):
             head = env.flat.output_mask(own)
             s = s._replace(theta=theta.masked_fill(head, 0.0))
             s = self.phase(s, self, within(chosen) & head, task, env, "outputs")
-            chosen[1:] = dynamic.connected(layers(env.flat, s.theta), own)[1:]  # and all inputs
+            chosen[1:] = growing.connected(layers(env.flat, s.theta), own)[1:]  # and all inputs
         return env.restart(remember(s, trainable=within(chosen)), s.theta)
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
@@ -139,13 +139,13 @@ class DEN(Strategy):
         stamp = stamped(env.flat, stamp, indices(env.flat, stamp == env.num_tasks, self.expand), t)
         inputs, *new = units(env.flat, stamp == t, torch.zeros_like(own))
         trainable = within(units(env.flat, stamp <= t, own)) & touching([~inputs, *new])
-        drawn = dynamic.linear_init(
+        drawn = growing.linear_init(
             layers(env.flat, s.theta), generator_for(env.device, env.seed, "units", t)
         )
         theta = torch.where(trainable, as_vector(drawn), s.theta.detach())
         s = remember(s, stamp=stamp)._replace(theta=theta)
         s = self.phase(s, Expansion(self), trainable, task, env, "expansion")
-        useless = torch.cat(dynamic.without_input(layers(env.flat, s.theta)[:-1])) & (stamp == t)
+        useless = torch.cat(growing.without_input(layers(env.flat, s.theta)[:-1])) & (stamp == t)
         stamp = stamp.masked_fill(useless, env.num_tasks)
         in_use = within(units(env.flat, stamp <= t, torch.ones_like(own)))
         return remember(s, stamp=stamp)._replace(theta=s.theta.detach() * in_use)
@@ -156,7 +156,7 @@ class DEN(Strategy):
         before = within(units(env.flat, stamp < t, torch.ones_like(own)))
         new, old = layers(env.flat, s.theta.detach()), layers(env.flat, s.memory["old"])
         known = layers(env.flat, s.theta.detach() * before)
-        moved = dynamic.drifted(known[:-1], old[:-1], self.sigma)
+        moved = growing.drifted(known[:-1], old[:-1], self.sigma)
         originals = [i[: self.duplicates] for i in moved]
         self.warn_of(t, [len(a) - len(b) for a, b in zip(moved, originals, strict=True)])
         if not any(len(i) for i in originals):
@@ -164,7 +164,7 @@ class DEN(Strategy):
         free = indices(env.flat, stamp == env.num_tasks, self.duplicates)
         copies = [f[: len(i)] for f, i in zip(free, originals, strict=True)]
         stamp = stamped(env.flat, stamp, copies, t)
-        divided = dynamic.duplicate(new, old, originals, copies, units(env.flat, stamp == t, own))
+        divided = growing.duplicate(new, old, originals, copies, units(env.flat, stamp == t, own))
         s = remember(s, stamp=stamp)._replace(theta=as_vector(divided))
         return self.phase(s, self, within(units(env.flat, stamp <= t, own)), task, env, "split")
 
@@ -212,5 +212,5 @@ class Expansion:
         new, aux = self.den.step(s, batch, env)
         *hidden, last = layers(env.flat, new.theta)
         members = layers(env.flat, s.memory["trainable"])[:-1]
-        hidden = dynamic.group_threshold(hidden, members, s.opt["lr"] * self.den.gamma)
+        hidden = growing.group_threshold(hidden, members, s.opt["lr"] * self.den.gamma)
         return new._replace(theta=as_vector([*hidden, last])), aux

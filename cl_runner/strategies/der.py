@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from cl_runner.core import Batch, TrainState
-from cl_runner.env import Env
 from cl_runner.errors import check
 from cl_runner.functional.buffers import Slots
 from cl_runner.functional.losses import weighted_mean
 from cl_runner.strategies.base import Aux, Strategy
 from cl_runner.strategies.er import ER, load
+from cl_runner.training.env import Env
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cl_runner.core import Batch, TrainState
-from cl_runner.env import Env
 from cl_runner.errors import check
 from cl_runner.functional.losses import cross_entropy
 from cl_runner.strategies.base import Aux
 from cl_runner.strategies.der import DER
+from cl_runner.training.env import Env
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState, concatenate, generator_for
-from cl_runner.env import FOLD_CHUNK, Env
 from cl_runner.errors import UserError, check, one_of
 from cl_runner.functional import buffers
 from cl_runner.functional.buffers import Slots
-from cl_runner.functional.exemplars import herded
 from cl_runner.nn.networks import Network
 from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.strategies.parts.features import herded
+from cl_runner.training.env import FOLD_CHUNK, Env
 
 PREFIX = "buffer_"
 LARGEST = 1_000_000  # samples; drawing from a buffer takes time in proportion to its size

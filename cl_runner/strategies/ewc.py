@@ -9,16 +9,12 @@ import torch
 from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState
-from cl_runner.env import Env
 from cl_runner.errors import check, one_of
-from cl_runner.functional.importance import (
-    LABEL_RULES,
-    fisher_diagonal,
-    fisher_overlap,
-    merge_quadratics,
-)
+from cl_runner.functional.importance import LABEL_RULES, fisher_overlap, merge_quadratics
 from cl_runner.functional.losses import PENALTIES, proximal_step, pulled
 from cl_runner.strategies.base import Aux, Strategy, without_meaning
+from cl_runner.strategies.parts.importance import fisher_diagonal
+from cl_runner.training.env import Env
 
 
 @dataclass(frozen=True, kw_only=True)

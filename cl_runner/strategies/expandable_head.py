@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState
-from cl_runner.env import Env
 from cl_runner.errors import check, one_of
 from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.training.env import Env
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from cl_runner.core import Batch, TrainState
-from cl_runner.env import Env
 from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.training.env import Env
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cl_runner.core import Stream, Task, TrainState, generator_for
-from cl_runner.env import Env
 from cl_runner.errors import check
-from cl_runner.fit import CPU, fit
 from cl_runner.functional import buffers
 from cl_runner.strategies.base import Strategy
 from cl_runner.strategies.er import LARGEST, arrived, bins_of, load, store
+from cl_runner.training.batches import CPU
+from cl_runner.training.env import Env
+from cl_runner.training.fit import fit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from cl_runner.core import Batch, TrainState
-from cl_runner.env import Env
 from cl_runner.errors import check
 from cl_runner.functional import buffers
 from cl_runner.functional.projection import project_cone
 from cl_runner.strategies.base import Aux, Strategy
 from cl_runner.strategies.er import load, store
+from cl_runner.training.env import Env
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor, nn
 
-from cl_runner.config import Adam
+from cl_runner.config.schema import Adam
 from cl_runner.core import Batch, Task, TrainState, generator_for
-from cl_runner.env import Env, kept, statistics
 from cl_runner.errors import check, one_of
-from cl_runner.functional import optim
 from cl_runner.functional.generative import (
     answer_error,
     answers,
@@ -28,6 +26,8 @@ from cl_runner.functional.generative import (
 from cl_runner.functional.losses import cross_entropy
 from cl_runner.nn.generators import GENERATORS, Scholar
 from cl_runner.strategies.base import Aux, Strategy, without_meaning
+from cl_runner.training import optim
+from cl_runner.training.env import Env, kept, statistics
 
 PARTS = {"vae": ("generator",), "gan": ("generator.decoder", "generator.critic")}
 BETAS = {"vae": [0.9, 0.999], "gan": [0.5, 0.9]}  # of Adam; gan: Gulrajani et al.'s code for MNIST

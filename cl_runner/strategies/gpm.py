@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from cl_runner.core import Batch, Task, TrainState
-from cl_runner.env import Env
 from cl_runner.errors import check
-from cl_runner.functional.projection import grow_projector, input_grams
+from cl_runner.functional.projection import grow_projector
 from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.strategies.parts.gradients import input_grams
+from cl_runner.training.env import Env
 
 THRESHOLD = [0.95, 0.99]  # of the first layer, and of all others, if there are any
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from cl_runner.core import Batch, Task, TrainState
-from cl_runner.env import Env
 from cl_runner.errors import check
 from cl_runner.functional.losses import cross_entropy, weighted_mean
 from cl_runner.nn.gated import Attention, chain, hidden_units
 from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.training.env import Env
 
 LARGEST_EMBEDDING = 6.0  # |e| is kept below it, and |s e| in the compensation below the next;
 LARGEST_EXPONENT = 50.0  # both are the authors' code's thres_emb and thres_cosh

@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cl_runner.core import Batch, Stream, Task, TrainState
-from cl_runner.env import Env, kept, statistics
 from cl_runner.errors import check
 from cl_runner.functional import buffers
-from cl_runner.functional.exemplars import class_means, features_of, herded, nearest_mean, unit
+from cl_runner.functional.exemplars import class_means, nearest_mean, unit
 from cl_runner.functional.losses import weighted_mean
 from cl_runner.nn.networks import activation_shapes
 from cl_runner.strategies.base import Aux, Strategy
@@ -26,6 +25,8 @@ from cl_runner.strategies.er import (
     places,
     store,
 )
+from cl_runner.strategies.parts.features import features_of, herded
+from cl_runner.training.env import Env, kept, statistics
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from cl_runner.core import Task, TrainState
-from cl_runner.env import Env, kept, statistics
 from cl_runner.errors import check, one_of
-from cl_runner.functional.importance import LABEL_RULES, fisher_diagonal, merge_quadratics
+from cl_runner.functional.importance import LABEL_RULES, merge_quadratics
 from cl_runner.strategies.base import Strategy, without_meaning
+from cl_runner.strategies.parts.importance import fisher_diagonal
+from cl_runner.training.env import Env, kept, statistics
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from cl_runner.core import Stream, Task, TrainState
-from cl_runner.env import Env
 from cl_runner.strategies.base import Strategy
+from cl_runner.training.env import Env
 
 
 def union(tasks: tuple[Task, ...]) -> tuple[Tensor, Tensor]:

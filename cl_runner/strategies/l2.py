@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState
-from cl_runner.env import Env
 from cl_runner.errors import check
 from cl_runner.functional.losses import quadratic
 from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.training.env import Env
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState
-from cl_runner.env import Env
 from cl_runner.errors import check
 from cl_runner.functional.buffers import Slots
 from cl_runner.functional.losses import cross_entropy
 from cl_runner.nn.networks import activation_shapes
 from cl_runner.strategies.base import Aux, Strategy
 from cl_runner.strategies.er import ER, REFILLED, load, store
+from cl_runner.training.env import Env
 
 
 @dataclass(frozen=True, kw_only=True)

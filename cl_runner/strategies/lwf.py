@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState
-from cl_runner.env import Env, kept, statistics
 from cl_runner.errors import check, one_of
 from cl_runner.functional.losses import distillation
 from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.training.env import Env, kept, statistics
 
 
 @dataclass(frozen=True, kw_only=True)

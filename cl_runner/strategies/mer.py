@@ -11,13 +11,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from cl_runner.config import SGD
+from cl_runner.config.schema import SGD
 from cl_runner.core import Batch, TrainState
-from cl_runner.env import Env
 from cl_runner.errors import check
-from cl_runner.fit import plan
 from cl_runner.strategies.base import Aux
 from cl_runner.strategies.er import ER, load
+from cl_runner.training.env import Env
+from cl_runner.training.fit import plan
 
 TIMED = 15  # gradients, before a run, to tell what it takes
 

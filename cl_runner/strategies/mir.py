@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cl_runner.core import Batch, TrainState
-from cl_runner.env import Env
 from cl_runner.errors import check
 from cl_runner.functional.losses import mask_logits
 from cl_runner.strategies.er import ER
+from cl_runner.training.env import Env
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState
-from cl_runner.env import Env
 from cl_runner.errors import check, one_of
-from cl_runner.functional.projection import logit_gradients, new_directions, project_out
+from cl_runner.functional.projection import new_directions, project_out
 from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.strategies.parts.gradients import logit_gradients
+from cl_runner.training.env import Env
 
 MEMORY_LIMIT = 4 * 2**30  # bytes
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState
-from cl_runner.env import Env
 from cl_runner.errors import check
-from cl_runner.fit import fit, plan
 from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.training.env import Env
+from cl_runner.training.fit import fit, plan
 
 FREE = -1  # the owner of a weight that no task uses; the weight is 0
 

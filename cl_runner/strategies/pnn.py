@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from cl_runner.core import Batch, Task, TrainState
-from cl_runner.env import Env
 from cl_runner.errors import check
 from cl_runner.functional.losses import cross_entropy
 from cl_runner.nn.columns import Columns
 from cl_runner.nn.networks import MLP
 from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.training.env import Env
 
 
 @dataclass(frozen=True, kw_only=True)

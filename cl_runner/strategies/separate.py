@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cl_runner.core import Task, TrainState
-from cl_runner.env import Env
 from cl_runner.errors import check
 from cl_runner.strategies.base import Strategy
+from cl_runner.training.env import Env
 
 
 @dataclass(frozen=True, kw_only=True)

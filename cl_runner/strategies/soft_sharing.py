@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from cl_runner.core import Batch, TrainState
-from cl_runner.env import Env
 from cl_runner.errors import check, one_of
 from cl_runner.functional.losses import PENALTIES, proximal_step, quadratic
 from cl_runner.nn.columns import Copies
 from cl_runner.strategies.base import Aux
 from cl_runner.strategies.joint import Joint
+from cl_runner.training.env import Env
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from cl_runner.core import generator_for
-from cl_runner.env import Env
 from cl_runner.errors import check, one_of
 from cl_runner.nn.gated import Gated, chain, hidden_units, layers
 from cl_runner.strategies.si import SI
+from cl_runner.training.env import Env
 
 
 @dataclass(frozen=True, kw_only=True)

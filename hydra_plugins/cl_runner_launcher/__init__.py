@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,10 +25,16 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
-from cl_runner import naming, status
+from cl_runner.config.keys import dotted, nearest
+from cl_runner.config.outline import checked
 from cl_runner.errors import UserError
+from cl_runner.results import naming, status
 
 log = logging.getLogger(__name__)
+Outcome = float | Exception | None  # None: to be run alone
+RunTogether = Callable[[Sequence[DictConfig]], list[Outcome]]
+Conclude = Callable[[Any], TaskFunction]
+TOGETHER: dict[str, Any] = {}  # what `register` was given; Hydra makes the launcher by itself
 
 
 class VectorizedLauncher(Launcher):
@@ -50,16 +56,14 @@ class VectorizedLauncher(Launcher):
             compose(self.context, self.config, overrides, initial_job_idx + i)
             for i, overrides in enumerate(job_overrides)
         ]
-        from cl_runner import cli  # torch comes with it, and only sweeps that run need it
-
-        outcomes = cli.run_together(composed)
+        outcomes = TOGETHER["run"](composed)
         returns = []
         for config, outcome in zip(composed, outcomes, strict=True):
             returns.append(
                 run_job(
                     hydra_context=self.context,
                     task_function=(
-                        self.task_function if outcome is None else cli.concluded(outcome)
+                        self.task_function if outcome is None else TOGETHER["conclude"](outcome)
                     ),
                     config=config,
                     job_dir_key="hydra.sweep.dir",
@@ -174,8 +178,6 @@ def check_lacking(jobs: Sequence[Fitted], *, skip: bool) -> None:
 
 def unknown(key: str, jobs: Sequence[Fitted]) -> Exception:
     """The error about a key that no job has; of several jobs, of one that has a similar key."""
-    from cl_runner.typed import dotted, nearest
-
     group = key.partition(".")[0]
     for job in jobs:
         keys = [k for k in dotted(job.config) if k.startswith(f"{group}.")]
@@ -186,12 +188,10 @@ def unknown(key: str, jobs: Sequence[Fitted]) -> Exception:
 
 def check_any(configs: Sequence[DictConfig]) -> None:
     """Refuse a sweep none of whose jobs can run; where some can, they do."""
-    from cl_runner import cli
-
     refused = []
     for config in configs:
         try:
-            cli.checked(own(config))
+            checked(own(config))
         except UserError as error:
             refused.append(error)
     if len(refused) == len(configs):
@@ -230,8 +230,14 @@ def placed(config: DictConfig, number: int) -> DictConfig:
     return config
 
 
-def register() -> None:
-    """Make both known to Hydra, which does not find them by itself in an editable install."""
+def register(run: RunTogether, conclude: Conclude) -> None:
+    """Make both known to Hydra, which does not find them by itself in an editable install.
+
+    run: trains a sweep's jobs together, as far as they can be. conclude: makes of such a job's
+    outcome what stands for the task function. Both are handed in, since the command line lies above
+    this module.
+    """
+    TOGETHER.update(run=run, conclude=conclude)
     Plugins.instance().register(VectorizedLauncher)
     Plugins.instance().register(ListingSweeper)
     node = {"_target_": "hydra_plugins.cl_runner_launcher.VectorizedLauncher"}  # no settings

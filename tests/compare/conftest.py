@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
-from cl_runner import results
+from cl_runner.results import files
+from cl_runner.results.matrices import metric_columns, write_matrices
 
 FIXED = {"parameters": 100, "parameter_bytes": 400, "buffer_bytes": None, "memory_bytes": 0}
 
@@ -64,16 +65,16 @@ def maker(root: Path) -> Callable[..., Path]:
         label = "-".join([benchmark, scenario, strategy, str(seed), *map(str, keys.values())])
         out = root / "runs" / (folder or label)
         out.mkdir(parents=True)
-        matrices = {("test", scenario): R}
+        measured = {("test", scenario): R}
         if scenario == "class":
-            matrices["test", "task"] = np.minimum(R + 0.1, 1)
+            measured["test", "task"] = np.minimum(R + 0.1, 1)
         row = {
             "status": status,
             "benchmark": benchmark,
             "scenario": scenario,
             "strategy": strategy,
             "seed": seed,
-            **results.metric_columns(matrices, scenario),
+            **metric_columns(measured, scenario),
             "seconds": 1.5,
             "samples": samples,
             **FIXED,
@@ -84,8 +85,8 @@ def maker(root: Path) -> Callable[..., Path]:
             "commit": "abc",
             **(versions or {}),
         }
-        results.write_rows(out / "summary.csv", [row])
-        results.write_matrices(out, matrices, scenario)
+        files.write_rows(out / "summary.csv", [row])
+        write_matrices(out, measured, scenario)
         names = ("benchmark", "strategy", "model", "optimizer")
         tree: dict[str, object] = {"seed": seed, "scenario": scenario}
         tree |= {name: {"name": row[name]} for name in names} | {"training": {}}

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cl_runner import sweep
 from cl_runner.compare import cli
 from cl_runner.errors import UserError
-from cl_runner.results import read_rows
+from cl_runner.results.files import read_rows
+from cl_runner.sweep import merge
 
 COMMANDS = Path(sys.executable).parent
 
@@ -212,7 +212,7 @@ def test_a_sweep_ends_with_its_comparison(run_folder, tmp_path: Path, capsys) ->
         run_folder(0.6 + seed / 10, seed=seed)
     run_folder(0.1, seed=2, status="failed")
     run_folder(0.4, strategy="naive")
-    sweep.compared(tmp_path / "runs", verbose=True)
+    merge.compared(tmp_path / "runs", verbose=True)
     out, err = capsys.readouterr()
     lines = [line.split() for line in out.splitlines()]
     assert lines[2] == ["strategy", "n", "incomplete", "ACC", "forgetting"]
@@ -226,7 +226,7 @@ def test_a_sweep_ends_with_its_comparison(run_folder, tmp_path: Path, capsys) ->
 
 def test_a_comparison_that_fails_is_one_line(run_folder, tmp_path: Path, capsys) -> None:
     run_folder(0.5, status="failed")
-    sweep.compared(tmp_path / "runs", verbose=True)
+    merge.compared(tmp_path / "runs", verbose=True)
     out, err = capsys.readouterr()
     assert (out, err) == ("no comparison: none of the 1 runs is complete: failed\n", "")
 
@@ -236,7 +236,7 @@ def test_few_runs_are_compared_without_slow_imports(run_folder, tmp_path: Path) 
     for strategy in ("er", "naive"):
         run_folder(0.5, strategy=strategy)
     code = (
-        "import sys; from pathlib import Path; from cl_runner.sweep import compared; "
+        "import sys; from pathlib import Path; from cl_runner.sweep.merge import compared; "
         "compared(Path('runs'), verbose=True); "
         "print(*sorted({'torch', 'pandas', 'scipy', 'matplotlib'} & set(sys.modules)), '!')"
     )
@@ -262,7 +262,7 @@ def test_a_run_draws_its_own_pictures(tmp_path: Path) -> None:
         "import sys; from importlib import util; found = util.find_spec; "
         "util.find_spec = lambda name: None if name == 'matplotlib' else found(name); "
         "sys.argv = ['cl-run', 'plots=true', 'hydra.run.dir=b']; "
-        "from cl_runner.cli import main; main()"
+        "from cl_runner.cli.app import main; main()"
     )
     command_ = [sys.executable, "-c", without]
     done = subprocess.run(command_, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -16,7 +16,8 @@ from cl_runner.compare.figures import canvas, streams, tradeoffs
 from cl_runner.compare.runs import read_runs
 from cl_runner.compare.table import Comparison, Question, compare
 from cl_runner.errors import UserError
-from cl_runner.results import read_matrix, read_rows, write_matrices, write_rows
+from cl_runner.results.files import read_rows, write_rows
+from cl_runner.results.matrices import read_matrix, write_matrices
 
 pytestmark = pytest.mark.slow
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cl_runner import status
 from cl_runner.compare import columns, latex, render, terminal
 from cl_runner.compare.runs import read_runs
 from cl_runner.compare.table import Comparison, Question, compare
 from cl_runner.errors import Diverged, UserError
-from cl_runner.results import read_rows, write_rows
+from cl_runner.results import status
+from cl_runner.results.files import read_rows, write_rows
 
 
 @pytest.fixture

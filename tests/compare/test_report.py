@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cl_runner import __version__, status
+from cl_runner import __version__
 from cl_runner.compare import cli, report
 from cl_runner.compare.render import sheets
 from cl_runner.compare.runs import read_runs
 from cl_runner.compare.table import Comparison, Question, compare
 from cl_runner.compare.verdict import verdict
 from cl_runner.errors import Diverged, UserError
+from cl_runner.results import status
 
 MADE = "2026-11-26 12:00 +0000"
 HOSTILE = "</td><script>alert(1)</script>\"'&$x^$"

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from cl_runner import status, sweep
 from cl_runner.compare.render import csv_text
 from cl_runner.compare.runs import Run, read_runs, select, version_notes
 from cl_runner.compare.table import Question, compare
 from cl_runner.errors import UserError
-from cl_runner.results import merge_seeds, read_rows, write_rows
+from cl_runner.results import status
+from cl_runner.results.files import read_rows, write_rows
+from cl_runner.results.seeds import merge_seeds
+from cl_runner.sweep import merge
 
 
 def seeds(runs: list[Run]) -> list[str]:
@@ -26,7 +28,7 @@ def swept(run_folder, tmp_path: Path) -> Path:
     """A sweep of three runs with its merged summary.csv."""
     for seed in range(3):
         run_folder(0.5 + seed / 10, seed=seed, folder=f"job{seed}")
-    sweep.merge(tmp_path / "runs")
+    merge.merge(tmp_path / "runs")
     return tmp_path / "runs"
 
 
@@ -54,7 +56,7 @@ def test_runs_of_several_seeds_count_once(run_folder, tmp_path: Path) -> None:
     merge_seeds(tmp_path / "runs" / "many", folders)
     assert seeds(read_runs([str(tmp_path)])[0]) == ["0", "1"]
     # A sweep of such runs lists the folder of the seeds beside each seed.
-    sweep.merge(tmp_path / "runs")
+    merge.merge(tmp_path / "runs")
     assert seeds(read_runs([str(tmp_path)])[0]) == ["0", "1"]
     shutil.copy(tmp_path / "runs/summary.csv", tmp_path / "alone.csv")
     shutil.copy(tmp_path / "runs/many/summary.csv", tmp_path / "seeds.csv")
@@ -88,7 +90,7 @@ def test_a_job_that_never_started_is_a_failed_run(run_folder, tmp_path: Path) ->
     status.fail(job, UserError("no data"))
     for merged in (False, True):
         if merged:
-            sweep.merge(tmp_path / "runs")
+            merge.merge(tmp_path / "runs")
         runs, _ = read_runs([str(tmp_path)])
         assert sorted(run.row["status"] for run in runs) == ["complete", "failed"]
 

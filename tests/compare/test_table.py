@@ -16,7 +16,8 @@ from cl_runner.compare.runs import Run, read_runs
 from cl_runner.compare.table import Comparison, Question, compare, larger_is_better
 from cl_runner.errors import UserError
 from cl_runner.functional import metrics
-from cl_runner.results import read_matrix, read_rows, write_rows
+from cl_runner.results.files import read_rows, write_rows
+from cl_runner.results.matrices import read_matrix
 
 
 def ask(path: Path, **question: object) -> Comparison:

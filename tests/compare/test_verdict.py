@@ -11,7 +11,7 @@ import pytest
 from cl_runner.compare.runs import read_runs
 from cl_runner.compare.table import Comparison, Question, compare
 from cl_runner.compare.verdict import amount, times, verdict
-from cl_runner.results import read_rows, write_rows
+from cl_runner.results.files import read_rows, write_rows
 
 NOISE = (0.01, -0.012, 0.004, -0.003, 0.0085, -0.0074)  # their mean is 0, nearly
 Ask = Callable[..., Comparison]

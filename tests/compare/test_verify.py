@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import yaml
 
-from cl_runner import sweep
 from cl_runner.compare.verify import verify
+from cl_runner.config.identity import config_hash
 from cl_runner.errors import UserError
-from cl_runner.results import config_hash, merge_seeds, read_rows, write_rows
+from cl_runner.results.files import read_rows, write_rows
+from cl_runner.results.seeds import merge_seeds
+from cl_runner.sweep import merge
 
 R = np.array([[0.1, 0.2, 0.3], [0.9, 0.1, 0.2], [0.5, 0.8, 0.2], [0.4, 0.6, 0.7]])
 
@@ -32,7 +34,7 @@ def test_true_folders_pass(run_folder, tmp_path: Path) -> None:
     broken = R.copy()
     broken[2:] = np.nan
     run_folder(broken, seed=2, status="failed")
-    sweep.merge(tmp_path / "runs")
+    merge.merge(tmp_path / "runs")
     assert verify([str(tmp_path)]) == (3, [])
 
 
@@ -85,7 +87,7 @@ def test_missing_files_are_found(run_folder, tmp_path, file: str, said: str) -> 
 
 def test_a_merged_table_must_say_what_its_runs_say(run_folder, tmp_path) -> None:
     run_folder(R, folder="job")
-    sweep.merge(tmp_path / "runs")
+    merge.merge(tmp_path / "runs")
     change(tmp_path / "runs" / "summary.csv", "ACC", 0.9)
     (line,) = verify([str(tmp_path)])[1]
     assert "summary.csv says ACC of job is '0.9', its own says" in line
@@ -93,7 +95,7 @@ def test_a_merged_table_must_say_what_its_runs_say(run_folder, tmp_path) -> None
 
 def test_a_complete_run_that_a_merged_table_lacks_is_found(run_folder, tmp_path) -> None:
     run_folder(R, folder="a")
-    sweep.merge(tmp_path / "runs")
+    merge.merge(tmp_path / "runs")
     run_folder(R, folder="b", seed=1)
     run_folder(R, folder="c", seed=2, status="running")  # a job of a sweep that is not done
     assert verify([str(tmp_path)])[1] == [f"{tmp_path / 'runs'}: summary.csv has no row of b"]

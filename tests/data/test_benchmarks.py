@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cl_runner.config import Benchmark, Permuted, Rotated, Split
+from cl_runner.config.schema import Benchmark, Permuted, Rotated, Split
 from cl_runner.core import Stream
 from cl_runner.data.benchmarks import build_stream, pad
 from cl_runner.data.datasets import Arrays

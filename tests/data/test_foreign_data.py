@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cl_runner import free_memory
 from cl_runner.data import datasets
 from cl_runner.data.datasets import KEYS, load
 from cl_runner.errors import UserError
+from cl_runner.machine import ram as free_memory
 
 
 def fails(dataset: str, path: Path) -> str:

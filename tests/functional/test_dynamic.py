@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cl_runner.functional.dynamic import (
+from cl_runner.functional.growing import (
     Layers,
     as_layers,
     as_vector,

@@ -10,15 +10,9 @@ import torch
 from torch import Tensor
 
 from cl_runner.core import TrainState
-from cl_runner.functional import exemplars
-from cl_runner.functional.exemplars import (
-    class_means,
-    features_of,
-    herded,
-    herding,
-    nearest_mean,
-    unit,
-)
+from cl_runner.functional.exemplars import class_means, herding, nearest_mean, unit
+from cl_runner.strategies.parts import features
+from cl_runner.strategies.parts.features import features_of, herded
 
 
 def random_features(n: int, d: int, seed: int) -> Tensor:
@@ -110,7 +104,7 @@ def simple(x: Tensor) -> tuple[TrainState, SimpleNamespace]:
 
 
 def test_features_are_of_each_samples_own_task_in_chunks(monkeypatch):
-    monkeypatch.setattr(exemplars, "CHUNK", 2)
+    monkeypatch.setattr(features, "CHUNK", 2)
     x = random_features(9, 3, 0)
     s, env = simple(x)
     index = torch.tensor([8, 0, 3, 3, 5])

@@ -11,23 +11,23 @@ import torch.nn.functional as F
 from scipy import linalg
 from torch import Tensor, nn
 
-import cl_runner.env
-import cl_runner.functional.importance
-from cl_runner.config import SGD, Training
+from cl_runner.config.schema import SGD, Training
 from cl_runner.core import Stream, Task, TrainState
-from cl_runner.env import Env
+from cl_runner.functional import importance as formulas
 from cl_runner.functional.importance import (
     LABEL_RULES,
     batchnorm2d_factor,
-    fisher_diagonal,
     fisher_overlap,
     has_rule,
     merge_quadratics,
-    output_sensitivity,
     score_cotangents,
 )
 from cl_runner.functional.losses import mask_logits, quadratic
 from cl_runner.nn.networks import CNN, MLP, ResNet
+from cl_runner.strategies.parts import importance as passes
+from cl_runner.strategies.parts.importance import fisher_diagonal, output_sensitivity
+from cl_runner.training import env as training_env
+from cl_runner.training.env import Env
 
 N, K, IMAGE, PIXELS = 23, 4, (1, 4, 4), 16
 
@@ -451,9 +451,8 @@ def test_trained_resnets_against_one_gradient_per_sample(
 def test_the_memory_bounds_change_nothing(
     monkeypatch: pytest.MonkeyPatch, kind: str, numbers: int, rule: str
 ) -> None:
-    module = cl_runner.functional.importance
     env, s = trained(lambda: Images(kind), 8, 14)
-    split, parts = module.split, []
+    split, parts = passes.split, []
 
     def counted(batch, size):
         for part in split(batch, size):
@@ -461,10 +460,10 @@ def test_the_memory_bounds_change_nothing(
             yield part
 
     whole = fisher_diagonal(s, env.stream[0], env, labels=rule, samples=None)
-    monkeypatch.setattr(module, "split", counted)
+    monkeypatch.setattr(passes, "split", counted)
     for samples, largest in ((0, 1), (3, 3)):
-        monkeypatch.setattr(module, "FACTOR_BYTES", samples * numbers * 8)
-        monkeypatch.setattr(module, "BLOCK_BYTES", samples * 400)
+        monkeypatch.setattr(passes, "FACTOR_BYTES", samples * numbers * 8)
+        monkeypatch.setattr(formulas, "BLOCK_BYTES", samples * 400)
         parts.clear()
         fisher = fisher_diagonal(s, env.stream[0], env, labels=rule, samples=None)
         torch.testing.assert_close(fisher, whole, rtol=1e-12, atol=1e-15)
@@ -474,10 +473,9 @@ def test_the_memory_bounds_change_nothing(
 def test_the_classes_share_one_matrix_product_per_linear_layer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    module = cl_runner.functional.importance
-    calls, outer = [], module.outer
-    counted = (module.linear_factor, lambda *args: calls.append(None) or outer(*args))
-    monkeypatch.setitem(module.RULES, nn.Linear, counted)
+    calls, outer = [], formulas.outer
+    counted = (formulas.linear_factor, lambda *args: calls.append(None) or outer(*args))
+    monkeypatch.setitem(formulas.RULES, nn.Linear, counted)
     env, s = environment(mlp)
     fisher_diagonal(s, env.stream[0], env, labels="exact", samples=None)
     assert len(calls) == 2
@@ -537,7 +535,7 @@ def test_the_chunk_size_does_not_matter(
     env, s = environment(make_net)
     whole = fisher_diagonal(s, env.stream[0], env, labels=rule, samples=None)
     for chunk in (1, 3, len(env.stream[0].train)):
-        monkeypatch.setattr(cl_runner.env, "FOLD_CHUNK", chunk)
+        monkeypatch.setattr(training_env, "FOLD_CHUNK", chunk)
         fisher = fisher_diagonal(s, env.stream[0], env, labels=rule, samples=None)
         torch.testing.assert_close(fisher, whole, rtol=1e-12, atol=1e-15)
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cl_runner.config import SGD, Adam, Optimizer
-from cl_runner.functional import optim
+from cl_runner.config.schema import SGD, Adam, Optimizer
+from cl_runner.training import optim
 
 P, STEPS = 12, 30
 CASES: list[tuple[str, dict[str, Any]]] = [

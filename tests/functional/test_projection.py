@@ -12,17 +12,16 @@ from scipy.optimize import LinearConstraint, minimize
 from torch import Tensor, nn
 
 from cl_runner.core import Batch, TrainState
-from cl_runner.functional import projection
 from cl_runner.functional.projection import (
     grow_projector,
-    input_grams,
     layer_inputs,
-    logit_gradients,
     new_directions,
     project_cone,
     project_half_space,
     project_out,
 )
+from cl_runner.strategies.parts import gradients
+from cl_runner.strategies.parts.gradients import input_grams, logit_gradients
 
 P = 9
 
@@ -297,7 +296,7 @@ def linear(active: Tensor | None = None) -> tuple[TrainState, Tensor, Tensor, Si
 @pytest.mark.parametrize("every", [False, True])
 @pytest.mark.parametrize("chunk", [1, 2 * T * D * K, 2**26])
 def test_the_gradients_of_a_linear_networks_logits(monkeypatch, chunk, every, active):
-    monkeypatch.setattr(projection, "CHUNK", chunk)
+    monkeypatch.setattr(gradients, "CHUNK", chunk)
     s, x, y, env = linear(active)
     classes = range(K) if active is None else [0, 2]
     number = 5 if every else 6  # of every class, as many samples as fit: 1 of three, 2 of two

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from cl_runner.nn.dynamic import hidden_sizes, indices, layers, stamped, units, with_reserve
 from cl_runner.nn.flat import Flat
+from cl_runner.nn.growing import hidden_sizes, indices, layers, stamped, units, with_reserve
 from cl_runner.nn.networks import MLP
 
 

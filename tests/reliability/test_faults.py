@@ -26,8 +26,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cl_runner import checkpoint, status
-from cl_runner.results import read_rows, reproducible
+from cl_runner.cli import overview
+from cl_runner.results import status
+from cl_runner.results.columns import reproducible
+from cl_runner.results.files import read_rows
+from cl_runner.results.names import CHECKPOINT
 
 pytestmark = pytest.mark.slow
 
@@ -124,7 +127,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_the_run_goes_on(
     assert "checkpoint.safetensors: No space left on device" in told(result)
     assert "goes on in task 2" in result.stdout
     listing = (tmp_path / "listing").read_text().split()
-    assert checkpoint.NAME in listing and not any(".part" in name for name in listing)
+    assert CHECKPOINT in listing and not any(".part" in name for name in listing)
     assert read_rows(tmp_path / "stopped/summary.csv")[0]["status"] == "failed"
     assert outcome(tmp_path / "resumed") == outcome(tmp_path / "a")
 
@@ -157,9 +160,9 @@ def test_a_file_that_may_not_grow_is_one_line(toy, tmp_path: Path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 
     result = call(CL_RUN, *toy, where, preexec_fn=limit)
-    assert f"cannot write {tmp_path / 'a' / checkpoint.NAME}: File too large" in told(result)
+    assert f"cannot write {tmp_path / 'a' / CHECKPOINT}: File too large" in told(result)
     assert read_rows(tmp_path / "a/summary.csv")[0]["status"] == "failed"
-    assert not list((tmp_path / "a").glob(".*")) + list((tmp_path / "a").glob(checkpoint.NAME))
+    assert not list((tmp_path / "a").glob(".*")) + list((tmp_path / "a").glob(CHECKPOINT))
     assert call(CL_RUN, *toy, where, "resume=true").returncode == 0
     assert read_rows(tmp_path / "a/summary.csv")[0]["status"] == "complete"
 
@@ -170,7 +173,7 @@ def test_a_folder_removed_under_a_run_ends_it_and_under_a_sweep_its_job_only(toy
         process = subprocess.Popen(
             [CL_RUN, *args], cwd=tmp_path, stdout=-1, stderr=subprocess.PIPE, text=True
         )
-        while not (there := list((tmp_path / "a").rglob(checkpoint.NAME))):
+        while not (there := list((tmp_path / "a").rglob(CHECKPOINT))):
             assert process.poll() is None
             time.sleep(0.005)
         shutil.rmtree(there[0].parent)
@@ -216,7 +219,7 @@ def test_what_cannot_be_printed_fails_no_run(toy, stdout, tmp_path: Path):
             code, stderr = printing(args, file, tmp_path, PYTHONIOENCODING="ascii")
         assert "results in" in (tmp_path / "stdout").read_text()
     assert (code, stderr) == (0, said)
-    assert [status.state(out) for out in status.found(tmp_path / "a")] == ["complete"]
+    assert [status.state(out) for out in overview.found(tmp_path / "a")] == ["complete"]
     assert {row["status"] for row in read_rows(tmp_path / "a/summary.csv")} == {"complete"}
 
 
@@ -237,7 +240,7 @@ def test_what_cannot_be_printed_fails_no_job_of_several(toy, cl_run, mode, stdou
     done = cl_run(*args, "verbose=true", where, before=before, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, FULL if stdout == "full" else "")
     assert ("results in" in done.stdout) == (stdout == "ascii")
-    assert [status.state(out) for out in status.found(tmp_path / "a")] == ["complete"] * 2
+    assert [status.state(out) for out in overview.found(tmp_path / "a")] == ["complete"] * 2
     assert {row["status"] for row in read_rows(tmp_path / "a/summary.csv")} == {"complete"}
 
 
@@ -315,7 +318,7 @@ from cl_runner.data.datasets import _torchvision
 url, resources, *sys.argv[1:] = sys.argv[1:]
 mnist = _torchvision().MNIST
 mnist.mirrors, mnist.resources = [url], json.loads(resources)
-from cl_runner.cli import main
+from cl_runner.cli.app import main
 main()
 """
 

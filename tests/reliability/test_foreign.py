@@ -20,11 +20,13 @@ import safetensors.torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from cl_runner import checkpoint, cli, runner
-from cl_runner.cli import RESUMED, configuration_of, continued
-from cl_runner.config import validate
+from cl_runner.cli import resume as resume_command
+from cl_runner.cli.resume import RESUMED, configuration_of, continued
+from cl_runner.config.parse import validate
 from cl_runner.errors import UserError
-from cl_runner.reading import yaml_values
+from cl_runner.machine.reading import yaml_values
+from cl_runner.results.names import CHECKPOINT
+from cl_runner.run import checkpoint, loop
 
 BIN = Path(sys.executable).parent
 TOY = (
@@ -61,7 +63,7 @@ def made(data_root, tmp_path_factory) -> Path:
     overrides = [*TOY, "checkpoint.keep=true", "threads=1", f"data.root={data_root}"]
     with initialize_config_module("cl_runner.conf", version_base="1.3"):
         config = validate(compose("config", overrides))
-    runner.run(config, out, overrides)
+    loop.run(config, out, overrides)
     (out / "status.json").unlink()
     (out / "c.pickle").write_bytes(pickle.dumps(Loaded()))
     return out
@@ -122,7 +124,7 @@ def test_no_pickle_of_hydras_is_loaded_at_all(tmp_path, flag):
 
 @pytest.mark.slow
 def test_a_checkpoint_writes_no_file_but_the_runs_own(folder, tmp_path):
-    path = folder / checkpoint.NAME
+    path = folder / CHECKPOINT
     with safetensors.safe_open(path, "pt") as file:
         header = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -203,7 +205,9 @@ def resumed(folder, monkeypatch):
     def function(*args: str) -> tuple[list[str], object]:
         found = continued([*args, f"resume={folder}"])
         stored = {}
-        monkeypatch.setattr(cli.ConfigStore, "store", lambda _, **about: stored.update(about))
+        monkeypatch.setattr(
+            resume_command.ConfigStore, "store", lambda _, **about: stored.update(about)
+        )
         continued([*args, f"resume={folder}"])
         assert stored["name"] == RESUMED
         return found, stored["node"]
@@ -217,7 +221,7 @@ def test_the_folders_own_configuration_is_what_goes_on(folder, resumed):
     assert args == [f"--config-name={RESUMED}", "threads=2", *where]
     stored = yaml_values(folder / "config.yaml")
     assert {key: node[key] for key in stored} == stored
-    assert node["hydra"] == yaml_values(Path(cli.__file__).parents[1] / "conf/config.yaml")["hydra"]
+    assert node["hydra"] == yaml_values(Path(__file__).parents[2] / "conf" / "config.yaml")["hydra"]
     assert [d for d in node["defaults"] if d != "_self_"] != []
     assert all("hydra/" in str(choice) for choice in node["defaults"] if choice != "_self_")
 

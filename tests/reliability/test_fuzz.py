@@ -28,16 +28,21 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
-from cl_runner import checkpoint, memory, runner, status, strategies
-from cl_runner.cli import checked, explain
+from cl_runner import strategies
+from cl_runner.cli.messages import explain
 from cl_runner.compare.runs import read_runs
 from cl_runner.compare.verify import verify
+from cl_runner.config.outline import checked
 from cl_runner.data.datasets import KEYS, load
-from cl_runner.engine import begin_task, initial_state
 from cl_runner.errors import UserError
-from cl_runner.fit import Source
-from cl_runner.frame import frame_of
-from cl_runner.results import read_matrix, read_rows
+from cl_runner.results import status
+from cl_runner.results.files import read_rows
+from cl_runner.results.matrices import read_matrix
+from cl_runner.results.names import CHECKPOINT
+from cl_runner.run import checkpoint, loop, needs, prepare
+from cl_runner.run.frame import frame_of
+from cl_runner.run.tasks import begin_task, initial_state
+from cl_runner.training.batches import Source
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +64,7 @@ def outcome(function: Callable[[], object]) -> tuple[int | None, str]:
     except (UserError, HydraException, OmegaConfBaseException) as error:
         return explain(error)
     except (MemoryError, RuntimeError) as error:
-        if message := memory.shortage(error):
+        if message := needs.shortage(error):
             return 2, message
         raise
     return 0, ""
@@ -136,7 +141,7 @@ def first_step(args: list[str], root: Path) -> None:
         node = compose("config", [f"data.root={root}", "device=cpu", "threads=1", *args])
     config = checked(node)
     strategy = strategies.build(config.strategy, config.plugins)
-    env = runner.prepare(config, strategy)
+    env = prepare.prepare(config, strategy)
     s = initial_state(strategy, env)
     task = env.stream[0]
     s, samples = begin_task(strategy, s, task, env)
@@ -322,7 +327,7 @@ def run_folder(configure, tmp_path):
         "model.hidden_sizes=[4]", "verbose=false", "checkpoint.keep=true", "strategy=er",
         "strategy.buffer_size=10",
     )  # fmt: skip
-    runner.run(config, tmp_path)
+    loop.run(config, tmp_path)
     return config, tmp_path
 
 
@@ -348,9 +353,9 @@ def test_damaged_checkpoints(run_folder):
         return there.keys() == here.keys() and equal and a.counts == b.counts and a.task == b.task
 
     strategy = strategies.build(config.strategy)
-    env = runner.prepare(config, strategy)
+    env = prepare.prepare(config, strategy)
     own = frame_of(config, strategy, initial_state(strategy, env), env)
-    file = out / checkpoint.NAME
+    file = out / CHECKPOINT
     attack(file, lambda: checkpoint.load(out, config.resolved, own), same, FILES // 3)
 
 

@@ -21,7 +21,8 @@ from pathlib import Path
 import pytest
 from test_resume import outcome
 
-from cl_runner import status
+from cl_runner.cli import overview
+from cl_runner.results import status
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +67,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def states(folder: Path) -> list[str]:
-    return sorted(status.state(out) for out in status.found(folder))
+    return sorted(status.state(out) for out in overview.found(folder))
 
 
 def wait_for(process: subprocess.Popen[str], condition: object, seconds: float = 120) -> None:
@@ -85,7 +86,7 @@ def test_four_jobs_one_of_which_fails(launcher, data_root, tmp_path):
     _, stderr = process.communicate(timeout=300)
     assert process.returncode == 1
     assert states(tmp_path / "S") == ["complete"] * 3 + ["failed"]
-    (failed,) = (out for out in status.found(tmp_path / "S") if status.state(out) == "failed")
+    (failed,) = (out for out in overview.found(tmp_path / "S") if status.state(out) == "failed")
     reason = status.read(failed)["reason"]
     assert f"1 of 4 runs failed:\n  S/{failed.name}: {reason}\n" in stderr
     merged = {row["run"]: row for row in rows(tmp_path / "S")}
@@ -108,10 +109,10 @@ def test_a_preempted_job_is_saved_queued_again_and_goes_on(launcher, data_root, 
     process = start(*args, *launcher, "hydra.sweep.dir=S", cwd=tmp_path)
 
     def second_task() -> bool:
-        return any(status.read(out).get("task") == 2 for out in status.found(tmp_path / "S"))
+        return any(status.read(out).get("task") == 2 for out in overview.found(tmp_path / "S"))
 
     wait_for(process, second_task)
-    (out,) = status.found(tmp_path / "S")
+    (out,) = overview.found(tmp_path / "S")
     first = status.read(out)["pid"]
     time.sleep(0.1)
     os.kill(first, signal.SIGUSR2)
@@ -171,7 +172,7 @@ def test_a_killed_sweep_ends_with_the_bytes_of_an_unbroken_one(launcher, data_ro
     assert states(here) == ["complete"] * jobs
 
     assert unbroken.communicate(timeout=600) and unbroken.returncode == 0
-    for out in status.found(tmp_path / "unbroken"):
+    for out in overview.found(tmp_path / "unbroken"):
         assert outcome(here / out.name) == outcome(out), out.name
     assert [r["run"] for r in rows(here)] == [r["run"] for r in rows(tmp_path / "unbroken")]
 

@@ -23,11 +23,16 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from cl_runner import checkpoint, runner, status, strategies
-from cl_runner.engine import initial_state
+from cl_runner import strategies
+from cl_runner.cli import overview
 from cl_runner.errors import Diverged, UserError
-from cl_runner.frame import frame_of
-from cl_runner.results import read_rows, reproducible
+from cl_runner.results import status
+from cl_runner.results.columns import reproducible
+from cl_runner.results.files import read_rows
+from cl_runner.results.names import CHECKPOINT
+from cl_runner.run import checkpoint, loop, prepare
+from cl_runner.run.frame import frame_of
+from cl_runner.run.tasks import initial_state
 
 pytestmark = pytest.mark.slow
 
@@ -86,7 +91,7 @@ def command(args: tuple[str, ...], root: Path) -> tuple[str, ...]:
 def saved_at(out: Path) -> tuple[int, int]:
     """Task and step of the checkpoint in a folder, (-1, 0) if there is none."""
     try:
-        with (out / checkpoint.NAME).open("rb") as file:
+        with (out / CHECKPOINT).open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
             content = json.loads(json.loads(file.read(size))["__metadata__"]["content"])
     except FileNotFoundError:
@@ -114,7 +119,7 @@ def spread(kills: int) -> dict[str, int]:
 def test_sigkill_anywhere_changes_no_byte(configure, data_root, tmp_path, strategy, kills):
     draw = random.Random(f"{KILL_SEED} {strategy}")
     case = (*TOY, f"strategy={strategy}", *FAMILIES[strategy])
-    runner.run(configure(*case), tmp_path / "unbroken")
+    loop.run(configure(*case), tmp_path / "unbroken")
 
     out = tmp_path / "killed"
     args = (*command(case, data_root), f"hydra.run.dir={out}", "resume=true")
@@ -159,14 +164,14 @@ def stopped_and_resumed_as(config, monkeypatch, saves, out: Path) -> dict[str, o
     with monkeypatch.context() as patch:
         stop_after(patch, saves)
         with pytest.raises(Killed):
-            runner.run(config, out)
-    runner.run(dataclasses.replace(config, resume=True), out)
+            loop.run(config, out)
+    loop.run(dataclasses.replace(config, resume=True), out)
     return outcome(out)
 
 
 def test_every_moment_of_a_run(configure, monkeypatch, tmp_path):
     case = (*QUICK, "strategy=ewc", "benchmark.num_tasks=2")
-    runner.run(configure(*case), tmp_path / "unbroken")
+    loop.run(configure(*case), tmp_path / "unbroken")
     expected = outcome(tmp_path / "unbroken")
     config = configure(*case, "checkpoint.every=0")
     per_task = 1 + 6 + 1  # before the first step, after each, after the evaluation
@@ -181,7 +186,7 @@ def test_every_strategy_goes_on_in_the_middle_of_a_task(configure, monkeypatch, 
     scenario = "class" if "class" in scenarios else scenarios[0]
     own = (f"strategy={strategy}", f"scenario={scenario}", *COSTLY.get(strategy, ()))
     case = (*QUICK, *own)
-    runner.run(configure(*case), tmp_path / "unbroken")
+    loop.run(configure(*case), tmp_path / "unbroken")
     saves = 3 if strategy in {"joint", "gdumb"} else 12  # after step 3 of the second task
     resumed = stopped_and_resumed(configure, monkeypatch, case, saves, tmp_path / "resumed")
     assert resumed == outcome(tmp_path / "unbroken")
@@ -206,7 +211,7 @@ def test_every_strategy_goes_on_in_the_middle_of_a_task(configure, monkeypatch, 
 def test_everything_that_steps_depend_on(configure, monkeypatch, tmp_path, options):
     base = [o for o in QUICK if not ("model=" in " ".join(options) and o.startswith("model."))]
     case = (*base, "strategy=derpp", *options)
-    runner.run(configure(*case), tmp_path / "unbroken")
+    loop.run(configure(*case), tmp_path / "unbroken")
     saves = 230 if "training.iterations=150" in options else 9 if "budget" in options[0] else 13
     resumed = stopped_and_resumed(configure, monkeypatch, case, saves, tmp_path / "resumed")
     assert resumed == outcome(tmp_path / "unbroken")
@@ -216,7 +221,7 @@ def test_divergence_is_found_where_it_would_have_been(configure, monkeypatch, tm
     """The losses of the epoch under way are part of a checkpoint."""
     case = (*QUICK, "strategy=l2", "strategy.lambda=1e9")
     with pytest.raises(Diverged) as unbroken:
-        runner.run(configure(*case), tmp_path / "unbroken")
+        loop.run(configure(*case), tmp_path / "unbroken")
     with pytest.raises(Diverged) as resumed:
         stopped_and_resumed(configure, monkeypatch, case, 8 + 5, tmp_path / "resumed")
     assert str(resumed.value) == str(unbroken.value)
@@ -228,11 +233,11 @@ def test_counts_and_seconds_add_up(configure, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         stop_after(patch, 12)
         with pytest.raises(Killed):
-            runner.run(configure(*case, "checkpoint.every=0"), tmp_path)
+            loop.run(configure(*case, "checkpoint.every=0"), tmp_path)
     (before,) = read_rows(tmp_path / "summary.csv")
     time.sleep(0.5)  # between the two parts: no part of the run
     started = time.perf_counter()
-    runner.run(configure(*case, "resume=true"), tmp_path)
+    loop.run(configure(*case, "resume=true"), tmp_path)
     second = time.perf_counter() - started
     (row,) = read_rows(tmp_path / "summary.csv")
     assert row["steps"] == "18"
@@ -244,12 +249,12 @@ def test_counts_and_seconds_add_up(configure, monkeypatch, tmp_path):
 
 
 def test_a_checkpoint_goes_when_the_run_is_complete_unless_it_is_to_be_kept(configure, tmp_path):
-    runner.run(configure(*QUICK, "strategy=naive"), tmp_path / "a")
-    assert not (tmp_path / "a" / checkpoint.NAME).exists()
+    loop.run(configure(*QUICK, "strategy=naive"), tmp_path / "a")
+    assert not (tmp_path / "a" / CHECKPOINT).exists()
     config = configure(*QUICK, "strategy=naive", "checkpoint.keep=true")
-    runner.run(config, tmp_path / "b")
+    loop.run(config, tmp_path / "b")
     strategy = strategies.build(config.strategy)
-    env = runner.prepare(config, strategy)
+    env = prepare.prepare(config, strategy)
     own = frame_of(config, strategy, initial_state(strategy, env), env)
     saved = checkpoint.load(tmp_path / "b", config.resolved, own)
     assert saved is not None
@@ -270,26 +275,26 @@ def test_how_often_is_for_the_user_to_say(configure, monkeypatch, tmp_path, ever
         checkpoint, "save", lambda *args: (positions.append(args[1].begun), save(*args))
     )
     case = (*QUICK, "benchmark.num_tasks=2", "strategy=naive", f"checkpoint.every={every}")
-    runner.run(configure(*case, f"checkpoint.every_steps={steps}"), tmp_path)
+    loop.run(configure(*case, f"checkpoint.every_steps={steps}"), tmp_path)
     assert sum(begun is not None for begun in positions) == 2 * within
     assert sum(begun is None for begun in positions) == 2
 
 
 def test_nothing_to_resume_and_nothing_to_do_are_told(configure, tmp_path, capsys):
     config = configure(*QUICK, "strategy=naive", "verbose=true", "resume=true")
-    first = runner.run(config, tmp_path / "run")
+    first = loop.run(config, tmp_path / "run")
     assert "nothing to resume, this run starts from the beginning" in capsys.readouterr().out
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
-    assert runner.run(config, tmp_path / "run") == first
+    assert loop.run(config, tmp_path / "run") == first
     assert capsys.readouterr().out == f"complete, nothing to do: {tmp_path / 'run'}\n"
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
 
 
 def test_a_complete_run_of_another_configuration_is_not_taken_for_this_one(configure, tmp_path):
-    runner.run(configure(*QUICK, "strategy=ewc", "strategy.lambda=5"), tmp_path)
+    loop.run(configure(*QUICK, "strategy=ewc", "strategy.lambda=5"), tmp_path)
     there = outcome(tmp_path)
     with pytest.raises(UserError) as caught:
-        runner.run(configure(*QUICK, "strategy=ewc", "strategy.lambda=3", "resume=true"), tmp_path)
+        loop.run(configure(*QUICK, "strategy=ewc", "strategy.lambda=3", "resume=true"), tmp_path)
     message = f"{tmp_path}/config.yaml is of another configuration: strategy.lambda is 5 there and"
     assert str(caught.value) == f"{message} 3 here"
     assert outcome(tmp_path) == there
@@ -318,7 +323,7 @@ def test_a_signal_ends_in_a_checkpoint_and_says_how_to_go_on(
     status.json is written after the checkpoint, and then come the steps.
     """
     case = (*TOY, "strategy=naive", "training.iterations=2000", "checkpoint.every_steps=1200")
-    runner.run(configure(*case), tmp_path / "unbroken")
+    loop.run(configure(*case), tmp_path / "unbroken")
     out = tmp_path / "a=b it's"
     where = "hydra.run.dir='" + str(out).replace("'", "\\'") + "'"
     args = (*command(case, data_root), where)
@@ -356,7 +361,7 @@ def test_a_signal_before_the_first_step_is_one_line_too(moment, mode, tmp_path):
     }[moment]
     code = f"""
 import sys, threading, time
-from cl_runner.cli import main
+from cl_runner.cli.app import main
 def tell():
     while "{module}" not in sys.modules:
         time.sleep(0.001)
@@ -392,7 +397,7 @@ def test_a_signal_saves_what_worker_processes_run(data_root, tmp_path):
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 143
     assert re.fullmatch(r"cl-run: interrupted; to go on: cl-run resume=.*\n", stderr)
-    seen = [status.state(out) for out in status.found(tmp_path / "R")]
+    seen = [status.state(out) for out in overview.found(tmp_path / "R")]
     assert {"interrupted", "missing"} <= set(seen) <= {"interrupted", "missing", "killed"}
 
 
@@ -403,8 +408,8 @@ def test_a_damaged_checkpoint_is_one_line_and_exit_code_2(
     with monkeypatch.context() as patch:
         stop_after(patch, 12)
         with pytest.raises(Killed):
-            runner.run(configure(*case, "checkpoint.every=0"), out)
-    path = out / checkpoint.NAME
+            loop.run(configure(*case, "checkpoint.every=0"), out)
+    path = out / CHECKPOINT
     path.write_bytes(path.read_bytes()[:-7])
     before = {p: p.read_bytes() for p in out.iterdir()}
     process = start((*command(case, data_root), f"hydra.run.dir={out}", "resume=true"))
@@ -448,7 +453,7 @@ def test_a_sweep_goes_on_where_it_was_killed(configure, data_root, tmp_path):
 
     for seed in range(4):
         (mine,) = out.glob(f"*seed={seed}*")
-        runner.run(configure(*case, f"seed={seed}"), tmp_path / f"unbroken {seed}")
+        loop.run(configure(*case, f"seed={seed}"), tmp_path / f"unbroken {seed}")
         assert outcome(mine) == outcome(tmp_path / f"unbroken {seed}")
 
 
@@ -461,7 +466,7 @@ def test_seeds_that_are_complete_are_not_run_again(configure, data_root, tmp_pat
         assert (process.returncode, stderr) == (0, "")
         assert ("complete, nothing to do" in stdout) == (seeds == "[0,1]")
         assert len(read_rows(out / "summary.csv")) == runs
-    runner.run(configure(*case, "seed=1", "verbose=false"), tmp_path / "alone")
+    loop.run(configure(*case, "seed=1", "verbose=false"), tmp_path / "alone")
     assert outcome(out / "seed=1") == outcome(tmp_path / "alone")
     overrides = list(OmegaConf.load(out / "seed=1" / "overrides.yaml"))
     assert overrides == [*command(case, data_root), "seed=1"]  # so that it can go on by itself

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cl_runner.engine import initial_state
 from cl_runner.errors import UserError
+from cl_runner.run.tasks import initial_state
 
 TOY = (
     "strategy=cls_er",

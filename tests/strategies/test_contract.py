@@ -14,9 +14,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from cl_runner import strategies
 from cl_runner.core import Batch, TrainState
-from cl_runner.engine import evaluate, initial_state, restored, train_task
-from cl_runner.fit import Source
-from cl_runner.steps import recorded, stepper
+from cl_runner.run.evaluation import evaluate
+from cl_runner.run.tasks import initial_state, restored, train_task
+from cl_runner.training.batches import Source
+from cl_runner.training.engines import recorded, stepper
 
 pytestmark = pytest.mark.slow
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cl_runner.engine import initial_state, train_task
 from cl_runner.errors import UserError
-from cl_runner.fit import Source
+from cl_runner.run.tasks import initial_state, train_task
 from cl_runner.strategies.er import ER, bins_of, places
+from cl_runner.training.batches import Source
 
 TOY = (
     "strategy=er",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cl_runner.engine import initial_state, train_task
-from cl_runner.functional.importance import fisher_diagonal
+from cl_runner.run.tasks import initial_state, train_task
 from cl_runner.strategies.er import ER
 from cl_runner.strategies.ewc import EWC
+from cl_runner.strategies.parts.importance import fisher_diagonal
 
 TOY = (
     "benchmark=split_digits",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cl_runner import runner
-from cl_runner.engine import initial_state, train_task
 from cl_runner.errors import Diverged, UserError
-from cl_runner.functional.importance import LABEL_RULES, fisher_diagonal, fisher_overlap
-from cl_runner.results import read_rows, reproducible
+from cl_runner.functional.importance import LABEL_RULES, fisher_overlap
+from cl_runner.results.columns import reproducible
+from cl_runner.results.files import read_rows
+from cl_runner.run.loop import run as run_whole
+from cl_runner.run.tasks import initial_state, train_task
 from cl_runner.strategies.naive import Naive
+from cl_runner.strategies.parts.importance import fisher_diagonal
 
 TOY = (
     "strategy=ewc",
@@ -195,7 +197,7 @@ def test_the_overlap_is_that_of_each_tasks_own_fisher_by_layer(prepared, mode: s
 def test_the_overlap_is_written_and_changes_nothing_else(configure, tmp_path) -> None:
     for name in ("true", "false"):
         config = configure(*TOY, f"strategy.overlap={name}", "verbose=false")
-        runner.run(config, tmp_path / name)
+        run_whole(config, tmp_path / name)
     assert len(read_rows(tmp_path / "true" / "fisher_overlap.csv")) == 3 * 2
     assert not (tmp_path / "false" / "fisher_overlap.csv").exists()
     one, other = (read_rows(tmp_path / n / "summary.csv")[0] for n in ("true", "false"))

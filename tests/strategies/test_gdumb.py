@@ -10,8 +10,8 @@ from collections import Counter
 import pytest
 import torch
 
-from cl_runner.engine import initial_state, train_task
 from cl_runner.errors import UserError
+from cl_runner.run.tasks import initial_state, train_task
 
 TOY = (
     "strategy=gdumb",

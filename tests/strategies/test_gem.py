@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cl_runner.engine import initial_state, train_task
 from cl_runner.errors import Diverged, UserError
 from cl_runner.functional.projection import project_cone
+from cl_runner.run.tasks import initial_state, train_task
 from cl_runner.strategies import gem
 
 TOY = (

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cl_runner.engine import initial_state, train_task
 from cl_runner.errors import UserError
-from cl_runner.fit import Source
+from cl_runner.run.tasks import initial_state, train_task
 from cl_runner.strategies.naive import Naive
+from cl_runner.training.batches import Source
 
 TOY = (
     "strategy=gpm",

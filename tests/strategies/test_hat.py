@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cl_runner.engine import evaluate, initial_state, train_task
 from cl_runner.errors import UserError
 from cl_runner.functional.losses import cross_entropy
+from cl_runner.run.evaluation import evaluate
+from cl_runner.run.tasks import initial_state, train_task
 
 TOY = (
     "strategy=hat",

@@ -11,10 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cl_runner.engine import evaluate, initial_state, train_task
 from cl_runner.errors import UserError
-from cl_runner.fit import Source
+from cl_runner.run.evaluation import evaluate
+from cl_runner.run.tasks import initial_state, train_task
 from cl_runner.strategies.icarl import exemplars
+from cl_runner.training.batches import Source
 
 TOY = (
     "strategy=icarl",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cl_runner.engine import initial_state, train_task
-from cl_runner.env import statistics
 from cl_runner.errors import UserError
-from cl_runner.functional.importance import fisher_diagonal
+from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.strategies.parts.importance import fisher_diagonal
+from cl_runner.training.env import statistics
 
 TOY = ("benchmark=split_digits", "model.hidden_sizes=[24]", "training.epochs=2", "scenario=task")
 

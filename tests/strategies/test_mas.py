@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cl_runner.engine import initial_state, train_task
-from cl_runner.functional.importance import output_sensitivity
+from cl_runner.run.tasks import initial_state, train_task
 from cl_runner.strategies.naive import Naive
+from cl_runner.strategies.parts.importance import output_sensitivity
 
 CASES = [
     ("model.hidden_sizes=[12]", "scenario=task"),

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from cl_runner.errors import UserError
-from cl_runner.runner import notes
+from cl_runner.run.messages import notes
 
 TOY = (
     "benchmark=split_digits",

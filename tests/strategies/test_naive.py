@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from cl_runner.engine import initial_state, train_task
-from cl_runner.fit import Source
+from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.training.batches import Source
 
 
 def test_a_task_is_plain_gradient_descent_on_the_mean_cross_entropy(prepared):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cl_runner.engine import evaluate, initial_state, train_task
 from cl_runner.errors import UserError
-from cl_runner.fit import fit
+from cl_runner.run.evaluation import evaluate
+from cl_runner.run.tasks import initial_state, train_task
 from cl_runner.strategies.packnet import FREE
+from cl_runner.training.fit import fit
 
 TOY = (
     "strategy=packnet",

@@ -7,8 +7,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from cl_runner.engine import evaluate, initial_state, train_task
 from cl_runner.errors import UserError
+from cl_runner.run.evaluation import evaluate
+from cl_runner.run.tasks import initial_state, train_task
 
 TOY = (
     "strategy=pnn",

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cl_runner.engine import initial_state, train_task
 from cl_runner.errors import UserError
-from cl_runner.fit import Source
+from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.training.batches import Source
 
 TOY = (
     "scenario=task",

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from cl_runner.engine import initial_state
-from cl_runner.fit import Source
+from cl_runner.run.tasks import initial_state
 from cl_runner.strategies import available, find
+from cl_runner.training.batches import Source
 
 SMALL = ("benchmark=split_digits", "model.hidden_sizes=[8]", "training.batch_size=8")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cl_runner.engine import initial_state, train_task
 from cl_runner.errors import UserError
+from cl_runner.run.tasks import initial_state, train_task
 
 TOY = (
     "benchmark=split_digits",

@@ -13,7 +13,7 @@ from cl_runner.compare.table import BOUNDS, LOWER, Group, Stream
 from cl_runner.compare.terminal import broken
 from cl_runner.errors import UserError
 from cl_runner.functional.metrics import Matrix
-from cl_runner.results import interval
+from cl_runner.results.seeds import interval
 
 # Okabe & Ito, and two of Tol's: safe for colour-blind readers; markers tell the groups apart in
 # grey, too.

@@ -23,7 +23,7 @@ from cl_runner.compare.figures.canvas import (
 )
 from cl_runner.compare.table import Group, Stream
 from cl_runner.errors import UserError
-from cl_runner.results import read_rows
+from cl_runner.results.files import read_rows
 
 CURVE = 3  # values of a swept setting from which on they make a curve
 Line = tuple[str, list[tuple[float, Group]]]  # its name, and the groups by their values

@@ -23,7 +23,9 @@ from cl_runner.compare.runs import Run
 from cl_runner.compare.table import BOUNDS, UPPER, Group, Stream
 from cl_runner.errors import UserError
 from cl_runner.functional.metrics import Matrix, average_accuracy
-from cl_runner.results import matrix_name, read_curves, read_matrix, read_rows
+from cl_runner.results.files import read_rows
+from cl_runner.results.matrices import matrix_name, read_curves, read_matrix
+from cl_runner.results.names import ACCURACY_TABLE, CONFUSION_TABLE, COST_TABLE
 
 PANELS = 5  # tasks with a panel of their own
 CONFUSIONS = 8  # groups with a confusion matrix
@@ -173,7 +175,7 @@ def read_courses(group: Group, stream: Stream) -> list[Course]:
 def read_course(run: Run, stream: Stream) -> Course | None:
     """None where a file is missing, or tells nothing from within the tasks. Raises UserError."""
     matrix = run.folder / matrix_name("test", stream.reading, stream.scenario)
-    paths = (run.folder / "accuracies.csv", run.folder / "costs.csv", matrix)
+    paths = (run.folder / ACCURACY_TABLE, run.folder / COST_TABLE, matrix)
     if not all(path.is_file() for path in paths):
         return None
     try:
@@ -247,7 +249,7 @@ def read_confusion(group: Group, stream: Stream) -> Confusion:
     """
     counts: Confusion = Counter()
     for run in group.runs.values():
-        path = run.folder / "confusion.csv"
+        path = run.folder / CONFUSION_TABLE
         if not path.is_file():
             continue
         try:

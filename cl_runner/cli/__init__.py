@@ -1,0 +1,1 @@
+"""The command `cl-run`: what is typed, what is answered, how it ends."""

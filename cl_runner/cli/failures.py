@@ -1,0 +1,66 @@
+"""What is left of a run that failed: its reason in its folder, and for a bug the traceback."""
+
+from __future__ import annotations
+
+import logging
+import math
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+
+from cl_runner.cli.messages import one_line, reason, tell
+from cl_runner.errors import Bug, Diverged, UserError
+from cl_runner.machine.locks import Busy
+from cl_runner.results import status
+from cl_runner.results.names import JOBS, TRACEBACK
+from cl_runner.sweep import folders
+
+log = logging.getLogger("cl_runner")
+
+
+def known(error: Exception, out: Path) -> Exception:
+    """The error itself if its message says all; else a Bug, with the traceback in the folder."""
+    if isinstance(error, OSError) and error.errno:  # a disk that fails, a folder that is gone
+        return UserError(one_line(reason(error)))
+    return error if isinstance(error, UserError | Diverged | Bug) else bug(error, out)
+
+
+def failed(error: Exception, out: Path, *, fail_fast: bool) -> float:
+    """Conclude a failed job of a sweep (see `app`)."""
+    hydra_ = HydraConfig.get()
+    if not isinstance(error, Busy):  # then the other process tells how it went
+        try:
+            record(out, error)
+            if status.read(out).get("state") == "complete":  # with another configuration, say
+                folders.refuse(out, error)
+            log.error("%s", error)
+        except (UserError, OSError):  # what writes no reason writes no results: the sweep ends
+            raise SystemExit(1) from error
+        if fail_fast:
+            folders.stop(Path(hydra_.sweep.dir))
+    tell(error)
+    if not hydra_.sweeper._target_.endswith((".BasicSweeper", ".ListingSweeper")):
+        raise error from None
+    return math.nan
+
+
+def record(out: Path, error: Exception) -> None:
+    """Leave a failure in a job's folder; a bug is in it, and several runs have told their own."""
+    if not isinstance(error, Bug) and not (out / JOBS).exists():
+        status.fail(out, error)
+
+
+def bug(error: Exception, out: Path) -> Bug:
+    """Write the traceback into the run's folder, and that it failed."""
+    path, where = out / TRACEBACK, "is in"
+    name = type(error).__name__
+    try:
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    except OSError:
+        where = "cannot be written to"
+    told = Bug(f"a bug in cl_runner: {name}: {error}; the traceback {where} {path}")
+    with suppress(UserError):
+        status.fail(out, told, exception=name, traceback=path.name)
+    return told

@@ -1,0 +1,1 @@
+"""What a user may ask for: the schema of a configuration, its checks, and which run it is."""

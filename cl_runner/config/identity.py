@@ -1,0 +1,53 @@
+"""Which run a configuration stands for: what makes another run, and what may change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+# Top-level keys that are no part of a run.
+ABOUT_THE_COMMAND = {"seeds", "resume", "fail_fast", "missing_keys"}
+# What may change between two parts of a run. Threads and device change the last digits at most.
+IMMATERIAL = {
+    *("data.root", "device", "threads", "verbose", "plots"),
+    *("checkpoint.every", "checkpoint.every_steps", "checkpoint.keep"),
+}
+
+
+def of_run(node: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration belongs to one run, however often it goes on; no plugins do not."""
+    unset = {"plugins"} if not node.get("plugins") else set()
+    return {k: v for k, v in node.items() if k not in ABOUT_THE_COMMAND | unset}
+
+
+def whole(value: Any) -> Any:
+    """Plain values with 1 in the place of 1.0: what stands for one run has one form."""
+    if isinstance(value, Mapping):
+        return {str(key): whole(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [whole(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested configuration as one level: {"strategy.lambda": 1.0, ...}."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Which run a resolved configuration stands for: 16 hex digits of its SHA-256.
+
+    Of its JSON with sorted keys and 1 in the place of 1.0, without those that may change when a run
+    goes on.
+    """
+    material = {k: v for k, v in flatten(config).items() if k not in IMMATERIAL}
+    text = json.dumps(whole(material), sort_keys=True)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]

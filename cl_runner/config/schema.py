@@ -1,0 +1,371 @@
+"""The configuration's schema: every section is a frozen dataclass with its own checks.
+
+YAML files and the command line fill these classes through Hydra (`config.parse`). The strategies'
+dataclasses are their own schema (`cl_runner.strategies`). No torch in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+from cl_runner.errors import check, one_of
+
+SCENARIOS = ("task", "domain", "class")
+SECTIONS = (
+    *("data", "benchmark", "model", "optimizer", "training"),
+    *("budget", "eval", "checkpoint", "strategy"),
+)
+ENGINES = ("auto", "eager", "compile", "graph")
+PRECISIONS = ("auto", "float32", "float32_onednn", "tf32", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Where data sets are kept."""
+
+    root: str  # the cache folder
+    path: str | None = None  # your own data: an .npz file or a folder of images
+
+    def __post_init__(self) -> None:
+        check(bool(self.root.strip()), "data.root must not be empty (nor CL_RUNNER_DATA)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """What all benchmarks have in common: a data set, turned into a sequence of tasks."""
+
+    name: str
+    kind: str
+    dataset: str
+    num_tasks: int
+    default_scenario: str  # for `scenario` and `training.epochs`, where the user sets neither
+    default_epochs: int
+    seed: int  # class order, permutations, random angles, subsets
+    train_fraction: float = 1.0  # share of the training samples that is used
+    train_samples: int | None = None  # or their number
+    validation_fraction: float = 0.0  # carved from the training samples
+    pad_to: int | None = None  # zero padding to this height and width, in pixels
+    mean: list[float] | None = None  # per channel, of inputs in [0, 1]
+    std: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        one_of("benchmark.default_scenario", self.default_scenario, SCENARIOS)
+        check(self.seed >= 0, f"benchmark.seed must be at least 0, got {self.seed}")
+        check(self.num_tasks >= 1, f"benchmark.num_tasks must be at least 1, got {self.num_tasks}")
+        check(
+            0 < self.train_fraction <= 1,
+            f"benchmark.train_fraction must lie in (0, 1], got {self.train_fraction}",
+        )
+        check(
+            self.train_samples is None or self.train_samples >= 1,
+            f"benchmark.train_samples must be at least 1, got {self.train_samples}",
+        )
+        check(
+            self.train_samples is None or self.train_fraction == 1,
+            "benchmark.train_samples and benchmark.train_fraction exclude each other: set one",
+        )
+        check(
+            0 <= self.validation_fraction < 1,
+            f"benchmark.validation_fraction must lie in [0, 1), got {self.validation_fraction}",
+        )
+        check(
+            (self.mean is None) == (self.std is None),
+            "benchmark.mean and benchmark.std go together: set both or neither",
+        )
+        check(
+            self.std is None or all(s > 0 for s in self.std),
+            f"benchmark.std must be positive, got {self.std}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split(Benchmark):
+    """The classes are divided among the tasks."""
+
+    class_order: str = "natural"  # natural | shuffled (by benchmark.seed)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("benchmark.class_order", self.class_order, ("natural", "shuffled"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Permuted(Benchmark):
+    """Every task shows all classes, its pixels permuted in a way of its own."""
+
+    first_identity: bool = False  # the first task's pixels stay where they are
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotated(Benchmark):
+    """Every task shows all classes, rotated by an angle of its own."""
+
+    angles: list[float] | None = None  # degrees, one per task; overrides the two below
+    max_angle: float = 180.0  # degrees
+    angle_spacing: str = "even"  # even: i * max_angle / num_tasks | random: uniform, by seed
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("benchmark.angle_spacing", self.angle_spacing, ("even", "random"))
+        check(
+            self.angles is None or len(self.angles) == self.num_tasks,
+            f"benchmark.angles must hold one angle per task: {self.num_tasks} are needed, "
+            f"got {len(self.angles or [])}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLP:
+    """Fully connected network with ReLU."""
+
+    name: str
+    hidden_sizes: list[int] = field(default_factory=lambda: [256, 256])
+    init: str = "default"  # default: torch's nn.Linear | xavier: uniform, zero biases
+    dropout: float = 0.0  # probability, after each hidden layer
+
+    def __post_init__(self) -> None:
+        one_of("model.init", self.init, ("default", "xavier"))
+        check(
+            all(h >= 1 for h in self.hidden_sizes),
+            f"model.hidden_sizes must be positive, got {self.hidden_sizes}",
+        )
+        check(0 <= self.dropout < 1, f"model.dropout must lie in [0, 1), got {self.dropout}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CNN:
+    """3x3 convolutions with ReLU and 2x2 max pooling, then one hidden layer."""
+
+    name: str
+    channels: list[int] = field(default_factory=lambda: [32, 64])
+    hidden_size: int = 128
+
+    def __post_init__(self) -> None:
+        check(
+            len(self.channels) >= 1 and all(c >= 1 for c in self.channels),
+            f"model.channels must be one or more positive numbers, got {self.channels}",
+        )
+        check(self.hidden_size >= 1, f"model.hidden_size must be positive, got {self.hidden_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNet:
+    """Residual network for 32x32 images."""
+
+    name: str
+    width: int  # filters of the first stage
+    init: str  # see nn.networks.initialise
+
+    def __post_init__(self) -> None:
+        one_of("model.init", self.init, ("default", "kaiming_fan_in", "kaiming_fan_out"))
+        check(self.width >= 1, f"model.width must be positive, got {self.width}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """What all optimizers have in common, the learning-rate schedule among it."""
+
+    name: str
+    lr: float
+    weight_decay: float = 0.0
+    reset: bool = False  # forget the slots (momentum, second moments) when a task begins
+    schedule: str = "constant"  # constant | cosine | step, within each task
+    milestones: list[float] = field(default_factory=list)  # step: fractions of the task, in (0, 1)
+    decay: float = 0.1  # step: factor at each milestone
+
+    def __post_init__(self) -> None:
+        one_of("optimizer.schedule", self.schedule, ("constant", "cosine", "step"))
+        check(self.decay > 0, f"optimizer.decay must be positive, got {self.decay}")
+        check(self.lr > 0, f"optimizer.lr must be positive, got {self.lr}")
+        check(
+            self.weight_decay >= 0,
+            f"optimizer.weight_decay must be at least 0, got {self.weight_decay}",
+        )
+        check(
+            all(0 < m < 1 for m in self.milestones),
+            f"optimizer.milestones must be fractions of a task in (0, 1), got {self.milestones}",
+        )
+        check(
+            (self.schedule == "step") == bool(self.milestones),
+            "optimizer.milestones and optimizer.schedule=step go together: set both or neither",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(Optimizer):
+    """Stochastic gradient descent; weight decay is added to the gradient."""
+
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 <= self.momentum < 1, f"optimizer.momentum must lie in [0, 1), got {self.momentum}")
+        check(
+            not self.nesterov or self.momentum > 0,
+            "optimizer.nesterov needs optimizer.momentum > 0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam(Optimizer):
+    """Adam, weight decay added to the gradient; AdamW, weight decay apart from it."""
+
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
+            f"optimizer.betas must be two numbers in [0, 1), got {self.betas}",
+        )
+        check(self.eps > 0, f"optimizer.eps must be positive, got {self.eps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How long, and on what, each task is trained."""
+
+    epochs: int = 1
+    iterations: int | None = None  # optimizer steps per task; replaces epochs
+    batch_size: int = 128
+    active_classes: str = "all"  # class-incremental softmax during training: current | seen | all
+    augment: str = "none"  # none | crop_flip: random crop (padding 4) and horizontal flip
+
+    def __post_init__(self) -> None:
+        one_of("training.active_classes", self.active_classes, ("current", "seen", "all"))
+        one_of("training.augment", self.augment, ("none", "crop_flip"))
+        check(self.epochs >= 1, f"training.epochs must be at least 1, got {self.epochs}")
+        check(
+            self.iterations is None or self.iterations >= 1,
+            f"training.iterations must be at least 1, got {self.iterations}",
+        )
+        check(self.batch_size >= 1, f"training.batch_size must be positive, got {self.batch_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a run's training may cost; each task may spend an even share of what is left."""
+
+    samples: int | None = None  # taken from the stream; replayed ones do not count
+    flops: float | None = None  # forward and backward
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, limit in vars(self).items():
+            message = f"budget.{name} must be positive, or null for no limit, got {limit}"
+            check(limit is None or limit > 0, message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """What is measured besides the accuracies after each task."""
+
+    every: int | None = None  # optimizer steps between evaluations within a task
+    calibration: bool = False  # NLL, Brier score, calibration error and confusion matrices
+
+    def __post_init__(self) -> None:
+        message = f"eval.every must be at least 1 step, or null, got {self.every}"
+        check(self.every is None or self.every >= 1, message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """When the state of a run is saved within a task; it always is between two tasks."""
+
+    every: float | None = 60.0  # seconds; None: never
+    every_steps: int | None = None  # optimizer steps of a task, besides
+    keep: bool = False  # the last one stays when the run is complete
+
+    def __post_init__(self) -> None:
+        check(
+            self.every is None or self.every >= 0,
+            f"checkpoint.every must be at least 0 seconds, or null, got {self.every}",
+        )
+        check(
+            self.every_steps is None or self.every_steps >= 1,
+            f"checkpoint.every_steps must be at least 1, or null, got {self.every_steps}",
+        )
+
+
+BENCHMARKS: dict[str, type[Benchmark]] = {"split": Split, "permuted": Permuted, "rotated": Rotated}
+Model = MLP | CNN | ResNet
+MODELS: dict[str, type[Model]] = {
+    "mlp": MLP,
+    "cnn": CNN,
+    "resnet18": ResNet,
+    "reduced_resnet18": ResNet,
+    "resnet32": ResNet,
+}
+OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": Adam}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run, whole."""
+
+    seed: int
+    seeds: list[int] | None
+    scenario: str
+    device: str
+    precision: str
+    engine: str
+    threads: int | None
+    verbose: bool
+    plots: bool
+    resume: bool
+    fail_fast: bool
+    missing_keys: str
+    plugins: list[str]
+    data: Data
+    benchmark: Benchmark
+    model: Model
+    optimizer: Optimizer
+    training: Training
+    budget: Budget
+    eval: Eval
+    checkpoint: Checkpoint
+    strategy: Mapping[str, Any]  # parsed by cl_runner.strategies, which needs torch
+    resolved: Mapping[str, Any]  # plain values of what config.yaml holds
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Top:
+    """The keys outside all sections."""
+
+    seed: int
+    scenario: str
+    device: str
+    precision: str
+    engine: str
+    threads: int | None
+    verbose: bool
+    plots: bool = False
+    resume: bool = False
+    fail_fast: bool = False
+    missing_keys: str = "refuse"  # refuse | skip: of keys that some choices of a sweep lack
+    plugins: list[str] = field(default_factory=list)  # packages with strategies of your own
+    seeds: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        one_of("scenario", self.scenario, SCENARIOS)
+        one_of("device", self.device, ("auto", "cpu", "cuda"))
+        one_of("precision", self.precision, PRECISIONS)
+        one_of("engine", self.engine, ENGINES)
+        one_of("missing_keys", self.missing_keys, ("refuse", "skip"))
+        check(self.seed >= 0, f"seed must be at least 0, got {self.seed}")
+        there = not self.plots or find_spec("matplotlib") is not None
+        check(there, "plots=true needs matplotlib: pip install 'cl_runner[plots]', or plots=false")
+        seeds = self.seeds
+        check(
+            seeds is None or (len(seeds) == len(set(seeds)) > 0 and min(seeds) >= 0),
+            f"seeds must be one or more different numbers of at least 0, got {seeds}",
+        )
+        check(
+            self.threads is None or 1 <= self.threads <= 1024,
+            f"threads must lie between 1 and 1024, got {self.threads}",
+        )

@@ -1,0 +1,1 @@
+"""What the computer gives: signals, locks, files, console, memory, processors, arithmetic."""

@@ -1,0 +1,1 @@
+"""The files of a run: names, columns, matrices, status; written whole and read back."""

@@ -1,0 +1,144 @@
+"""The accuracy matrices of a run as files, and what follows from them.
+
+All accuracies are fractions in [0, 1] at full precision; a cell that was not measured is empty.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cl_runner.errors import UserError
+from cl_runner.functional.metrics import Matrix, summarise, summarise_anytime
+from cl_runner.machine.reading import LONG, read_text
+from cl_runner.results.files import Row, read_rows, write_rows
+from cl_runner.results.names import ACCURACY_TABLE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+# R by (split, reading): shape (T + 1, T), NaN where not measured. See cl_runner.functional.metrics.
+Matrices = dict[tuple[str, str], Matrix]
+# The rows of further files, by the files' names without `.csv`.
+Tables = dict[str, list[dict[str, Any]]]
+# What was measured within the tasks, alike: rows of after_task, step, and accuracies.
+Curves = dict[tuple[str, str], list[list[float]]]
+
+
+def matrix_name(split: str, reading: str, own_reading: str) -> str:
+    """A matrix's file: `accuracy_matrix.csv` is the scenario's own reading of the test data."""
+    parts = ["accuracy_matrix"]
+    if split != "test":
+        parts.append(split)
+    if reading != own_reading:
+        parts.append(reading)
+    return "_".join(parts) + ".csv"
+
+
+def write_matrices(
+    out: Path, matrices: Matrices, own_reading: str, curves: Curves | None = None
+) -> None:
+    """One `accuracy_matrix*.csv` per split and reading, and `accuracies.csv` with all of them tidy.
+
+    In both, `after_task` 0 is the untrained network and tasks count from 1. curves: where there may
+    be some, the tidy table has a column `step` and their rows among the others, in order of time:
+    so many optimizer steps into the task that follows; 0 is the matrices' rows.
+    """
+    tidy: list[Row] = []
+    for (split, reading), R in matrices.items():
+        rows = [
+            {"after_task": i, **{f"task_{j + 1}": value for j, value in enumerate(row)}}
+            for i, row in enumerate(R.tolist())
+        ]
+        write_rows(out / matrix_name(split, reading, own_reading), rows)
+        measured = [[i, 0, *row] for i, row in enumerate(R.tolist())]
+        within = (curves or {}).get((split, reading), [])
+        for i, step, *row in sorted([*measured, *within], key=lambda row: row[:2]):
+            at = {"after_task": int(i)} | ({} if curves is None else {"step": int(step)})
+            tidy += [
+                {**at, "eval_task": j + 1, "reading": reading, "split": split, "accuracy": value}
+                for j, value in enumerate(row)
+                if not math.isnan(value)
+            ]
+    write_rows(out / ACCURACY_TABLE, tidy)
+
+
+def read_curves(path: Path) -> Curves | None:
+    """What accuracies.csv holds besides the matrices; None if it has no column `step`.
+
+    Raises KeyError or ValueError if it is not such a table.
+    """
+    rows = read_rows(path)
+    if rows and "step" not in rows[0]:
+        return None
+    curves: Curves = {}
+    for row in rows:
+        own = curves.setdefault((row["split"], row["reading"]), [])
+        at = [float(row["after_task"]), float(row["step"])]
+        if at[1]:
+            if not own or own[-1][:2] != at:
+                own.append(at)
+            own[-1].append(float(row["accuracy"]))
+    return curves
+
+
+def read_matrix(path: str | Path) -> Matrix:
+    """R, shape (T + 1, T), from an `accuracy_matrix*.csv`; empty cells are NaN.
+
+    Raises UserError if the file is not such a matrix.
+    """
+    path = Path(path)
+    try:
+        header, *rows = list(csv.reader(io.StringIO(read_text(path, LONG), newline="")))
+        T = len(header) - 1
+        columns = ["after_task", *(f"task_{j + 1}" for j in range(T))]
+        if T < 1 or header != columns or [row[0] for row in rows] != list(map(str, range(T + 1))):
+            raise ValueError("its rows or columns are not those of a run")
+        if any(len(row) != T + 1 for row in rows):
+            raise ValueError("cells are missing")
+        R = np.array([[_fraction(cell) for cell in row[1:]] for row in rows])
+    except (ValueError, IndexError, csv.Error) as error:
+        raise UserError(f"{path} is not an accuracy matrix of cl-run: {error}") from None
+    return R
+
+
+def _fraction(cell: str) -> float:
+    value = float(cell) if cell else math.nan
+    if cell and not 0 <= value <= 1:
+        raise ValueError(f"{cell} is no fraction in [0, 1]")
+    return value
+
+
+def read_accuracies(path: str | Path) -> pd.DataFrame:
+    """The tidy table: after_task, eval_task, reading, split, accuracy."""
+    import pandas as pd
+
+    cells = pd.read_csv(path, dtype={"accuracy": str})  # pandas 2 would not read the last bit
+    return cells.assign(accuracy=[float(cell) for cell in cells.accuracy.fillna("nan")])
+
+
+def metric_columns(
+    matrices: Matrices, own_reading: str, curves: Curves | None = None
+) -> dict[str, float | None]:
+    """Every metric of every matrix; the scenario's own reading of the test data without prefix.
+
+    `intransigence` needs a joint bound, which a single run does not have. The metrics that need
+    curves are there where they are.
+    """
+    columns: dict[str, float | None] = {}
+    for (split, reading), R in matrices.items():
+        prefix = "" if split == "test" else f"{split}_"
+        prefix += "" if reading == own_reading else f"{reading}_"
+        values = summarise(R)
+        if curves is not None:
+            values |= summarise_anytime(R, curves.get((split, reading), []))
+        columns |= {prefix + name: value for name, value in values.items()}
+        if not prefix:
+            columns["intransigence"] = None
+    return columns

@@ -1,0 +1,42 @@
+"""Results as text for a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from cl_runner.functional.metrics import Matrix
+
+
+def format_matrix(R: Matrix) -> str:
+    """R as text, one row per `after_task`, in thousandths without the leading zero."""
+
+    def cell(value: float) -> str:
+        if math.isnan(value):
+            return "    "
+        return f"{value:.3f}".removeprefix("0").rjust(5)
+
+    T = R.shape[1]
+    lines = ["after \\ task " + " ".join(f"{j + 1:>5}" for j in range(T))]
+    lines += [f"{i:>12} " + " ".join(map(cell, row)) for i, row in enumerate(R.tolist())]
+    return "\n".join(lines)
+
+
+def in_words(columns: Mapping[str, float | None]) -> str:
+    """The two metrics that matter most, in a few words."""
+    values = {name: columns.get(name) for name in ("ACC", "forgetting")}
+    known = {name: v for name, v in values.items() if v is not None and not math.isnan(v)}
+    return ", ".join(f"{name} {v:.3f}" for name, v in known.items())
+
+
+def format_metrics(columns: Mapping[str, float | None], readings: Iterable[str]) -> str:
+    """The metrics as text, a row per reading; the first is the scenario's own."""
+    names = ("ACC", "forgetting", "BWT", "FWT", "learning_accuracy")
+    lines = ["reading   " + "  ".join(name.rjust(7) for name in names)]
+    for i, reading in enumerate(readings):
+        values = [columns.get(name if i == 0 else f"{reading}_{name}") for name in names]
+        cells = ["-" if v is None or math.isnan(v) else f"{v:.4f}" for v in values]
+        widths = [max(len(name), 7) for name in names]
+        row = "  ".join(c.rjust(w) for c, w in zip(cells, widths, strict=True))
+        lines.append(f"{reading + '-IL':10}{row}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""One run: from a configuration through its tasks to the files in its folder."""

@@ -1,0 +1,211 @@
+"""Checkpoints: all that a run needs to go on bit for bit, in one safetensors file (no pickle).
+
+The TrainState, the accuracy matrices and curves and, within a task, what it trains on are tensors,
+named `theta`, `memory.fisher`, `R.test.class`, ...; position, counts, tables, configuration and
+versions are JSON in the file's header, and a checksum covers everything. No state of a random
+generator is in it: random numbers are derived from the seed and the position.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import cl_runner
+from cl_runner.config.identity import IMMATERIAL, flatten
+from cl_runner.core import TrainState
+from cl_runner.errors import UserError, check
+from cl_runner.machine.reading import regular, yaml_values
+from cl_runner.results.files import remove_leftovers, write_bytes
+from cl_runner.results.matrices import Curves, Matrices, Tables
+from cl_runner.results.names import CHECKPOINT, CONFIG
+from cl_runner.run.frame import (
+    GROUPS,
+    Frame,
+    Unfit,
+    check_content,
+    check_keys,
+    check_tensors,
+    named,
+    short,
+)
+from cl_runner.training.fit import Begun
+
+FORMAT = 2  # of the file; another number, another meaning
+
+
+class Saved(NamedTuple):
+    """A run at one moment."""
+
+    state: TrainState
+    matrices: Matrices
+    counts: dict[str, Any]  # seconds so far, and the state of the meter
+    tables: Tables
+    curves: Curves
+    task: int  # index of the task that comes next, or that is under way
+    begun: Begun | None = None  # where the training on it stands; None: before its beginning
+
+
+def save(out: Path, saved: Saved, config: Mapping[str, Any]) -> None:
+    """Replace the checkpoint in `out`; the old one stays until the new one is on the disk.
+
+    config: the resolved configuration, which `load` compares. Raises UserError for a full disk.
+    """
+    import safetensors.torch
+
+    tensors = to_tensors(saved)
+    begun = saved.begun
+    content = {
+        "task": saved.task,
+        "step": None if begun is None else begun.step,
+        "label": begun.samples[1] if begun and isinstance(begun.samples[1], int) else None,
+        "counts": saved.counts,
+        "tables": saved.tables,
+        "config": dict(config),
+    }
+    text = json.dumps(content)  # keys in their order: that of the columns of tables
+    header = {
+        "format": str(FORMAT),
+        "cl_runner": cl_runner.__version__,
+        "content": text,
+        "checksum": checksum(text, tensors),
+    }
+    write_bytes(out / CHECKPOINT, safetensors.torch.save(tensors, header))
+
+
+def load(out: Path, config: Mapping[str, Any], frame: Frame) -> Saved | None:
+    """The checkpoint in `out`, None if there is none.
+
+    Raises UserError, which says what differs, if it is damaged, was written by another version,
+    belongs to a run with another configuration, or holds what no run within this frame writes.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = out / CHECKPOINT
+    if not path.exists():
+        return None
+    anew = "remove it to start this run from the beginning"
+    damaged = f"{path} is damaged; {anew}"
+    try:
+        with regular(path) as file:
+            longer = os.fstat(file.fileno()).st_size > frame.most_bytes()
+        check(not longer, f"{path} is longer than any checkpoint of this run; {anew}")
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            # Cloned, because a file's tensors lie anywhere in memory, torch's own at multiples of
+            # 64 bytes, for which libraries may add up in another order.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        raise UserError(damaged) from None
+    check("format" in header, f"{path} is no checkpoint of cl-run")
+    for what, ours in (("format", str(FORMAT)), ("cl_runner", cl_runner.__version__)):
+        theirs = header.get(what)
+        message = (
+            f"{path} was written by another version: {what} {short(theirs)} there, {ours} here"
+        )
+        check(theirs == ours, message)
+    text = header.get("content", "")
+    check(header.get("checksum") == checksum(text, tensors), damaged)
+    try:
+        content = json.loads(text)
+        check_keys(content)
+        check_same(path, content["config"], config)
+        check_content(content, frame)
+        check_tensors(tensors, content, frame)
+    except (ValueError, RecursionError):
+        raise UserError(damaged) from None
+    except Unfit as error:
+        raise UserError(f"{path} does not fit this run: {error}; {anew}") from None
+    return from_tensors(tensors, content)
+
+
+def remove(out: Path) -> None:
+    """Remove the checkpoint in `out`, and what a process that was killed had half written."""
+    with suppress(OSError):
+        (out / CHECKPOINT).unlink()
+    remove_leftovers(out)
+
+
+def check_run(out: Path, config: Mapping[str, Any]) -> None:
+    """Raise UserError if `out` holds a run with another configuration than this one."""
+    path = out / CONFIG
+    if not path.exists():
+        return
+    theirs = yaml_values(path)
+    check(isinstance(theirs, dict), f"{path} is not a configuration of cl-run")
+    if "seeds" in theirs and "seeds" in config:
+        theirs["seeds"] = config["seeds"]  # more may be added
+    check_same(path, theirs, config)
+
+
+def check_same(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raise UserError naming the keys in which two configurations differ in substance."""
+    there, here = flatten(theirs), flatten(ours)
+    differing = [
+        f"{short(key)} is {short(there.get(key, 'not set'))} there and "
+        f"{short(here.get(key, 'not set'))} here"
+        for key in sorted(there.keys() | here.keys())
+        if key not in IMMATERIAL and there.get(key) != here.get(key)
+    ]
+    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+    message = f"{path} is of another configuration: {'; '.join(differing[:3])}{more}"
+    check(not differing, message)
+
+
+def to_tensors(saved: Saved) -> dict[str, Tensor]:
+    """What of a run is tensors: copies on the host, in the order of their names."""
+    found = named(saved.state)
+    for (split, reading), R in saved.matrices.items():
+        found[f"R.{split}.{reading}"] = torch.from_numpy(R)
+    for (split, reading), rows in saved.curves.items():
+        found[f"curve.{split}.{reading}"] = torch.tensor(rows, dtype=torch.float64)
+    if saved.begun is not None:
+        (index, label), losses = saved.begun.samples, saved.begun.losses
+        found["samples.index"] = index
+        found |= {"samples.task": label} if isinstance(label, Tensor) else {}
+        found |= {"losses": torch.stack(list(losses))} if losses else {}
+    return {k: found[k].detach().cpu().contiguous().clone() for k in sorted(found)}
+
+
+def from_tensors(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> Saved:
+    """The inverse of `to_tensors`, with what the header tells."""
+
+    def group(prefix: str) -> dict[str, Tensor]:
+        return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+
+    state = TrainState(
+        theta=tensors["theta"], t=tensors["t"], **{g: group(f"{g}.") for g in GROUPS}
+    )
+    matrices: Matrices = {}
+    for name, R in group("R.").items():
+        split, reading = name.split(".")
+        matrices[split, reading] = R.numpy()
+    curves: Curves = {}
+    for name, rows in group("curve.").items():
+        split, reading = name.split(".")
+        curves[split, reading] = rows.tolist()
+    begun = None
+    if content["step"] is not None:
+        label = content["label"] if content["label"] is not None else tensors["samples.task"]
+        losses: Sequence[Tensor] = tensors["losses"].unbind() if "losses" in tensors else ()
+        begun = Begun((tensors["samples.index"], label), content["step"], losses)
+    at = content["task"], begun
+    return Saved(state, matrices, content["counts"], content["tables"], curves, *at)
+
+
+def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """A digest of the header's content and of every tensor's name, type, shape and bits."""
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for name in sorted(tensors):
+        v = tensors[name]
+        digest.update(f"\0{name} {v.dtype} {tuple(v.shape)}\0".encode())
+        digest.update(v.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,60 @@
+"""The accuracy on the held-out samples of every task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cl_runner.core import TrainState
+from cl_runner.functional.losses import mask_logits
+from cl_runner.strategies.base import Strategy
+from cl_runner.training.env import Env
+
+EVALUATION_CHUNK = 2000  # images per forward pass
+Rows = dict[tuple[str, str], list[float]]  # (split, reading) -> accuracy on each task
+See = Callable[[tuple[str, str], int, Tensor, Tensor], None]  # (split, reading), task, scores, y
+
+
+def readings(scenario: str) -> tuple[str, ...]:
+    """How a run's outputs are read, the scenario's own reading first.
+
+    A class-incremental run is also read as task-incremental: scored on the task's own classes.
+    """
+    return ("class", "task") if scenario == "class" else (scenario,)
+
+
+@torch.no_grad()
+def evaluate(strategy: Strategy, s: TrainState, env: Env, see: See | None = None) -> Rows:
+    """Accuracy on the held-out samples of every task, as fractions, by split and reading.
+
+    The splits are `test` and, where there is one, `validation`. One transfer to the host in all.
+    see: is shown the scores [B, K] of each batch, and the classes [B].
+    """
+    env.flat.module.eval()
+    stream, counts, keys, sizes = env.stream, [], [], []
+    for split in ("test", "validation") if len(stream[0].validation) else ("test",):
+        for task in stream:
+            images, y = stream.held_out(split, task)
+            own = env.own_classes[task.index]
+            hits = torch.zeros(len(readings(stream.scenario)), dtype=torch.int64, device=env.device)
+            for x, target in zip(
+                images.split(EVALUATION_CHUNK), y.split(EVALUATION_CHUNK), strict=True
+            ):
+                inputs = s, stream.normalise(x), task.index, env
+                logits = env.meter.predicted(task.index, len(x), strategy.predict, *inputs)
+                for i, reading in enumerate(readings(stream.scenario)):
+                    scores = mask_logits(logits, own if reading == "task" else None)
+                    hits[i] += (scores.argmax(1) == target).sum()
+                    if see:
+                        see((split, reading), task.index, scores, target)
+            counts.append(hits)
+            keys.append(split)
+            sizes.append(len(y))
+    env.flat.module.train()
+    rows: Rows = {}
+    for split, size, hits_of_task in zip(keys, sizes, torch.stack(counts).tolist(), strict=True):
+        for reading, hit in zip(readings(stream.scenario), hits_of_task, strict=True):
+            rows.setdefault((split, reading), []).append(hit / size)
+    return rows

@@ -1,0 +1,323 @@
+"""What the checkpoint of a run may hold, as the run knows before it reads one.
+
+A checksum tells damage; it tells nothing about a file that somebody else has made. So every name,
+type, shape and position is held against the run that is about to go on: what its first moment has,
+or the program itself would have written. Values that no size or index follows from stay free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cl_runner.config.schema import Config
+from cl_runner.core import TrainState
+from cl_runner.errors import UserError
+from cl_runner.run.evaluation import readings
+from cl_runner.run.tasks import times
+from cl_runner.strategies.base import Strategy
+from cl_runner.training.env import Env
+from cl_runner.training.fit import plan
+from cl_runner.training.meter import COUNTS, SECONDS
+
+GROUPS = ("buffers", "opt", "memory")  # the fields of TrainState that are dictionaries
+HEADER = 100_000_000  # bytes; safetensors takes no longer one
+LARGEST = 1e30  # of any number that a header counts or measures
+CONTENT = dict.fromkeys(("task", "step", "label", "counts", "tables", "config")).keys()
+KNOWN = ("parameters", "buffer_bytes", "memory_bytes", "generator_parameters")  # None: has none
+COSTS = ("after_task", *COUNTS, *SECONDS, *KNOWN, "peak_memory_bytes")
+WHERE = ("after_task", "reading", "split")
+TABLES = {  # of calibration and confusion, which are there with eval.calibration
+    "calibration": {*WHERE, "eval_task", "NLL", "Brier", "ECE"},
+    "confusion": {*WHERE, "class", "predicted", "count"},
+}
+
+
+class Unfit(UserError):
+    """A checkpoint holds what no checkpoint of this run does; the message says what."""
+
+
+def expect(condition: bool, message: str) -> None:
+    """Raise Unfit(message) unless the condition holds."""
+    if not condition:
+        raise Unfit(message)
+
+
+class Frame(NamedTuple):
+    """What a checkpoint is held against."""
+
+    state: TrainState  # before the first task
+    keys: tuple[tuple[str, str], ...]  # (split, reading) of the accuracy matrices
+    y: Tensor  # [N] the classes of the training set
+    label: Tensor  # [T, classes] the output that stands for each in a task; -1: it has none
+    steps: Callable[[int], int]  # of a task that trains on so many samples
+    idle: Collection[int]  # the tasks that train on nothing between their beginning and their end
+    budget: Collection[str]  # what is limited
+    calibration: bool = False  # whether eval.calibration has tables
+    within: bool = False  # whether eval.every has curves
+
+    @property
+    def tasks(self) -> int:
+        """T."""
+        return len(self.label)
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return len(self.y)
+
+    def most_bytes(self) -> int:
+        """No checkpoint of the run is longer."""
+        steps = self.steps(self.rows * self.tasks)
+        state = sum(v.nbytes for v in named(self.state).values())
+        samples = 2 * 8 * self.rows * self.tasks
+        rows = (self.tasks + 1) + self.within * self.tasks * steps
+        tables = 8 * len(self.keys) * rows * (self.tasks + 2)
+        return HEADER + state + samples + tables + 8 * steps
+
+
+def frame_of(config: Config, strategy: Strategy, s: TrainState, env: Env) -> Frame:
+    """The frame of a run that begins with the state `s`."""
+    stream = env.stream
+    splits = ("test", "validation") if len(stream[0].validation) else ("test",)
+    sizes = [len(strategy.training_set(s, stream, t, env)[0]) for t in range(len(stream))]
+    return Frame(
+        state=s,
+        keys=tuple((split, reading) for split in splits for reading in readings(config.scenario)),
+        y=stream.y.cpu(),
+        label=stream.label.cpu(),
+        steps=lambda samples: plan(samples, env.training, times(strategy, env))[2],
+        idle=[t for t, size in enumerate(sizes) if not size],
+        budget=env.meter.budget.keys(),
+        calibration=config.eval.calibration,
+        within=config.eval.every is not None,
+    )
+
+
+def named(s: TrainState) -> dict[str, Tensor]:
+    """All tensors of a state, by flat names."""
+    groups = {f"{g}.{k}": v for g in GROUPS for k, v in getattr(s, g).items()}
+    return {"theta": s.theta, "t": s.t, **groups}
+
+
+# The header.
+
+
+def check_keys(content: Any) -> None:
+    """Raise Unfit unless the header's JSON has its keys, a configuration among them."""
+    right = isinstance(content, dict) and content.keys() == CONTENT
+    expect(right and isinstance(content["config"], dict), f"it must hold {', '.join(CONTENT)}")
+
+
+def check_content(content: Mapping[str, Any], frame: Frame) -> None:
+    """Raise Unfit unless a header's JSON is of such a run, with position and tables."""
+    task, step, label, T = content["task"], content["step"], content["label"], frame.tasks
+    check_counts(content["counts"], frame)
+    expect(is_count(task, T), f"task must lie in 0 .. {T}, got {short(task)}")
+    if step is None:
+        expect(label is None, f"label must be null between two tasks, got {short(label)}")
+    else:
+        expect(is_count(step), f"step must be a whole number of at least 0, got {short(step)}")
+        expect(task < T, f"task must be less than {T} within a task, got {task}")
+        right = label is None or is_count(label, T - 1)
+        expect(right, f"label must lie in 0 .. {T - 1}, got {short(label)}")
+    check_tables(content["tables"], task, frame)
+
+
+def check_counts(counts: Any, frame: Frame) -> None:
+    """Raise Unfit unless the counts are those of a meter (`costs.Meter.state`)."""
+    amounts, limits = ("seconds", *SECONDS), ("limits", "began")
+    names = {*amounts, *COUNTS, *limits, "task", "stopped", "known"}
+    right = isinstance(counts, dict) and counts.keys() == names
+    expect(right, f"counts must hold {', '.join(sorted(names))}")
+    for name in amounts:
+        expect(is_amount(counts[name]), f"counts: {name} is {short(counts[name])}")
+    for name in COUNTS:
+        expect(is_count(counts[name]), f"counts: {name} is {short(counts[name])}")
+    for name in limits:
+        value = counts[name]
+        right = isinstance(value, dict) and value.keys() in (set(), set(frame.budget))
+        right = right and all(map(is_amount, value.values()))
+        expect(right, f"counts: {name} is {short(value)}")
+    expect(
+        counts["limits"].keys() == counts["began"].keys(),
+        "counts: limits and began must be of the same budgets",
+    )
+    known, stopped, last = counts["known"], counts["stopped"], frame.tasks - 1
+    right = isinstance(known, dict) and all(
+        k.isascii() and k.isdecimal() and len(k) < 19 and is_count(v) for k, v in known.items()
+    )
+    expect(right, f"counts: known is {short(known)}")
+    right = isinstance(stopped, list) and all(is_count(v, last) for v in stopped)
+    expect(right, f"counts: stopped is {short(stopped)}")
+    expect(is_count(counts["task"], last), f"counts: task is {short(counts['task'])}")
+
+
+def check_tables(tables: Any, task: int, frame: Frame) -> None:
+    """Raise Unfit unless the tables are files that the run writes, with their columns."""
+    columns = {"costs": set(COSTS)} | (TABLES if frame.calibration else {})
+    right = isinstance(tables, dict) and tables.keys() == columns.keys()
+    expect(right, f"tables must be {', '.join(columns)}")
+    for name, rows in tables.items():
+        right = isinstance(rows, list) and all(
+            isinstance(row, dict) and row.keys() == columns[name] for row in rows
+        )
+        expect(
+            right, f"the rows of {name} must have the columns {', '.join(sorted(columns[name]))}"
+        )
+    for i, row in enumerate(tables["costs"]):
+        right = row["after_task"] == i and all(
+            (value is None and key in KNOWN) or is_number(value) for key, value in row.items()
+        )
+        expect(right, f"row {i} of costs is {short(row)}")
+    expect(len(tables["costs"]) == task + 1, f"costs must have {task + 1} rows")
+    for row in (row for name in TABLES for row in tables.get(name, ())):
+        numbers = (v for k, v in row.items() if k not in {"reading", "split"})
+        right = (row["split"], row["reading"]) in frame.keys and all(map(is_cell, numbers))
+        expect(right, f"a row of calibration or confusion is {short(row)}")
+
+
+def is_count(value: Any, most: float = LARGEST) -> bool:
+    """Whether a value is a whole number of at least 0."""
+    return type(value) is int and 0 <= value <= most
+
+
+def is_amount(value: Any) -> bool:
+    """Whether a value is a number of at least 0."""
+    return type(value) in (int, float) and 0 <= value <= LARGEST
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number; a difference of seconds may be rounded to less than 0."""
+    return type(value) in (int, float) and abs(value) <= LARGEST
+
+
+def is_cell(value: Any) -> bool:
+    """Whether a value is a score, which may be infinite, or is missing."""
+    return value is None or type(value) is float or is_count(value)
+
+
+def short(value: Any) -> str:
+    """A foreign value in a message: one line that is not long, without what steers a terminal."""
+    text = "".join(c if c.isprintable() else "?" for c in str(value))
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+# The tensors.
+
+
+def check_tensors(tensors: Mapping[str, Tensor], content: Mapping[str, Any], frame: Frame) -> None:
+    """Raise Unfit unless the tensors are those of such a run, at the header's position."""
+    T, task, within = frame.tasks, content["task"], content["step"] is not None
+    state = {name: v for name, v in tensors.items() if is_of_state(name)}
+    check_same_kind(state, named(frame.state))
+    check_range("t", tensors["t"], 0, T - 1)
+    ranges: dict[str, tuple[int, float]] = {
+        "buffer_index": (-1, frame.rows - 1),
+        "buffer_task": (0, T - 1),
+        "stamp": (0, T),
+    }
+    ranges |= {"seen": (0, LARGEST), "period": (1, LARGEST)}
+    for name, (low, high) in ranges.items():
+        if name in frame.state.memory:
+            check_range(f"memory.{name}", tensors[f"memory.{name}"], low, high)
+    check_buffer(tensors, frame)
+    names = {f"R.{split}.{reading}" for split, reading in frame.keys}
+    for name in sorted(names):
+        R = tensors.get(name)
+        right = R is not None and (R.dtype, R.shape) == (torch.float64, (T + 1, T))
+        expect(right, f"{name} must be float64 [{T + 1}, {T}]")
+        assert R is not None
+        right = bool(R[task + 1 :].isnan().all()) and is_fraction(R[: task + 1])
+        expect(right, f"{name} must hold fractions up to row {task}, and none below it")
+    names |= {f"curve.{split}.{reading}" for split, reading in frame.keys if frame.within}
+    for name in sorted(tensors.keys() & names):
+        if name.startswith("curve.") and (rows := tensors[name]).numel():
+            right = rows.dtype == torch.float64 and rows.ndim == 2 and rows.shape[1] == T + 2
+            expect(right, f"{name} must be float64 [n, {T + 2}]")
+            check_range(f"{name}, after_task", rows[:, 0], 0, T - 1)
+            check_range(f"{name}, step", rows[:, 1], 1, LARGEST)
+            expect(is_fraction(rows[:, 2:]), f"{name} must hold fractions")
+    if within:
+        names |= check_samples(tensors, content, frame)
+    unknown = sorted(tensors.keys() - state.keys() - names)
+    expect(not unknown, f"{short(next(iter(unknown), None))} is no tensor of such a run")
+
+
+def check_buffer(tensors: Mapping[str, Tensor], frame: Frame) -> None:
+    """Raise Unfit unless the task of each sample in a buffer has its class."""
+    index, task = (tensors.get(f"memory.buffer_{name}") for name in ("index", "task"))
+    if index is None:
+        return
+    if task is None:  # GEM's, in which each task has its share
+        seen = tensors.get("memory.seen")
+        if seen is None or seen.shape != (frame.tasks,) or len(index) % frame.tasks:
+            return
+        task = torch.arange(frame.tasks).repeat_interleave(len(index) // frame.tasks)
+    filled = index >= 0
+    right = has_classes(index[filled], task[filled], frame)
+    expect(right, "memory.buffer_index holds a row whose class is not in its task")
+
+
+def has_classes(index: Tensor, task: int | Tensor, frame: Frame) -> bool:
+    """Whether the classes of rows [n] are in their task, one of all or one each."""
+    return bool((frame.label[task, frame.y[index]] >= 0).all())
+
+
+def check_samples(
+    tensors: Mapping[str, Tensor], content: Mapping[str, Any], frame: Frame
+) -> set[str]:
+    """The names of what belongs to a task under way. Raises Unfit unless it is in order."""
+    names = {"samples.index"} | ({"samples.task"} if content["label"] is None else set())
+    for name in sorted(names):
+        v = tensors.get(name)
+        right = v is not None and v.dtype == torch.int64 and v.ndim == 1
+        expect(right, f"{name} must be int64 [n]")
+        assert v is not None
+        most = frame.rows if name == "samples.index" else frame.tasks
+        check_range(name, v, 0, most - 1)
+        expect(len(v) == len(tensors["samples.index"]), "samples.task must be as long as the index")
+    task, step, index = content["task"], content["step"], tensors["samples.index"]
+    expect(len(index) > 0 or task in frame.idle, f"samples.index is empty in task {task + 1}")
+    label = tensors["samples.task"] if content["label"] is None else content["label"]
+    right = has_classes(index, label, frame)
+    expect(right, "samples.index holds a row whose class is not in its task")
+    most = frame.steps(len(index))
+    expect(step <= most, f"step must lie in 0 .. {most}, got {short(step)}")
+    if (losses := tensors.get("losses")) is not None:
+        right = losses.is_floating_point() and losses.ndim == 1 and len(losses) <= step
+        expect(right, f"losses must be of at most {step} steps")
+        names.add("losses")
+    return names
+
+
+def is_of_state(name: str) -> bool:
+    """Whether a tensor belongs to the TrainState."""
+    return name in {"theta", "t"} or name.startswith(tuple(f"{group}." for group in GROUPS))
+
+
+def check_same_kind(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> None:
+    """Raise Unfit naming the first tensor whose type or shape differs, or that is missing."""
+    for name in sorted(there.keys() | here.keys()):
+        found, own = there.get(name), here.get(name)
+        if kind(found) != kind(own):
+            raise Unfit(f"{short(name)} is {kind(found)} there and {kind(own)} here")
+
+
+def kind(v: Tensor | None) -> str:
+    """A tensor's type and shape in words."""
+    return "missing" if v is None else f"{str(v.dtype).removeprefix('torch.')} {list(v.shape)}"
+
+
+def check_range(name: str, v: Tensor, low: float, high: float) -> None:
+    """Raise Unfit unless all values of a tensor lie in [low, high]."""
+    right = not v.numel() or bool(((v >= low) & (v <= high)).all())
+    expect(right, f"{name} must lie in {low} .. {high}")
+
+
+def is_fraction(v: Tensor) -> bool:
+    """Whether all values of a tensor lie in [0, 1]."""
+    return bool(((v >= 0) & (v <= 1)).all())

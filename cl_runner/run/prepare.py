@@ -1,0 +1,109 @@
+"""What a run needs before it begins: device, data, stream, network."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cl_runner.config.outline import check_scenario
+from cl_runner.config.schema import Config
+from cl_runner.data.benchmarks import build_stream
+from cl_runner.data.datasets import Arrays, load
+from cl_runner.errors import UserError
+from cl_runner.machine import cores_and_gpus, ram
+from cl_runner.machine.precision import choose, keep_freed_memory
+from cl_runner.nn.networks import factory
+from cl_runner.run import needs
+from cl_runner.run.messages import tell
+from cl_runner.strategies.base import Strategy
+from cl_runner.training import engines
+from cl_runner.training.env import Env
+
+log = logging.getLogger(__name__)
+DEFAULT_THREADS = torch.get_num_threads()  # torch's own choice, whatever an earlier job set
+
+
+def read(config: Config) -> Arrays:
+    """The data set of a run. Raises UserError."""
+    path = None if config.data.path is None else Path(config.data.path)
+    return load(config.benchmark.dataset, Path(config.data.root), path, partial(tell, config))
+
+
+def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) -> Env:
+    """Device, data, stream and network of a run. Raises UserError for whatever does not fit.
+
+    arrays: the data set, where several runs share it.
+    """
+    check_scenario(strategy.name, strategy.scenarios, config.scenario)
+    device = choose_device(config.device)
+    free = ram.available(device)
+    torch.set_num_threads(config.threads or DEFAULT_THREADS)
+    precision = choose(config.precision, device)
+    keep_freed_memory()
+    data = read(config) if arrays is None else arrays
+    stream = build_stream(
+        config.benchmark,
+        config.scenario,
+        data,
+        device,
+        augmented=config.training.augment != "none",
+    )
+    make_net = factory(config.model, stream.input_shape, stream.num_classes)
+    parts = needs.of_data(stream, data if arrays is None else None)
+
+    def network(env: Env) -> nn.Module:
+        needs.require(parts | needs.of_network(config, strategy, env, make_net, free), free)
+        return strategy.wrap(make_net, env)
+
+    env = Env(
+        stream=stream,
+        make_net=network,
+        precision=precision,
+        budget=config.budget,
+        optimizer=config.optimizer,
+        training=config.training,
+        seed=config.seed,
+    )
+    parts |= needs.of_parameters(config, env.flat.module, device)
+    parts |= needs.of_strategy(strategy, env)  # with its checks against the stream
+    parts |= needs.of_activations(config, strategy, env)
+    needs.require(parts, free)
+    env.engine, reason = engines.choose(config.engine, strategy.one_graph, env)
+    log.info("engine: %s (%s)", env.engine, reason)
+    return env
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `device=` names; `auto` is CUDA where there is a usable one."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError(
+            "device=cuda: torch finds no usable CUDA GPU; use device=cpu or device=auto"
+        )
+    device = torch.device("cuda" if available and name != "cpu" else "cpu")
+    if device.type == "cuda":
+        # The same command gives the same numbers: no algorithm that depends on timing.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+    return device
+
+
+@contextmanager
+def free_gpu(device: str) -> Iterator[None]:
+    """Meanwhile the current GPU is one that few runs use, where there are several."""
+    number = torch.cuda.device_count() if device != "cpu" else 0
+    if number < 2:
+        yield
+        return
+    with cores_and_gpus.gpu(number, free=cores_and_gpus.free_memory()) as index:
+        torch.cuda.set_device(index)
+        log.info("GPU %d of %d", index, number)
+        yield

@@ -1,0 +1,273 @@
+"""What a run has measured so far, and its files."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+import cl_runner
+from cl_runner.config import identity
+from cl_runner.config.schema import Config
+from cl_runner.core import TrainState
+from cl_runner.errors import UserError
+from cl_runner.machine.ram import peak_memory, reset_peak_memory
+from cl_runner.results import files, matrices, status
+from cl_runner.results.images import write_grid
+from cl_runner.results.names import CONFIG, OVERRIDES, SUMMARY
+from cl_runner.run import checkpoint
+from cl_runner.run.calibration import Calibration
+from cl_runner.run.checkpoint import Saved
+from cl_runner.run.evaluation import evaluate, readings
+from cl_runner.strategies.base import Strategy
+from cl_runner.training.env import Env
+from cl_runner.training.fit import Begun
+from cl_runner.training.meter import COUNTS, SECONDS
+
+log = logging.getLogger(__name__)
+
+
+class Record:
+    """What a run has measured so far, and its files."""
+
+    def __init__(
+        self,
+        config: Config,
+        strategy: Strategy,
+        env: Env,
+        out: Path,
+        overrides: Sequence[str],
+        started: float,
+        members: int = 1,
+    ) -> None:
+        self.config, self.env, self.out, self.started = config, env, out, started
+        self.members = members  # runs that are trained as one stacked state
+        self.own = readings(config.scenario)[0]
+        self.matrices: matrices.Matrices = {}
+        self.memory: dict[str, int | None] = {}
+        self.tables: matrices.Tables = {"costs": []}
+        self.curves: matrices.Curves = {}
+        self.seconds = 0.0
+        self.saved_at = started
+        reset_peak_memory(env.device)
+        self.task, self.step = 1, 0  # for status.json: the task under way, steps at a checkpoint
+        try:
+            files.make_folder(out)
+        except OSError as error:
+            raise UserError(f"cannot write {out}: {error.strerror}") from None
+        if not (config.resume and (out / OVERRIDES).exists()):
+            files.write_text(out / CONFIG, OmegaConf.to_yaml(dict(config.resolved)))
+            files.write_text(out / OVERRIDES, OmegaConf.to_yaml(list(overrides)))
+        self.tell("running")
+
+    def save(self, s: TrainState, task: int, begun: Begun | None = None) -> None:
+        """Write a checkpoint: next comes task `task`, or what remains of it."""
+        counts = {"seconds": time.perf_counter() - self.started, **self.env.meter.state()}
+        saved = Saved(s, self.matrices, counts, self.tables, self.curves, task, begun)
+        checkpoint.save(self.out, saved, self.config.resolved)
+        if begun is not None:
+            self.at(task, begun.step)
+            self.tell("running")
+        self.saved_at = time.perf_counter()
+
+    def restore(self, saved: Saved, strategy: Strategy, s: TrainState) -> None:
+        """Go on from where a checkpoint was written."""
+        counts = dict(saved.counts)
+        self.started -= counts.pop("seconds")
+        self.env.meter.restore(counts)
+        self.matrices, self.tables, self.curves = saved.matrices, saved.tables, saved.curves
+        self.at(saved.task, 0 if saved.begun is None else saved.begun.step)
+        self.memory = footprint(strategy, s, self.env)
+
+    def evaluated(self, after_task: int, strategy: Strategy, s: TrainState) -> None:
+        """Evaluate, fill row `after_task` of each R, and write what is known."""
+        self.env.meter.lap()
+        T = len(self.env.stream)
+        seen = Calibration(after_task) if self.config.eval.calibration else None
+        for key, row in evaluate(strategy, s, self.env, seen.see if seen else None).items():
+            R = self.matrices.setdefault(key, np.full((T + 1, T), np.nan))
+            R[after_task] = row
+        for name, rows in seen.rows().items() if seen else ():
+            self.tables.setdefault(name, []).extend(rows)
+        self.env.meter.lap("evaluation_seconds")
+        self.memory = footprint(strategy, s, self.env)
+        self.add_costs(after_task)
+        shown = self.matrices["test", self.own][after_task][: after_task or None]
+        log.info("after task %d: mean accuracy %.4f", after_task, shown.mean())
+        if after_task:
+            for name, images in strategy.pictures(s, self.env).items():
+                write_grid(self.out / "pictures" / f"{name}_{after_task}.png", images)
+            for name, rows in strategy.tables(s, self.env).items():
+                files.write_rows(self.out / f"{name}.csv", rows)
+        self.at(after_task, 0)
+        self.write("running")
+
+    def evaluated_within(self, task: int, step: int, strategy: Strategy, s: TrainState) -> None:
+        """Evaluate after a step of a task; not again if a run goes on from there."""
+        if self.measured_at((task, step)):
+            return
+        self.env.meter.lap("train_seconds")
+        for key, row in evaluate(strategy, s, self.env).items():
+            self.curves.setdefault(key, []).append([task, step, *row])
+        self.env.meter.lap("evaluation_seconds")
+
+    def measured_at(self, position: tuple[int, int]) -> bool:
+        """Whether the curves end at this task and step."""
+        return any(tuple(rows[-1][:2]) == position for rows in self.curves.values() if rows)
+
+    def drop(self, task: int, step: int) -> None:
+        """Forget what was measured after a task's last step: it is evaluated when it has ended."""
+        if self.measured_at((task, step)):
+            for rows in self.curves.values():
+                rows.pop()
+
+    def add_costs(self, after_task: int) -> None:
+        """What was spent since the last row of costs, and what the run holds now."""
+        costs = self.tables["costs"]
+        before = {name: sum(row[name] for row in costs) for name in (*SECONDS, *COUNTS)}
+        spent = {name: getattr(self.env.meter, name) - value for name, value in before.items()}
+        held = ("parameters", "buffer_bytes", "memory_bytes", "generator_parameters")
+        peak = max((row["peak_memory_bytes"] for row in costs), default=0)
+        costs.append(
+            {"after_task": after_task, **spent}
+            | {name: self.memory[name] for name in held}
+            | {"peak_memory_bytes": max(peak, peak_memory(self.env.device))}
+        )
+
+    def columns(self) -> dict[str, Any]:
+        """The row of summary.csv, without its status."""
+        silent = {"verbose", "plots", "checkpoint"}
+        resolved = {k: v for k, v in self.config.resolved.items() if k not in silent}
+        flat = identity.flatten(resolved)
+        names = {
+            group: flat.pop(f"{group}.name")
+            for group in ("benchmark", "strategy", "model", "optimizer")
+        }
+        costs = self.tables["costs"]
+        metrics = matrices.metric_columns(self.matrices, self.own, self.within)
+        return {
+            "benchmark": names["benchmark"],
+            "scenario": flat.pop("scenario"),
+            "strategy": names["strategy"],
+            "seed": flat.pop("seed"),
+            **metrics,
+            "seconds": self.seconds,
+            **{name: getattr(self.env.meter, name) for name in (*SECONDS, *COUNTS)},
+            **self.stopped(),
+            **self.memory,
+            "peak_memory_bytes": costs[-1]["peak_memory_bytes"] if costs else None,
+            "model": names["model"],
+            "optimizer": names["optimizer"],
+            **flat,
+            "config_hash": identity.config_hash(self.config.resolved),
+            "stacked_members": self.members,
+            **versions(self.env),
+        }
+
+    @property
+    def within(self) -> matrices.Curves | None:
+        """What was measured within the tasks; None where that is not asked for."""
+        return None if self.config.eval.every is None else self.curves
+
+    def stopped(self) -> dict[str, list[int]]:
+        """The tasks, from 1, whose training the budget ended, where there is a budget."""
+        meter = self.env.meter
+        return {"budget_stopped": [t + 1 for t in meter.stopped]} if meter.budget else {}
+
+    def write(self, state: str) -> None:
+        """All result files as they stand; status.json is the last."""
+        self.write_results(state)
+        self.tell(state)
+
+    def write_results(self, state: str) -> None:
+        """The matrices and the summary."""
+        self.seconds = (time.perf_counter() - self.started) / self.members
+        if self.matrices:
+            matrices.write_matrices(self.out, self.matrices, self.own, self.within)
+            for name, rows in self.tables.items():
+                if rows:  # no task was seen yet
+                    files.write_rows(self.out / f"{name}.csv", rows)
+        files.write_rows(self.out / SUMMARY, [{"status": state, **self.columns()}])
+
+    def ended(self, error: BaseException) -> None:
+        """All files of a run that an error or a signal ends; one that is complete stays so."""
+        if status.read(self.out).get("state") == "complete":
+            return
+        if isinstance(error, Exception):
+            self.write_results("failed")
+            status.fail(self.out, error)
+        else:
+            self.write("interrupted")
+
+    def at(self, index: int, step: int) -> None:
+        """Where the run is: so many steps into task `index`; past the last one it stays there."""
+        self.task, self.step = min(index + 1, len(self.env.stream)), step
+
+    def tell(self, state: str) -> None:
+        """Write status.json."""
+        tasks = len(self.env.stream)
+        status.write(self.out, state, task=self.task, tasks=tasks, step=self.step)
+
+
+def footprint(strategy: Strategy, s: TrainState, env: Env) -> dict[str, int | None]:
+    """What a state holds: parameters, buffered samples, and the rest of the strategy's memory.
+
+    Buffers store row numbers; what is counted is the samples they stand for, at the data set's own
+    precision, because that is what a method that may not keep the data would have to store; not so
+    where a strategy keeps something else in their place. What is kept with each sample (its logits,
+    say) counts as buffer too; its label and task do not. Not counted either is memory that follows
+    from the rest (`Strategy.uncounted`). Of the parameters, those of a generator are also counted
+    apart.
+    """
+    index = s.memory.get("buffer_index")
+    samples = None if index is None else int((index >= 0).sum())
+    size = env.stream.x[0].nbytes if strategy.buffers_inputs else 0
+    slots = {k: v for k, v in s.memory.items() if k.startswith("buffer_")}
+    size += sum(v[0].nbytes for k, v in slots.items() if k not in {"buffer_index", "buffer_task"})
+    apart = {*slots, *strategy.uncounted}
+    rest = sum(v.nbytes for k, v in s.memory.items() if k not in apart)
+    generator = [v for k, v in env.flat.views(s.theta.detach()).items() if "generator." in k]
+    return {
+        "parameters": s.theta.numel(),
+        "parameter_bytes": s.theta.nbytes,
+        "generator_parameters": sum(v.numel() for v in generator) if generator else None,
+        "buffer_samples": samples,
+        "buffer_bytes": None if samples is None else samples * size,
+        "memory_bytes": rest,
+    }
+
+
+def versions(env: Env) -> dict[str, Any]:
+    """What the numbers depend on besides the configuration."""
+    return {
+        "used_device": torch.cuda.get_device_name() if env.device.type == "cuda" else "cpu",
+        "used_precision": env.precision,
+        "used_engine": env.engine,
+        "used_threads": torch.get_num_threads(),
+        "cl_runner_version": cl_runner.__version__,
+        "commit": commit(),
+        "torch_version": torch.__version__,
+        "python_version": platform.python_version(),
+    }
+
+
+@cache
+def commit() -> str | None:
+    """The commit of the source tree that runs, marked `+` if changed; None outside a checkout."""
+    source = Path(__file__).parent
+    if not (source.parent / ".git").exists():
+        return None
+    command = ["git", "-C", str(source), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

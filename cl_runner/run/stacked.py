@@ -1,0 +1,244 @@
+"""Runs that differ only in seed, learning rate and a strategy's numbers, trained as one.
+
+The members' states are stacked along a new first dimension [M, ...]. A step is the strategy's own,
+mapped over the members by vmap and traced once into a graph of plain tensor operations, so that
+what is paid per step is M members' arithmetic and one program's overhead. What happens between
+tasks, and evaluation, is done member by member, by the code of single runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy as shallow
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from cl_runner.core import Batch, Stream, TrainState
+from cl_runner.errors import Diverged, UserError
+from cl_runner.run.stacked_graph import Blocks, in_blocks
+from cl_runner.run.tasks import begin_task, end_task, times
+from cl_runner.strategies.base import Strategy
+from cl_runner.training import optim
+from cl_runner.training.batches import Source
+from cl_runner.training.engines import Leaves, Record, Recording, copy, cuda_graph
+from cl_runner.training.env import Env
+from cl_runner.training.fit import check_finite, plan
+from cl_runner.training.flops import FlopCounter
+
+BLOCK_BYTES = 2**26  # of images that lie ready for the coming steps
+T = TypeVar("T")
+Hyper = dict[str, Tensor]  # the strategy's numbers that differ, 0-d each; stacked: [M]
+
+
+class Member(NamedTuple):
+    """A run: its strategy and its environment."""
+
+    strategy: Strategy
+    env: Env
+
+
+def obstacle(members: Sequence[Member]) -> str | None:
+    """Why these runs cannot be stacked; None if they can. They share all but seed and numbers."""
+    first = members[0]
+    if not first.strategy.one_graph:
+        return f"a step of strategy={first.strategy.name} is not one graph"
+    if first.env.flat.buffers:
+        return "the model has BatchNorm, whose statistics a stacked step would not move"
+    if first.env.stochastic:
+        return "the model has dropout, which draws from a generator of its own"
+    if not all(p.requires_grad for p in first.env.flat.module.parameters()):
+        return f"strategy={first.strategy.name} draws fixed parts of the network from the seed"
+    for t in range(first.env.num_tasks):
+        if len({len(m.env.stream[t].train) for m in members}) > 1:
+            return f"task {t + 1} has a different number of samples in each"
+    return None
+
+
+def hyper_parameters(members: Sequence[Member]) -> Hyper:
+    """The fields of the strategies that differ among members, [M] each. All must be numbers."""
+    first = members[0].strategy
+    found = {}
+    for field in dataclasses.fields(first):
+        values = [getattr(m.strategy, field.name) for m in members]
+        if any(v != values[0] for v in values):
+            if not all(isinstance(v, float) for v in values):
+                raise UserError(f"strategy.{field.name.rstrip('_')} differs and is not a number")
+            found[field.name] = torch.tensor(values, device=members[0].env.device)
+    return found
+
+
+def stack(states: Sequence[Any]) -> Any:
+    """Trees of tensors of the same shapes as one of tensors [M, ...]."""
+    return tree_map(lambda *v: torch.stack([x.detach() for x in v]), *states)
+
+
+def unstack(stacked: TrainState, members: int) -> list[TrainState]:
+    """The members' states."""
+    return [tree_map(lambda v, i=i: v[i].clone(), stacked) for i in range(members)]
+
+
+def tables(stream: Stream) -> dict[str, Tensor]:
+    """What of a stream depends on its seed and is looked up in a step (see `with_tables`)."""
+    found = {"label": stream.label}
+    if stream.transform is not None:
+        (name,) = (f.name for f in dataclasses.fields(stream.transform))  # type: ignore[arg-type]
+        found["transform"] = getattr(stream.transform, name)
+    return found
+
+
+def with_tables(env: Env, own: dict[str, Tensor]) -> Env:
+    """The environment with a member's tables in the place of the first member's."""
+    stream, transform = env.stream, env.stream.transform
+    if transform is not None:
+        (name,) = (f.name for f in dataclasses.fields(transform))  # type: ignore[arg-type]
+        transform = dataclasses.replace(transform, **{name: own["transform"]})  # type: ignore[type-var]
+    env = shallow(env)
+    env.stream = dataclasses.replace(stream, label=own["label"], transform=transform)
+    return env
+
+
+def with_numbers(strategy: Strategy, numbers: Hyper) -> Strategy:
+    """The strategy with tensors in the place of numbers, which are not checked again."""
+    changed = shallow(strategy)
+    for name, value in numbers.items():
+        object.__setattr__(changed, name, value)
+    return changed
+
+
+class StackedStep:
+    """A step of all members: vmapped, and traced into one graph for each shape of batch.
+
+    On a GPU that is recorded as a CUDA graph, unless `engine=eager`.
+    """
+
+    def __init__(self, members: Sequence[Member], record: Record | None = None) -> None:
+        self.member = members[0]
+        self.record = cuda_graph if self.member.env.engine == "graph" else record
+        self.recordings: dict[Any, Recording] = {}
+        self.blocks = Blocks(self.member.env.flat.sizes)
+        self.tables = stack([tables(m.env.stream) for m in members])
+        self.hyper = hyper_parameters(members)
+        self.graphs: dict[Any, Callable[..., list[Tensor]]] = {}
+        self.known: dict[Any, int] = {}  # FLOPs of a member's step, as the keys of graphs
+        self.members = len(members)
+        self.flops = 0  # of a member in the last step
+
+    def begin(self, s: TrainState) -> None:
+        """Take the states [M, ...] to go on from."""
+        self.like, self.spec = tree_flatten(s)
+        (self.rate,) = (i for i, v in enumerate(self.like) if v is s.opt["lr"])
+        self.parts = self.blocks.cut(self.like)
+        before = self.blocks.cut(self.like[: self.rate])
+        self.rate = len(before)  # where the learning rates are among the parts
+        self.recordings = {}  # they are bound to the parts
+
+    def __call__(self, batch: dict[str, Any]) -> Tensor:
+        """Take a step on raw batches [M, B, ...]; the losses [M]."""
+        own, spec = tree_flatten((batch, self.tables, self.hyper))
+        key = (spec, *(v.shape for v in own))
+        if key not in self.graphs:
+            self.graphs[key] = self.trace(own, spec)
+        graph, inputs = self.graphs[key], self.blocks.cut(own)
+        if key not in self.known:  # on copies, for what is counted is no part of a recording
+            with FlopCounter() as counter:
+                graph(*(v.clone() for v in self.parts), *inputs)
+            self.known[key] = counter.flops // self.members
+        self.flops = self.known[key]
+        if self.record is None:
+            *self.parts, losses = graph(*self.parts, *inputs)
+            return losses
+
+        def function(parts: Leaves, inputs: Leaves) -> tuple[Leaves, Tensor]:
+            *after, losses = graph(*parts, *inputs)
+            return after, losses
+
+        if key not in self.recordings:
+            self.recordings[key] = Recording(function, self.parts, inputs, self.record)
+        return self.recordings[key](inputs)
+
+    def states(self) -> TrainState:
+        """The states [M, ...] as they are now."""
+        leaves = self.blocks.join(self.parts, self.like)
+        s: TrainState = tree_unflatten(leaves, self.spec)
+        return s
+
+    def set_rates(self, rates: Tensor) -> None:
+        """Change the learning rates [M]."""
+        copy([self.parts[self.rate]], [rates])
+
+    def trace(self, own: list[Tensor], spec: Any) -> Callable[..., list[Tensor]]:
+        """The step as a graph of tensor operations, without autograd and vmap."""
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        def one(s: TrainState, raw: dict[str, Any], table: dict[str, Tensor], hyper: Hyper) -> Any:
+            env = with_tables(self.member.env, table)
+            x = env.stream.normalise(raw["x"])
+            batch = Batch(**{"active": None, "weight": None} | raw | {"x": x})
+            s, aux = with_numbers(self.member.strategy, hyper).step(s, batch, env)
+            return s, aux["loss"]
+
+        def step(*flat: Tensor) -> list[Tensor]:
+            n = len(self.like)
+            s = tree_unflatten(list(flat[:n]), self.spec)
+            s, losses = torch.func.vmap(one)(s, *tree_unflatten(list(flat[n:]), spec))
+            return [*tree_flatten(s)[0], losses]
+
+        graph = make_fx(step)(*self.like, *own)
+        graph.graph.eliminate_dead_code()
+        return in_blocks(graph, self.blocks)
+
+
+def train_task(
+    members: Sequence[Member], states: Sequence[TrainState], t: int, step: StackedStep
+) -> list[TrainState | Diverged]:
+    """The members' states after training on task t; an exception for one that became infinite."""
+    strategy, first = members[0]
+    begun = [begin_task(m.strategy, s, m.env.stream[t], m.env) for m, s in _pairs(members, states)]
+    sources = [Source(m.env, s, t, *own, m.strategy) for m, (s, own) in _pairs(members, begun)]
+    number = len(sources[0].index)
+    epochs, per_epoch, total = plan(number, first.training, times(strategy, first))
+    rates = torch.tensor([m.env.optimizer.lr for m in members], device=first.device)
+    step.begin(stack([s for s, _ in begun]))
+    lost: dict[int, Diverged] = {}
+    first.meter.begin(t, epochs, total)
+    with torch.no_grad():
+        for epoch in range(epochs):
+            before, losses = epoch * per_epoch, []
+            steps = min(per_epoch, total - before)
+            for i, batch in enumerate(batches(sources, epoch, steps)):
+                if first.optimizer.schedule != "constant":
+                    progress = (before + i) / total
+                    step.set_rates(rates * optim.rate_factor(first.optimizer, progress))
+                loss = step(batch)
+                losses.append(loss)
+                for member in members:
+                    member.env.meter.step(epoch, batch["y"].shape[1], loss[0])
+                    member.env.meter.flops += step.flops
+            theta = step.states().theta
+            for i, own in enumerate(torch.stack(losses, 1)):
+                try:
+                    check_finite(theta[i], own, t, before)
+                except Diverged as error:
+                    lost.setdefault(i, error)  # what it computes from here on concerns no other
+    return [
+        lost.get(i) or end_task(m.strategy, m.env.commit(s), m.env.stream[t], m.env)
+        for i, (m, s) in enumerate(_pairs(members, unstack(step.states(), len(members))))
+    ]
+
+
+def _pairs(members: Sequence[Member], values: Sequence[T]) -> Iterator[tuple[Member, T]]:
+    return zip(members, values, strict=True)
+
+
+def batches(sources: Sequence[Source], epoch: int, steps: int) -> Iterator[dict[str, Any]]:
+    """The members' batches of an epoch, stacked [M, B, ...], the images raw."""
+    images = len(sources) * sources[0].env.training.batch_size * sources[0].env.stream.x[0].nbytes
+    block = max(1, BLOCK_BYTES // images)
+    for parts in zip(*(source.blocks(epoch, steps, block) for source in sources), strict=True):
+        whole = stack(parts)  # [M, steps, B, ...]
+        for i in range(whole["y"].shape[1]):
+            yield tree_map(lambda v, i=i: v[:, i], whole)

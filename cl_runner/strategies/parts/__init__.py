@@ -1,0 +1,1 @@
+"""What several strategies need of a run: passes over a task, buffers, features."""

@@ -1,0 +1,1 @@
+"""One phase of training: batches, steps and how they are executed, the optimizer, the costs."""

@@ -1,0 +1,179 @@
+"""How the hot step is executed: operation by operation, compiled, or recorded as a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from cl_runner.core import Batch, TrainState
+from cl_runner.errors import UserError, check
+from cl_runner.training.env import Env
+
+Leaves = list[Tensor]
+Function = Callable[[Leaves, Leaves], tuple[Sequence[Tensor], Tensor]]
+Record = Callable[[Callable[[], None]], Callable[[], None]]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Tensor]]  # -> the committed state, the loss
+WARM_UP = 3  # steps before a recording: libraries set themselves up in the first ones
+
+
+class Learner(Protocol):
+    """What takes the steps: a strategy, or a phase of one."""
+
+    def noise(self, batch_size: int, env: Env) -> dict[str, tuple[int, ...]]: ...
+    def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, dict[str, Any]]: ...
+
+
+def choose(engine: str, one_graph: bool, env: Env) -> tuple[str, str]:
+    """The engine that `engine=` means here, and why: eager | compile | graph.
+
+    `auto` is `graph` on a GPU where the step can be recorded, else `eager`: on a CPU a graph saves
+    nothing, and compiling takes longer than it gains. Raises UserError where the step cannot be
+    executed as asked.
+    """
+    if engine == "eager":
+        return engine, "asked for"
+    reason = None
+    if not one_graph:
+        reason = "a step of this strategy is not one graph"
+    elif env.stochastic:
+        reason = "the model has dropout, whose random numbers are drawn within the step"
+    elif env.device.type != "cuda" and engine != "compile":
+        reason = "CUDA graphs need a GPU"
+    elif env.flat.buffers and engine == "compile":
+        reason = "the model has BatchNorm, whose statistics a compiled step would not move"
+    if engine == "auto":
+        return ("graph", "a step is one graph") if reason is None else ("eager", reason)
+    check(reason is None, f"engine={engine}: {reason}; use engine=auto or engine=eager")
+    return engine, "asked for"
+
+
+def stepper(learner: Learner, env: Env, engine: str) -> Step:
+    """What executes the learner's steps; for one phase of training on one task."""
+
+    def eager(s: TrainState, batch: Batch) -> tuple[TrainState, Tensor]:
+        s, aux = learner.step(s, batch, env)
+        return env.commit(s), aux["loss"]
+
+    if engine == "graph":
+        return recorded(eager, env, cuda_graph)
+    if engine == "compile":
+        return compiled(learner, env)
+    return eager
+
+
+def compiled(learner: Learner, env: Env) -> Step:
+    """The step as torch.compile makes it, from a state that is not the live one."""
+
+    def pure(s: TrainState, batch: Batch) -> tuple[TrainState, Tensor]:
+        s, aux = learner.step(s, batch, env)
+        return s, aux["loss"]
+
+    function = torch.compile(pure, fullgraph=True, dynamic=False)
+
+    def step(s: TrainState, batch: Batch) -> tuple[TrainState, Tensor]:
+        after, loss = function(s._replace(theta=s.theta.detach()), batch)
+        return env.commit(after), loss
+
+    return step
+
+
+def recorded(step: Step, env: Env, record: Record) -> Step:
+    """The step recorded for each shape of batch, on a state whose tensors stay where they are.
+
+    record: makes of a body, which takes no argument, what repeats it (`cuda_graph`).
+    """
+    recordings: dict[Any, Recording] = {}
+    leaves: Leaves = []
+
+    def take(s: TrainState, batch: Batch) -> tuple[TrainState, Tensor]:
+        given, form = tree_flatten(s)
+        inputs, shape = tree_flatten(batch)
+        if not leaves:
+            live = {id(v) for v in (env.flat.theta, *env.flat.buffers.values())}
+            leaves.extend(v if id(v) in live else v.clone() for v in given)
+        copy(leaves, given)
+
+        def function(state: Leaves, inputs: Leaves) -> tuple[Leaves, Tensor]:
+            after, loss = step(tree_unflatten(state, form), tree_unflatten(inputs, shape))
+            return tree_flatten(after)[0], loss
+
+        key = (shape, *(v.shape for v in inputs if isinstance(v, Tensor)))
+        if key not in recordings:
+            recordings[key] = Recording(function, leaves, inputs, record)
+        loss = recordings[key](inputs)
+        after: TrainState = tree_unflatten(leaves, form)
+        return after, loss
+
+    return take
+
+
+class Recording:
+    """f(state, inputs) -> (new state, result), recorded once; it changes `state` in place."""
+
+    def __init__(self, function: Function, state: Leaves, inputs: Leaves, record: Record) -> None:
+        self.inputs = [v.clone() if isinstance(v, Tensor) else v for v in inputs]
+        before = [v.detach().clone() for v in state]
+        after, loss = function(state, self.inputs)  # once by itself, for comparison
+        settle(state, after)
+        self.result = loss.clone()
+        expected = [v.detach().clone() for v in (*state, self.result)]
+
+        def body() -> None:
+            after, loss = function(state, self.inputs)
+            settle(state, after)
+            self.result.copy_(loss)
+
+        copy(state, before)
+        self.replay = record(body)
+        copy(state, before)
+        self.replay()
+        for actual, wanted in zip((*state, self.result), expected, strict=True):
+            if not torch.allclose(actual.detach(), wanted, rtol=1e-3, atol=1e-5, equal_nan=True):
+                raise UserError(
+                    "engine=graph: the recorded step computes something else than the step itself "
+                    "(please report it); use engine=eager"
+                )
+        copy(state, before)
+
+    def __call__(self, inputs: Leaves) -> Tensor:
+        """Take the step on these inputs; the result."""
+        copy(self.inputs, inputs)
+        self.replay()
+        return self.result.clone()
+
+
+def copy(targets: Leaves, values: Sequence[Tensor]) -> None:
+    """Copy values into the targets that are other tensors than theirs, leaf by leaf."""
+    with torch.no_grad():
+        for target, value in zip(targets, values, strict=True):
+            if target is not value and isinstance(target, Tensor):
+                target.copy_(value)
+
+
+def settle(targets: Leaves, values: Sequence[Tensor]) -> None:
+    """`copy` for values that may be other targets, or views of them."""
+    storages = {v.untyped_storage().data_ptr() for v in targets}
+    apart = [
+        v.clone() if v is not t and v.untyped_storage().data_ptr() in storages else v
+        for t, v in zip(targets, values, strict=True)
+    ]
+    copy(targets, apart)
+
+
+def cuda_graph(body: Callable[[], None]) -> Callable[[], None]:
+    """Record what `body` does on the GPU, after it has been done a few times."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            body()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        body()
+    replay: Callable[[], None] = graph.replay
+    return replay

@@ -1,0 +1,243 @@
+"""The frozen environment of a run: all that a strategy may use besides the state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from cl_runner.config.schema import Budget, Optimizer, Training
+from cl_runner.core import Batch, Stream, Task, TrainState, generator_for, seed_for
+from cl_runner.data.augment import crop_flip
+from cl_runner.nn.flat import Flat
+from cl_runner.nn.networks import build
+from cl_runner.training import optim
+from cl_runner.training.meter import Meter
+
+T = TypeVar("T")
+Loss = Callable[..., tuple[Tensor, dict[str, Any]]]
+Gradient = Callable[..., tuple[Tensor, tuple[Tensor, dict[str, Any]]]]
+FOLD_CHUNK = 1000  # samples per chunk of a pass that takes no steps
+
+
+class Env:
+    """Stream, network, optimizer and seeds of one run.
+
+    Nothing in it changes during the run but the storage behind the live `theta` (see `Flat`), the
+    gradient buffers and the meter.
+    """
+
+    def __init__(
+        self,
+        *,
+        stream: Stream,
+        make_net: Callable[[Env], nn.Module],
+        optimizer: Optimizer,
+        training: Training,
+        seed: int,
+        precision: str = "float32",
+        budget: Budget | None = None,
+    ) -> None:
+        self.stream = stream
+        self.optimizer = optimizer
+        self.training = training
+        self.seed = seed
+        self.precision = precision  # what kernels.choose set torch up for
+        self.engine = "eager"  # how steps are executed: what steps.choose says
+        self.meter = Meter(budget)
+        self.device = stream.x.device
+        self.num_tasks = len(stream)
+        self.num_classes = stream.num_classes
+        self.input_shape = stream.input_shape
+        self.num_bins = self.num_classes * (self.num_tasks if stream.scenario == "domain" else 1)
+        self.own_classes = own_classes(stream)  # [T, K] bool
+        self.active_table = active_table(stream, training.active_classes)
+        network = build(lambda: make_net(self), seed_for(seed, "init")).to(self.device)
+        self.flat = Flat(network, mixed=precision == "bfloat16")
+        # The network draws from torch's global generator, which is then seeded at each step.
+        self.stochastic = any(getattr(m, "dropout", 0) for m in self.flat.module.modules())
+        self._gradients: list[Tensor] = []
+        self._gradients_used = 0
+
+    # The network and its gradient.
+
+    def net(
+        self, theta: Tensor, x: Tensor, task: Tensor, *, first: int = 0, last: int | None = None
+    ) -> Tensor:
+        """Logits [B, K] of the network with parameters theta [P].
+
+        first, last: run only these stages (see `nn.networks.Network`), from the activations before
+        stage `first` to those before stage `last`: last=-1 gives the features [B, ...] that the
+        output layer sees.
+        """
+        if first == 0 and last is None:
+            return self.flat.call(theta, x, task)
+        return self.flat.call(theta, x, task, first=first, last=last)
+
+    def answers(
+        self,
+        theta: Tensor,
+        x: Tensor,
+        task: Tensor,
+        buffers: Mapping[str, Tensor] | None = None,
+        *,
+        first: int = 0,
+        last: int | None = None,
+    ) -> Tensor:
+        """What `net` gives in evaluation mode, also within a step: constants, to learn from.
+
+        buffers: the BatchNorm statistics that belong to theta; by default, the live ones. None are
+        moved. An old network is kept with its statistics by `kept` and `statistics`.
+        """
+        options = {} if first == 0 and last is None else {"first": first, "last": last}
+        return self.flat.answers(theta, x, task, buffers, **options)
+
+    def grad_and_value(self, loss: Loss) -> Gradient:
+        """f(theta, ...) -> (gradient [P], (loss, aux)) for loss(theta, s, batch, env).
+
+        With the live theta it is plain autograd into flat storage, which costs what a hand-written
+        loop costs, and the gradient is valid until the step is committed. With any other theta,
+        under vmap for instance, it is torch.func's.
+        """
+
+        def function(theta: Tensor, s: TrainState, batch: Batch, env: Env) -> Any:
+            if theta is not self.flat.theta:
+                return torch.func.grad_and_value(loss, has_aux=True)(theta, s, batch, env)
+            self.flat.clear_gradients()
+            with torch.enable_grad():
+                value, aux = loss(theta, s, batch, env)
+            torch.autograd.backward(value)
+            return self.flat.gradient(self._next_gradient()), (value.detach(), aux)
+
+        return function
+
+    def _next_gradient(self) -> Tensor:
+        if self._gradients_used == len(self._gradients):
+            self._gradients.append(torch.empty_like(self.flat.theta, requires_grad=False))
+        self._gradients_used += 1
+        return self._gradients[self._gradients_used - 1]
+
+    def update(self, s: TrainState, grad: Tensor) -> TrainState:
+        """The state after the optimizer's step along `grad` [P]."""
+        theta, opt = optim.update(self.optimizer, s.theta.detach(), grad, s.opt)
+        return s._replace(theta=theta, opt=opt)
+
+    def restart(self, s: TrainState, theta: Tensor) -> TrainState:
+        """The state with weights theta [P] and an optimizer that has taken no step yet."""
+        return s._replace(theta=theta, opt=optim.init(self.optimizer, theta.detach()))
+
+    def commit(self, s: TrainState) -> TrainState:
+        """The state with theta written into the live storage; gradients of the step are void."""
+        self._gradients_used = 0
+        return s._replace(theta=self.flat.commit(s.theta))
+
+    # Data.
+
+    def on_device(self, values: Tensor) -> Tensor:
+        """Values drawn on the host, brought to the run's device without waiting for it."""
+        if self.device.type != "cuda":
+            return values
+        return values.pin_memory().to(self.device, non_blocking=True)
+
+    def gather(
+        self,
+        index: Tensor,
+        task: int | Tensor,
+        t: Tensor,
+        *,
+        weight: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Batch:
+        """Training rows `index` [B] as their tasks (one, or one each [B]) show them, as a batch.
+
+        t: 0-d, for which classes count as seen. augment: uniforms [B, 3], used where the run
+        augments; without them the samples are shown as they are.
+        """
+        x = self.inputs(self.stream.images(index, task), augment)
+        y = self.stream.labels(index, task)
+        tasks = torch.full_like(index, task) if isinstance(task, int) else task
+        return Batch(x, y, tasks, self.active(tasks, t), weight, index, {})
+
+    def inputs(self, images: Tensor, augment: Tensor | None) -> Tensor:
+        """Network inputs from images [B, C, H, W]; augmented with uniforms [B, 3] if the run is."""
+        if self.training.augment == "crop_flip" and augment is not None:
+            images = crop_flip(images, augment)
+        return self.stream.normalise(images)
+
+    def active(self, task: Tensor, t: Tensor) -> Tensor | None:
+        """The classes [B, K] on which samples of tasks [B] are scored in training; None: all."""
+        if self.active_table is None:
+            return None
+        return self.active_table.index_select(0, t.view(1))[0].index_select(0, task)
+
+    def bins(self, y: Tensor, task: Tensor) -> Tensor:
+        """What buffers balance over, [B] in [0, num_bins): class, or (task, class) in domain-IL."""
+        return y + task * self.num_classes if self.num_bins > self.num_classes else y
+
+    def fold(
+        self,
+        function: Callable[[T, Batch], T],
+        carry: T,
+        s: TrainState,
+        task: Task,
+        *,
+        samples: int | None = None,
+    ) -> tuple[T, int]:
+        """One pass: carry <- function(carry, batch) over a task's training samples.
+
+        Returns carry and the number of samples; `samples` asks for a random subset of that size.
+        Each batch has a uniform per sample in noise["label"]. The network is in evaluation mode.
+        """
+        index, t = task.train, task.index
+        generator = generator_for(torch.device("cpu"), self.seed, "fold", t)
+        if samples is not None and samples < len(index):
+            chosen = torch.randperm(len(index), generator=generator)[:samples].sort().values
+            index = index[chosen.to(self.device)]
+        uniform = torch.rand(len(index), generator=generator).to(self.device)
+        self.flat.module.eval()
+        with self.meter.passing() as call:
+            for at in range(0, len(index), FOLD_CHUNK):
+                batch = self.gather(index[at : at + FOLD_CHUNK], t, s.t)
+                batch.noise["label"] = uniform[at : at + FOLD_CHUNK]
+                carry = call(len(batch.y), function, carry, batch)
+        self.flat.module.train()
+        return carry, len(index)
+
+
+def kept(name: str, theta: Tensor, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A network as it is now, to be held in a strategy's memory: `name` is its theta [P]."""
+    copies = {f"{name}.{key}": value.clone() for key, value in buffers.items()}
+    return {name: theta.detach().clone()} | copies
+
+
+def statistics(memory: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The BatchNorm statistics of the network that `kept` has put into a memory as `name`."""
+    prefix = f"{name}."
+    return {k.removeprefix(prefix): v for k, v in memory.items() if k.startswith(prefix)}
+
+
+def active_table(stream: Stream, active_classes: str) -> Tensor | None:
+    """Classes active in training, [T (seen so far), T (a sample's task), K] bool; None: always all.
+
+    Task-incremental: those of the sample's own task. Domain-incremental: all. Class-incremental, by
+    `active_classes`: `all`; `seen`, those of the tasks up to the current one; `current`, those of
+    the sample's own task, replayed samples included.
+    """
+    if stream.scenario == "domain" or (stream.scenario == "class" and active_classes == "all"):
+        return None
+    own, T, K = own_classes(stream), len(stream), stream.num_classes
+    if stream.scenario == "class" and active_classes == "seen":
+        table = own.cumsum(0).bool()[:, None].expand(T, T, K)
+    else:
+        table = own.expand(T, T, K)
+    return table.contiguous()
+
+
+def own_classes(stream: Stream) -> Tensor:
+    """Which outputs are a task's own, [T, K] bool; in domain-incremental learning all are."""
+    own = torch.zeros(len(stream), stream.num_classes, dtype=torch.bool)
+    for task in stream:
+        own[task.index, list(task.classes)] = True
+    return own.to(stream.x.device)
