@@ -1,6 +1,7 @@
-"""Draw docs/permuted_mnist.png: accuracy on each task while ten tasks are learnt, as EWC's fig. 2A.
+r"""Draw docs/permuted_mnist.png: accuracy on each task while ten are learnt, as EWC's fig. 2A.
 
-    cl-run -m +experiment=kirkpatrick-naive,kirkpatrick-ewc hydra.sweep.dir=DIR
+    cl-run -m experiment=kirkpatrick2017/naive_permuted,kirkpatrick2017/ewc_permuted \
+        hydra.sweep.dir=DIR
     python scripts/draw_readme_picture.py DIR
 
 One panel per task (Kirkpatrick et al. 2017, arXiv 1612.00796, figure 2A has three); each curve

@@ -20,16 +20,19 @@ import pandas as pd
 from reproduce import ROOT, into_readme, read, run
 
 MARKERS = ("<!-- orderings: made by scripts/orderings.py -->", "<!-- end of orderings -->")
-CLASS = ("joint", "derpp", "er", "icarl", "generative-replay", "lwf", "si", "ewc", "naive")
+CLASS = ("joint", "derpp", "er", "icarl", "generative_replay", "lwf", "si", "ewc", "naive")
 TASK = ("packnet", "pnn", "separate")
+NAMES = [
+    *(f"preset/split_mnist_class/{strategy}" for strategy in CLASS),
+    *(f"preset/split_mnist_task/{strategy}" for strategy in TASK),
+]
 CLOSE = 0.03
 
 
 def table(runs: pd.DataFrame) -> pd.DataFrame:
     """A row per preset: mean and standard deviation over the seeds."""
-    names = [f"split-mnist-class-{s}" for s in CLASS] + [f"split-mnist-task-{s}" for s in TASK]
     rows = []
-    for name in names:
+    for name in NAMES:
         own = runs[runs.experiment == name].drop_duplicates("seed")
         rows.append(
             {
@@ -47,7 +50,7 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
 def failures(rows: pd.DataFrame) -> list[str]:
     """What does not hold."""
     acc = {
-        n.removeprefix("split-mnist-class-"): v
+        n.removeprefix("preset/split_mnist_class/"): v
         for n, v in zip(rows.experiment, rows.ACC, strict=True)
     }
     claims = {
@@ -55,13 +58,13 @@ def failures(rows: pd.DataFrame) -> list[str]:
         "DER++ > ER": acc["derpp"] > acc["er"],
         "iCaRL near ER": abs(acc["icarl"] - acc["er"]) < CLOSE,
         "ER > LwF": acc["er"] > acc["lwf"],
-        "generative replay > LwF": acc["generative-replay"] > acc["lwf"],
+        "generative replay > LwF": acc["generative_replay"] > acc["lwf"],
         "LwF > EWC, SI and naive": acc["lwf"] > max(acc["ewc"], acc["si"], acc["naive"]),
         "EWC = naive": abs(acc["ewc"] - acc["naive"]) < CLOSE,
         "SI = naive": abs(acc["si"] - acc["naive"]) < CLOSE,
     }
     for row in rows.itertuples():
-        if "-task-" in row.experiment:
+        if "split_mnist_task/" in row.experiment:
             claims[f"{row.experiment} forgets nothing"] = row.largest_forgetting == 0
     claims |= {f"{row.experiment} has five seeds": row.n == 5 for row in rows.itertuples()}
     return [claim for claim, holds in claims.items() if not holds]
@@ -69,7 +72,7 @@ def failures(rows: pd.DataFrame) -> list[str]:
 
 def markdown(rows: pd.DataFrame) -> str:
     """The README's table."""
-    lines = ["| `+experiment=` | ACC | forgetting |", "|---|---|---|"]
+    lines = ["| `experiment=` | ACC | forgetting |", "|---|---|---|"]
     for row in rows.itertuples():
         acc = f"{row.ACC:.4f} ± {row.ACC_sd:.4f}"
         lines.append(f"| `{row.experiment}` | {acc} | {row.forgetting:.4f} |")
@@ -82,12 +85,11 @@ def main() -> None:
     parser.add_argument("--from", dest="folders", nargs="+", type=Path, help="finished sweeps")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run")
     arguments = parser.parse_args()
-    names = [f"split-mnist-class-{s}" for s in CLASS] + [f"split-mnist-task-{s}" for s in TASK]
     if arguments.folders:
         rows = table(read(arguments.folders))
     else:
         with tempfile.TemporaryDirectory() as folder:
-            run(names, Path(folder), arguments.threads)
+            run(NAMES, Path(folder), arguments.threads)
             rows = table(read([Path(folder)]))
     rows.to_csv(ROOT / "results" / "orderings.csv", index=False)
     into_readme(MARKERS, markdown(rows))

@@ -1,10 +1,10 @@
 """Run experiments of published cells over five seeds and hold the means against the papers.
 
     python scripts/reproduce.py                          all of results/published.csv
-    python scripts/reproduce.py hsu-ewc-til der-sgd-cil  some
+    python scripts/reproduce.py hsu2018/ewc_split_task   one, or some
     python scripts/reproduce.py --from multirun/...      finished sweeps, instead of running
 
-Each is `cl-run -m +experiment=NAME seed=0,1,2,3,4`. Writes results/reproduction.csv and the table
+Each is `cl-run -m experiment=NAME seed=0,1,2,3,4`. Writes results/reproduction.csv and the table
 in README.md between its two markers; exits with 1 if a mean lies outside its interval, which is the
 published mean +- max(0.02, 3 SD sqrt(1/5 + 1/n)), narrower near chance and ceiling.
 """
@@ -21,6 +21,8 @@ from pathlib import Path
 import pandas as pd
 from omegaconf import OmegaConf
 
+from cl_runner.cli import catalogue, renamed
+
 ROOT = Path(__file__).resolve().parents[1]
 MARKERS = ("<!-- reproduction: made by scripts/reproduce.py -->", "<!-- end of reproduction -->")
 SEEDS = "0,1,2,3,4"
@@ -30,7 +32,7 @@ def run(experiments: list[str], folder: Path, threads: int) -> None:
     """One sweep over the experiments and the seeds, in `folder`."""
     command = [
         str(Path(sys.executable).with_name("cl-run")),
-        *("-m", f"+experiment={','.join(experiments)}", f"seed={SEEDS}"),
+        *("-m", f"experiment={','.join(experiments)}", f"seed={SEEDS}"),
         *(f"threads={threads}", "verbose=false", f"hydra.sweep.dir={folder}"),
     ]
     subprocess.run(command, check=True)
@@ -41,7 +43,8 @@ def read(folders: list[Path]) -> pd.DataFrame:
     rows = []
     for path in (p for folder in folders for p in sorted(folder.glob("*/summary.csv"))):
         overrides = list(OmegaConf.load(path.with_name("overrides.yaml")))
-        names = [o.split("=", 1)[1] for o in overrides if o.startswith("+experiment=")]
+        given = [o.split("=", 1)[1] for o in overrides if o.startswith("+experiment=")]
+        names = [renamed.current(name) for name in given]
         summary = pd.read_csv(path)
         if names and summary.loc[0, "status"] == "complete":
             rows.append(summary.assign(experiment=names[0]))
@@ -52,8 +55,7 @@ def compare(published: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """A row per published cell that was run."""
     rows = []
     for cell in published.itertuples():
-        name = cell.experiment.replace("sgd-til", "sgd-cil") if "reading" in cell.scenario else ""
-        own = runs[runs.experiment.isin([cell.experiment, name])].drop_duplicates("seed")
+        own = runs[runs.experiment.isin(same_runs(cell.experiment))].drop_duplicates("seed")
         if len(own):
             values = own[cell.column]
             rows.append(
@@ -69,10 +71,20 @@ def compare(published: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).drop(columns="Index")
 
 
+def same_runs(experiment: str) -> list[str]:
+    """The experiments whose runs are those of one: itself, and that which it takes whole.
+
+    The task-incremental reading of a class-incremental run is such an experiment.
+    """
+    paths = [f"experiment/{experiment}", *catalogue.bases(f"experiment/{experiment}")]
+    parts = [path.partition("/") for path in paths]
+    return [name for group, _, name in parts if group == "experiment"]
+
+
 def markdown(table: pd.DataFrame) -> str:
     """The README's table."""
     lines = [
-        "| strategy | stream | scenario | published | here | interval | `+experiment=` |",
+        "| strategy | stream | scenario | published | here | interval | `experiment=` |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in table.itertuples():

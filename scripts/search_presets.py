@@ -1,12 +1,13 @@
-"""Search hyper-parameters on validation data and write the presets of conf/experiment/.
+"""Search hyper-parameters on validation data and write the presets of conf/experiment/preset/.
 
     python scripts/search_presets.py --folder DIR                       all presets
-    python scripts/search_presets.py --folder DIR split-mnist-class-er  some
+    python scripts/search_presets.py --folder DIR split_mnist_class/er  some
 
-A preset is one of PROTOCOLS with one strategy. Its grid is one sweep of cl-run with a tenth of the
-training samples kept for validation, on the first five of Permuted MNIST's ten tasks; the point of
-the highest validation ACC is written, with the command and the grid, to conf/experiment/NAME.yaml.
-Finished sweeps in DIR are not run again.
+A preset is a protocol, PROTOCOL.yaml of conf/protocol/, with one strategy. Its grid is one sweep of
+cl-run with a tenth of the training samples kept for validation, on the first five of Permuted
+MNIST's ten tasks; of the point of the highest validation ACC, what differs from the protocol is
+written, with the command and the grid, to conf/experiment/preset/PROTOCOL/STRATEGY.yaml. Finished
+sweeps in DIR are not run again.
 """
 
 from __future__ import annotations
@@ -16,33 +17,28 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
+from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from cl_runner import strategies
+from cl_runner.cli import catalogue
+
 ROOT = Path(__file__).resolve().parents[1]
-SPLIT = "benchmark=split_mnist optimizer=adam training.iterations=500"
-PROTOCOLS = {
-    "split-mnist-task": SPLIT,
-    "split-mnist-class": SPLIT,
-    "permuted-mnist": "benchmark=permuted_mnist optimizer=adam",
+TITLES = {  # protocol -> what the preset's first line says of it
+    "split_mnist_task": "Split MNIST",
+    "split_mnist_class": "Split MNIST",
+    "permuted_mnist": "Permuted MNIST, ten tasks",
 }
-TITLES = {
-    "split-mnist-task": "Split MNIST",
-    "split-mnist-class": "Split MNIST",
-    "permuted-mnist": "Permuted MNIST, ten tasks",
-}
-SEARCHED = {"permuted-mnist": "benchmark.num_tasks=5"}  # instead of the preset's ten
-PINNED = {  # the keys that make up a protocol; of the strategy all are pinned
-    "benchmark": ("num_tasks", "class_order", "first_identity"),
-    "model": ("hidden_sizes", "init", "dropout"),
-    "optimizer": ("lr", "momentum", "betas", "weight_decay", "reset", "schedule"),
-    "training": ("epochs", "iterations", "batch_size", "active_classes"),
-}
+SEARCHED = {"permuted_mnist": {"num_tasks": 5}}  # instead of the protocol's ten
+GROUPS = ("benchmark", "model", "optimizer", "training")  # of the strategy all keys are written
 RATE = "optimizer.lr=0.0003,0.001,0.003"
 PLAIN = "optimizer=sgd optimizer.lr=0.03,0.1"  # methods that constrain a gradient want SGD
 BUFFER = "strategy.buffer_size=500"
@@ -68,11 +64,11 @@ GRIDS: dict[str, str | dict[str, str]] = {
     "mas": f"{LOSS} strategy.lambda=0.01,0.1,1,10,100",
     "rwalk": f"{LOSS} strategy.lambda=0.1,0.3,1,3,10",
     "lwf": {
-        "split-mnist-task": "strategy.lambda=0.3,1,3 strategy.weight=fixed,growing",
-        "split-mnist-class": (
+        "split_mnist_task": "strategy.lambda=0.3,1,3 strategy.weight=fixed,growing",
+        "split_mnist_class": (
             "strategy.over=seen strategy.lambda=0.3,1,3 strategy.weight=fixed,growing"
         ),
-        "permuted-mnist": "strategy.lambda=0.3,1,3 strategy.weight=fixed,growing",
+        "permuted_mnist": "strategy.lambda=0.3,1,3 strategy.weight=fixed,growing",
     },
     "er": f"{BUFFER} {POLICIES} strategy.weighting=concatenation,task_share",
     "er_ace": f"{BUFFER} {POLICIES}",
@@ -84,22 +80,22 @@ GRIDS: dict[str, str | dict[str, str]] = {
     "cls_er": f"{BUFFER} strategy.lambda=0.1,0.5,2 strategy.replay_batch_size=32,128",
     "expandable_head": "strategy.new_units=initial,zero,mean,imprinted",
     "latent_replay": {
-        "split-mnist-task": f"{BUFFER} strategy.layer=1,2 strategy.lower_lr_factor=0,0.01",
-        "split-mnist-class": f"{BUFFER} strategy.layer=1,2 strategy.lower_lr_factor=0,0.01",
-        "permuted-mnist": f"{BUFFER} strategy.layer=1 strategy.lower_lr_factor=0.01,0.1,0.3",
+        "split_mnist_task": f"{BUFFER} strategy.layer=1,2 strategy.lower_lr_factor=0,0.01",
+        "split_mnist_class": f"{BUFFER} strategy.layer=1,2 strategy.lower_lr_factor=0,0.01",
+        "permuted_mnist": f"{BUFFER} strategy.layer=1 strategy.lower_lr_factor=0.01,0.1,0.3",
     },
     "icarl": f"{BUFFER} {RATE}",
     "gdumb": f"{BUFFER} strategy.epochs=32,128 optimizer.lr=0.0003,0.001",
     "generative_replay": {
-        "split-mnist-task": "strategy.labels=hard,distillation strategy.generator_lr=0.001,0.002",
-        "split-mnist-class": "strategy.labels=hard,distillation strategy.generator_lr=0.001,0.002",
-        "permuted-mnist": "strategy.labels=hard,distillation strategy.generator_lr=0.001",
+        "split_mnist_task": "strategy.labels=hard,distillation strategy.generator_lr=0.001,0.002",
+        "split_mnist_class": "strategy.labels=hard,distillation strategy.generator_lr=0.001,0.002",
+        "permuted_mnist": "strategy.labels=hard,distillation strategy.generator_lr=0.001",
     },
     "agem": f"{BUFFER} {PLAIN} strategy.policy=reservoir,ring",
     "gem": f"{BUFFER} {PLAIN} strategy.margin=0,0.5",
     "den": {
-        "split-mnist-task": "strategy.mu=0.001 strategy.gamma=0.1,1 strategy.lambda=0.05,0.5",
-        "permuted-mnist": ("strategy.mu=0.001 strategy.gamma=0.1 strategy.lambda=0.005,0.05"),
+        "split_mnist_task": "strategy.mu=0.001 strategy.gamma=0.1,1 strategy.lambda=0.05,0.5",
+        "permuted_mnist": ("strategy.mu=0.001 strategy.gamma=0.1 strategy.lambda=0.005,0.05"),
     },
     "ogd": f"{PLAIN} strategy.directions=100",
     "gpm": f"{PLAIN} strategy.threshold=[0.9],[0.95],[0.99]",
@@ -111,54 +107,76 @@ GRIDS: dict[str, str | dict[str, str]] = {
         " strategy.gated=0.5,0.8 strategy.lambda=0,0.035,1"
     ),
     "pnn": {
-        "split-mnist-task": "strategy.alpha_init=1,0.1",
-        "permuted-mnist": "strategy.adapter_size=32 strategy.alpha_init=1,0.1",
+        "split_mnist_task": "strategy.alpha_init=1,0.1",
+        "permuted_mnist": "strategy.adapter_size=32 strategy.alpha_init=1,0.1",
     },
     "soft_sharing": {
-        "split-mnist-task": "strategy.lambda=0.0001,0.001",
-        "permuted-mnist": "strategy.lambda=0.0001,0.001,0.01",
+        "split_mnist_task": "strategy.lambda=0.0001,0.001",
+        "permuted_mnist": "strategy.lambda=0.0001,0.001,0.01",
     },
 }
 
 
 def presets() -> dict[str, tuple[str, str, str]]:
-    """Name of a preset -> (protocol, strategy, grid)."""
+    """PROTOCOL/STRATEGY, the name of a preset -> (protocol, strategy, grid)."""
     found = {}
     for strategy, grids in GRIDS.items():
-        for protocol in PROTOCOLS:
+        for protocol in TITLES:
             grid = grids if isinstance(grids, str) else grids.get(protocol)
             scenario = scenario_of(protocol, strategy)
             if grid is not None and scenario is not None:
-                name = f"{protocol}-{strategy.replace('_', '-')}"
-                if protocol == "permuted-mnist" and strategy in ON_A_FIFTH:
+                if protocol == "permuted_mnist" and strategy in ON_A_FIFTH:
                     grid = f"{FIFTH} {grid}"
-                found[name] = (protocol, strategy, f"scenario={scenario} {grid}")
+                whole = f"scenario={scenario} {grid}"
+                found[f"{protocol}/{strategy}"] = (protocol, strategy, whole)
     return found
+
+
+@cache
+def composed(*overrides: str) -> dict[str, Any]:
+    """The configuration that these overrides make, in plain values."""
+    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+        return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
 
 
 def scenario_of(protocol: str, strategy: str) -> str | None:
     """The scenario of a strategy's preset; None where it is not defined there.
 
-    Permuted MNIST is domain-incremental; for strategies that need the task, task-incremental.
+    Where the protocol is domain-incremental, strategies that need the task are task-incremental.
     """
-    from cl_runner import strategies
-
+    own = composed(f"+protocol={protocol}")["scenario"]
+    wanted = ("domain", "task") if own == "domain" else (own,)
     supported = strategies.find(strategy).scenarios
-    wanted = ("domain", "task") if protocol == "permuted-mnist" else protocol.split("-")[-1:]
     return next((scenario for scenario in wanted if scenario in supported), None)
+
+
+def setting(protocol: str) -> list[str]:
+    """What a protocol makes other than cl-run's defaults do, but its scenario, as arguments."""
+    chosen = catalogue.chosen(f"protocol/{protocol}")
+    default = composed(*(f"{group}={option}" for group, option in chosen.items()))
+    own, plain = composed(f"+protocol={protocol}"), composed()
+    groups = [g for g in GROUPS if own[g].get("name") != plain[g].get("name")]
+    keys = [(g, k) for g in GROUPS for k in own[g] if own[g][k] != default[g][k]]
+    return [
+        *(f"{group}={chosen[group]}" for group in groups),
+        *(f"{group}.{key}={own[group][key]}" for group, key in keys),
+    ]
 
 
 def arguments_of(protocol: str, strategy: str, grid: str) -> list[str]:
     """The search as arguments of cl-run."""
-    given = f"-m strategy={strategy} {PROTOCOLS[protocol]} benchmark.validation_fraction=0.1"
-    overrides = f"{given} {SEARCHED.get(protocol, '')} {grid}".split()
+    overrides = [
+        *("-m", f"strategy={strategy}", *setting(protocol), "benchmark.validation_fraction=0.1"),
+        *(f"benchmark.{key}={value}" for key, value in SEARCHED.get(protocol, {}).items()),
+        *grid.split(),
+    ]
     keys = [o.partition("=")[0] for o in overrides]
     return [o for i, o in enumerate(overrides) if keys[i] not in keys[i + 1 :]]  # the last one wins
 
 
 def search(name: str, folder: Path, threads: int) -> Path:
     """Run a preset's sweep, unless it is there; the folder of the sweep."""
-    out = folder / name
+    out = folder / name.replace("/", "-")
     if not (out / "summary.csv").exists():
         command = [
             *(sys.executable, "-c", "from cl_runner.cli.app import main; main()"),
@@ -184,39 +202,63 @@ def best(out: Path) -> tuple[dict[str, Any], pd.DataFrame]:
 
 
 def write(name: str, out: Path) -> None:
-    """conf/experiment/NAME.yaml from a finished sweep."""
+    """conf/experiment/preset/NAME.yaml from a finished sweep."""
     protocol, strategy, grid = presets()[name]
     config, table = best(out)
-    swept = [o.partition("=")[0] for o in grid.split() if "," in o.replace("],[", ",")]
-    points = ", ".join(f"{key}={value(config, key)}" for key in swept)
-    command = " ".join(["cl-run", *map(shlex.quote, arguments_of(protocol, strategy, grid))])
     scores = table.validation_ACC
-    groups = ("benchmark", "strategy", "model", "optimizer", "training")
-    chosen = {group: config[group].get("name", "default") for group in groups}
-    if protocol in SEARCHED:
-        config["benchmark"]["num_tasks"] = 10
-    body = {
-        "defaults": [{f"override /{group}": choice} for group, choice in chosen.items()],
-        "scenario": config["scenario"],
-        **{
-            group: {k: config[group][k] for k in keys if k in config[group]}
-            for group, keys in PINNED.items()
-        },
-        "strategy": {k: v for k, v in config["strategy"].items() if k != "name"},
-    }
-    body = {k: v for k, v in body.items() if v}
-    header = [
-        "# @package _global_",
-        f"# {TITLES[protocol]}, {config['scenario']}-incremental: {strategy}.",
-        "# By a search on validation data, seed 0:",
-        *wrapped(command),
-        f"# Best of {len(table)}: {points}; validation ACC {scores.iloc[0]:.4f}"
+    how = [
+        *searched_by(protocol, strategy, grid),
+        f"# Best of {len(table)}: {points(config, grid)}; validation ACC {scores.iloc[0]:.4f}"
         + (f", the worst {scores.iloc[-1]:.4f}." if len(table) > 1 else "."),
     ]
-    text = yaml.safe_dump(body, sort_keys=False, default_flow_style=None, width=90)
-    path = ROOT / "conf" / "experiment" / f"{name}.yaml"
-    path.write_text("\n".join(header) + "\n" + text, encoding="utf-8")
-    print(header[-1], path.name, flush=True)
+    path = ROOT / "conf" / "experiment" / "preset" / f"{name}.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(preset_text(protocol, config, how), encoding="utf-8")
+    print(how[-1], name, flush=True)
+
+
+def searched_by(protocol: str, strategy: str, grid: str) -> list[str]:
+    """The comment lines with a search's command."""
+    command = " ".join(["cl-run", *map(shlex.quote, arguments_of(protocol, strategy, grid))])
+    return ["# By a search on validation data, seed 0:", *wrapped(command)]
+
+
+def points(config: dict[str, Any], grid: str) -> str:
+    """The values of a configuration that its grid sweeps over."""
+    swept = [o.partition("=")[0] for o in grid.split() if "," in o.replace("],[", ",")]
+    return ", ".join(f"{key}={value(config, key)}" for key in swept)
+
+
+def preset_text(protocol: str, config: dict[str, Any], how: Sequence[str]) -> str:
+    """A preset's file: what differs in a run's configuration from its protocol.
+
+    how: the comment lines that tell where the values are from.
+    """
+    strategy, optimizer = config["strategy"]["name"], config["optimizer"]["name"]
+    own = composed(f"+protocol={protocol}")
+    base = composed(f"+protocol={protocol}", f"optimizer={optimizer}")
+    defaults = [f"/protocol/{protocol}", f"override /strategy: {strategy}"]
+    if optimizer != own["optimizer"]["name"]:
+        defaults.append(f"override /optimizer: {optimizer}")
+    body = {group: differences(config[group], base[group]) for group in GROUPS}
+    fewer = {"seed", "train_fraction", "validation_fraction", *SEARCHED.get(protocol, ())}
+    body["benchmark"] = {k: v for k, v in body["benchmark"].items() if k not in fewer}
+    body["strategy"] = {k: v for k, v in config["strategy"].items() if k != "name"}
+    body = differences({"scenario": config["scenario"]}, own) | body
+    body = {key: value for key, value in body.items() if value}
+    lines = [
+        "# @package _global_",
+        f"# {TITLES[protocol]}, {config['scenario']}-incremental: {strategy}.",
+        *how,
+        *("defaults:", *(f"  - {default}" for default in defaults)),
+    ]
+    text = yaml.safe_dump(body, sort_keys=False, default_flow_style=None, width=90) if body else ""
+    return "\n".join([*lines, text])
+
+
+def differences(config: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """What a configuration has other than another one."""
+    return {key: value for key, value in config.items() if value != base[key]}
 
 
 def value(config: dict[str, Any], key: str) -> Any:

@@ -182,6 +182,24 @@ def test_cfg_job_prints_yaml(tmp_path: Path) -> None:
     assert "hydra" not in cfg
 
 
+def test_an_old_name_is_told_beside_the_configuration(tmp_path: Path) -> None:
+    old = cl_run("--cfg", "job", "experiment=hsu-ewc-til", cwd=tmp_path)
+    new = cl_run("--cfg", "job", "experiment=hsu2018/ewc_split_task", cwd=tmp_path)
+    assert (old.returncode, new.returncode, new.stderr) == (0, 0, "")
+    assert old.stdout == new.stdout
+    assert OmegaConf.create(old.stdout).optimizer.name == "adam"
+    assert re.fullmatch("experiment=hsu-ewc-til is now hsu2018/ewc_split_task; .*\n", old.stderr)
+
+
+def test_completion_looks_into_folders(tmp_path: Path) -> None:
+    line = "cl-run -m experiment=hsu2018/ewc"
+    result = cl_run("-sc", "query=bash", cwd=tmp_path, COMP_LINE=line)
+    assert result.stdout.split() == [
+        "experiment=hsu2018/ewc_split_class",
+        "experiment=hsu2018/ewc_split_task",
+    ]
+
+
 def test_completion(tmp_path: Path) -> None:
     script = cl_run("-sc", "install=bash", cwd=tmp_path).stdout
     query = 'COMP_LINE="cl-run -m strategy=ew" COMP_CWORD=2; hydra_bash_completion'
@@ -219,7 +237,9 @@ def test_own_configuration_files(flags: list[str], tmp_path: Path) -> None:
         (["strategy=ecw"], ["strategy=ecw", "did you mean ewc?", "naive"]),
         (["+experiment=unknown"], ["experiment=unknown"]),
         (["experiment=unknown"], ["experiment=unknown", "cl-run list experiments"]),
-        (["experiment=hsu-ewc"], ["did you mean hsu-ewc-"]),
+        (["experiment=hsu2018/ewc_splt_task"], ["did you mean hsu2018/ewc_split_task?"]),
+        (["experiment=ewc_split_task"], ["did you mean hsu2018/ewc_split_task?"]),
+        (["protocol=split_mnist"], ["protocol=split_mnist", "cl-run list experiments"]),
         (["strategy='a\nb'"], ["strategy=a b"]),
         (["strategy=ER"], ["did you mean er?"]),
         (["benchmark=split_mnist", "benchmark=split_digits"], ["benchmark is given twice"]),
@@ -627,3 +647,21 @@ def test_the_runs_of_a_sweep_are_in_the_order_of_their_numbers(tmp_path: Path) -
         (tmp_path / f"seed={seed}").mkdir()
         (tmp_path / f"seed={seed}" / "summary.csv").write_text(f"seed\n{seed}\n")
     assert [row["seed"] for row in merge.merge(tmp_path)] == ["1", "9", "10"]
+
+
+def test_a_sweep_over_presets_of_old_names_goes_on_under_the_new_ones(tmp_path: Path) -> None:
+    rest = (*TINY, f"data.root={tmp_path}", "verbose=false", "hydra.sweep.dir=out")
+    names = "experiment=split-mnist-class-naive,split-mnist-class-er"
+    first = cl_run("-m", names, *rest, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert first.stderr.count(" are now ") == 1
+    files = sorted(tmp_path.glob("out/*/overrides.yaml"))
+    asked = [OmegaConf.to_container(OmegaConf.load(path))[0] for path in files]
+    new = ["preset/split_mnist_class/er", "preset/split_mnist_class/naive"]
+    assert asked == [f"+experiment={name}" for name in new]
+    assert all(re.fullmatch(r"[A-Za-z0-9._=+-]{1,140}", path.parent.name) for path in files)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*/summary.csv")}
+
+    again = cl_run("-m", f"experiment={','.join(new)}", *rest, "resume=true", cwd=tmp_path)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*/summary.csv")} == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from cl_runner import strategies
+from cl_runner.cli import catalogue
 from cl_runner.config import schema
 from cl_runner.config.parse import parse, validate
 from cl_runner.config.schema import Config
@@ -345,7 +347,10 @@ def schema_of(group: str, node: Mapping[str, Any]) -> type:
 
 GROUPS = ("benchmark", "model", "optimizer", "training", "strategy")
 FILES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
-EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+EXPERIMENTS = sorted(
+    path.relative_to(CONF / "experiment").with_suffix("").as_posix()
+    for path in (CONF / "experiment").rglob("*.yaml")
+)
 
 
 @pytest.mark.parametrize(("group", "name"), FILES)
@@ -394,10 +399,13 @@ def test_a_strategys_module_defines_one_strategy(name: str) -> None:
     [
         ("strategy=ewc", "strategy.lambda=30", "benchmark=split_digits", "scenario=task"),
         ("model.hidden_sizes=[24,12]", "strategy.fisher_samples=null", "model.dropout=0.5"),
-        ("+experiment=nmi-icarl-cil", "seed=5", "benchmark.mean=[0.1]", "benchmark.std=[1e-2]"),
+        (
+            *("+experiment=vandeven2022/icarl_split_class", "seed=5"),
+            *("benchmark.mean=[0.1]", "benchmark.std=[1e-2]"),
+        ),
         ("model=cnn", "optimizer=adam", "optimizer.lr=1e-3", "~training.augment", "+training.x=1"),
         ("strategy.alpha=1", "strategy=derpp", "seed=1", "benchmark=rotated_digits", "seed=2"),
-        ("strategy=si", "+experiment=hsu-ewc-til"),
+        ("strategy=si", "+experiment=hsu2018/ewc_split_task"),
     ],
     ids=" ".join,
 )
@@ -416,13 +424,89 @@ def test_every_experiment_composes_and_validates(
     cfg = configure(f"+experiment={name}")
     strategy = strategies.build(cfg.strategy)
     assert cfg.scenario in strategy.scenarios
-    # What the file sets arrives, and the user's overrides win over it.
-    for section, keys in OmegaConf.load(CONF / "experiment" / f"{name}.yaml").items():
-        if section not in ("defaults", "scenario"):
-            assert keys.items() <= cfg.resolved[section].items()
+    # What the files set arrives, the nearest winning, and the user's overrides win over it.
+    files = [f"experiment/{name}", *catalogue.bases(f"experiment/{name}")]
+    layers = [OmegaConf.load(CONF / f"{path}.yaml") for path in files]
+    merged = OmegaConf.to_container(OmegaConf.merge(*reversed(layers)))
+    del merged["defaults"]
+    assert merged.pop("scenario") == cfg.scenario
+    assert {"benchmark", "model", "optimizer", "training"} <= set(merged)
+    for section, keys in merged.items():
+        assert keys.items() <= cfg.resolved[section].items()
+    chosen = dict(catalogue.chosen(f"experiment/{name}"))
+    del chosen["training"]
+    assert {group: cfg.resolved[group]["name"] for group in chosen} == chosen
+    # What a protocol cannot pin, for not every optimizer has it.
+    if chosen["optimizer"] == "adam":
+        assert cfg.resolved["optimizer"]["betas"] == [0.9, 0.999]
+    else:
+        assert cfg.resolved["optimizer"]["momentum"] == 0
     other = configure(f"+experiment={name}", "training.batch_size=77", "seed=5", "scenario=domain")
     assert (other.training.batch_size, other.seed, other.scenario) == (77, 5, "domain")
     assert other.benchmark.seed == 5
+
+
+def repeated(path: str, conf: Path = CONF) -> list[str]:
+    """The keys of an experiment or a protocol that one of those below it sets to the same."""
+    own, *below = (OmegaConf.load(conf / f"{p}.yaml") for p in (path, *catalogue.bases(path)))
+    base = OmegaConf.merge(*reversed(below)) if below else {}
+    chosen = {
+        k: v for p in reversed([*catalogue.bases(path)]) for k, v in catalogue.chosen(p).items()
+    }
+    found = [
+        f"{section}.{key}"
+        for section, keys in own.items()
+        if section not in ("defaults", "scenario")
+        for key, value in keys.items()
+        if section in base and key in base[section] and base[section][key] == value
+    ]
+    if "scenario" in own and own.scenario == base.get("scenario"):
+        found.append("scenario")
+    overridden = [d for d in own.defaults if not isinstance(d, str)]
+    options = [(key.rpartition("/")[2], option) for d in overridden for key, option in d.items()]
+    return [*found, *(group for group, option in options if chosen.get(group) == option)]
+
+
+PROTOCOLS = catalogue.options("protocol")
+
+
+@pytest.mark.parametrize(
+    "path", [*(f"experiment/{n}" for n in EXPERIMENTS), *(f"protocol/{n}" for n in PROTOCOLS)]
+)
+def test_what_a_protocol_says_is_said_once(path: str) -> None:
+    assert repeated(path) == []
+    if path.startswith("experiment/"):
+        assert any(base.startswith("protocol/") for base in catalogue.bases(path))
+
+
+def test_a_repeated_key_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = {
+        "defaults": [
+            "/protocol/split_mnist_class",
+            {"override /strategy": "er"},
+            {"override /optimizer": "adam"},
+        ],
+        "scenario": "class",
+        "optimizer": {"lr": 0.001, "reset": True},
+        "training": {"batch_size": 10},
+        "strategy": {"buffer_size": 500},
+    }
+    shutil.copytree(CONF / "protocol", tmp_path / "protocol")
+    OmegaConf.save(preset, tmp_path / "protocol" / "preset.yaml")
+    monkeypatch.setattr(catalogue, "files", lambda _: tmp_path)
+    monkeypatch.setattr(catalogue, "text", catalogue.text.__wrapped__)
+    monkeypatch.setattr(catalogue, "chosen", catalogue.chosen.__wrapped__)
+    assert repeated("protocol/preset", tmp_path) == ["optimizer.lr", "scenario", "optimizer"]
+
+
+def test_no_two_protocols_have_one_body() -> None:
+    bodies = [str(OmegaConf.load(CONF / f"protocol/{name}.yaml")) for name in PROTOCOLS]
+    assert len(set(bodies)) == len(bodies)
+
+
+def test_a_protocol_leaves_no_trace_in_the_configuration(configure: Callable[..., Config]) -> None:
+    preset, plain = configure("+experiment=preset/split_mnist_class/er"), configure()
+    assert preset.resolved.keys() == plain.resolved.keys()
 
 
 def test_a_word_may_be_true(configure):

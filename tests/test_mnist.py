@@ -42,9 +42,9 @@ def test_the_main_job(real_data, tmp_path):
 @pytest.mark.parametrize(
     ("experiment", "column", "low", "high"),
     [
-        ("der-sgd-cil", "ACC", 0.186, 0.206),
-        ("der-sgd-til", "task_ACC", 0.914, 0.985),
-        ("hsu-adam-cil", "ACC", 0.187, 0.207),
+        ("buzzega2020/naive_split_class", "ACC", 0.186, 0.206),
+        ("buzzega2020/naive_split_task", "task_ACC", 0.914, 0.985),
+        ("hsu2018/naive_split_class", "ACC", 0.187, 0.207),
     ],
 )
 def test_published_cells(real_data, tmp_path, experiment, column, low, high):

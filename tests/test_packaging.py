@@ -78,6 +78,8 @@ def test_the_installed_wheel_runs_from_another_folder(wheel: Path, tmp_path: Pat
         assert Path(path).is_relative_to(environment)
 
     assert "strategy:\n  name: ewc\n" in output(cl_run, "--cfg", "job", cwd=elsewhere)
+    preset = output(cl_run, "--cfg", "job", "experiment=preset/split_mnist_class/er", cwd=elsewhere)
+    assert "strategy:\n  name: er\n" in preset and "iterations: 500\n" in preset
     tiny = ("benchmark.num_tasks=2", "training.iterations=2", "model.hidden_sizes=[8]")
     output(cl_run, *tiny, "device=cpu", "hydra.run.dir=out", cwd=elsewhere)
     assert (elsewhere / "out/accuracy_matrix.csv").exists()

@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import HydraContext
 from omegaconf import OmegaConf
 
+from cl_runner.cli import catalogue, renamed
 from cl_runner.cli.typed import is_list, understood, unknown_option
 from cl_runner.errors import UserError
 from cl_runner.results import naming
@@ -51,6 +52,9 @@ from hydra_plugins.cl_runner_launcher import ListingSweeper
             ["-m", "hydra/sweeper=optuna", "missing_keys=skip"],
             "missing_keys=skip is for cl-run's own sweeper, not for hydra/sweeper=optuna",
         ),
+        (["protocol=x"], "protocol=x: a protocol comes with an experiment, see cl-run list exp"),
+        (["-m", "+protocol=x,y"], "+protocol=x,y: a protocol comes with an experiment"),
+        (["--cfg", "job", "~protocol"], "~protocol: a protocol comes with an experiment"),
     ],
     ids=lambda value: ascii(" ".join(value)) if isinstance(value, list) else "",
 )
@@ -109,6 +113,70 @@ def test_a_slip_is_told_in_a_line_that_helps(args: list[str], line: str) -> None
 )
 def test_what_is_clear_is_written_out(typed: list[str], meant: list[str]) -> None:
     assert understood(typed) == meant
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant", "line"),
+    [
+        (
+            ["experiment=hsu-ewc-til", "seed=1"],
+            ["+experiment=hsu2018/ewc_split_task", "seed=1"],
+            (
+                "experiment=hsu-ewc-til is now hsu2018/ewc_split_task; the old name goes in the "
+                "next release"
+            ),
+        ),
+        (
+            ["--cfg", "job", "+experiment=split-mnist-class-er-ace"],
+            ["--cfg", "job", "+experiment=preset/split_mnist_class/er_ace"],
+            (
+                "experiment=split-mnist-class-er-ace is now preset/split_mnist_class/er_ace; the "
+                "old name goes in the next release"
+            ),
+        ),
+        (
+            ["-m", "experiment=permuted-mnist-er,mine,der-sgd-cil"],
+            ["-m", "+experiment=preset/permuted_mnist/er,mine,buzzega2020/naive_split_class"],
+            (
+                "experiment=permuted-mnist-er, der-sgd-cil are now preset/permuted_mnist/er, "
+                "buzzega2020/naive_split_class; the old names go in the next release"
+            ),
+        ),
+        (
+            ["-m", "+experiment=choice('nmi-si-til',nmi-lwf-til)"],
+            ["-m", "+experiment=choice('vandeven2022/si_split_task',vandeven2022/lwf_split_task)"],
+            (
+                "experiment=nmi-si-til, nmi-lwf-til are now vandeven2022/si_split_task, "
+                "vandeven2022/lwf_split_task; the old names go in the next release"
+            ),
+        ),
+        (["experiment=split-mnist-class-mine"], ["+experiment=split-mnist-class-mine"], None),
+        (["experiment=hsu2018/l2_split_task"], ["+experiment=hsu2018/l2_split_task"], None),
+        (
+            ["--config-name", "my", "+experiment=hsu-ewc-til"],
+            ["--config-name", "my", "+experiment=hsu-ewc-til"],
+            None,
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_old_name_is_replaced_and_told(capsys, typed, meant, line) -> None:
+    assert understood(typed) == meant
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == ("" if line is None else f"{line}\n")
+
+
+def test_every_name_of_the_table_is_that_of_a_file() -> None:
+    experiments = catalogue.options("experiment")
+    assert len(set(renamed.PUBLISHED.values())) == len(renamed.PUBLISHED)
+    assert sorted(renamed.PUBLISHED.values()) == [n for n in experiments if "preset/" not in n]
+
+
+def test_an_old_name_that_no_command_wrote_is_told_the_new_one() -> None:
+    """In the defaults of a file of the user's own, say."""
+    line = unknown_option("experiment", "kirkpatrick-ewc", ["a"])
+    assert "experiment=kirkpatrick-ewc (it is now kirkpatrick2017/ewc_permuted); known" in line
 
 
 def test_the_keys_that_take_lists() -> None:
@@ -188,7 +256,10 @@ def test_each_value_goes_to_the_jobs_that_have_its_key() -> None:
         (["model=mlp,cnn", "model.hidden_sizes=[9]"], "no key of model=cnn"),
         (["benchmark=split_digits,permuted_digits", "benchmark.class_order=shuffled"], "permuted"),
         (
-            ["+experiment=hsu-ewc-til,hsu-adam-til", "strategy.lambda=2"],
+            [
+                "+experiment=hsu2018/ewc_split_task,hsu2018/naive_split_task",
+                "strategy.lambda=2",
+            ],
             "strategy.lambda is no key of strategy=naive",
         ),
     ],

@@ -15,14 +15,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from yaml import safe_load
 
+from cl_runner.cli import renamed
 from cl_runner.config import outline
 from cl_runner.config.schema import SCENARIOS
 from cl_runner.errors import UserError, check
-from cl_runner.machine.console import show
+from cl_runner.machine.console import say, show
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
 
 GROUPS = {  # as `cl-run list` names them
     "strategies": "strategy",
@@ -70,19 +74,43 @@ def main(command: str, arguments: Sequence[str]) -> int:
         show(listed(arguments[0]) if arguments else overview())
     else:
         check(len(arguments) == 1, "cl-run explain takes one name, such as ewc; see cl-run list")
-        show(explained(arguments[0]))
+        name = renamed.current(arguments[0])
+        if name != arguments[0]:
+            say(renamed.note(list(arguments)), sys.stderr)
+        show(explained(name))
     return 0
 
 
 def completions(line: str) -> list[str] | None:
-    """What a shell may complete in a command that is no run; None: in a run, which Hydra knows."""
+    """What a shell may complete; None: what Hydra knows.
+
+    Hydra does not look into the folders of the experiments, and offers the protocols, which only
+    experiments refer to.
+    """
+    last = line.rpartition(" ")[2]
+    sign = "+" if last.startswith("+") else ""
     match line.split()[1:]:
         case ["list", *_]:
             return list(GROUPS)
         case ["explain", *_]:
             return ["config", *(name for group in GROUPS.values() for name in options(group))]
+        case words if any(word.startswith("--config-") for word in words):
+            return None  # the user's own files
+        case _ if last.startswith(f"{sign}experiment="):
+            found = [f"{sign}experiment={name}" for name in options("experiment")]
+        case _ if re.fullmatch(r"\+?\w*", last):
+            found = [f"{sign}{word}" for word in first_words()]
         case _:
             return None
+    return [word for word in found if word.startswith(last)]
+
+
+def first_words() -> list[str]:
+    """What a run's argument may begin with: groups and keys, sections with the dot after them."""
+    groups = [f"{group}{end}" for group in (*GROUPS.values(), "training") for end in "=."]
+    tops = [key for key in described()[""] if "." not in key]
+    ends = [f"{key}." if key in SECTIONS else f"{key}=" for key in tops]
+    return [*(word for word in groups if word != "experiment."), *ends, "hydra.", "hydra/"]
 
 
 # Lists
@@ -131,14 +159,13 @@ def only(strategy: str) -> str:
 
 
 def experiments() -> dict[str, dict[str, str]]:
-    """The experiments: published protocols, and those without a published number."""
-    about = {name: summary("experiment", name) for name in options("experiment")}
-    published = {name: text for name, text in about.items() if "published" in text}
-    own = {name: text for name, text in about.items() if name not in published}
-    return {
-        "experiment=... published protocols": published,
-        "experiment=... of this project": own,
-    }
+    """The experiments by folder: a paper, or a protocol of the project's own presets."""
+    sections: dict[str, dict[str, str]] = {}
+    for name in sorted(options("experiment"), key=lambda name: (name.startswith("preset/"), name)):
+        folder, _, last = name.rpartition("/")
+        title = f"experiment={folder}/..."
+        sections.setdefault(title, {})[last] = summary("experiment", name)
+    return sections
 
 
 def line(start: str, text: str) -> str:
@@ -199,8 +226,8 @@ def explained(name: str) -> str:
     if group is not None:
         return option(group, name)
     keyed = dict(meanings(name))
-    known = [*(n for g in GROUPS.values() for n in options(g)), *SECTIONS, *keys()]
     if not keyed:
+        known = [*(n for g in GROUPS.values() for n in options(g)), *SECTIONS, *keys()]
         raise UserError(f"unknown name {name}{question(name, known)}; see cl-run list")
     return "\n".join(f"{where}\n{textwrap.indent(text, '  ')}" for where, text in keyed.items())
 
@@ -218,7 +245,10 @@ def option(group: str, name: str) -> str:
         rows = (line(f"  {p:{width}}  ", summary("experiment", p)) for p in presets)
         parts.append(block("Presets, as experiment=NAME", rows))
     else:
-        parts.append("\n".join(f"  {key}" for key in body(text(group, name))))
+        parts.append(lines_of(group, name))
+    if group == "experiment":
+        below = [(path, *path.split("/", 1)) for path in bases(f"experiment/{name}")]
+        parts += [f"{path}: {summary(*own)}\n{lines_of(*own)}" for path, *own in below]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -239,23 +269,43 @@ def docstring(strategy: str) -> str:
 
 def presets_of(strategy: str) -> list[str]:
     """The experiments that choose a strategy."""
-    return [name for name in options("experiment") if chosen(name).get("strategy") == strategy]
+    names = options("experiment")
+    return [n for n in names if chosen(f"experiment/{n}").get("strategy") == strategy]
 
 
 @cache
-def chosen(experiment: str) -> dict[str, str]:
-    """The options that an experiment chooses: group -> option."""
+def chosen(path: str) -> dict[str, str]:
+    """The options that an experiment or a protocol chooses: group -> option."""
     choices: dict[str, str] = {}
-    for default in safe_load(text("experiment", experiment))["defaults"]:
+    for default in defaults(path):
         if isinstance(default, str):
-            choices |= chosen(default)
+            choices |= chosen(default.lstrip("/"))
         else:
             choices |= {key.rpartition("/")[2]: option for key, option in default.items()}
     return choices
 
 
+def bases(path: str) -> Iterator[str]:
+    """The files that an experiment or a protocol builds on, the nearest first."""
+    for default in defaults(path):
+        if isinstance(default, str):
+            yield default.lstrip("/")
+            yield from bases(default.lstrip("/"))
+
+
+def defaults(path: str) -> list[str | dict[str, str]]:
+    """The list of defaults on top of an experiment or a protocol; all names in it are whole."""
+    found: list[str | dict[str, str]] = safe_load(text(*path.split("/", 1)))["defaults"]
+    return found
+
+
 def question(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    """Did you mean ...? Capital letters are no difference; "" if nothing is near."""
+    """Did you mean ...? Capital letters are no difference; "" if nothing is near.
+
+    The last part of an option in a folder is near to it.
+    """
+    if ends := [other for other in known if other.endswith(f"/{name}")]:
+        return f" (did you mean {' or '.join(ends)}?)"
     by_lower = {other.lower(): other for other in known}
     near = get_close_matches(name.lower(), by_lower, n=1)
     return f" (did you mean {by_lower[near[0]]}?)" if near else ""
@@ -266,10 +316,18 @@ def question(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
 
 @cache
 def options(group: str) -> tuple[str, ...]:
-    """The names of a group's files."""
+    """The names of a group's files; of those in its folders FOLDER/NAME."""
     folder = files("cl_runner.conf") / group
-    found = (file.name for file in folder.iterdir()) if folder.is_dir() else ()
-    return tuple(sorted(name[:-5] for name in found if name.endswith(".yaml")))
+    return tuple(sorted(names_below(folder))) if folder.is_dir() else ()
+
+
+def names_below(folder: Traversable) -> Iterator[str]:
+    """The names of the YAML files in a folder and in its folders."""
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from (f"{entry.name}/{name}" for name in names_below(entry))
+        elif entry.name.endswith(".yaml"):
+            yield entry.name.removesuffix(".yaml")
 
 
 @cache
@@ -296,6 +354,11 @@ def head(text: str) -> list[str]:
 def body(text: str) -> list[str]:
     """The lines of a file without the comment on top."""
     return [line for line in text.splitlines() if not line.startswith("#")]
+
+
+def lines_of(group: str, name: str) -> str:
+    """The same of an option's file, to be shown below its name."""
+    return "\n".join(f"  {line}" for line in body(text(group, name)))
 
 
 def summary(group: str, name: str) -> str:

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
+from cl_runner.cli import catalogue
 from cl_runner.cli.typed import LAUNCHERS, unknown_key, unknown_option
 from cl_runner.errors import Bug, Diverged, UserError
 from cl_runner.machine import console
@@ -41,7 +42,7 @@ def explain(error: BaseException) -> tuple[int | None, str]:
             hint = "write key=value, and quote a value with special characters: 'key=\"a=b\"'"
             return 2, one_line(f"cannot read {error.override}: {hint}")
         case MissingConfigException(missing_cfg_file=str(path), options=list(options)):
-            return 2, one_line(unknown_option(*path.rpartition("/")[::2], options))
+            return 2, one_line(unknown_option(*whole(path, options)))
         case HydraException(__cause__=ConfigKeyError() | ConfigAttributeError() as cause) if (
             OmegaConf.is_dict(cause.parent_node)
         ):
@@ -59,6 +60,17 @@ def explain(error: BaseException) -> tuple[int | None, str]:
             )
         case _:
             return None, f"a bug in cl_runner or Hydra: {one_line(repr(error))}; see above"
+
+
+def whole(path: str, options: list[str]) -> tuple[str, str, list[str]]:
+    """The group, the name and the options of a file that is not there, of which Hydra tells.
+
+    The options are those that lie beside it; of experiments those in folders count, too.
+    """
+    if path.startswith("experiment/"):
+        known = sorted({*options, *catalogue.options("experiment")})
+        return "experiment", path.removeprefix("experiment/"), known
+    return *path.rpartition("/")[::2], options
 
 
 def reason(error: Exception) -> str:

@@ -7,6 +7,7 @@ a line, and the other written out.
 from __future__ import annotations
 
 import re
+import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
@@ -18,10 +19,11 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from cl_runner.cli import catalogue
+from cl_runner.cli import catalogue, renamed
 from cl_runner.config import schema
 from cl_runner.config.keys import dotted, nearest
 from cl_runner.errors import UserError, check
+from cl_runner.machine.console import say
 
 LAUNCHERS = ("joblib", "submitit", "ray")  # packages, and our extras
 # A first word that is a command elsewhere, and what stands for it here.
@@ -47,13 +49,13 @@ def understood(args: Sequence[str]) -> list[str]:
     if not (options.cfg or options.run or options.multirun or runs(options)):
         return list(args)
     check_words(typed)
-    if options.config_name is None:
-        rewritten = {arg: f"+{arg}" for arg in typed if arg.startswith("experiment=")}
-    else:
-        rewritten = {}  # a configuration of the user's own may have such a group
+    # A configuration of the user's own may have such a group.
+    rewritten = experiments(typed) if options.config_name is None else {}
     parsed = OverridesParser.create().parse_overrides([rewritten.get(arg, arg) for arg in typed])
     overrides = dict(zip(typed, parsed, strict=True))
     check_groups(list(overrides.values()))
+    if not (options.config_name or options.config_dir):
+        check_protocol(list(overrides.values()))
     if options.multirun or "hydra.mode=MULTIRUN" in typed:
         if sweeper := [arg for arg in typed if arg.startswith("hydra/sweeper=")]:
             check_sweeper(sweeper[0], overrides)
@@ -61,6 +63,21 @@ def understood(args: Sequence[str]) -> list[str]:
     elif not (options.cfg or options.config_name or options.config_dir):  # they may say hydra.mode
         check_single(overrides)
     return [rewritten.get(arg, arg) for arg in args]
+
+
+def experiments(typed: Sequence[str]) -> dict[str, str]:
+    """What the choices of experiments are replaced by; tells which of the names are old."""
+    replaced, old = {}, []
+    for arg in typed:
+        key, _, value = arg.partition("=")
+        if key.lstrip("+") == "experiment":
+            names = re.findall(r"[\w/-]+", value)  # also of a list, and within choice()
+            old += [name for name in names if renamed.current(name) != name]
+            new = re.sub(r"[\w/-]+", lambda name: renamed.current(name[0]), value)
+            replaced[arg] = f"{key if key.startswith('+') else f'+{key}'}={new}"
+    if old:
+        say(renamed.note(old), sys.stderr)
+    return replaced
 
 
 def runs(options: Namespace) -> bool:
@@ -100,10 +117,11 @@ def check_words(typed: Sequence[str]) -> None:
     check(first not in WORDS, f"cannot read {words[0]}: {WORDS.get(first)}")
     groups = (*catalogue.GROUPS.values(), "training")
     choices = {name: f"{group}={name}" for group in groups for name in catalogue.options(group)}
-    near = [get_close_matches(word.lower(), choices, n=1, cutoff=0.75) for word in words]
+    meant = [renamed.current(word.lower()) for word in words]
+    near = [get_close_matches(word, choices, n=1, cutoff=0.75) for word in meant]
     if all(near):
-        meant = " ".join(choices[name] for (name,) in near)
-        raise UserError(f"cannot read {' '.join(words)}: did you mean {meant}?")
+        written = " ".join(choices[name] for (name,) in near)
+        raise UserError(f"cannot read {' '.join(words)}: did you mean {written}?")
     command = get_close_matches(first, COMMANDS, n=1, cutoff=0.75)
     check(not command, f"cannot read {words[0]}: did you mean cl-run {' '.join(command)}?")
 
@@ -116,6 +134,14 @@ def check_groups(overrides: Sequence[Any]) -> None:
     for key in twice:
         values = " and ".join(o.input_line for o in overrides if o.key_or_group == key)
         raise UserError(f"{key} is given twice: {values}; keep one, or sweep with -m {key}=A,B")
+
+
+def check_protocol(overrides: Sequence[Any]) -> None:
+    """Refuse a choice of protocol: it sets no strategy, and what it pins is for its experiments."""
+    for override in overrides:
+        chosen = override.key_or_group.partition("/")[0] == "protocol"
+        line = f"{override.input_line}: a protocol comes with an experiment, see"
+        check(not chosen, f"{line} cl-run list experiments")
 
 
 def check_single(overrides: dict[str, Any]) -> None:
@@ -191,8 +217,12 @@ def deferred(overrides: dict[str, Any]) -> dict[str, str]:
 
 
 def unknown_option(group: str, name: str, options: list[str]) -> str:
-    """What to say about a file that a group of the configuration has not."""
-    question = catalogue.question(name, options)
+    """What to say about a file that a group of the configuration has not.
+
+    An experiment of an old name is asked for in a file of the user's own: what is typed is read.
+    """
+    new = renamed.current(name) if group == "experiment" else name
+    question = f" (it is now {new})" if new != name else catalogue.question(name, options)
     allowed = f"known are {', '.join(options)}" if options else "there is no such group"
     if len(options) > MANY:
         allowed = f"cl-run list {group}s shows all {len(options)}"

@@ -30,7 +30,7 @@ class ERACE(ER):
     the two batches one after the other, so that BatchNorm sees each by itself, where here it sees
     both as one. With a policy that refills the buffer at the end of a task
     the replayed samples hold none of the current classes, so that nothing sets the new against the
-    old: on Split MNIST (conf/experiment) ACC was 0.75 with these, 0.86 with ring, 0.90 with
+    old: on Split MNIST (conf/protocol) ACC was 0.75 with these, 0.86 with ring, 0.90 with
     reservoir.
     """
 

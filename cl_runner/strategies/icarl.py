@@ -52,7 +52,7 @@ class ICaRL(Strategy):
 
     In van de Ven et al. 2022 (Nature Machine Intelligence 4, 1185; code:
     GMvandeVen/continual-learning) the temperature is 2, of the targets alone, and each class has
-    100 exemplars: conf/experiment/nmi-icarl-cil.yaml.
+    100 exemplars: experiment=vandeven2022/icarl_split_class.
     """
 
     scenarios = ("class",)

@@ -1,0 +1,58 @@
+"""scripts/search_presets.py and the presets that it has written say the same."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+REPOSITORY = Path(__file__).parents[1]
+PRESETS = REPOSITORY / "conf" / "experiment" / "preset"
+NAMES = sorted(f"{path.parent.name}/{path.stem}" for path in PRESETS.rglob("*.yaml"))
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def search_presets():
+    """The script as a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(REPOSITORY / "scripts")
+        import search_presets
+
+        yield search_presets
+    del sys.modules["search_presets"]
+
+
+def test_there_is_a_preset_for_each_search(search_presets) -> None:
+    assert sorted(search_presets.presets()) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_is_what_the_script_writes(search_presets, name: str) -> None:
+    """From the configuration that the preset makes, as it would be that of the best run."""
+    text = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
+    protocol, strategy, grid = search_presets.presets()[name]
+    config = search_presets.composed(f"+experiment=preset/{name}")
+    keys = {"name", *OmegaConf.create(text).get("strategy", {})}  # others are newer than the search
+    config = config | {"strategy": {k: v for k, v in config["strategy"].items() if k in keys}}
+    how = [line for line in text.splitlines() if line.startswith("#")][2:]
+    assert how[:-1] == search_presets.searched_by(protocol, strategy, grid)
+    assert f": {search_presets.points(config, grid)}; validation ACC 0." in how[-1]
+    assert search_presets.preset_text(protocol, config, how) == text
+
+
+def test_what_the_search_alone_has_is_not_written(search_presets) -> None:
+    """Fewer tasks, and fewer samples of them; a key that the protocol leaves open is written."""
+    config = search_presets.composed(
+        "+experiment=preset/permuted_mnist/naive",
+        *("benchmark.num_tasks=5", "benchmark.validation_fraction=0.1", "optimizer.lr=0.001"),
+        *("benchmark.train_fraction=0.2", "optimizer.betas=[0.5,0.9]", "seed=3"),
+    )
+    text = search_presets.preset_text("permuted_mnist", config, ["# How."])
+    assert text == (
+        "# @package _global_\n# Permuted MNIST, ten tasks, domain-incremental: naive.\n# How.\n"
+        "defaults:\n  - /protocol/permuted_mnist\n  - override /strategy: naive\n"
+        "optimizer:\n  betas: [0.5, 0.9]\n"
+    )

@@ -1,0 +1,58 @@
+"""scripts/reproduce.py: which runs a published cell is held against."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cl_runner.cli import catalogue
+
+REPOSITORY = Path(__file__).parents[1]
+RESULTS = REPOSITORY / "results"
+
+
+@pytest.fixture(scope="module")
+def reproduce():
+    """The script as a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(REPOSITORY / "scripts")
+        import reproduce
+
+        yield reproduce
+    del sys.modules["reproduce"]
+
+
+@pytest.mark.parametrize("table", ["published", "reproduction", "orderings"])
+def test_the_tables_name_experiments_that_there_are(table: str) -> None:
+    names = set(pd.read_csv(RESULTS / f"{table}.csv").experiment)
+    assert names and names <= set(catalogue.options("experiment"))
+
+
+def test_a_reading_is_held_against_the_run_that_it_is_of(reproduce) -> None:
+    whole, reading = "buzzega2020/naive_split_class", "buzzega2020/naive_split_task"
+    assert reproduce.same_runs(reading) == [reading, whole]
+    assert reproduce.same_runs(whole) == [whole]
+    other = "hsu2018/naive_split_class"
+    runs = pd.DataFrame(
+        {
+            "experiment": [whole, whole, other],
+            "seed": [0, 1, 0],
+            "ACC": [0.1, 0.3, 0.7],
+            "task_ACC": [0.8, 0.9, 0.7],
+            "seconds": [1.0, 1.0, 1.0],
+        }
+    )
+    table = reproduce.compare(pd.read_csv(RESULTS / "published.csv"), runs)
+    means = dict(zip(table.experiment, table.our_mean, strict=True))
+    assert means == pytest.approx({whole: 0.2, reading: 0.85, other: 0.7})
+
+
+def test_a_sweep_of_old_names_is_read_as_of_the_new_ones(reproduce, tmp_path: Path) -> None:
+    out = tmp_path / "job"
+    out.mkdir()
+    (out / "overrides.yaml").write_text("- +experiment=hsu-ewc-til\n- seed=0\n", encoding="utf-8")
+    (out / "summary.csv").write_text("status,seed,ACC\ncomplete,0,0.5\n", encoding="utf-8")
+    assert list(reproduce.read([tmp_path]).experiment) == ["hsu2018/ewc_split_task"]
