@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 from omegaconf import OmegaConf
 
-from cl_runner.cli import catalogue, renamed
+from cl_runner.cli import choices, renamed
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKERS = ("<!-- reproduction: made by scripts/reproduce.py -->", "<!-- end of reproduction -->")
@@ -76,7 +76,7 @@ def same_runs(experiment: str) -> list[str]:
 
     The task-incremental reading of a class-incremental run is such an experiment.
     """
-    paths = [f"experiment/{experiment}", *catalogue.bases(f"experiment/{experiment}")]
+    paths = [f"experiment/{experiment}", *choices.bases(f"experiment/{experiment}")]
     parts = [path.partition("/") for path in paths]
     return [name for group, _, name in parts if group == "experiment"]
 

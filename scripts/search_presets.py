@@ -29,7 +29,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from cl_runner import strategies
-from cl_runner.cli import catalogue
+from cl_runner.cli import choices
 
 ROOT = Path(__file__).resolve().parents[1]
 TITLES = {  # protocol -> what the preset's first line says of it
@@ -152,7 +152,7 @@ def scenario_of(protocol: str, strategy: str) -> str | None:
 
 def setting(protocol: str) -> list[str]:
     """What a protocol makes other than cl-run's defaults do, but its scenario, as arguments."""
-    chosen = catalogue.chosen(f"protocol/{protocol}")
+    chosen = choices.chosen(f"protocol/{protocol}")
     default = composed(*(f"{group}={option}" for group, option in chosen.items()))
     own, plain = composed(f"+protocol={protocol}"), composed()
     groups = [g for g in GROUPS if own[g].get("name") != plain[g].get("name")]

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from cl_runner import strategies
-from cl_runner.cli import catalogue
+from cl_runner.cli import catalogue, choices
 from cl_runner.errors import UserError
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -20,7 +20,7 @@ def told(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("plural", "group"), catalogue.GROUPS.items())
+@pytest.mark.parametrize(("plural", "group"), choices.GROUPS.items())
 def test_every_option_is_listed_once_with_a_sentence(
     capsys: pytest.CaptureFixture[str], plural: str, group: str
 ) -> None:
@@ -190,7 +190,7 @@ def test_on_a_terminal_lines_are_folded(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("COLUMNS", "80")
     lines = catalogue.listed("experiments").splitlines()
     assert max(map(len, lines)) <= 80
-    assert len(lines) < 1.5 * len(catalogue.options("experiment")), "most are one line"
+    assert len(lines) < 1.5 * len(choices.options("experiment")), "most are one line"
 
 
 def test_names_that_begin_alike_are_one() -> None:
@@ -227,5 +227,5 @@ def test_every_first_word_may_be_typed() -> None:
     words = catalogue.completions("cl-run ") or []
     tops = {word.rstrip("=./") for word in words}
     keys = set(OmegaConf.load(CONF / "config.yaml")) - {"defaults"}
-    assert tops == keys | {*catalogue.GROUPS.values(), "training"}
+    assert tops == keys | {*choices.GROUPS.values(), "training"}
     assert len(words) == len(set(words))

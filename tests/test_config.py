@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from cl_runner import strategies
-from cl_runner.cli import catalogue
+from cl_runner.cli import choices
 from cl_runner.config import schema
 from cl_runner.config.parse import parse, validate
 from cl_runner.config.schema import Config
@@ -425,7 +425,7 @@ def test_every_experiment_composes_and_validates(
     strategy = strategies.build(cfg.strategy)
     assert cfg.scenario in strategy.scenarios
     # What the files set arrives, the nearest winning, and the user's overrides win over it.
-    files = [f"experiment/{name}", *catalogue.bases(f"experiment/{name}")]
+    files = [f"experiment/{name}", *choices.bases(f"experiment/{name}")]
     layers = [OmegaConf.load(CONF / f"{path}.yaml") for path in files]
     merged = OmegaConf.to_container(OmegaConf.merge(*reversed(layers)))
     del merged["defaults"]
@@ -433,7 +433,7 @@ def test_every_experiment_composes_and_validates(
     assert {"benchmark", "model", "optimizer", "training"} <= set(merged)
     for section, keys in merged.items():
         assert keys.items() <= cfg.resolved[section].items()
-    chosen = dict(catalogue.chosen(f"experiment/{name}"))
+    chosen = dict(choices.chosen(f"experiment/{name}"))
     del chosen["training"]
     assert {group: cfg.resolved[group]["name"] for group in chosen} == chosen
     # What a protocol cannot pin, for not every optimizer has it.
@@ -448,11 +448,9 @@ def test_every_experiment_composes_and_validates(
 
 def repeated(path: str, conf: Path = CONF) -> list[str]:
     """The keys of an experiment or a protocol that one of those below it sets to the same."""
-    own, *below = (OmegaConf.load(conf / f"{p}.yaml") for p in (path, *catalogue.bases(path)))
+    own, *below = (OmegaConf.load(conf / f"{p}.yaml") for p in (path, *choices.bases(path)))
     base = OmegaConf.merge(*reversed(below)) if below else {}
-    chosen = {
-        k: v for p in reversed([*catalogue.bases(path)]) for k, v in catalogue.chosen(p).items()
-    }
+    chosen = {k: v for p in reversed([*choices.bases(path)]) for k, v in choices.chosen(p).items()}
     found = [
         f"{section}.{key}"
         for section, keys in own.items()
@@ -467,7 +465,7 @@ def repeated(path: str, conf: Path = CONF) -> list[str]:
     return [*found, *(group for group, option in options if chosen.get(group) == option)]
 
 
-PROTOCOLS = catalogue.options("protocol")
+PROTOCOLS = choices.options("protocol")
 
 
 @pytest.mark.parametrize(
@@ -476,7 +474,7 @@ PROTOCOLS = catalogue.options("protocol")
 def test_what_a_protocol_says_is_said_once(path: str) -> None:
     assert repeated(path) == []
     if path.startswith("experiment/"):
-        assert any(base.startswith("protocol/") for base in catalogue.bases(path))
+        assert any(base.startswith("protocol/") for base in choices.bases(path))
 
 
 def test_a_repeated_key_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -493,9 +491,9 @@ def test_a_repeated_key_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     }
     shutil.copytree(CONF / "protocol", tmp_path / "protocol")
     OmegaConf.save(preset, tmp_path / "protocol" / "preset.yaml")
-    monkeypatch.setattr(catalogue, "files", lambda _: tmp_path)
-    monkeypatch.setattr(catalogue, "text", catalogue.text.__wrapped__)
-    monkeypatch.setattr(catalogue, "chosen", catalogue.chosen.__wrapped__)
+    monkeypatch.setattr(choices, "files", lambda _: tmp_path)
+    monkeypatch.setattr(choices, "text", choices.text.__wrapped__)
+    monkeypatch.setattr(choices, "chosen", choices.chosen.__wrapped__)
     assert repeated("protocol/preset", tmp_path) == ["optimizer.lr", "scenario", "optimizer"]
 
 

@@ -39,8 +39,8 @@ LIGHT = (
     *(f"results.{n}" for n in ("files", "names", "naming", "status")),
     *("compare.cli", "compare.terminal"),
     *(f"sweep.{n}" for n in ("callback", "folders", "merge")),
-    *(f"cli.{n}" for n in ("app", "catalogue", "failures", "messages", "overview")),
-    *(f"cli.{n}" for n in ("resume", "together", "typed")),
+    *(f"cli.{n}" for n in ("app", "catalogue", "choices", "failures", "messages", "overview")),
+    *(f"cli.{n}" for n in ("renamed", "resume", "together", "typed")),
 )
 # Needed by some runs only, and slow to import or not there: inside the function that uses them.
 ON_DEMAND = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cl_runner.cli import catalogue
+from cl_runner.cli import choices
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "results"
@@ -28,7 +28,7 @@ def reproduce():
 @pytest.mark.parametrize("table", ["published", "reproduction", "orderings"])
 def test_the_tables_name_experiments_that_there_are(table: str) -> None:
     names = set(pd.read_csv(RESULTS / f"{table}.csv").experiment)
-    assert names and names <= set(catalogue.options("experiment"))
+    assert names and names <= set(choices.options("experiment"))
 
 
 def test_a_reading_is_held_against_the_run_that_it_is_of(reproduce) -> None:

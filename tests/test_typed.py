@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import HydraContext
 from omegaconf import OmegaConf
 
-from cl_runner.cli import catalogue, renamed
+from cl_runner.cli import choices, renamed
 from cl_runner.cli.typed import is_list, understood, unknown_option
 from cl_runner.errors import UserError
 from cl_runner.results import naming
@@ -168,7 +168,7 @@ def test_an_old_name_is_replaced_and_told(capsys, typed, meant, line) -> None:
 
 
 def test_every_name_of_the_table_is_that_of_a_file() -> None:
-    experiments = catalogue.options("experiment")
+    experiments = choices.options("experiment")
     assert len(set(renamed.PUBLISHED.values())) == len(renamed.PUBLISHED)
     assert sorted(renamed.PUBLISHED.values()) == [n for n in experiments if "preset/" not in n]
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from cl_runner.cli import catalogue
+from cl_runner.cli import choices
 from cl_runner.cli.typed import LAUNCHERS, unknown_key, unknown_option
 from cl_runner.errors import Bug, Diverged, UserError
 from cl_runner.machine import console
@@ -68,7 +68,7 @@ def whole(path: str, options: list[str]) -> tuple[str, str, list[str]]:
     The options are those that lie beside it; of experiments those in folders count, too.
     """
     if path.startswith("experiment/"):
-        known = sorted({*options, *catalogue.options("experiment")})
+        known = sorted({*options, *choices.options("experiment")})
         return "experiment", path.removeprefix("experiment/"), known
     return *path.rpartition("/")[::2], options
 

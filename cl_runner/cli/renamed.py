@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from cl_runner.cli import choices
+
 PUBLISHED = {
     "hsu-adam-til": "hsu2018/naive_split_task",
     "hsu-adam-cil": "hsu2018/naive_split_class",
@@ -33,12 +35,10 @@ PRESET = re.compile(r"(split-mnist-task|split-mnist-class|permuted-mnist)-([a-z0
 
 def current(name: str) -> str:
     """The name that an experiment has now; a name that is no old one stays as it is."""
-    from cl_runner.cli import catalogue  # which imports this module
-
     if preset := PRESET.fullmatch(name):
         protocol, strategy = (part.replace("-", "_") for part in preset.groups())
         new = f"preset/{protocol}/{strategy}"
-        return new if new in catalogue.options("experiment") else name
+        return new if new in choices.options("experiment") else name
     return PUBLISHED.get(name, name)
 
 

@@ -19,7 +19,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from cl_runner.cli import catalogue, renamed
+from cl_runner.cli import choices, renamed
 from cl_runner.config import schema
 from cl_runner.config.keys import dotted, nearest
 from cl_runner.errors import UserError, check
@@ -96,7 +96,7 @@ def flags(args: Sequence[str]) -> Namespace:
         unknown = re.search(r"--?([A-Za-z][\w-]*)(=\S+)?", message.partition(": ")[2])
         if unknown and message.startswith("unrecognized"):
             name, value = unknown[1].replace("-", "_"), unknown[2] or "=..."
-            near = nearest(name, catalogue.keys(), cutoff=0.8)
+            near = nearest(name, choices.keys(), cutoff=0.8)
             if near:
                 raise UserError(f"there is no flag {unknown[0]}; write {near[0]}{value}")
         raise UserError(f"{message}; flags go before the key=value pairs, see cl-run --help")
@@ -115,12 +115,12 @@ def check_words(typed: Sequence[str]) -> None:
         return
     first = words[0].lower()
     check(first not in WORDS, f"cannot read {words[0]}: {WORDS.get(first)}")
-    groups = (*catalogue.GROUPS.values(), "training")
-    choices = {name: f"{group}={name}" for group in groups for name in catalogue.options(group)}
+    groups = (*choices.GROUPS.values(), "training")
+    options = {name: f"{group}={name}" for group in groups for name in choices.options(group)}
     meant = [renamed.current(word.lower()) for word in words]
-    near = [get_close_matches(word, choices, n=1, cutoff=0.75) for word in meant]
+    near = [get_close_matches(word, options, n=1, cutoff=0.75) for word in meant]
     if all(near):
-        written = " ".join(choices[name] for (name,) in near)
+        written = " ".join(options[name] for (name,) in near)
         raise UserError(f"cannot read {' '.join(words)}: did you mean {written}?")
     command = get_close_matches(first, COMMANDS, n=1, cutoff=0.75)
     check(not command, f"cannot read {words[0]}: did you mean cl-run {' '.join(command)}?")
@@ -128,7 +128,7 @@ def check_words(typed: Sequence[str]) -> None:
 
 def check_groups(overrides: Sequence[Any]) -> None:
     """Refuse a group that is given twice: Hydra takes the last one, and both were meant."""
-    groups = {*catalogue.GROUPS.values(), "training"}
+    groups = {*choices.GROUPS.values(), "training"}
     given = [o.key_or_group for o in overrides]
     twice = [key for key, n in Counter(given).items() if n > 1 and (key in groups or "/" in key)]
     for key in twice:
@@ -161,7 +161,7 @@ def is_list(key: str) -> bool:
     """Whether a key takes a list."""
     section, _, name = key.rpartition(".")
     if section == "strategy":
-        lines = (told.get(key, "") for told in catalogue.described().values())
+        lines = (told.get(key, "") for told in choices.described().values())
         return any(re.match(r"\w+: *\[", line) for line in lines)
     schemas: tuple[Any, ...] = {
         "": (schema.Config,),
@@ -183,10 +183,10 @@ def check_sweeper(sweeper: str, overrides: dict[str, Any]) -> None:
     skips = "missing_keys=skip" in overrides
     check(not skips, f"missing_keys=skip is for cl-run's own sweeper, not for {sweeper}")
     for group in overrides.values():
-        if not group.is_discrete_sweep() or group.key_or_group not in catalogue.GROUPS.values():
+        if not group.is_discrete_sweep() or group.key_or_group not in choices.GROUPS.values():
             continue
         for option in group.sweep_string_iterator():
-            known = catalogue.described().get(f"{group.key_or_group}={option}")
+            known = choices.described().get(f"{group.key_or_group}={option}")
             for key in (o.key_or_group for o in overrides.values()):
                 lacking = known and key.startswith(f"{group.key_or_group}.") and key not in known
                 check(
@@ -222,7 +222,7 @@ def unknown_option(group: str, name: str, options: list[str]) -> str:
     An experiment of an old name is asked for in a file of the user's own: what is typed is read.
     """
     new = renamed.current(name) if group == "experiment" else name
-    question = f" (it is now {new})" if new != name else catalogue.question(name, options)
+    question = f" (it is now {new})" if new != name else choices.question(name, options)
     allowed = f"known are {', '.join(options)}" if options else "there is no such group"
     if len(options) > MANY:
         allowed = f"cl-run list {group}s shows all {len(options)}"

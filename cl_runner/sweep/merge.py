@@ -73,10 +73,7 @@ def merge(folder: Path) -> list[dict[str, str]]:
     The columns are `run`, the sub-folder, and the union of the jobs' columns; what a job has not is
     empty. A job that failed or was killed before it wrote a summary has a row with its status only.
     """
-    from cl_runner.results.files import (
-        read_rows,
-        write_rows,  # numpy, not needed for help and mistakes
-    )
+    from cl_runner.results.files import read_rows, write_rows
 
     rows = {run: {"run": run, "status": about["state"]} for run, about in failures(folder).items()}
     for path in folder.rglob(SUMMARY):
