@@ -61,6 +61,8 @@ SLACK = 0.02  # of ACC, besides the spread between seeds
 INTRODUCTION = """\
 # Every strategy with no option
 
+This page says what every strategy does with no option at all, measured on five streams.
+
 `cl-run strategy=X benchmark=Y scenario=Z`, one CPU thread, and nothing else: the default network
 (MLP 256-256), the default optimizer (SGD 0.1) and each strategy's own defaults, none of them tuned
 for the stream. Mean ACC (and forgetting) over up to three seeds on the digits, one seed on MNIST.

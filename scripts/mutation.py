@@ -33,7 +33,7 @@ CONFIGURATION = """
 [tool.mutmut]
 source_paths = ["cl_runner"]
 only_mutate = ["{file}"]
-also_copy = ["conf", "hydra_plugins", "README.md", "scripts", "results"]
+also_copy = ["conf", "hydra_plugins", "README.md", "docs", "scripts", "results"]
 do_not_mutate_patterns = ['^\\s+f?"[^"]*"[,)]*$']
 pytest_add_cli_args_test_selection = {tests}
 pytest_add_cli_args = ["-m", "not slow", {plugins}]

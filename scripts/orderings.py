@@ -5,8 +5,8 @@
 
 Class-incremental: joint > DER++ > ER > LwF > naive, iCaRL within 0.03 of ER, generative replay over
 LwF, EWC and SI within 0.03 of naive. Task-incremental: PackNet, progressive and separate networks
-forget exactly nothing. Writes results/orderings.csv and the table in README.md between its two
-markers; exits with 1 if one of these does not hold.
+forget exactly nothing. Writes results/orderings.csv and the table in docs/reproduction.md between
+its two markers; exits with 1 if one of these does not hold.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 import pandas as pd
-from reproduce import ROOT, into_readme, read, run
+from reproduce import ROOT, into_page, read, run
 
 MARKERS = ("<!-- orderings: made by scripts/orderings.py -->", "<!-- end of orderings -->")
 CLASS = ("joint", "derpp", "er", "icarl", "generative_replay", "lwf", "si", "ewc", "naive")
@@ -71,7 +71,7 @@ def failures(rows: pd.DataFrame) -> list[str]:
 
 
 def markdown(rows: pd.DataFrame) -> str:
-    """The README's table."""
+    """The page's table."""
     lines = ["| `experiment=` | ACC | forgetting |", "|---|---|---|"]
     for row in rows.itertuples():
         acc = f"{row.ACC:.4f} ± {row.ACC_sd:.4f}"
@@ -92,7 +92,7 @@ def main() -> None:
             run(NAMES, Path(folder), arguments.threads)
             rows = table(read([Path(folder)]))
     rows.to_csv(ROOT / "results" / "orderings.csv", index=False)
-    into_readme(MARKERS, markdown(rows))
+    into_page(MARKERS, markdown(rows))
     print(markdown(rows))
     wrong = failures(rows)
     print("\n".join(f"does not hold: {claim}" for claim in wrong))

@@ -5,8 +5,8 @@
     python scripts/reproduce.py --from multirun/...      finished sweeps, instead of running
 
 Each is `cl-run -m experiment=NAME seed=0,1,2,3,4`. Writes results/reproduction.csv and the table
-in README.md between its two markers; exits with 1 if a mean lies outside its interval, which is the
-published mean +- max(0.02, 3 SD sqrt(1/5 + 1/n)), narrower near chance and ceiling.
+in docs/reproduction.md between its two markers; exits with 1 if a mean lies outside its interval,
+which is the published mean +- max(0.02, 3 SD sqrt(1/5 + 1/n)), narrower near chance and ceiling.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from cl_runner.cli import choices, renamed
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKERS = ("<!-- reproduction: made by scripts/reproduce.py -->", "<!-- end of reproduction -->")
+PAGE = ROOT / "docs" / "reproduction.md"
 SEEDS = "0,1,2,3,4"
 
 
@@ -82,7 +83,7 @@ def same_runs(experiment: str) -> list[str]:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The README's table."""
+    """The page's table."""
     lines = [
         "| strategy | stream | scenario | published | here | interval | `experiment=` |",
         "|---|---|---|---|---|---|---|",
@@ -98,12 +99,11 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def into_readme(markers: tuple[str, str], text: str) -> None:
-    """Put a text between two markers of README.md, in the place of what stands there."""
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text(encoding="utf-8").split(markers[0])
+def into_page(markers: tuple[str, str], text: str, page: Path = PAGE) -> None:
+    """Replace what stands between two markers of docs/reproduction.md."""
+    before, rest = page.read_text(encoding="utf-8").split(markers[0])
     after = rest.split(markers[1])[1]
-    readme.write_text(f"{before}{markers[0]}\n{text}\n{markers[1]}{after}", encoding="utf-8")
+    page.write_text(f"{before}{markers[0]}\n{text}\n{markers[1]}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -127,7 +127,7 @@ def main() -> None:
             table = compare(published, read([Path(folder)]))
     if not arguments.experiments:
         table.to_csv(ROOT / "results" / "reproduction.csv", index=False)
-        into_readme(MARKERS, markdown(table))
+        into_page(MARKERS, markdown(table))
     print(markdown(table))
     sys.exit(0 if table.inside.all() else 1)
 

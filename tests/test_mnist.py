@@ -48,7 +48,7 @@ def test_the_main_job(real_data, tmp_path):
     ],
 )
 def test_published_cells(real_data, tmp_path, experiment, column, low, high):
-    """One seed; README.md has five. The bounds are those of the README's table."""
+    """One seed; docs/reproduction.md has five. The bounds are those of its table."""
     row = cl_run(tmp_path, real_data, f"+experiment={experiment}")
     assert low <= float(row[column]) <= high
 

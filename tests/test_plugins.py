@@ -45,10 +45,9 @@ def call(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def example(tmp_path: Path) -> list[str]:
-    """README's example, written as its text says; the arguments of its command."""
-    text = (
-        (REPOSITORY / "README.md").read_text(encoding="utf-8").partition("## Your own strategy")[2]
-    )
+    """docs/extending.md's example, written as its text says; the arguments of its command."""
+    page = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
+    text = page.partition("## Your own strategy")[2].partition("\n## ")[0]
     blocks = dict(re.findall(r"`(my_\w+/[\w/.]+)`:\n\n```\w+\n(.*?)```", text, re.DOTALL))
     assert set(blocks) == {"my_strategies/halfway.py", "my_conf/strategy/halfway.yaml"}
     for name, content in blocks.items():
@@ -64,7 +63,7 @@ def accuracies(out: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_the_example_of_the_readme_trains_sweeps_and_resumes(example, data_root, tmp_path):
+def test_the_documents_example_trains_sweeps_and_resumes(example, data_root, tmp_path):
     root = f"data.root={data_root}"
     # share=0: nothing goes back, which is fine-tuning; share=1: all does, which learns nothing.
     shares = ("strategy.share=0.0,1.0", "hydra.sweep.dir=sweep")

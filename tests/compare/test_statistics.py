@@ -114,7 +114,7 @@ def test_the_example_that_was_wrong(run_six: list[list[float]]) -> None:
 
 @pytest.fixture
 def run_six() -> list[list[float]]:
-    """ER, naive and EWC on six seeds, as in the README."""
+    """ER, naive and EWC on six seeds, as in docs/compare.md."""
     rng = np.random.default_rng(0)
     means = ((0.828, 0.009), (0.180, 0.004), (0.180, 0.004))
     return [rng.normal(mean, sd, 6).tolist() for mean, sd in means]
