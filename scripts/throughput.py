@@ -21,10 +21,10 @@ from hydra import compose, initialize_config_module
 from cl_runner import strategies
 from cl_runner.config.parse import validate
 from cl_runner.functional.importance import LABEL_RULES
-from cl_runner.run import stacked
 from cl_runner.run.prepare import prepare
-from cl_runner.run.stacked import Member, StackedStep, stack
-from cl_runner.run.tasks import begin_task, end_task, initial_state
+from cl_runner.run.stacked import StackedStep, stack
+from cl_runner.run.tasks import Member, begin_task, end_task, initial_state
+from cl_runner.run.together import stacked_batches
 from cl_runner.strategies.parts.importance import fisher_diagonal
 from cl_runner.training.batches import Source
 from cl_runner.training.engines import stepper
@@ -67,8 +67,8 @@ def alone(m: Member, task: int, steps: int, engine: str = "eager") -> Turn:
     strategy, env = m
     s = initial_state(strategy, env)
     for t in range(task + 1):
-        s, samples = begin_task(strategy, s, env.stream[t], env)
-        source = Source(env, s, t, *samples, strategy)
+        s, progress = begin_task(strategy, s, env.stream[t], env)
+        source = Source(env, s, t, *progress.samples, strategy)
         take = stepper(strategy, env, engine)
         with torch.no_grad():
             s, _ = take(s, next(source.epoch(0, 1)))
@@ -100,13 +100,14 @@ def together(members: list[Member], steps: int) -> Turn:
     """Turns of so many steps of a stack on the first task."""
     begun = [begin_task(m.strategy, initial_state(*m), m.env.stream[0], m.env) for m in members]
     sources = [
-        Source(m.env, s, 0, *own, m.strategy) for m, (s, own) in zip(members, begun, strict=True)
+        Source(m.env, s, 0, *own.samples, m.strategy)
+        for m, (s, own) in zip(members, begun, strict=True)
     ]
     step = StackedStep(members)
     step.begin(stack([s for s, _ in begun]))
     whole = len(sources[0].index) // members[0].env.training.batch_size
     with torch.no_grad():
-        step(next(stacked.batches(sources, 0, 1)))
+        step(next(stacked_batches(sources, 0, 1)))
     epoch = iter(())
 
     def turn() -> float:
@@ -120,7 +121,7 @@ def together(members: list[Member], steps: int) -> Turn:
                     if taken == steps:
                         break
                 else:
-                    epoch = stacked.batches(sources, 0, whole)
+                    epoch = stacked_batches(sources, 0, whole)
         synchronise()
         return time.perf_counter() - start
 

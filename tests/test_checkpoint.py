@@ -24,7 +24,7 @@ from cl_runner.run import checkpoint
 from cl_runner.run.checkpoint import Saved, check_same, load, remove, save
 from cl_runner.run.frame import COSTS, Frame, frame_of, named
 from cl_runner.run.tasks import initial_state, restored
-from cl_runner.training.fit import Begun
+from cl_runner.training.fit import Progress
 from cl_runner.training.meter import Meter
 
 CONFIG = {"seed": 3, "strategy": {"name": "ewc", "lambda": 5.0}, "data": {"root": "a"}}
@@ -44,7 +44,7 @@ def a_state(**memory: Tensor) -> TrainState:
 CURVES = {("test", "class"): [[0, 5, 0.25, 1 / 3], [1, 5, 0.5, 1.0]]}
 
 
-def a_run(begun: Begun | None = None, **memory: Tensor) -> Saved:
+def a_run(progress: Progress | None = None, **memory: Tensor) -> Saved:
     R = np.array([[0.1, 1.0], [1 / 3, 0.0], [np.nan, np.nan]])
     costs = [{**dict.fromkeys(COSTS, 1 / 3), "after_task": i, "memory_bytes": None} for i in (0, 1)]
     return Saved(
@@ -54,7 +54,7 @@ def a_run(begun: Begun | None = None, **memory: Tensor) -> Saved:
         {"costs": costs},
         CURVES,
         1,
-        begun,
+        progress,
     )
 
 
@@ -125,11 +125,11 @@ def test_views_and_tensors_that_share_memory_come_back_as_they_were(tmp_path):
 )
 @pytest.mark.parametrize("losses", [(), (torch.tensor(0.5), torch.tensor(float("inf")))])
 def test_the_position_within_a_task_comes_back(tmp_path, index, label, losses):
-    begun = Begun((index, label), 7, losses)
-    saved = a_run(begun)
+    progress = Progress((index, label), 7, losses)
+    saved = a_run(progress)
     save(tmp_path, saved, CONFIG)
-    found = load(tmp_path, CONFIG, frame(saved)).begun
-    assert torch.equal(found.samples[0], begun.samples[0])
+    found = load(tmp_path, CONFIG, frame(saved)).progress
+    assert torch.equal(found.samples[0], progress.samples[0])
     assert type(found.samples[1]) is type(label)
     assert torch.equal(torch.as_tensor(found.samples[1]), torch.as_tensor(label))
     assert (found.step, list(found.losses)) == (7, list(losses))
@@ -216,7 +216,7 @@ def test_a_truncated_checkpoint_is_refused_at_every_length(tmp_path):
 
 def test_a_changed_byte_is_never_accepted(tmp_path):
     """Wherever it is: in a tensor, in the header's content, in the checksum, in the format."""
-    saved = a_run(Begun((torch.arange(9), 1), 7), fisher=torch.randn(50))
+    saved = a_run(Progress((torch.arange(9), 1), 7), fisher=torch.randn(50))
     save(tmp_path, saved, CONFIG)
     path, draw = tmp_path / CHECKPOINT, random.Random(0)
     whole = path.read_bytes()
@@ -290,9 +290,9 @@ def honest(out: Path, saved: Saved) -> tuple[dict[str, Tensor], dict]:
 
 def within_a_task() -> Saved:
     """With everything that a checkpoint may hold."""
-    begun = Begun((torch.tensor([5, 2, 8]), torch.tensor([0, 1, 1])), 7, (torch.tensor(0.5),))
+    progress = Progress((torch.tensor([5, 2, 8]), torch.tensor([0, 1, 1])), 7, (torch.tensor(0.5),))
     held = {"buffer_index": torch.tensor([-1, 8]), "buffer_task": torch.tensor([0, 1])}
-    return a_run(begun, **held, seen=torch.tensor([3]))
+    return a_run(progress, **held, seen=torch.tensor([3]))
 
 
 ELSEWHERE = ("../../pwn", "/tmp/pwn", "costs.csv", "summary", "")
@@ -388,7 +388,7 @@ def test_tensors_that_no_run_has_are_one_line(tmp_path, name, value, said):
 
 def test_only_a_task_without_samples_of_its_own_may_train_on_none(tmp_path):
     none = torch.empty(0, dtype=torch.int64)
-    saved = a_run(Begun((none, 1)))
+    saved = a_run(Progress((none, 1)))
     tensors, content = honest(tmp_path, saved)
     assert_same(load(tmp_path, CONFIG, frame(saved, idle=(1,))), saved)
     assert "samples.index is empty in task 2" in refusal(tmp_path, own=frame(saved))
@@ -462,7 +462,7 @@ def test_any_forged_header_is_taken_as_a_run_of_ours_or_refused(tmp_path_factory
     assert found.tables.keys() == {"costs"}
     assert all(row.keys() == set(COSTS) for row in found.tables["costs"])
     assert 0 <= found.task < 2
-    assert found.begun is None or 0 <= found.begun.step <= 9
+    assert found.progress is None or 0 <= found.progress.step <= 9
 
 
 def test_a_file_that_is_longer_than_any_of_the_run_is_not_read(tmp_path, monkeypatch):

@@ -68,8 +68,8 @@ def test_a_captured_step_takes_the_same_course(prepared, name):
 
 def test_the_host_waits_for_nothing_within_an_epoch(prepared):
     _, strategy, env = prepared("strategy=er", *TOY, "device=cuda")
-    s, samples = begin_task(strategy, initial_state(strategy, env), env.stream[0], env)
-    source = Source(env, s, 0, *samples, strategy)
+    s, progress = begin_task(strategy, initial_state(strategy, env), env.stream[0], env)
+    source = Source(env, s, 0, *progress.samples, strategy)
     take = stepper(strategy, env, "graph")
     with torch.no_grad():
         batches = source.epoch(0, 8)

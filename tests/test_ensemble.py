@@ -7,11 +7,11 @@ import torch
 
 from cl_runner import strategies
 from cl_runner.errors import Diverged
-from cl_runner.run import stacked
 from cl_runner.run.evaluation import evaluate
-from cl_runner.run.stacked import Member, StackedStep, obstacle
-from cl_runner.run.tasks import initial_state, train_task
-from cl_runner.training.engines import Record
+from cl_runner.run.stacked import StackedStep, obstacle
+from cl_runner.run.tasks import Member, initial_state, train_task
+from cl_runner.run.together import train_task as train_together
+from cl_runner.training.engines import Recorder
 
 pytestmark = pytest.mark.slow
 
@@ -47,13 +47,13 @@ def alone(prepared, *overrides: str):
     return s.theta.detach().clone(), evaluate(strategy, s, env), env.meter
 
 
-def together(prepared, *members: tuple[str, ...], record: Record | None = None):
+def together(prepared, *members: tuple[str, ...], record: Recorder | None = None):
     runs = [Member(*prepared(*TOY, *overrides)[1:]) for overrides in members]
     assert obstacle(runs) is None
     states = [initial_state(m.strategy, m.env) for m in runs]
     step = StackedStep(runs, record)
     for t in range(runs[0].env.num_tasks):
-        states = stacked.train_task(runs, states, t, step)
+        states = train_together(runs, states, t, step)
     return [
         (s.theta.detach().clone(), evaluate(m.strategy, m.env.commit(s), m.env), m.env.meter)
         for m, s in zip(runs, states, strict=True)
@@ -113,8 +113,8 @@ def test_a_member_that_diverges_leaves_the_others(prepared):
     runs = [Member(*prepared(*TOY, *overrides)[1:]) for overrides in (good, bad)]
     states = [initial_state(m.strategy, m.env) for m in runs]
     step = StackedStep(runs)
-    states = stacked.train_task(runs, states, 0, step)
-    kept, lost = stacked.train_task(runs, states, 1, step)
+    states = train_together(runs, states, 0, step)
+    kept, lost = train_together(runs, states, 1, step)
     assert isinstance(lost, Diverged) and "in task 2" in str(lost)
     expected, _, _ = alone(prepared, *good)
     torch.testing.assert_close(kept.theta.detach(), expected, rtol=1e-4, atol=1e-4)

@@ -66,23 +66,6 @@ def test_runs_share_a_stack_if_only_numbers_differ(configure, tmp_path):
     assert len(groups([job("strategy=ewc", f"optimizer.lr={v}") for v in (0.1, 0.2)])) == 1
 
 
-@pytest.mark.parametrize(
-    ("override", "reason"),
-    [
-        ("eval.every=5", "eval.every looks at each run between its steps"),
-        ("budget.flops=1e9", "a budget stops each run at a step of its own"),
-    ],
-)
-def test_what_happens_between_steps_keeps_runs_apart(configure, tmp_path, caplog, override, reason):
-    jobs = [
-        Job(configure(*TOY, "strategy=naive", override, f"seed={s}"), tmp_path / s, ())
-        for s in "01"
-    ]
-    with caplog.at_level("INFO"):
-        assert stacks.train_stacked(jobs) == jobs
-    assert reason in caplog.text
-
-
 def test_members_report_the_costs_of_runs_alone(configure, tmp_path):
     jobs = [Job(configure(*TOY, "strategy=ewc", f"seed={s}"), tmp_path / s, ()) for s in ("0", "1")]
     run_all(jobs)

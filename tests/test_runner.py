@@ -309,14 +309,14 @@ def test_that_nothing_can_be_printed_fails_no_run(configure, tmp_path, monkeypat
 
 
 def test_a_signal_after_the_last_status_leaves_the_run_complete(configure, tmp_path, monkeypatch):
-    tell = record.Record.tell
+    tell = record.RunFiles.tell
 
-    def interrupted(self: record.Record, state: str) -> None:
+    def interrupted(self: record.RunFiles, state: str) -> None:
         tell(self, state)
         if state == "complete":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(record.Record, "tell", interrupted)
+    monkeypatch.setattr(record.RunFiles, "tell", interrupted)
     config = configure(*TOY, "strategy=naive", "training.iterations=1")
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path)

@@ -24,7 +24,7 @@ from cl_runner.config.identity import IMMATERIAL, flatten
 from cl_runner.core import TrainState
 from cl_runner.errors import UserError, check
 from cl_runner.machine.reading import regular, yaml_values
-from cl_runner.results.files import remove_leftovers, write_bytes
+from cl_runner.results.files import remove_leftovers, sync_folder, write_bytes
 from cl_runner.results.matrices import Curves, Matrices, Tables
 from cl_runner.results.names import CHECKPOINT, CONFIG
 from cl_runner.run.frame import (
@@ -37,9 +37,10 @@ from cl_runner.run.frame import (
     named,
     short,
 )
-from cl_runner.training.fit import Begun
+from cl_runner.training.fit import Progress
 
-FORMAT = 2  # of the file; another number, another meaning
+NEXT = "checkpoint.next.safetensors"  # one that is about to take the place of CHECKPOINT
+FORMAT = 3  # of the file; another number, another meaning
 
 
 class Saved(NamedTuple):
@@ -51,7 +52,7 @@ class Saved(NamedTuple):
     tables: Tables
     curves: Curves
     task: int  # index of the task that comes next, or that is under way
-    begun: Begun | None = None  # where the training on it stands; None: before its beginning
+    progress: Progress | None = None  # of the training on it; None: before its beginning
 
 
 def save(out: Path, saved: Saved, config: Mapping[str, Any]) -> None:
@@ -59,14 +60,70 @@ def save(out: Path, saved: Saved, config: Mapping[str, Any]) -> None:
 
     config: the resolved configuration, which `load` compares. Raises UserError for a full disk.
     """
+    write_bytes(out / CHECKPOINT, serialised(saved, config))
+
+
+def save_all(parts: Sequence[tuple[Path, Saved, Mapping[str, Any]]]) -> None:
+    """`save` for runs that are trained together: all of them get their new checkpoint, or none.
+
+    All are written beside the old ones, then all are renamed. What a kill leaves of that `settle`
+    brings to one side or the other.
+    """
+    if len(parts) == 1:
+        save(*parts[0])
+        return
+    for out, saved, config in parts:
+        write_bytes(out / NEXT, serialised(saved, config))
+    for out, _, _ in parts:
+        (out / NEXT).replace(out / CHECKPOINT)
+        sync_folder(out)
+
+
+def settle(folders: Sequence[Path]) -> None:
+    """Complete, or take back, what a killed `save_all` left in these folders, in their order.
+
+    They are written, and renamed, in that order: if the last one's is there, all had been written.
+    """
+    with suppress(OSError):  # a folder that cannot be written is told when the run begins
+        if not (folders and (folders[-1] / NEXT).exists()):
+            for out in folders:
+                (out / NEXT).unlink(missing_ok=True)
+        for out in folders:
+            if (out / NEXT).exists():
+                (out / NEXT).replace(out / CHECKPOINT)
+                sync_folder(out)
+
+
+def position(out: Path) -> tuple[int, int | None] | None:
+    """The task and step at which the checkpoint in `out` stands, if there is one.
+
+    As its header says, which is checked when it is loaded; None also where it cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = out / CHECKPOINT
+    try:
+        with regular(path):  # not a pipe
+            pass
+        with safe_open(path, framework="pt") as file:
+            content = json.loads((file.metadata() or {}).get("content", ""))
+        task, step = content["task"], content["step"]
+    except (OSError, SafetensorError, UserError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    known = type(task) is int and (step is None or type(step) is int)
+    return (task, step) if known else None
+
+
+def serialised(saved: Saved, config: Mapping[str, Any]) -> bytes:
+    """A checkpoint as it lies in a file."""
     import safetensors.torch
 
     tensors = to_tensors(saved)
-    begun = saved.begun
+    progress = saved.progress
     content = {
         "task": saved.task,
-        "step": None if begun is None else begun.step,
-        "label": begun.samples[1] if begun and isinstance(begun.samples[1], int) else None,
+        "step": None if progress is None else progress.step,
+        "label": progress.samples[1] if progress and isinstance(progress.samples[1], int) else None,
         "counts": saved.counts,
         "tables": saved.tables,
         "config": dict(config),
@@ -78,7 +135,7 @@ def save(out: Path, saved: Saved, config: Mapping[str, Any]) -> None:
         "content": text,
         "checksum": checksum(text, tensors),
     }
-    write_bytes(out / CHECKPOINT, safetensors.torch.save(tensors, header))
+    return safetensors.torch.save(tensors, header)
 
 
 def load(out: Path, config: Mapping[str, Any], frame: Frame) -> Saved | None:
@@ -131,6 +188,8 @@ def remove(out: Path) -> None:
     """Remove the checkpoint in `out`, and what a process that was killed had half written."""
     with suppress(OSError):
         (out / CHECKPOINT).unlink()
+    with suppress(OSError):
+        (out / NEXT).unlink()
     remove_leftovers(out)
 
 
@@ -167,8 +226,8 @@ def to_tensors(saved: Saved) -> dict[str, Tensor]:
         found[f"R.{split}.{reading}"] = torch.from_numpy(R)
     for (split, reading), rows in saved.curves.items():
         found[f"curve.{split}.{reading}"] = torch.tensor(rows, dtype=torch.float64)
-    if saved.begun is not None:
-        (index, label), losses = saved.begun.samples, saved.begun.losses
+    if saved.progress is not None:
+        (index, label), losses = saved.progress.samples, saved.progress.losses
         found["samples.index"] = index
         found |= {"samples.task": label} if isinstance(label, Tensor) else {}
         found |= {"losses": torch.stack(list(losses))} if losses else {}
@@ -192,12 +251,12 @@ def from_tensors(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> S
     for name, rows in group("curve.").items():
         split, reading = name.split(".")
         curves[split, reading] = rows.tolist()
-    begun = None
+    progress = None
     if content["step"] is not None:
         label = content["label"] if content["label"] is not None else tensors["samples.task"]
         losses: Sequence[Tensor] = tensors["losses"].unbind() if "losses" in tensors else ()
-        begun = Begun((tensors["samples.index"], label), content["step"], losses)
-    at = content["task"], begun
+        progress = Progress((tensors["samples.index"], label), content["step"], losses)
+    at = content["task"], progress
     return Saved(state, matrices, content["counts"], content["tables"], curves, *at)
 
 

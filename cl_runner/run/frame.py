@@ -130,7 +130,7 @@ def check_content(content: Mapping[str, Any], frame: Frame) -> None:
 def check_counts(counts: Any, frame: Frame) -> None:
     """Raise Unfit unless the counts are those of a meter (`costs.Meter.state`)."""
     amounts, limits = ("seconds", *SECONDS), ("limits", "began")
-    names = {*amounts, *COUNTS, *limits, "task", "stopped", "known"}
+    names = {*amounts, *COUNTS, *limits, "members", "task", "stopped", "known"}
     right = isinstance(counts, dict) and counts.keys() == names
     expect(right, f"counts must hold {', '.join(sorted(names))}")
     for name in amounts:
@@ -153,6 +153,7 @@ def check_counts(counts: Any, frame: Frame) -> None:
     expect(right, f"counts: known is {short(known)}")
     right = isinstance(stopped, list) and all(is_count(v, last) for v in stopped)
     expect(right, f"counts: stopped is {short(stopped)}")
+    expect(is_count(counts["members"]), f"counts: members is {short(counts['members'])}")
     expect(is_count(counts["task"], last), f"counts: task is {short(counts['task'])}")
 
 

@@ -1,37 +1,54 @@
-"""One run: from a configuration to the files in its folder."""
+"""One loop for a run, and for several that are trained together: from configurations to files."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-
 from cl_runner import strategies
 from cl_runner.config.schema import Config
-from cl_runner.core import Task, TrainState
+from cl_runner.core import TrainState
 from cl_runner.errors import Diverged, UserError
 from cl_runner.functional.metrics import acc
 from cl_runner.machine.console import near, say
 from cl_runner.machine.signals import Stop, stoppable
 from cl_runner.results import files, status, text
-from cl_runner.run import checkpoint, needs
+from cl_runner.run import checkpoint, needs, together
+from cl_runner.run.checkpoint import Saved
 from cl_runner.run.evaluation import readings
 from cl_runner.run.frame import frame_of
-from cl_runner.run.messages import notes, position, say_once, tell
+from cl_runner.run.messages import logged, notes, position, say_once, tell
 from cl_runner.run.prepare import free_gpu, prepare
 from cl_runner.run.progress import display
-from cl_runner.run.record import Record
-from cl_runner.run.tasks import initial_state, restored, train_task
-from cl_runner.strategies.base import Strategy
-from cl_runner.training.batches import Samples
-from cl_runner.training.fit import Begun, Between
+from cl_runner.run.record import RunFiles
+from cl_runner.run.stacked import StackedStep
+from cl_runner.run.tasks import Member, Observer, initial_state, restored, train_task
+from cl_runner.training.fit import AfterStep, Progress, Steps
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Run:
+    """A run under way: what it is, where it stands, and its files."""
+
+    config: Config
+    member: Member  # its strategy and environment
+    files: RunFiles
+    s: TrainState
+    task: int = 0  # index of the one that comes next
+    progress: Progress | None = None  # of the training on it, where that has begun
+    saved: Saved | None = None  # what it goes on from
+    end: Diverged | None = None  # why it ended before its time
+
+    def logged(self) -> AbstractContextManager[None]:
+        """Around what is logged about it: of several runs each has a log of its own."""
+        return logged(self.files.out) if self.files.together > 1 else nullcontext()
 
 
 def run(config: Config, out: Path, overrides: Sequence[str] = (), job: str = "") -> float:
@@ -53,11 +70,195 @@ def run(config: Config, out: Path, overrides: Sequence[str] = (), job: str = "")
                 tell(config, f"complete, nothing to do: {out}")
                 return there
         with free_gpu(config.device):
-            return _run(config, out, overrides, job)
+            return run_alone(config, out, overrides, job)
     except (MemoryError, RuntimeError) as error:
         if message := needs.shortage(error):
             raise UserError(message) from error
         raise
+
+
+def run_alone(config: Config, out: Path, overrides: Sequence[str], job: str) -> float:
+    """`run` for what is neither complete nor another run's, on the GPU that was chosen."""
+    started = time.perf_counter()
+    checkpoint.settle([out])
+    strategy = strategies.build(config.strategy, config.plugins)
+    member = Member(strategy, prepare(config, strategy))
+    one = open_run(config, out, overrides, member, started)
+    train_runs([one], say_once if job else say)
+    if one.end is not None:
+        raise one.end
+    tidy(config, out)
+    own, *others = readings(config.scenario)
+    if config.verbose and job:
+        say(f"{job} · {text.in_words(one.files.columns())} · {one.files.seconds:.1f} s")
+    elif config.verbose:
+        say(text.format_matrix(one.files.matrices["test", own]))
+        say(text.format_metrics(one.files.columns(), [own, *others]))
+        say(f"{one.files.seconds:.1f} s · results in {near(out)}")
+    if config.plots:
+        draw(config, out)
+    return result(one.files)
+
+
+def open_run(
+    config: Config,
+    out: Path,
+    overrides: Sequence[str],
+    member: Member,
+    started: float,
+    members: int = 1,
+) -> Run:
+    """A run at its beginning, or with `resume` where its checkpoint was written. Raises UserError.
+
+    started: when the work for it began (time.perf_counter). members: how many are trained together.
+    """
+    strategy, env = member
+    s, saved = initial_state(strategy, env), None
+    if config.resume:
+        saved = checkpoint.load(out, config.resolved, frame_of(config, strategy, s, env))
+    own = RunFiles(config, strategy, env, out, overrides, started, members)
+    if saved is None:
+        return Run(config, member, own, s)
+    s = restored(saved.state, env)
+    own.restore(saved, strategy, s)
+    return Run(config, member, own, s, saved.task, saved.progress, saved)
+
+
+def train_runs(runs: Sequence[Run], aloud: Callable[[str], None] = say) -> None:
+    """Train runs that stand at the same place on the tasks that are left, and write their files.
+
+    Several are trained as one stacked state; one that diverges (`Run.end`) leaves the others.
+    aloud: says what is to be known about a run before it starts.
+    """
+    first, alive = runs[0], list(runs)
+    tasks = len(first.member.env.stream)
+    try:
+        with stoppable() as stop, display(tasks, first.config.verbose) as bar:
+            first.member.env.meter.display = bar
+            for run in runs:
+                with run.logged():
+                    begin(run, len(runs), aloud)
+            step = StackedStep([run.member for run in runs]) if len(runs) > 1 else None
+            for t in range(first.task, tasks):
+                train_on(t, alive, stop, step)
+                alive = [run for run in alive if run.end is None]
+                save([(run, run.s, None) for run in alive], t + 1)
+                if len(alive) < len(runs) and first.config.fail_fast:
+                    break
+                if step is not None and 0 < len(alive) < step.members:
+                    step = StackedStep([run.member for run in alive])
+                if not alive:
+                    return
+        for run in alive:
+            run.files.write("complete" if run.task == tasks else "interrupted")
+    except BaseException as error:
+        for run in alive:
+            with run.logged():
+                run.files.ended(error)
+                log.error("%s", repr(error))
+        raise
+
+
+def begin(run: Run, members: int, aloud: Callable[[str], None]) -> None:
+    """Evaluate the untrained network, unless the run goes on; and say what is to be known."""
+    strategy, env = run.member
+    if run.saved is None:
+        run.files.evaluated(0, strategy, run.s)
+    for line in notes(strategy, env):
+        tell(run.config, line, aloud)
+    if members > 1:
+        log.info("trained as one of %d in a stacked state", members)
+    if run.config.resume:
+        where = position(run.files.out, run.saved)
+        tell(run.config, where, aloud if members > 1 else say)
+
+
+def train_on(t: int, runs: Sequence[Run], stop: Stop, step: StackedStep | None) -> None:
+    """Train runs on task t and evaluate them; of one that diverges, write down its end."""
+    for run in runs:
+        run.member.env.meter.share = 1 / len(runs)
+        with run.logged():
+            log.info("task %d: classes %s", t + 1, ", ".join(run.member.env.stream[t].names))
+    lap(runs)
+    ends = trained(t, runs, partial(observed, runs, stop, t), step)
+    lap(runs, "train_seconds")
+    for run, end in zip(runs, ends, strict=True):
+        with run.logged():
+            run.progress = None
+            if isinstance(end, Diverged):
+                run.end = end
+                run.files.ended(end)
+                log.error("%s", end)
+            else:
+                run.s, run.task = end, t + 1
+                run.files.evaluated(t + 1, run.member.strategy, run.s)
+
+
+def trained(
+    t: int, runs: Sequence[Run], observe: Observer, step: StackedStep | None
+) -> Sequence[TrainState | Diverged]:
+    """The states of runs after training on task t, one by itself or several as one."""
+    if step is not None:
+        members, states = [run.member for run in runs], [run.s for run in runs]
+        progress = [run.progress for run in runs]
+        return together.train_task(members, states, t, step, progress, observe)
+    (run,) = runs
+    strategy, env = run.member
+    try:
+        return [train_task(strategy, run.s, env.stream[t], env, run.progress, observe)]
+    except Diverged as error:
+        return [error]
+
+
+@contextmanager
+def observed(runs: Sequence[Run], stop: Stop, t: int, steps: Steps) -> Iterator[AfterStep]:
+    """Between the steps of task t, evaluate if asked to, save the states now and then, and stop."""
+    config = runs[0].config
+    every, every_steps = config.checkpoint.every, config.checkpoint.every_steps
+    look = config.eval.every
+    last = 0
+
+    def after(step: int) -> None:
+        nonlocal last
+        last = step
+        asked = look is not None and step and step % look == 0
+        waited = time.perf_counter() - max(run.files.saved_at for run in runs)
+        due = (
+            (every is not None and waited >= every)
+            or stop.asked is not None
+            or (every_steps is not None and step > 0 and step % every_steps == 0)
+        )
+        if asked or due:
+            lap(runs, "train_seconds")
+            there = [(runs[place], *at) for place, at in steps.snapshots(step).items()]
+            for run, s, _ in there if asked else ():
+                run.files.evaluated_within(t, step, run.member.strategy, s)
+            if due:
+                save(there, t)
+            lap(runs)
+        stop.check()
+
+    with stop.stepping():
+        yield after
+    for run in runs:
+        run.files.drop(t, last)
+
+
+def save(runs: Sequence[tuple[Run, TrainState, Progress | None]], task: int) -> None:
+    """Write the runs' checkpoints, all or none: next comes `task`, or what remains of it."""
+    parts = [
+        (run.files.out, run.files.saved(s, task, progress), run.config.resolved)
+        for run, s, progress in runs
+    ]
+    checkpoint.save_all(parts)
+    for run, _, progress in runs:
+        run.files.note_saved(task, progress)
+
+
+def lap(runs: Sequence[Run], name: str | None = None) -> None:
+    """Count each run's share of the seconds since the last lap (see Meter.lap)."""
+    for run in runs:
+        run.member.env.meter.lap(name)
 
 
 def tidy(config: Config, out: Path) -> None:
@@ -66,55 +267,6 @@ def tidy(config: Config, out: Path) -> None:
         files.remove_leftovers(out)
     else:
         checkpoint.remove(out)
-
-
-def _run(config: Config, out: Path, overrides: Sequence[str], job: str) -> float:
-    started = time.perf_counter()
-    strategy = strategies.build(config.strategy, config.plugins)
-    env = prepare(config, strategy)
-    own, *others = readings(config.scenario)
-    s = initial_state(strategy, env)
-    saved = None
-    if config.resume:
-        saved = checkpoint.load(out, config.resolved, frame_of(config, strategy, s, env))
-    record = Record(config, strategy, env, out, overrides, started)
-    try:
-        with stoppable() as stop, display(len(env.stream), config.verbose) as env.meter.display:
-            first, begun = 0, None
-            if saved is not None:
-                s, first, begun = restored(saved.state, env), saved.task, saved.begun
-                record.restore(saved, strategy, s)
-            else:
-                record.evaluated(0, strategy, s)
-            for line in notes(strategy, env):
-                tell(config, line, say_once if job else say)
-            if config.resume:
-                tell(config, position(out, saved))
-            for task in env.stream[first:]:
-                log.info("task %d: classes %s", task.index + 1, ", ".join(task.names))
-                env.meter.lap()
-                s = train_task(
-                    strategy, s, task, env, begun, partial(watch, record, stop, strategy, task)
-                )
-                env.meter.lap("train_seconds")
-                record.evaluated(task.index + 1, strategy, s)
-                record.save(s, task.index + 1)
-                begun = None
-        record.write("complete")
-    except BaseException as error:
-        record.ended(error)
-        log.error("%s", error if isinstance(error, Diverged) else repr(error))
-        raise
-    tidy(config, out)
-    if config.verbose and job:
-        say(f"{job} · {text.in_words(record.columns())} · {record.seconds:.1f} s")
-    elif config.verbose:
-        say(text.format_matrix(record.matrices["test", own]))
-        say(text.format_metrics(record.columns(), [own, *others]))
-        say(f"{record.seconds:.1f} s · results in {near(out)}")
-    if config.plots:
-        draw(config, out)
-    return result(record)
 
 
 def draw(config: Config, out: Path) -> None:
@@ -128,33 +280,7 @@ def draw(config: Config, out: Path) -> None:
         tell(config, f"no pictures: {' '.join(str(error).split())}")
 
 
-def result(record: Record) -> float:
+def result(own: RunFiles) -> float:
     """The final ACC of a run; of its validation data where there are any."""
-    split = "validation" if ("validation", record.own) in record.matrices else "test"
-    return acc(record.matrices[split, record.own])
-
-
-@contextmanager
-def watch(
-    record: Record, stop: Stop, strategy: Strategy, task: Task, samples: Samples
-) -> Iterator[Between]:
-    """Evaluate between the steps of a task if asked to; save the state now and then, and stop."""
-    every, steps = record.config.checkpoint.every, record.config.checkpoint.every_steps
-    meter = record.env.meter
-    look, last = record.config.eval.every, 0
-
-    def between(s: TrainState, step: int, losses: list[Tensor]) -> None:
-        nonlocal last
-        last = step
-        if look is not None and step and step % look == 0:
-            record.evaluated_within(task.index, step, strategy, s)
-        due = every is not None and time.perf_counter() - record.saved_at >= every
-        if due or stop.asked or (steps is not None and step and step % steps == 0):
-            meter.lap("train_seconds")
-            record.save(s, task.index, Begun(samples, step, tuple(losses)))
-            meter.lap()
-        stop.check()
-
-    with stop.stepping():
-        yield between
-    record.drop(task.index, last)
+    split = "validation" if ("validation", own.own) in own.matrices else "test"
+    return acc(own.matrices[split, own.own])

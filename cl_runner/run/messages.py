@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 from cl_runner.config.schema import Config
 from cl_runner.machine.console import say
+from cl_runner.results.names import LOG
 from cl_runner.run.checkpoint import Saved
 from cl_runner.strategies.base import Strategy
 from cl_runner.training.env import Env
@@ -21,7 +23,7 @@ def position(out: Path, saved: Saved | None) -> str:
     """Where a run goes on."""
     if saved is None:
         return f"there is nothing to resume, this run starts from the beginning: {out}"
-    step = f" after step {saved.begun.step}" if saved.begun else ""
+    step = f" after step {saved.progress.step}" if saved.progress else ""
     return f"goes on in task {saved.task + 1}{step}: {out}"
 
 
@@ -40,3 +42,18 @@ def tell(config: Config, text: str, aloud: Callable[[str], None] = say) -> None:
     log.info("%s", text)
     if config.verbose:
         aloud(text)
+
+
+@contextmanager
+def logged(out: Path) -> Iterator[None]:
+    """What is logged meanwhile goes to the folder's cl-run.log, and nowhere else."""
+    out.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(out / LOG, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
+    root = logging.getLogger()
+    before, root.handlers = root.handlers, [handler]
+    try:
+        yield
+    finally:
+        root.handlers = before
+        handler.close()

@@ -24,19 +24,18 @@ from cl_runner.machine.ram import peak_memory, reset_peak_memory
 from cl_runner.results import files, matrices, status
 from cl_runner.results.images import write_grid
 from cl_runner.results.names import CONFIG, OVERRIDES, SUMMARY
-from cl_runner.run import checkpoint
 from cl_runner.run.calibration import Calibration
 from cl_runner.run.checkpoint import Saved
 from cl_runner.run.evaluation import evaluate, readings
 from cl_runner.strategies.base import Strategy
 from cl_runner.training.env import Env
-from cl_runner.training.fit import Begun
+from cl_runner.training.fit import Progress
 from cl_runner.training.meter import COUNTS, SECONDS
 
 log = logging.getLogger(__name__)
 
 
-class Record:
+class RunFiles:
     """What a run has measured so far, and its files."""
 
     def __init__(
@@ -50,7 +49,9 @@ class Record:
         members: int = 1,
     ) -> None:
         self.config, self.env, self.out, self.started = config, env, out, started
-        self.members = members  # runs that are trained as one stacked state
+        self.together = members  # runs that are trained as one stacked state, and share the time
+        self.members = members  # the most that ever were
+        self.before = 0.0  # seconds that were spent when the run went on
         self.own = readings(config.scenario)[0]
         self.matrices: matrices.Matrices = {}
         self.memory: dict[str, int | None] = {}
@@ -69,23 +70,31 @@ class Record:
             files.write_text(out / OVERRIDES, OmegaConf.to_yaml(list(overrides)))
         self.tell("running")
 
-    def save(self, s: TrainState, task: int, begun: Begun | None = None) -> None:
-        """Write a checkpoint: next comes task `task`, or what remains of it."""
-        counts = {"seconds": time.perf_counter() - self.started, **self.env.meter.state()}
-        saved = Saved(s, self.matrices, counts, self.tables, self.curves, task, begun)
-        checkpoint.save(self.out, saved, self.config.resolved)
-        if begun is not None:
-            self.at(task, begun.step)
+    def saved(self, s: TrainState, task: int, progress: Progress | None = None) -> Saved:
+        """What a checkpoint holds: next comes task `task`, or what remains of it."""
+        about = {"seconds": self.elapsed(), "members": self.members}
+        counts = about | self.env.meter.state()
+        return Saved(s, self.matrices, counts, self.tables, self.curves, task, progress)
+
+    def elapsed(self) -> float:
+        """The run's seconds so far; of several that are trained together, its share."""
+        return self.before + (time.perf_counter() - self.started) / self.together
+
+    def note_saved(self, task: int, progress: Progress | None) -> None:
+        """A checkpoint is on the disk."""
+        if progress is not None:
+            self.at(task, progress.step)
             self.tell("running")
         self.saved_at = time.perf_counter()
 
     def restore(self, saved: Saved, strategy: Strategy, s: TrainState) -> None:
         """Go on from where a checkpoint was written."""
         counts = dict(saved.counts)
-        self.started -= counts.pop("seconds")
+        self.before = counts.pop("seconds")
+        self.members = max(self.members, counts.pop("members"))
         self.env.meter.restore(counts)
         self.matrices, self.tables, self.curves = saved.matrices, saved.tables, saved.curves
-        self.at(saved.task, 0 if saved.begun is None else saved.begun.step)
+        self.at(saved.task, 0 if saved.progress is None else saved.progress.step)
         self.memory = footprint(strategy, s, self.env)
 
     def evaluated(self, after_task: int, strategy: Strategy, s: TrainState) -> None:
@@ -115,7 +124,7 @@ class Record:
         """Evaluate after a step of a task; not again if a run goes on from there."""
         if self.measured_at((task, step)):
             return
-        self.env.meter.lap("train_seconds")
+        self.env.meter.lap()
         for key, row in evaluate(strategy, s, self.env).items():
             self.curves.setdefault(key, []).append([task, step, *row])
         self.env.meter.lap("evaluation_seconds")
@@ -190,7 +199,7 @@ class Record:
 
     def write_results(self, state: str) -> None:
         """The matrices and the summary."""
-        self.seconds = (time.perf_counter() - self.started) / self.members
+        self.seconds = self.elapsed()
         if self.matrices:
             matrices.write_matrices(self.out, self.matrices, self.own, self.within)
             for name, rows in self.tables.items():

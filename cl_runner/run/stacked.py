@@ -9,36 +9,24 @@ tasks, and evaluation, is done member by member, by the code of single runs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy as shallow
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from cl_runner.core import Batch, Stream, TrainState
-from cl_runner.errors import Diverged, UserError
-from cl_runner.run.stacked_graph import Blocks, in_blocks
-from cl_runner.run.tasks import begin_task, end_task, times
+from cl_runner.errors import UserError
+from cl_runner.run.stacked_graph import Layout, by_layer
+from cl_runner.run.tasks import Member
 from cl_runner.strategies.base import Strategy
-from cl_runner.training import optim
-from cl_runner.training.batches import Source
-from cl_runner.training.engines import Leaves, Record, Recording, copy, cuda_graph
+from cl_runner.training.engines import Leaves, Recorder, Recording, copy, cuda_graph
 from cl_runner.training.env import Env
-from cl_runner.training.fit import check_finite, plan
 from cl_runner.training.flops import FlopCounter
 
-BLOCK_BYTES = 2**26  # of images that lie ready for the coming steps
-T = TypeVar("T")
 Hyper = dict[str, Tensor]  # the strategy's numbers that differ, 0-d each; stacked: [M]
-
-
-class Member(NamedTuple):
-    """A run: its strategy and its environment."""
-
-    strategy: Strategy
-    env: Env
 
 
 def obstacle(members: Sequence[Member]) -> str | None:
@@ -115,11 +103,11 @@ class StackedStep:
     On a GPU that is recorded as a CUDA graph, unless `engine=eager`.
     """
 
-    def __init__(self, members: Sequence[Member], record: Record | None = None) -> None:
+    def __init__(self, members: Sequence[Member], record: Recorder | None = None) -> None:
         self.member = members[0]
         self.record = cuda_graph if self.member.env.engine == "graph" else record
         self.recordings: dict[Any, Recording] = {}
-        self.blocks = Blocks(self.member.env.flat.sizes)
+        self.layout = Layout(self.member.env.flat.sizes)
         self.tables = stack([tables(m.env.stream) for m in members])
         self.hyper = hyper_parameters(members)
         self.graphs: dict[Any, Callable[..., list[Tensor]]] = {}
@@ -131,8 +119,8 @@ class StackedStep:
         """Take the states [M, ...] to go on from."""
         self.like, self.spec = tree_flatten(s)
         (self.rate,) = (i for i, v in enumerate(self.like) if v is s.opt["lr"])
-        self.parts = self.blocks.cut(self.like)
-        before = self.blocks.cut(self.like[: self.rate])
+        self.parts = self.layout.cut(self.like)
+        before = self.layout.cut(self.like[: self.rate])
         self.rate = len(before)  # where the learning rates are among the parts
         self.recordings = {}  # they are bound to the parts
 
@@ -142,7 +130,7 @@ class StackedStep:
         key = (spec, *(v.shape for v in own))
         if key not in self.graphs:
             self.graphs[key] = self.trace(own, spec)
-        graph, inputs = self.graphs[key], self.blocks.cut(own)
+        graph, inputs = self.graphs[key], self.layout.cut(own)
         if key not in self.known:  # on copies, for what is counted is no part of a recording
             with FlopCounter() as counter:
                 graph(*(v.clone() for v in self.parts), *inputs)
@@ -162,7 +150,7 @@ class StackedStep:
 
     def states(self) -> TrainState:
         """The states [M, ...] as they are now."""
-        leaves = self.blocks.join(self.parts, self.like)
+        leaves = self.layout.join(self.parts, self.like)
         s: TrainState = tree_unflatten(leaves, self.spec)
         return s
 
@@ -189,56 +177,4 @@ class StackedStep:
 
         graph = make_fx(step)(*self.like, *own)
         graph.graph.eliminate_dead_code()
-        return in_blocks(graph, self.blocks)
-
-
-def train_task(
-    members: Sequence[Member], states: Sequence[TrainState], t: int, step: StackedStep
-) -> list[TrainState | Diverged]:
-    """The members' states after training on task t; an exception for one that became infinite."""
-    strategy, first = members[0]
-    begun = [begin_task(m.strategy, s, m.env.stream[t], m.env) for m, s in _pairs(members, states)]
-    sources = [Source(m.env, s, t, *own, m.strategy) for m, (s, own) in _pairs(members, begun)]
-    number = len(sources[0].index)
-    epochs, per_epoch, total = plan(number, first.training, times(strategy, first))
-    rates = torch.tensor([m.env.optimizer.lr for m in members], device=first.device)
-    step.begin(stack([s for s, _ in begun]))
-    lost: dict[int, Diverged] = {}
-    first.meter.begin(t, epochs, total)
-    with torch.no_grad():
-        for epoch in range(epochs):
-            before, losses = epoch * per_epoch, []
-            steps = min(per_epoch, total - before)
-            for i, batch in enumerate(batches(sources, epoch, steps)):
-                if first.optimizer.schedule != "constant":
-                    progress = (before + i) / total
-                    step.set_rates(rates * optim.rate_factor(first.optimizer, progress))
-                loss = step(batch)
-                losses.append(loss)
-                for member in members:
-                    member.env.meter.step(epoch, batch["y"].shape[1], loss[0])
-                    member.env.meter.flops += step.flops
-            theta = step.states().theta
-            for i, own in enumerate(torch.stack(losses, 1)):
-                try:
-                    check_finite(theta[i], own, t, before)
-                except Diverged as error:
-                    lost.setdefault(i, error)  # what it computes from here on concerns no other
-    return [
-        lost.get(i) or end_task(m.strategy, m.env.commit(s), m.env.stream[t], m.env)
-        for i, (m, s) in enumerate(_pairs(members, unstack(step.states(), len(members))))
-    ]
-
-
-def _pairs(members: Sequence[Member], values: Sequence[T]) -> Iterator[tuple[Member, T]]:
-    return zip(members, values, strict=True)
-
-
-def batches(sources: Sequence[Source], epoch: int, steps: int) -> Iterator[dict[str, Any]]:
-    """The members' batches of an epoch, stacked [M, B, ...], the images raw."""
-    images = len(sources) * sources[0].env.training.batch_size * sources[0].env.stream.x[0].nbytes
-    block = max(1, BLOCK_BYTES // images)
-    for parts in zip(*(source.blocks(epoch, steps, block) for source in sources), strict=True):
-        whole = stack(parts)  # [M, steps, B, ...]
-        for i in range(whole["y"].shape[1]):
-            yield tree_map(lambda v, i=i: v[:, i], whole)
+        return by_layer(graph, self.layout)

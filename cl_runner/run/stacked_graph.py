@@ -28,7 +28,7 @@ ELEMENTWISE: set[Any] = {
 }
 
 
-class Blocks:
+class Layout:
     """Which tensors are vectors of all parameters, and how they are cut into layers."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
@@ -63,14 +63,14 @@ class Blocks:
 class Rewriter:
     """Copies a graph node by node, with whole vectors as lists of nodes."""
 
-    def __init__(self, module: fx.GraphModule, blocks: Blocks) -> None:
-        self.module, self.blocks = module, blocks
+    def __init__(self, module: fx.GraphModule, layout: Layout) -> None:
+        self.module, self.layout = module, layout
         self.graph = fx.Graph()
         self.one: dict[fx.Node, fx.Node] = {}  # the copy of a node
         self.many: dict[fx.Node, list[fx.Node]] = {}  # its parts, one per layer
 
     def run(self) -> fx.GraphModule:
-        """The rewritten module: takes and returns parts, as `Blocks.cut` makes them."""
+        """The rewritten module: takes and returns parts, as `Layout.cut` makes them."""
         for node in self.module.graph.nodes:
             if node.op == "output":
                 (results,) = node.args
@@ -82,13 +82,13 @@ class Rewriter:
 
     def copy(self, node: fx.Node) -> None:
         """Add what stands for a node to the new graph."""
-        sizes, call = self.blocks.sizes, self.graph.call_function
+        sizes, call = self.layout.sizes, self.graph.call_function
         flat = self.is_whole(node)
         if node.op == "placeholder" and flat:
             names = (f"{node.name}_{i}" for i in range(len(sizes)))
             self.many[node] = [self.graph.placeholder(name) for name in names]
         elif flat and node.target in ELEMENTWISE:
-            kinds = [self.per_block(node, i) for i in range(len(sizes))]
+            kinds = [self.of_layer(node, i) for i in range(len(sizes))]
             target: Any = node.target
             self.many[node] = [call(target, args, options) for args, options in kinds]
         elif flat and node.target is aten.cat.default and self.covers(node.args[0]):
@@ -114,12 +114,12 @@ class Rewriter:
     def parts(self, node: fx.Node) -> list[fx.Node]:
         """The copy of a node in parts."""
         if node not in self.many:
-            call, sizes = self.graph.call_function, self.blocks.sizes
+            call, sizes = self.graph.call_function, self.layout.sizes
             split = call(aten.split_with_sizes.default, (self.get(node), sizes, -1))
             self.many[node] = [call(operator.getitem, (split, i)) for i in range(len(sizes))]
         return self.many[node]
 
-    def per_block(self, node: fx.Node, i: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def of_layer(self, node: fx.Node, i: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of an elementwise node for layer i."""
 
         def part(n: fx.Node) -> fx.Node:
@@ -132,21 +132,21 @@ class Rewriter:
     def is_whole(self, node: object) -> bool:
         """Whether a node is a vector of all parameters, stacked or not."""
         shape = self.shape(node)
-        return shape is not None and self.blocks.whole(shape)
+        return shape is not None and self.layout.whole(shape)
 
     def is_split(self, node: object) -> bool:
         """Whether a node cuts a whole vector into the layers."""
         return (
             isinstance(node, fx.Node)
             and node.target is aten.split_with_sizes.default
-            and list(node.args[1]) == self.blocks.sizes  # type: ignore[arg-type]
+            and list(node.args[1]) == self.layout.sizes  # type: ignore[arg-type]
             and self.is_whole(node.args[0])
         )
 
     def covers(self, nodes: Any) -> bool:
         """Whether these are the layers in their order."""
         shapes = [self.shape(n) for n in nodes]
-        return [s[-1] if s else None for s in shapes] == self.blocks.sizes
+        return [s[-1] if s else None for s in shapes] == self.layout.sizes
 
     def shape(self, node: object) -> tuple[int, ...] | None:
         """The shape of a node's value, if it is a tensor."""
@@ -159,6 +159,6 @@ class Rewriter:
         return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
-def in_blocks(module: fx.GraphModule, blocks: Blocks) -> Callable[..., list[Tensor]]:
+def by_layer(module: fx.GraphModule, layout: Layout) -> Callable[..., list[Tensor]]:
     """A traced step on whole vectors as one on parts."""
-    return Rewriter(module, blocks).run()
+    return Rewriter(module, layout).run()

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import NamedTuple
 
 import torch
 
 from cl_runner.core import Task, TrainState
 from cl_runner.strategies.base import Strategy
 from cl_runner.training import optim
-from cl_runner.training.batches import Samples
 from cl_runner.training.env import Env
-from cl_runner.training.fit import Begun, Between, fit
+from cl_runner.training.fit import AfterStep, Alone, Plan, Progress, Steps, plan, train
 
-Watch = Callable[[Samples], AbstractContextManager[Between]]  # what looks on between the steps
+# Opened around the steps of a task: gives the function to call before the first and after each.
+Observer = Callable[[Steps], AbstractContextManager[AfterStep | None]]
+
+
+class Member(NamedTuple):
+    """One of the runs that are trained together: its strategy and its environment."""
+
+    strategy: Strategy
+    env: Env
+
+
+@contextmanager
+def unobserved(_: Steps) -> Iterator[None]:
+    """An Observer that calls nothing."""
+    yield None
 
 
 def initial_state(strategy: Strategy, env: Env) -> TrainState:
@@ -48,30 +62,24 @@ def train_task(
     s: TrainState,
     task: Task,
     env: Env,
-    begun: Begun | None = None,
-    watch: Watch | None = None,
+    progress: Progress | None = None,
+    observe: Observer = unobserved,
 ) -> TrainState:
-    """The state after training on one task. Raises Diverged where numbers are no longer finite.
+    """The state of a run after training on one task. Raises Diverged if it is no longer finite.
 
-    begun: s has taken these steps of the task. watch: given the samples, what is called between
-    the steps.
+    progress: how far s has come in the task; None: it is before its beginning.
     """
-    if begun is None:
-        left = env.num_tasks - task.index
-        env.meter.begin_task(task.index, 1 if strategy.whole_sequence else left)
-        s, samples = begin_task(strategy, s, task, env)
-        begun = Begun(samples)
-    samples, step, losses = begun
-    with watch(samples) if watch else nullcontext() as between:
-        s = fit(
-            *(s, env, strategy, samples),
-            times=times(strategy, env),
-            t=task.index,
-            step=step,
-            losses=losses,
-            between=between,
-        )
+    if progress is None:
+        s, progress = begin_task(strategy, s, task, env)
+    alone = Alone(s, env, strategy, progress, task.index)
+    with observe(alone) as after:
+        s = train(alone, length(strategy, env, progress), progress.step, after)
     return end_task(strategy, s, task, env)
+
+
+def length(strategy: Strategy, env: Env, progress: Progress) -> Plan:
+    """How long the training on a task is."""
+    return plan(len(progress.samples[0]), env.training, times(strategy, env))
 
 
 def times(strategy: Strategy, env: Env) -> int:
@@ -81,14 +89,16 @@ def times(strategy: Strategy, env: Env) -> int:
 
 def begin_task(
     strategy: Strategy, s: TrainState, task: Task, env: Env
-) -> tuple[TrainState, Samples]:
+) -> tuple[TrainState, Progress]:
     """The state before a task's first step, and what the task trains on."""
+    left = env.num_tasks - task.index
+    env.meter.begin_task(task.index, 1 if strategy.whole_sequence else left)
     s = s._replace(t=torch.full_like(s.t, task.index))
     if env.optimizer.reset:
         s = env.restart(s, s.theta)
     with env.meter.counting():
         s = env.commit(strategy.begin_task(s, task, env))
-        return s, strategy.training_set(s, env.stream, task.index, env)
+        return s, Progress(strategy.training_set(s, env.stream, task.index, env))
 
 
 def end_task(strategy: Strategy, s: TrainState, task: Task, env: Env) -> TrainState:

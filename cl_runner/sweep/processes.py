@@ -16,7 +16,8 @@ from pathlib import Path
 
 from cl_runner.config.schema import Config
 from cl_runner.machine.signals import OF_TERMINALS, Interrupted
-from cl_runner.sweep.job import Job, logged, run_locked, stopped
+from cl_runner.run.messages import logged
+from cl_runner.sweep.job import Job, run_locked, stopped
 
 log = logging.getLogger(__name__)
 SAVING = 1.5  # seconds that a worker has to save when the parent process is gone

@@ -16,18 +16,15 @@ from cl_runner import strategies
 from cl_runner.config.identity import flatten
 from cl_runner.config.schema import Config
 from cl_runner.data.datasets import Arrays
-from cl_runner.errors import Diverged, UserError, check
+from cl_runner.errors import UserError, check
 from cl_runner.machine.locks import locked
 from cl_runner.results import status
-from cl_runner.results.names import CHECKPOINT
-from cl_runner.run import needs, stacked
-from cl_runner.run.loop import draw, result, tidy
-from cl_runner.run.messages import notes
+from cl_runner.run import checkpoint, needs
+from cl_runner.run.loop import draw, open_run, result, tidy, train_runs
 from cl_runner.run.prepare import prepare, read
-from cl_runner.run.record import Record
-from cl_runner.run.stacked import Member
-from cl_runner.run.tasks import initial_state
-from cl_runner.sweep.job import Job, logged, stopped
+from cl_runner.run.stacked import obstacle
+from cl_runner.run.tasks import Member
+from cl_runner.sweep.job import Job, stopped
 from cl_runner.training.env import Env
 
 log = logging.getLogger(__name__)
@@ -57,7 +54,7 @@ def train_stacked(jobs: Sequence[Job]) -> Sequence[Job]:
     """Train jobs as stacks of as many as fit into memory. Those that remain to be run otherwise."""
     try:
         first = member(jobs[0], arrays := read(jobs[0].config))
-        reason = alone(jobs[0].config) or stacked.obstacle([first]) or not_worth_it(first.env)
+        reason = obstacle([first]) or not_worth_it(first.env)
     except Exception as error:  # noqa: BLE001 - told when the job is run alone
         reason = str(error)
     if reason is not None:
@@ -70,19 +67,19 @@ def train_stacked(jobs: Sequence[Job]) -> Sequence[Job]:
         if stopped(jobs):
             return left
         with ExitStack() as locks:
-            own = ours(part, locks)
-            try:
-                if len(own) > 1:
-                    log.info("%d runs are trained as one stacked state", len(own))
-                    train(own, arrays)
-            except Exception as error:  # noqa: BLE001 - each is run alone, and tells its reason
-                log.warning("the stack failed and its runs are repeated alone: %r", error)
+            for own in side_by_side(ours(part, locks)):
+                try:
+                    if len(own) > 1:
+                        log.info("%d runs are trained as one stacked state", len(own))
+                        train(own, arrays)
+                except Exception as error:  # noqa: BLE001 - each is run alone, and tells its reason
+                    log.warning("the stack failed and its runs are repeated alone: %r", error)
         left += [job for job in part if job.outcome is None]
     return left
 
 
 def ours(jobs: Sequence[Job], locks: ExitStack) -> list[Job]:
-    """The jobs whose folders are this process's from now on, and that nobody has begun meanwhile.
+    """The jobs whose folders are this process's from now on, and that nobody has completed.
 
     The others are run alone later, if no other process does.
     """
@@ -91,28 +88,28 @@ def ours(jobs: Sequence[Job], locks: ExitStack) -> list[Job]:
         with ExitStack() as lock:
             try:
                 lock.enter_context(locked(job.out))
-                begun = (job.out / CHECKPOINT).exists() or status.finished(job.out) is not None
+                complete = status.finished(job.out) is not None
             except UserError:
                 continue
-            if not begun:
+            if not complete:
                 locks.push(lock.pop_all())
                 found.append(job)
     return found
+
+
+def side_by_side(jobs: Sequence[Job]) -> list[list[Job]]:
+    """The jobs by the place where they stand: those at the same one go on together."""
+    checkpoint.settle([job.out for job in jobs])
+    found: dict[object, list[Job]] = {}
+    for job in jobs:
+        found.setdefault(checkpoint.position(job.out), []).append(job)
+    return list(found.values())
 
 
 def member(job: Job, arrays: Arrays) -> Member:
     """A job's strategy and environment; the data set is shared by all jobs of a stack."""
     strategy = strategies.build(job.config.strategy, job.config.plugins)
     return Member(strategy, prepare(job.config, strategy, arrays))
-
-
-def alone(config: Config) -> str | None:
-    """Why runs of this configuration are not stacked, whatever their strategy."""
-    if config.eval.every is not None:
-        return "eval.every looks at each run between its steps"
-    if any(limit is not None for limit in vars(config.budget).values()):
-        return "a budget stops each run at a step of its own"
-    return None
 
 
 def not_worth_it(env: Env) -> str | None:
@@ -124,66 +121,25 @@ def not_worth_it(env: Env) -> str | None:
 
 
 def train(jobs: Sequence[Job], arrays: Arrays) -> None:
-    """Train jobs as one stack, each with its own files. A member that diverges leaves the others.
+    """Train jobs that stand at the same place as one stack, each with its own files.
 
-    The time that is written down for each is its share. Raises UserError if they cannot be stacked.
+    Raises UserError if they cannot be stacked.
     """
     started = time.perf_counter()
     members = [member(job, arrays) for job in jobs]
-    reason = stacked.obstacle(members)
+    reason = obstacle(members)
     check(reason is None, f"{reason}")
-    records = []
-    for job, m in zip(jobs, members, strict=True):
-        record = Record(job.config, *m, job.out, job.overrides, started, members=len(jobs))
-        records.append(record)
-    alive = list(range(len(jobs)))
-    try:
-        train_members(jobs, members, records, alive)
-    except BaseException as error:
-        for i in alive:
-            records[i].ended(error)
-        raise
-
-
-def train_members(
-    jobs: Sequence[Job], members: Sequence[Member], records: Sequence[Record], alive: list[int]
-) -> None:
-    """Train a stack; `alive` are the indices of its members that neither failed nor are done."""
-    states = [initial_state(*m) for m in members]
-    for job, m, r, s in zip(jobs, members, records, states, strict=True):
-        with logged(job.out):
-            how = f"trained as one of {len(jobs)} in a stacked state, without checkpoints"
-            log.info("%s", "\n".join([*notes(*m), how]))
-            r.evaluated(0, m.strategy, s)
-    step = stacked.StackedStep(members)
-    for t in range(members[0].env.num_tasks):
-        own, begun = [members[i] for i in alive], time.perf_counter()
-        trained = stacked.train_task(own, [states[i] for i in alive], t, step)
-        share = (time.perf_counter() - begun) / len(own)
-        for i, after in zip(list(alive), trained, strict=True):
-            with logged(jobs[i].out):
-                if isinstance(after, Diverged):
-                    log.error("%s", after)
-                    records[i].ended(after)
-                    jobs[i].outcome = after
-                    alive.remove(i)
-                    continue
-                states[i] = after
-                members[i].env.meter.train_seconds += share
-                records[i].evaluated(t + 1, members[i].strategy, after)
-        if stopped(jobs):
-            for i in alive:
-                records[i].write("interrupted")
-            return
-        if not alive:
-            return
-        if len(alive) < len(own):
-            step = stacked.StackedStep([members[i] for i in alive])
-    for i in list(alive):
-        records[i].write("complete")
-        jobs[i].outcome = result(records[i])
-        alive.remove(i)
-        finish(jobs[i])
+    runs = [
+        open_run(status.going_on(j.config, j.out), j.out, j.overrides, m, started, len(jobs))
+        for j, m in zip(jobs, members, strict=True)
+    ]
+    train_runs(runs, lambda _: None)
+    for job, run in zip(jobs, runs, strict=True):
+        if run.end is not None:
+            job.outcome = run.end
+        elif run.task == len(run.member.env.stream):
+            job.outcome = result(run.files)
+            finish(job)
 
 
 def finish(job: Job) -> None:

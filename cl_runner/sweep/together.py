@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 
-from cl_runner.results.names import CHECKPOINT
 from cl_runner.run.prepare import free_gpu
 from cl_runner.sweep.job import Job, run_locked, stopped
 from cl_runner.sweep.processes import in_processes
@@ -20,8 +19,8 @@ def run_all(jobs: Sequence[Job]) -> None:
     A job whose outcome stays None was not run, or was part of a stack that failed as a whole: run
     it alone.
     """
-    rest = [job for job in jobs if (job.out / CHECKPOINT).exists()]  # they go on alone
-    for group in groups([job for job in jobs if job not in rest]):
+    rest: list[Job] = []
+    for group in groups(jobs):
         if len(group) == 1 or stopped(jobs):
             rest += group
             continue

@@ -15,7 +15,7 @@ from cl_runner.training.env import Env
 
 Leaves = list[Tensor]
 Function = Callable[[Leaves, Leaves], tuple[Sequence[Tensor], Tensor]]
-Record = Callable[[Callable[[], None]], Callable[[], None]]
+Recorder = Callable[[Callable[[], None]], Callable[[], None]]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Tensor]]  # -> the committed state, the loss
 WARM_UP = 3  # steps before a recording: libraries set themselves up in the first ones
 
@@ -81,7 +81,7 @@ def compiled(learner: Learner, env: Env) -> Step:
     return step
 
 
-def recorded(step: Step, env: Env, record: Record) -> Step:
+def recorded(step: Step, env: Env, record: Recorder) -> Step:
     """The step recorded for each shape of batch, on a state whose tensors stay where they are.
 
     record: makes of a body, which takes no argument, what repeats it (`cuda_graph`).
@@ -114,7 +114,7 @@ def recorded(step: Step, env: Env, record: Record) -> Step:
 class Recording:
     """f(state, inputs) -> (new state, result), recorded once; it changes `state` in place."""
 
-    def __init__(self, function: Function, state: Leaves, inputs: Leaves, record: Record) -> None:
+    def __init__(self, function: Function, state: Leaves, inputs: Leaves, record: Recorder) -> None:
         self.inputs = [v.clone() if isinstance(v, Tensor) else v for v in inputs]
         before = [v.detach().clone() for v in state]
         after, loss = function(state, self.inputs)  # once by itself, for comparison
@@ -165,7 +165,7 @@ def settle(targets: Leaves, values: Sequence[Tensor]) -> None:
 
 
 def cuda_graph(body: Callable[[], None]) -> Callable[[], None]:
-    """Record what `body` does on the GPU, after it has been done a few times."""
+    """Recorder what `body` does on the GPU, after it has been done a few times."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -4,92 +4,181 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from cl_runner.config.schema import Training
-from cl_runner.core import TrainState, seed_for
+from cl_runner.core import Batch, TrainState, seed_for
 from cl_runner.errors import Diverged, UserError
 from cl_runner.training import optim
-from cl_runner.training.batches import Samples, Source
+from cl_runner.training.batches import Source, TrainingSet
 from cl_runner.training.engines import Learner, stepper
 from cl_runner.training.env import Env
 
 
-class Begun(NamedTuple):
-    """Where the training on a task stands."""
+class Progress(NamedTuple):
+    """How far the training on a task has come."""
 
-    samples: Samples
+    samples: TrainingSet
     step: int = 0  # optimizer steps done
-    losses: Sequence[Tensor] = ()  # theirs, as far as they belong to the epoch under way
+    losses: Sequence[Tensor] = ()  # theirs, 0-d each, as far as they belong to the present epoch
 
 
-Between = Callable[[TrainState, int, list[Tensor]], None]  # a state, and Begun's last two
+class Plan(NamedTuple):
+    """How long a phase of training is."""
+
+    epochs: int
+    per_epoch: int  # steps of a whole epoch
+    steps: int  # in all; the last epoch may be shorter
+
+
+Snapshot = tuple[TrainState, Progress]
+AfterStep = Callable[[int], None]  # called with the number of steps that are done
+
+
+class Steps(Protocol):
+    """What takes the steps of a phase: those of one run, or of several as one stacked state.
+
+    `Alone` below is the one, `run.stacked.Together` the other.
+    """
+
+    env: Env  # of the run; of several, that of the first: what is asked of it they share
+
+    def batches(self, epoch: int, steps: int, done: int) -> Iterator[Any]:
+        """The batches of an epoch's first `steps` steps, without those that are `done`."""
+
+    def affordable(self, batch: Any, first: int) -> Any | None:
+        """The batch, for those that may take one more step; None where the budgets are used up.
+
+        first: the step at which the present epoch began.
+        """
+
+    def anneal(self, share: float) -> None:
+        """Set the learning rate, `share` of the steps being done."""
+
+    def take(self, batch: Any, epoch: int, i: int) -> None:
+        """Take step i of an epoch."""
+
+    def check(self, first: int) -> None:
+        """At an epoch's end: its losses since step `first`, and theta, must be finite."""
+
+    def snapshots(self, step: int) -> dict[int, Snapshot]:
+        """Where the runs stand after `step` steps, by their places in the list of all.
+
+        Without those that have left the others: their budget is used up, or they diverged.
+        """
+
+
+def take_steps(steps: Steps, plan: Plan, step: int, after: AfterStep | None) -> None:
+    """Take the steps of a phase, `step` of which are done. after: called before and after each."""
+    scheduled = steps.env.optimizer.schedule != "constant"
+    if after:
+        after(step)
+    for epoch in range(step // plan.per_epoch if plan.per_epoch else 0, plan.epochs):
+        first = epoch * plan.per_epoch
+        count = min(plan.per_epoch, plan.steps - first)
+        done = max(0, step - first)
+        for i, asked in enumerate(steps.batches(epoch, count, done), done):
+            batch = steps.affordable(asked, first)
+            if batch is None:
+                return
+            if scheduled:
+                steps.anneal((first + i) / plan.steps)
+            steps.take(batch, epoch, i)
+            if i + 1 == count:
+                steps.check(first)
+            if after:
+                after(first + i + 1)
+
+
+class Alone:
+    """The steps of one run in one phase of training."""
+
+    def __init__(
+        self,
+        s: TrainState,
+        env: Env,
+        learner: Learner,
+        progress: Progress,
+        t: int,
+        phase: str = "",
+    ) -> None:
+        self.s, self.env, self.t, self.phase = s, env, t, phase
+        self.samples, self.pending = progress.samples, list(progress.losses)
+        self.source = Source(env, s, t, *progress.samples, learner, phase)
+        self.plain = stepper(learner, env, "eager")
+        self.engine = self.plain if phase else stepper(learner, env, env.engine)
+
+    def batches(self, epoch: int, steps: int, done: int) -> Iterator[Batch]:
+        """See Steps."""
+        return self.source.epoch(epoch, steps, done)
+
+    def affordable(self, batch: Batch, first: int) -> Batch | None:
+        """See Steps."""
+        if not self.env.meter.exhausted(len(batch.y)):
+            return batch
+        if self.pending:
+            self.check(first)
+        return None
+
+    def anneal(self, share: float) -> None:
+        """See Steps."""
+        progress = max(share, self.env.meter.progress())
+        rate = self.env.optimizer.lr * optim.rate_factor(self.env.optimizer, progress)
+        lr = torch.full_like(self.s.opt["lr"], rate)
+        self.s = self.s._replace(opt=self.s.opt | {"lr": lr})
+
+    def take(self, batch: Batch, epoch: int, i: int) -> None:
+        """See Steps."""
+        meter, size = self.env.meter, len(batch.y)
+        if self.env.stochastic:
+            key = (f"dropout{self.phase}", self.t, epoch, i)
+            torch.manual_seed(seed_for(self.env.seed, *key))
+        execute = self.engine if size in meter.known else self.plain  # to be counted
+        self.s, loss = meter.counted(size, execute, self.s, batch)
+        self.pending.append(loss)
+        meter.step(epoch, size, loss)
+
+    def check(self, first: int) -> None:
+        """Raise Diverged unless all is finite."""
+        check_finite(self.s.theta, torch.stack(self.pending), self.t, first)
+        self.pending = []
+
+    def snapshots(self, step: int) -> dict[int, Snapshot]:
+        """See Steps."""
+        return {0: (self.s, Progress(self.samples, step, tuple(self.pending)))}
 
 
 def fit(
     s: TrainState,
     env: Env,
     learner: Learner,
-    samples: Samples,
+    samples: TrainingSet,
     *,
-    times: int = 1,
     epochs: int | None = None,
     steps: int | None = None,
-    t: int | None = None,
-    phase: str = "",
-    step: int = 0,
-    losses: Sequence[Tensor] = (),
-    between: Between | None = None,
+    phase: str,
 ) -> TrainState:
-    """The state after `learner` has taken its steps over the samples of task t, the current one.
+    """The state after an extra phase of training on samples of the current task.
 
-    Their number is that of `training.epochs` or `training.iterations`, `times` over, or `steps`, or
-    that of `epochs`, unless the budget ends before. An extra phase of a strategy (retraining after
-    pruning, say) has a name, which gives it random orders of its own. Raises Diverged if the loss
-    or theta is no longer finite.
-
-    step, losses: go on after so many steps, as in `Begun`. between: called before the first step
-    and after each.
+    Of `epochs` epochs, or `steps` steps, unless the budget ends before. Its name (`phase`) gives it
+    random orders of its own. Raises Diverged if the loss or theta is no longer finite.
     """
-    t, (index, label) = int(s.t) if t is None else t, samples
-    epochs, per_epoch, total = plan(len(index), env.training, times, epochs, steps)
-    source = Source(env, s, t, index, label, learner, phase)
-    env.meter.begin(t, epochs, total - step, resumed=step > 0)
+    length = plan(len(samples[0]), env.training, epochs=epochs, steps=steps)
+    alone = Alone(s, env, learner, Progress(samples), int(s.t), phase)
+    return train(alone, length, 0, None)
+
+
+def train(alone: Alone, length: Plan, step: int, after: AfterStep | None) -> TrainState:
+    """The state after a phase of one run, `step` of whose steps are done."""
+    env = alone.env
+    env.meter.begin(alone.t, length.epochs, length.steps - step, resumed=step > 0)
     env.flat.module.train()
-    plain = stepper(learner, env, "eager")
-    take = plain if phase else stepper(learner, env, env.engine)
-    pending = list(losses)
-    if between:
-        between(s, step, pending)
-    with env.meter.suspended(), torch.no_grad(), batchnorm_in_words(t, env):
-        for epoch in range(step // per_epoch if per_epoch else 0, epochs):
-            first = epoch * per_epoch
-            count = min(per_epoch, total - first)
-            done = max(0, step - first)
-            for i, batch in enumerate(source.epoch(epoch, count, done), done):
-                if env.meter.exhausted(len(batch.y)):
-                    if pending:
-                        check_finite(s.theta, torch.stack(pending), t, first)
-                    return s
-                if env.stochastic:
-                    torch.manual_seed(seed_for(env.seed, f"dropout{phase}", t, epoch, i))
-                if env.optimizer.schedule != "constant":
-                    progress = max((first + i) / total, env.meter.progress())
-                    rate = env.optimizer.lr * optim.rate_factor(env.optimizer, progress)
-                    s = s._replace(opt=s.opt | {"lr": torch.full_like(s.opt["lr"], rate)})
-                execute = take if len(batch.y) in env.meter.known else plain  # to be counted
-                s, loss = env.meter.counted(len(batch.y), execute, s, batch)
-                pending.append(loss)
-                env.meter.step(epoch, len(batch.y), loss)
-                if i + 1 == count:
-                    check_finite(s.theta, torch.stack(pending), t, first)
-                    pending = []
-                if between:
-                    between(s, first + i + 1, pending)
-    return s
+    with env.meter.suspended(), torch.no_grad(), batchnorm_in_words(alone.t, env):
+        take_steps(alone, length, step, after)
+    return alone.s
 
 
 def plan(
@@ -98,16 +187,19 @@ def plan(
     times: int = 1,
     epochs: int | None = None,
     steps: int | None = None,
-) -> tuple[int, int, int]:
-    """Epochs, steps of a whole epoch, and steps in all, for so many samples (see `fit`)."""
+) -> Plan:
+    """How long a phase over so many samples is: `steps` steps, or `epochs` epochs.
+
+    Without either, `training.epochs` or `training.iterations`, the latter `times` over.
+    """
     per_epoch = -(-samples // training.batch_size)
     if not per_epoch:
-        return 0, 0, 0
+        return Plan(0, 0, 0)
     total = (epochs or training.epochs) * per_epoch
     if epochs is None and training.iterations is not None:
         total = training.iterations * times
     total = total if steps is None else steps
-    return -(-total // per_epoch), per_epoch, total
+    return Plan(-(-total // per_epoch), per_epoch, total)
 
 
 @contextmanager

@@ -50,6 +50,7 @@ class Meter:
         self.known: dict[int, int] = {}  # FLOPs of a step of this phase, by batch size
         self.predictions: dict[tuple[int, int], int] = {}  # FLOPs of one, by task and batch size
         self._counter: FlopCounter | None = None
+        self.share = 1.0  # of the time that passes: runs that are trained together divide it
         self._lap = time.perf_counter()
 
     # Steps.
@@ -133,10 +134,14 @@ class Meter:
         return result
 
     def lap(self, name: str | None = None) -> None:
-        """Count the seconds since the last lap as `train_seconds`, `evaluation_seconds` or not."""
+        """Count the seconds since the last lap as `train_seconds`, `evaluation_seconds` or not.
+
+        Those of training in shares, of evaluation, which is each run's own, whole.
+        """
         before, self._lap = self._lap, time.perf_counter()
         if name is not None:
-            setattr(self, name, getattr(self, name) + self._lap - before)
+            share = self.share if name == "train_seconds" else 1.0
+            setattr(self, name, getattr(self, name) + share * (self._lap - before))
 
     # The budget.
 
@@ -144,7 +149,7 @@ class Meter:
         """What was spent of each budget; the seconds up to now, while a task is trained."""
         spent = {name: getattr(self, SPENT[name]) for name in self.budget}
         if "seconds" in spent:
-            spent["seconds"] += time.perf_counter() - self._lap
+            spent["seconds"] += self.share * (time.perf_counter() - self._lap)
         return spent
 
     def exhausted(self, size: int) -> bool:

@@ -144,7 +144,7 @@ def first_step(args: list[str], root: Path) -> None:
     env = prepare.prepare(config, strategy)
     s = initial_state(strategy, env)
     task = env.stream[0]
-    s, samples = begin_task(strategy, s, task, env)
+    s, (samples, *_) = begin_task(strategy, s, task, env)
     if len(samples[0]):
         batch = next(iter(Source(env, s, 0, *samples, strategy).epoch(0, 1)))
         with torch.no_grad():

@@ -1,0 +1,208 @@
+"""Runs that are trained together lose nothing either, wherever they are killed.
+
+The short form kills the installed `cl-run` once in each of the two ways to train runs together;
+CL_RUNNER_KILLS and CL_RUNNER_KILL_SEED (see test_resume.py) take more kills, and others.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_resume import CHECKPOINT, CL_RUN, KILL_SEED, KILLS, Killed, command, kill_at, outcome
+
+from cl_runner.errors import Diverged
+from cl_runner.results.files import read_rows
+from cl_runner.results.status import going_on
+from cl_runner.run import checkpoint, loop
+from cl_runner.sweep.job import Job
+from cl_runner.sweep.together import run_all
+
+pytestmark = pytest.mark.slow
+
+TOY = (
+    *("benchmark.num_tasks=2", "benchmark.train_samples=60"),  # of permuted digits
+    *("model.hidden_sizes=[12]", "training.batch_size=8", "training.iterations=5"),
+    *("strategy.buffer_size=20", "precision=float32", "verbose=false"),
+)
+SEEDS = range(3)
+
+
+def jobs_of(configure, out: Path, *overrides: str, each: tuple[str, ...] = ()) -> list[Job]:
+    """A job per seed in a folder of its own, each with one of the overrides `each`."""
+    own = [*each, *([""] * len(SEEDS))]
+    configs = [
+        configure(*TOY, *overrides, f"seed={seed}", *filter(None, own[seed : seed + 1]))
+        for seed in SEEDS
+    ]
+    folders = [out / f"seed={seed}" for seed in SEEDS]
+    return [Job(going_on(c, f), f, ["x"]) for c, f in zip(configs, folders, strict=True)]
+
+
+def outcomes(jobs: list[Job]) -> list[dict[str, object]]:
+    return [outcome(job.out) for job in jobs]
+
+
+def killed(monkeypatch, jobs: list[Job], patch: Callable[[pytest.MonkeyPatch], None]) -> None:
+    """Train the jobs until what is patched in raises Killed."""
+    with monkeypatch.context() as own:
+        patch(own)
+        with pytest.raises(Killed):
+            run_all(jobs)
+
+
+def raising(function: Callable[..., object], number: int) -> Callable[..., object]:
+    """The function, whose process ends right after its call of this number, from 1."""
+    count = iter(range(1, 10**9))
+
+    def counted(*args: object, **options: object) -> object:
+        result = function(*args, **options)
+        if next(count) == number:
+            raise Killed
+        return result
+
+    return counted
+
+
+def test_every_moment_of_a_stack(configure, monkeypatch, tmp_path):
+    case = ("strategy=er", "checkpoint.every=0", "eval.every=2")
+    whole = jobs_of(configure, tmp_path / "unbroken", *case)
+    run_all(whole)
+    expected = outcomes(whole)
+    assert [read_rows(j.out / "summary.csv")[0]["stacked_members"] for j in whole] == ["3"] * 3
+    # Before the first step, in the middle, at the end of a task, and the same of the next one.
+    for saves in (1, 4, 6, 7, 8, 11, 14):
+        out = tmp_path / str(saves)
+        save_all = raising(checkpoint.save_all, saves)
+        killed(
+            monkeypatch,
+            jobs_of(configure, out, *case),
+            lambda own, save_all=save_all: own.setattr(checkpoint, "save_all", save_all),
+        )
+        again = jobs_of(configure, out, *case)
+        run_all(again)
+        assert outcomes(again) == expected, saves
+        assert not [p for job in again for p in job.out.glob("*.safetensors")]
+
+
+PLAIN = ("strategy=er", "checkpoint.every_steps=3")
+
+
+@pytest.fixture(scope="module")
+def unbroken(configure, tmp_path_factory) -> list[dict[str, object]]:
+    jobs = jobs_of(configure, tmp_path_factory.mktemp("unbroken"), *PLAIN)
+    run_all(jobs)
+    return outcomes(jobs)
+
+
+@pytest.mark.parametrize("call", [4, 5, 6])
+@pytest.mark.parametrize("name", ["write_bytes", "sync_folder"])
+def test_within_a_save_all_get_the_new_checkpoint_or_none(
+    configure, monkeypatch, tmp_path, unbroken, name, call
+):
+    """Three are written beside the old ones, then three renamed; the second save is cut short."""
+    out = tmp_path / "killed"
+    cut = raising(getattr(checkpoint, name), call)
+    killed(
+        monkeypatch, jobs_of(configure, out, *PLAIN), lambda own: own.setattr(checkpoint, name, cut)
+    )
+    again = jobs_of(configure, out, *PLAIN)
+    checkpoint.settle([job.out for job in again])
+    assert len({checkpoint.position(job.out) for job in again}) == 1
+    run_all(again)
+    assert outcomes(again) == unbroken
+
+
+def test_a_member_that_diverges_leaves_the_others_as_they_go_on(configure, monkeypatch, tmp_path):
+    case = ("strategy=l2", "checkpoint.every=0")
+    each = ("strategy.lambda=0.1", "strategy.lambda=1e9", "strategy.lambda=1.0")
+    options = tuple(o for o in TOY if "buffer_size" not in o)
+    monkeypatch.setattr(sys.modules[__name__], "TOY", options)
+    whole = jobs_of(configure, tmp_path / "unbroken", *case, each=each)
+    run_all(whole)
+    assert [type(job.outcome) for job in whole] == [float, Diverged, float]
+    out = tmp_path / "killed"
+    save_all = raising(checkpoint.save_all, 6 + 1 + 4)  # within the second task, which it ends
+    killed(
+        monkeypatch,
+        jobs_of(configure, out, *case, each=each),
+        lambda own: own.setattr(checkpoint, "save_all", save_all),
+    )
+    again = jobs_of(configure, out, *case, each=each)
+    run_all(again)
+    assert [str(job.outcome) for job in again] == [str(job.outcome) for job in whole]
+    assert outcomes(again) == outcomes(whole)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("eval.every=2",),
+        ("budget.samples=30", "optimizer.schedule=cosine"),
+        ("budget.flops=2e5", "eval.every=1"),
+        ("eval.calibration=true",),
+    ],
+    ids=" ".join,
+)
+def test_a_stack_has_what_runs_alone_have(configure, tmp_path, options):
+    """Budgets stop at the same step, and what is measured between the steps is the same."""
+    case = ("strategy=er", *options)
+    jobs = jobs_of(configure, tmp_path / "stack", *case)
+    run_all(jobs)
+    for seed, job in zip(SEEDS, jobs, strict=True):
+        alone = tmp_path / f"alone{seed}"
+        loop.run(configure(*TOY, *case, f"seed={seed}"), alone, ["x"])
+        mine, other = (read_rows(out / "summary.csv")[0] for out in (job.out, alone))
+        assert mine["stacked_members"] == "3"
+        for name in ("steps", "samples", "flops", "evaluation_flops", "budget_stopped"):
+            assert mine.get(name) == other.get(name), name
+        own, theirs = (read_rows(out / "accuracies.csv") for out in (job.out, alone))
+        assert [{**row, "accuracy": 0} for row in own] == [{**row, "accuracy": 0} for row in theirs]
+        pairs = zip(own, theirs, strict=True)
+        assert max(abs(float(a["accuracy"]) - float(b["accuracy"])) for a, b in pairs) < 0.05
+
+
+LONG = (
+    *("benchmark=split_digits", "benchmark.num_tasks=3", "model.hidden_sizes=[12]"),
+    *("training.batch_size=8", "training.iterations=40", "verbose=false", "precision=float32"),
+    *("strategy=derpp", "strategy.buffer_size=30", "strategy.replay_batch_size=8"),
+)
+
+
+@pytest.mark.parametrize(
+    "together",
+    [
+        ("seeds=[0,1,2]", "hydra.run.dir"),
+        ("-m hydra/launcher=vectorized seed=0,1,2", "hydra.sweep.dir"),
+    ],
+    ids=["seeds", "vectorized"],
+)
+def test_sigkill_of_a_stack_changes_no_byte(data_root, tmp_path, together):
+    how, folder = together[0].split(), together[1]
+    draw = random.Random(f"{KILL_SEED} {how}")
+    args = (*how, *command(LONG, data_root))
+    whole = tmp_path / "unbroken"
+    subprocess.run([CL_RUN, *args, f"{folder}={whole}"], check=True, capture_output=True)
+
+    out = tmp_path / "killed"
+    again = (*args, f"{folder}={out}", "resume=true")
+    kills = max(1, KILLS // 9)
+    for task, step in sorted((draw.randrange(3), draw.randint(0, 40)) for _ in range(kills)):
+        process = subprocess.Popen([CL_RUN, *again, "checkpoint.every=0"], text=True)
+        while not (members := sorted(out.glob("*seed=0*"))) and process.poll() is None:
+            time.sleep(0.001)
+        assert kill_at(process, members[0], task, step, draw.uniform(0, 0.05)), "it was done before"
+    done = subprocess.run([CL_RUN, *again], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    members = sorted(path.name for path in whole.glob("*seed=*"))
+    assert len(members) == 3 and members == sorted(path.name for path in out.glob("*seed=*"))
+    for name in members:
+        assert outcome(out / name) == outcome(whole / name), name
+        assert read_rows(out / name / "summary.csv")[0]["stacked_members"] == "3"
+        assert not list((out / name).glob("*.safetensors"))
+    assert CHECKPOINT not in {path.name for path in out.rglob("*")}
