@@ -50,7 +50,7 @@ def a_run(progress: Progress | None = None, **memory: Tensor) -> Saved:
     return Saved(
         a_state(**memory),
         {("test", "class"): R},
-        {**Meter().state(), "steps": 9, "seconds": 1.25},
+        {**Meter().state(), "steps": 9, "seconds": 1.25, "members": 1},
         {"costs": costs},
         CURVES,
         1,
@@ -315,7 +315,7 @@ FORGERIES = [
     ("step", 99), ("step", 10), ("step", -1), ("step", "7"), ("step", 0.5), ("step", None),
     ("label", 2), ("label", "a"), ("counts", {}), ("counts", None), ("counts.steps", -1),
     ("counts.step", 1), ("counts.steps", 1.5), ("counts.seconds", float("nan")),
-    ("counts.seconds", 10**400), ("counts.train_seconds", "1"), ("counts.limits", {"flops": 1.0}),
+    ("counts.seconds", 10**400), ("counts.members", "3"), ("counts.train_seconds", "1"), ("counts.limits", {"flops": 1.0}),
     ("counts.began", []), ("counts.known", {"a": 1}), ("counts.known", {"1": "a"}),
     ("counts.stopped", [5]), ("counts.stopped", "abc"), ("counts.task", 7), ("tables", {}),
     ("tables", []), ("tables.costs", []), ("tables.costs", [[1]]),
