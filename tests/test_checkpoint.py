@@ -239,7 +239,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path, content):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("format", "1", "was written by another version: format 1 there, 2 here"),
+        ("format", "1", "was written by another version: format 1 there, 3 here"),
         ("cl_runner", "99.0", "was written by another version: cl_runner 99.0 there"),
     ],
 )
@@ -315,7 +315,8 @@ FORGERIES = [
     ("step", 99), ("step", 10), ("step", -1), ("step", "7"), ("step", 0.5), ("step", None),
     ("label", 2), ("label", "a"), ("counts", {}), ("counts", None), ("counts.steps", -1),
     ("counts.step", 1), ("counts.steps", 1.5), ("counts.seconds", float("nan")),
-    ("counts.seconds", 10**400), ("counts.members", "3"), ("counts.train_seconds", "1"), ("counts.limits", {"flops": 1.0}),
+    ("counts.seconds", 10**400), ("counts.members", "3"), ("counts.train_seconds", "1"),
+    ("counts.limits", {"flops": 1.0}),
     ("counts.began", []), ("counts.known", {"a": 1}), ("counts.known", {"1": "a"}),
     ("counts.stopped", [5]), ("counts.stopped", "abc"), ("counts.task", 7), ("tables", {}),
     ("tables", []), ("tables.costs", []), ("tables.costs", [[1]]),
