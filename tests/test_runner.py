@@ -18,11 +18,10 @@ from omegaconf import OmegaConf
 from cl_runner import strategies
 from cl_runner.compare.verify import verify
 from cl_runner.errors import Diverged, UserError
-from cl_runner.functional.metrics import summarise
 from cl_runner.results import status
 from cl_runner.results.columns import reproducible
 from cl_runner.results.files import read_rows, write_rows
-from cl_runner.results.matrices import read_accuracies, read_matrix
+from cl_runner.results.matrices import read_accuracies, read_matrix, summarise
 from cl_runner.results.names import CHECKPOINT
 from cl_runner.run import loop, messages, prepare, record
 from cl_runner.run.loop import run

@@ -77,9 +77,9 @@ def compare(options: argparse.Namespace, command: str) -> int:
         from cl_runner.compare import report
 
         report.check_page(options.html)
-    from cl_runner.compare import columns, render
+    from cl_runner.compare import render
     from cl_runner.compare.runs import read_runs, select, version_notes
-    from cl_runner.compare.table import Question
+    from cl_runner.compare.table import Question, columns_asked_for
     from cl_runner.compare.table import compare as answer
     from cl_runner.results.files import write_text
 
@@ -91,7 +91,7 @@ def compare(options: argparse.Namespace, command: str) -> int:
     )
     comparison = answer(runs, question)
     comparison.notes += notes + version_notes([run for run in runs if run.complete])
-    names = columns.choose(options.columns, comparison)
+    names = columns_asked_for(options.columns, comparison)
     write_text(options.out, render.csv_text(comparison))  # everything, whatever is shown
     if options.format == "table" and sys.stdout.isatty():
         from rich.console import Console

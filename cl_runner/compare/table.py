@@ -10,24 +10,13 @@ from typing import Any
 
 from cl_runner.compare import statistics
 from cl_runner.compare.names import display, listed, said_by_name
-from cl_runner.compare.runs import CALIBRATION, COSTS, Run, is_metric, is_setting, shown
+from cl_runner.compare.runs import Run, is_setting, shown
 from cl_runner.compare.statistics import Paired, Ranking
 from cl_runner.errors import UserError, check
+from cl_runner.results.columns import is_cost, is_metric, larger_is_better, of_kind
 from cl_runner.results.seeds import interval
 
-QUALITY = (
-    *("ACC", "forgetting", "BWT", "FWT", "learning_accuracy", "intransigence"),
-    *("min_ACC", "worst_case_ACC", "average_anytime_accuracy"),
-    *CALIBRATION,
-)
-PRICE = (
-    *("seconds", "samples", "flops", "evaluation_flops", "parameters"),
-    *("buffer_bytes", "memory_bytes", "peak_memory_bytes"),
-)
-LARGER_IS_BETTER = (
-    *("ACC", "BWT", "FWT", "learning_accuracy"),
-    *("average_incremental_accuracy", "average_anytime_accuracy"),
-)
+POSITION = "position"  # (mean - naive) / (joint - naive): of a group, not of a run
 OWN_NAME = {"model": "model", "optimizer": "optimizer"}  # groups of settings that have a name
 BOUNDS = ("cumulative", "joint")  # see data that a strategy must not; none of them is the best
 LOWER, UPPER = "naive", "joint"
@@ -159,11 +148,6 @@ def describe(settings: Mapping[str, str], prefix: str = "strategy.") -> list[str
     return [f"{key.removeprefix(prefix)}={value or 'null'}" for key, value in settings.items()]
 
 
-def larger_is_better(column: str) -> bool:
-    """Whether more of a metric is better; not so of forgetting, intransigence and costs."""
-    return any(column == name or column.endswith(f"_{name}") for name in LARGER_IS_BETTER)
-
-
 def compare(runs: Sequence[Run], question: Question) -> Comparison:
     """Group, summarise, test and rank. Raises UserError for questions that the runs cannot answer.
 
@@ -226,7 +210,7 @@ def compare(runs: Sequence[Run], question: Question) -> Comparison:
 def check_question(complete: Sequence[Run], question: Question) -> None:
     """Refuse metrics and settings that no run has."""
     columns = sorted({name for run in complete for name in run.row})
-    metrics = [name for name in columns if is_metric(name) or name in COSTS]
+    metrics = [name for name in columns if is_metric(name) or is_cost(name)]
     if question.metric not in {*metrics, "intransigence"}:
         near = get_close_matches(question.metric, metrics, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(metrics)}"
@@ -236,6 +220,29 @@ def check_question(complete: Sequence[Run], question: Question) -> None:
         near = get_close_matches(key, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         check(key in known, f"--by {key}: no run has such a setting{hint}")
+
+
+def columns_asked_for(text: str | None, comparison: Comparison) -> list[str] | None:
+    """The names that `--columns` lists, their values filled in; None where it is not given.
+
+    Raises UserError for a name that no run has.
+    """
+    if text is None:
+        return None
+    names = list(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
+    check(bool(names), "--columns: write metrics or costs with commas between, as ACC,flops")
+    groups = [(stream, g) for stream in comparison.streams for g in stream.groups]
+    there = {key for _, g in groups for run in g.runs.values() for key in run.row}
+    known = sorted({n for n in there if is_metric(n) or is_cost(n)} | {"intransigence", POSITION})
+    for name in names:
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+        if name not in known:
+            raise UserError(f"--columns {name}: no run has it; {hint}")
+    for stream, g in groups:
+        for name in (name for name in names if name not in g.values):
+            add_values(g, name, stream)
+    return names
 
 
 # Which stream, which group.
@@ -324,7 +331,7 @@ def group(
         for settings, members in split(own, [run.row for run in own], its):
             complete: dict[int, Run] = {}
             for run in (run for run in members if run.complete):
-                seed = whole(run)
+                seed = seed_of(run)
                 if seed in complete:
                     refuse_second(run, complete[seed], its if chosen else None)
                 complete[seed] = run
@@ -350,7 +357,7 @@ def implied(key: str, runs: Sequence[Run]) -> bool:
     return len(pairs) == len({first for first, _ in pairs})
 
 
-def whole(run: Run) -> int:
+def seed_of(run: Run) -> int:
     """The run's seed."""
     try:
         return int(run.row["seed"])
@@ -376,7 +383,7 @@ def reads(runs: Sequence[Run], scenario: str, reading: str) -> bool:
 # What is computed of them.
 
 
-def column(name: str, stream: Stream) -> str:
+def name_as_read(name: str, stream: Stream) -> str:
     """The column of a metric as the stream is read."""
     prefix = f"{stream.reading}_"
     if stream.reading == stream.scenario or prefix in name or not is_metric(name):
@@ -385,13 +392,18 @@ def column(name: str, stream: Stream) -> str:
     return split + prefix + name.removeprefix(split)
 
 
+def add_values(one: Group, name: str, stream: Stream) -> None:
+    """The values of a column, seed by seed, where there are any."""
+    numbers = {s: run.number(name_as_read(name, stream)) for s, run in one.runs.items()}
+    one.values[name] = {s: v for s, v in numbers.items() if v is not None}
+
+
 def fill(stream: Stream, question: Question, notes: list[str]) -> None:
     """Values, bounds and tests of the groups; the best comes first, those without runs last."""
-    names = dict.fromkeys([question.metric, *QUALITY, *PRICE, "train_seconds"])
+    own = [column.name for column in of_kind("metric", "calibration", "cost")]
     for one in stream.groups:
-        for name in names:
-            numbers = {s: run.number(column(name, stream)) for s, run in one.runs.items()}
-            one.values[name] = {s: v for s, v in numbers.items() if v is not None}
+        for name in dict.fromkeys([question.metric, *own]):
+            add_values(one, name, stream)
     add_intransigence(stream, notes)
     if is_metric(question.metric):
         add_positions(stream, question.metric, notes)
@@ -455,7 +467,7 @@ def add_intransigence(stream: Stream, notes: list[str]) -> None:
         if name == "cumulative":
             bound = other.values["learning_accuracy"]
         else:
-            metric = column("ACC", stream)
+            metric = name_as_read("ACC", stream)
             bound = {s: v for s, r in other.runs.items() if (v := r.number(metric)) is not None}
         shared = own.keys() & bound.keys()
         one.values["intransigence"] = {s: bound[s] - own[s] for s in sorted(shared)}

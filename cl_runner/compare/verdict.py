@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cl_runner.compare.names import listed
-from cl_runner.compare.runs import COSTS
 from cl_runner.compare.statistics import Paired
 from cl_runner.compare.table import (
     BOUNDS,
@@ -16,10 +15,9 @@ from cl_runner.compare.table import (
     Stream,
     candidates,
     counterpart,
-    larger_is_better,
 )
+from cl_runner.results.columns import column_of, is_cost, kept_bytes, larger_is_better
 
-UNITS = {"flops": "FLOPs", "bytes": "B"}  # what ends a cost's name
 PREFIXES = {1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k"}
 PRICES = {"flops": "FLOPs", "seconds": "time"}  # of training; the first that was measured counts
 
@@ -146,7 +144,7 @@ def tested(group: Group) -> Paired:
 def difference(test: Paired, metric: str) -> str:
     """The size of a mean difference."""
     size = abs(test.difference or 0.0)
-    small = metric not in COSTS and 0 < size < 0.0005
+    small = not is_cost(metric) and 0 < size < 0.0005
     return "less than 0.001" if small else amount(size, metric)
 
 
@@ -210,7 +208,7 @@ def training(best: Group, stream: Stream) -> str:
 
 def kept(best: Group) -> str:
     """What the strategy stores besides the network: its buffer and all else."""
-    sizes = [best.mean(name) for name in ("buffer_bytes", "memory_bytes")]
+    sizes = [best.mean(name) for name in kept_bytes() if name != "parameter_bytes"]
     there = [size for size in sizes if size is not None]
     if not there:
         return ""
@@ -228,14 +226,14 @@ def words(metric: str) -> str:
 
 def amount(value: float, metric: str) -> str:
     """A metric's number with two digits after the point, three if it is small; costs in a unit."""
-    if metric not in COSTS:
+    column = column_of(metric)
+    if column is None or column.kind != "cost":
         digits = 2 if abs(value) >= 0.01 or value == 0 else 3
         return f"{round(value, digits) + 0.0:.{digits}f}"
-    last = metric.rsplit("_", 1)[-1]
-    if last in UNITS:
+    unit = column.unit.symbol or words(metric)
+    if column.unit.prefixed:
         size = next((s for s in PREFIXES if value >= s), 1.0)
-        return f"{value / size:.3g} {PREFIXES.get(size, '')}{UNITS[last]}"
-    unit = last if last == "seconds" else words(metric)
+        return f"{value / size:.3g} {PREFIXES.get(size, '')}{unit}"
     return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
 

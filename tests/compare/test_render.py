@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cl_runner.compare import columns, latex, render, terminal
+from cl_runner.compare import latex, render, terminal
 from cl_runner.compare.runs import read_runs
-from cl_runner.compare.table import Comparison, Question, compare
+from cl_runner.compare.table import Comparison, Question, columns_asked_for, compare
 from cl_runner.errors import Diverged, UserError
 from cl_runner.results import status
 from cl_runner.results.files import read_rows, write_rows
@@ -275,8 +275,8 @@ def test_choosing_columns(run_folder, tmp_path: Path) -> None:
     path = next((tmp_path / "runs").glob("*/summary.csv"))
     write_rows(path, [read_rows(path)[0] | {"validation_ACC": 0.25}])
     found = compare(read_runs([str(tmp_path)])[0], Question())
-    assert columns.choose(None, found) is None
-    names = columns.choose(" validation_ACC,,samples,ACC,samples", found)
+    assert columns_asked_for(None, found) is None
+    names = columns_asked_for(" validation_ACC,,samples,ACC,samples", found)
     assert names == ["validation_ACC", "samples", "ACC"]
     sheet = render.sheets(found, names)[0]
     assert sheet.header == ["strategy", "", "n", "validation ACC", "samples", "ACC"]
@@ -295,7 +295,7 @@ def test_choosing_columns(run_folder, tmp_path: Path) -> None:
         (",", "--columns: write metrics or costs with commas between"),
     ):
         with pytest.raises(UserError, match=f"^{re.escape(said)}") as error:
-            columns.choose(text, found)
+            columns_asked_for(text, found)
         assert "\n" not in str(error.value)
 
 
@@ -349,6 +349,6 @@ def test_texts_are_broken_between_words_by_their_width_on_the_screen() -> None:
     assert terminal.broken("a/long/path-that/stays x", 5) == ["a/long/path-that/stays", "x"]
     assert terminal.broken("one two three", 8, "  ") == ["one two", "  three"]
     assert terminal.cells_wide("数字e\u0301") == 5
-    columns = [terminal.Column(title="a", cells=["数字", "abcd"], bold=[False] * 2)]
-    columns.append(terminal.Column(title="b", cells=["1", "22"], bold=[False] * 2))
+    columns = [terminal.TextColumn(title="a", cells=["数字", "abcd"], bold=[False] * 2)]
+    columns.append(terminal.TextColumn(title="b", cells=["1", "22"], bold=[False] * 2))
     assert terminal.text(terminal.lines(columns)) == "a      b\n数字   1\nabcd  22"

@@ -13,11 +13,12 @@ from scipy import stats
 
 from cl_runner.compare.render import records
 from cl_runner.compare.runs import Run, read_runs
-from cl_runner.compare.table import Comparison, Question, compare, larger_is_better
+from cl_runner.compare.table import Comparison, Question, compare
 from cl_runner.errors import UserError
 from cl_runner.functional import metrics
+from cl_runner.results.columns import larger_is_better
 from cl_runner.results.files import read_rows, write_rows
-from cl_runner.results.matrices import read_matrix
+from cl_runner.results.matrices import read_matrix, summarise
 
 
 def ask(path: Path, **question: object) -> Comparison:
@@ -439,6 +440,6 @@ def many(run_folder, tmp_path) -> list[Run]:
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=4))
 def test_constant_columns_forget_nothing(column: list[float]) -> None:
     R = np.tile(column, (len(column) + 1, 1))
-    found = metrics.summarise(R)
+    found = summarise(R)
     assert found["forgetting"] == found["BWT"] == found["FWT"] == 0
     assert found["ACC"] == pytest.approx(found["learning_accuracy"])

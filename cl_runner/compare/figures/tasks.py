@@ -193,7 +193,10 @@ def read_course(run: Run, stream: Stream) -> Course | None:
 
 
 def step_curves(
-    stream: Stream, courses: Sequence[tuple[Group, list[Course]]], bounds: Matrices, plt: Any
+    stream: Stream,
+    courses: Sequence[tuple[Group, list[Course]]],
+    bounds: Matrices,
+    plt: Any,
 ) -> Any:
     """Accuracy over the optimizer steps, after figure 1 of De Lange et al. 2023 (arXiv 2205.13452).
 

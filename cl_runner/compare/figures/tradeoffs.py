@@ -15,8 +15,8 @@ from cl_runner.compare.figures.canvas import (
     wrapped,
 )
 from cl_runner.compare.table import BOUNDS, Group, Stream
+from cl_runner.results.columns import kept_bytes
 
-MEMORY = ("parameter_bytes", "buffer_bytes", "memory_bytes")
 # The first that tells the runs apart is what a run's computation is measured by.
 COMPUTE = {
     "flops": "floating-point operations of training",
@@ -114,7 +114,7 @@ def stability(stream: Stream, groups: Sequence[Group], plt: Any) -> Any:
 
 def memory(group: Group) -> float | None:
     """MB that a run keeps at its end, mean over the seeds; None where it is not known."""
-    sizes = [[run.number(name) for name in MEMORY] for run in group.runs.values()]
+    sizes = [[run.number(name) for name in kept_bytes()] for run in group.runs.values()]
     known = [sum(v for v in own if v is not None) for own in sizes if own[0] is not None]
     return sum(known) / len(known) / 1e6 if known else None
 
@@ -151,7 +151,10 @@ def against_compute(stream: Stream, groups: Sequence[Group], measure: str, plt: 
 
 
 def against_price(
-    stream: Stream, groups: Sequence[Group], prices: Mapping[int, tuple[float, float]], plt: Any
+    stream: Stream,
+    groups: Sequence[Group],
+    prices: Mapping[int, tuple[float, float]],
+    plt: Any,
 ) -> Any:
     """ACC against a cost, with the Pareto front of the strategies; bounds are no part of it.
 
