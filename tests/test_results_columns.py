@@ -12,9 +12,9 @@ import torch
 from cl_runner.compare.figures.tradeoffs import COMPUTE
 from cl_runner.compare.render import csv_text, sheets
 from cl_runner.compare.runs import read_runs
-from cl_runner.compare.table import Comparison, Question, columns_asked_for, compare
+from cl_runner.compare.table import Comparison, Question, columns_asked_for, compare_runs
 from cl_runner.compare.verdict import PRICES
-from cl_runner.compare.verify import verify
+from cl_runner.compare.verify import verify_runs
 from cl_runner.errors import UserError
 from cl_runner.functional import metrics
 from cl_runner.functional.calibration import BINS, calibration
@@ -156,7 +156,7 @@ def runs(configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def answer(folder: Path, metric: str = "ACC") -> Comparison:
-    return compare(read_runs([str(folder)])[0], Question(metric=metric))
+    return compare_runs(read_runs([str(folder)])[0], Question(metric=metric))
 
 
 def test_a_new_line_is_a_column_of_the_files(runs: Path) -> None:
@@ -196,11 +196,11 @@ def test_a_new_line_says_what_is_better(runs: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_new_line_is_verified(runs: Path) -> None:
-    assert verify([str(runs)]) == (2, [])
+    assert verify_runs([str(runs)]) == (2, [])
     path = runs / "er" / "summary.csv"
     (row,) = read_rows(path)
     write_rows(path, [row | {"median_ACC": 0.123, "phases": 3, "spare_bytes": 1}])
-    said = "\n".join(verify([str(runs)])[1])
+    said = "\n".join(verify_runs([str(runs)])[1])
     for lie in ("median_ACC is 0.123", "adds up to 2.0 phases", "ends with spare_bytes '2048'"):
         assert lie in said
     for cells, wrong in (({"median_ACC": 1.5}, "[0, 1]"), ({"phases": -1}, "[0, 1e+30]")):
@@ -209,7 +209,7 @@ def test_a_new_line_is_verified(runs: Path) -> None:
             read_runs([str(path)])
         assert str(error.value).endswith(f"which is not in {wrong}")
     write_rows(path, [row | {"phases": 1.5}])
-    assert "phases is 1.5, not whole" in "\n".join(verify([str(runs)])[1])
+    assert "phases is 1.5, not whole" in "\n".join(verify_runs([str(runs)])[1])
 
 
 def test_a_checkpoint_has_the_new_costs(runs: Path, prepared) -> None:

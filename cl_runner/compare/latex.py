@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from cl_runner.compare import render
 from cl_runner.compare.render import Names
 from cl_runner.compare.statistics import LEVEL
-from cl_runner.compare.table import BOUNDS, Comparison, Group, Stream
+from cl_runner.compare.table import BOUNDS, Comparison, Group, StreamGroup
 from cl_runner.compare.terminal import TextColumn, printable
 from cl_runner.results.columns import shown
 
@@ -44,7 +44,7 @@ def latex(comparison: Comparison, columns: Names = None) -> str:
     return "\n\n".join([*blocks, "\n".join(f"% {printable(line)}" for line in notes)])
 
 
-def stream_table(stream: Stream, metric: str, names: Sequence[str]) -> str:
+def stream_table(stream: StreamGroup, metric: str, names: Sequence[str]) -> str:
     """The bounds, and below them the strategies, the best first."""
     groups = sorted((g for g in stream.groups if g.runs), key=lambda g: g.strategy not in BOUNDS)
     counts = [str(len(g.runs)) for g in groups]
@@ -59,7 +59,7 @@ def stream_table(stream: Stream, metric: str, names: Sequence[str]) -> str:
     return table(found, caption(stream, groups, metric), stream.title, marks, bounds)
 
 
-def caption(stream: Stream, groups: Sequence[Group], metric: str) -> str:
+def caption(stream: StreamGroup, groups: Sequence[Group], metric: str) -> str:
     """What a reader of the paper needs to read the table."""
     counts = {len(g.runs) for g in groups}
     seeds = f"{counts.pop()} seeds" if len(counts) == 1 else "$n$ seeds"

@@ -12,7 +12,7 @@ from cl_runner.compare import terminal
 from cl_runner.compare.names import display
 from cl_runner.compare.runs import Run
 from cl_runner.compare.statistics import FEW, LEVEL, Paired
-from cl_runner.compare.table import BOUNDS, POSITION, Comparison, Group, Stream
+from cl_runner.compare.table import BOUNDS, POSITION, Comparison, Group, StreamGroup
 from cl_runner.compare.terminal import TextColumn, printable
 from cl_runner.compare.verdict import PREFIXES, verdict
 from cl_runner.results import files, status
@@ -69,7 +69,7 @@ def sheets(comparison: Comparison, columns: Names = None) -> list[Sheet]:
     return [sheet for sheet in told if sheet.rows]
 
 
-def default(stream: Stream, metric: str) -> list[str]:
+def default(stream: StreamGroup, metric: str) -> list[str]:
     """The metric, and the usual ones that the stream's runs have."""
     names = dict.fromkeys([metric, *shown("metric", "calibration", "group")])
     return [name for name in names if any(has(g, name) for g in stream.groups)]
@@ -80,7 +80,7 @@ def has(group: Group, name: str) -> bool:
     return group.position is not None if name == POSITION else bool(group.values.get(name))
 
 
-def group_sheet(stream: Stream, names: Sequence[str], *, asked: bool = False) -> Sheet:
+def group_sheet(stream: StreamGroup, names: Sequence[str], *, asked: bool = False) -> Sheet:
     """A row per group: the metrics' mean and half of the 95 % interval, and the costs' means."""
     groups = stream.groups
     failures = any(g.incomplete for g in groups)
@@ -101,7 +101,7 @@ def group_sheet(stream: Stream, names: Sequence[str], *, asked: bool = False) ->
     )
 
 
-def price_sheet(stream: Stream) -> Sheet:
+def price_sheet(stream: StreamGroup) -> Sheet:
     """The means of what was paid."""
     groups = [g for g in stream.groups if g.runs]
     names = [name for name in shown("cost") if any(has(g, name) for g in groups)]
@@ -128,7 +128,7 @@ def plain_column(title: str, cells: list[str]) -> TextColumn:
     return TextColumn(title=title, cells=cells, bold=[False] * len(cells))
 
 
-def test_sheets(stream: Stream, comparison: Comparison) -> list[Sheet]:
+def test_sheets(stream: StreamGroup, comparison: Comparison) -> list[Sheet]:
     """Paired tests against the best and against the baseline."""
     best = next((g.name for g in stream.groups if g.best), "")
     families = [("the best", best, [(g, g.versus_best) for g in stream.groups])]
@@ -158,7 +158,7 @@ def test_cells(result: Paired) -> list[str]:
 
 
 def overall_sheet(comparison: Comparison) -> Sheet:
-    """Ranking and aggregates over the streams."""
+    """Ranks and aggregates over the streams."""
     overall, metric = comparison.overall, comparison.question.metric
     assert overall is not None
     names, methods, ranking = display_names(comparison), overall.methods, overall.ranking

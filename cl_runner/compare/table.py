@@ -11,7 +11,7 @@ from typing import Any
 from cl_runner.compare import statistics
 from cl_runner.compare.names import display, listed, said_by_name
 from cl_runner.compare.runs import Run, is_setting, shown
-from cl_runner.compare.statistics import Paired, Ranking
+from cl_runner.compare.statistics import Paired, Ranks
 from cl_runner.errors import UserError, check
 from cl_runner.results.columns import is_cost, is_metric, larger_is_better, of_kind
 from cl_runner.results.seeds import interval
@@ -87,7 +87,7 @@ class Group:
 
 
 @dataclass(kw_only=True)
-class Stream:
+class StreamGroup:
     """All groups that learned the same tasks in the same scenario, the best first."""
 
     benchmark: str
@@ -126,7 +126,7 @@ class Method:
 class Overall:
     """All methods that every stream has."""
 
-    ranking: Ranking
+    ranking: Ranks
     fewest: int  # runs of a method on a stream
     methods: list[Method]
     left_out: list[str]  # methods that some stream lacks
@@ -137,7 +137,7 @@ class Comparison:
     """The answer."""
 
     question: Question
-    streams: list[Stream]
+    streams: list[StreamGroup]
     incomplete: list[Run]
     overall: Overall | None
     notes: list[str]
@@ -148,7 +148,7 @@ def describe(settings: Mapping[str, str], prefix: str = "strategy.") -> list[str
     return [f"{key.removeprefix(prefix)}={value or 'null'}" for key, value in settings.items()]
 
 
-def compare(runs: Sequence[Run], question: Question) -> Comparison:
+def compare_runs(runs: Sequence[Run], question: Question) -> Comparison:
     """Group, summarise, test and rank. Raises UserError for questions that the runs cannot answer.
 
     Nothing depends on the order of the runs.
@@ -161,7 +161,7 @@ def compare(runs: Sequence[Run], question: Question) -> Comparison:
     notes: list[str] = []
     own_seed = own_stream_seeds(runs)
     started = [run for run in runs if run.row.get("strategy")]
-    parts: list[tuple[Stream, list[Run]]] = []
+    parts: list[tuple[StreamGroup, list[Run]]] = []
     by_name = sorted(started, key=lambda run: (run.row["benchmark"], run.row["scenario"]))
     for (benchmark, scenario), found in groupby(
         by_name, key=lambda run: (run.row["benchmark"], run.row["scenario"])
@@ -174,7 +174,7 @@ def compare(runs: Sequence[Run], question: Question) -> Comparison:
                 unread = f"{benchmark}, {scenario}-IL is not read as {question.reading}-IL"
                 notes.append(f"left out: {unread}")
                 continue
-            stream = Stream(
+            stream = StreamGroup(
                 benchmark=benchmark,
                 scenario=scenario,
                 reading=question.reading or scenario,
@@ -383,7 +383,7 @@ def reads(runs: Sequence[Run], scenario: str, reading: str) -> bool:
 # What is computed of them.
 
 
-def name_as_read(name: str, stream: Stream) -> str:
+def name_as_read(name: str, stream: StreamGroup) -> str:
     """The column of a metric as the stream is read."""
     prefix = f"{stream.reading}_"
     if stream.reading == stream.scenario or prefix in name or not is_metric(name):
@@ -392,13 +392,13 @@ def name_as_read(name: str, stream: Stream) -> str:
     return split + prefix + name.removeprefix(split)
 
 
-def add_values(one: Group, name: str, stream: Stream) -> None:
+def add_values(one: Group, name: str, stream: StreamGroup) -> None:
     """The values of a column, seed by seed, where there are any."""
     numbers = {s: run.number(name_as_read(name, stream)) for s, run in one.runs.items()}
     one.values[name] = {s: v for s, v in numbers.items() if v is not None}
 
 
-def fill(stream: Stream, question: Question, notes: list[str]) -> None:
+def fill(stream: StreamGroup, question: Question, notes: list[str]) -> None:
     """Values, bounds and tests of the groups; the best comes first, those without runs last."""
     own = [column.name for column in of_kind("metric", "calibration", "cost")]
     for one in stream.groups:
@@ -419,7 +419,7 @@ def fill(stream: Stream, question: Question, notes: list[str]) -> None:
     note_too_few(stream, notes)
 
 
-def note_unequal(stream: Stream, notes: list[str]) -> None:
+def note_unequal(stream: StreamGroup, notes: list[str]) -> None:
     """Say which settings outside `strategy.` are not the same for all, and for whom."""
     groups = [g for g in stream.groups if g.runs]
     for key in differing_keys([outside(g.everything) for g in groups]):
@@ -433,7 +433,7 @@ def note_unequal(stream: Stream, notes: list[str]) -> None:
         notes.append(f"{stream.title}: {key} is not the same for all: {text}")
 
 
-def counterpart(one: Group, strategy: str, stream: Stream) -> Group | None:
+def counterpart(one: Group, strategy: str, stream: StreamGroup) -> Group | None:
     """The group of another strategy that learned as this one did.
 
     The one that agrees in all settings outside `strategy.`, or the only one there is.
@@ -449,7 +449,7 @@ def outside(settings: Settings) -> Settings:
     return {k: v for k, v in settings.items() if not k.startswith("strategy.")}
 
 
-def add_intransigence(stream: Stream, notes: list[str]) -> None:
+def add_intransigence(stream: StreamGroup, notes: list[str]) -> None:
     """mean_k (bound on task k - R[k, k]), seed by seed, where there is a bound.
 
     The bound on task k is R[k, k] of the `cumulative` run, which is trained on tasks 1 .. k
@@ -475,7 +475,7 @@ def add_intransigence(stream: Stream, notes: list[str]) -> None:
             notes.append(f"intransigence is measured against {name}, seed by seed")
 
 
-def add_positions(stream: Stream, metric: str, notes: list[str]) -> None:
+def add_positions(stream: StreamGroup, metric: str, notes: list[str]) -> None:
     """(mean - naive) / (joint - naive), means over the seeds that all three have."""
     for one in stream.groups:
         low, high = counterpart(one, LOWER, stream), counterpart(one, UPPER, stream)
@@ -493,7 +493,7 @@ def add_positions(stream: Stream, metric: str, notes: list[str]) -> None:
             notes.append(f"{stream.title}: no position, since joint is not better than naive")
 
 
-def add_tests(stream: Stream, question: Question, sign: int) -> None:
+def add_tests(stream: StreamGroup, question: Question, sign: int) -> None:
     """Paired tests against the best group and against the baseline, each family with Holm."""
     ranked = candidates(stream.groups, question.metric)
     if not ranked:
@@ -519,7 +519,7 @@ def add_tests(stream: Stream, question: Question, sign: int) -> None:
             g.versus_baseline = result
 
 
-def note_too_few(stream: Stream, notes: list[str]) -> None:
+def note_too_few(stream: StreamGroup, notes: list[str]) -> None:
     """Say whom the seeds are too few to tell from the best, and how many are needed."""
     found = [
         (g.name, g.versus_best.n, g.versus_best.seeds_needed)
@@ -537,7 +537,7 @@ def note_too_few(stream: Stream, notes: list[str]) -> None:
     )
 
 
-def note_tests(streams: Sequence[Stream], notes: list[str]) -> None:
+def note_tests(streams: Sequence[StreamGroup], notes: list[str]) -> None:
     """Say how was tested, and what that relies on."""
     groups = [g for stream in streams for g in stream.groups]
     tests = [t for g in groups for t in (g.versus_best, g.versus_baseline) if t is not None]
@@ -560,7 +560,7 @@ def candidates(groups: Sequence[Group], metric: str) -> list[Group]:
     return [g for g in measured if g.strategy not in BOUNDS] or measured
 
 
-def over_streams(streams: Sequence[Stream], question: Question) -> Overall | None:
+def over_streams(streams: Sequence[StreamGroup], question: Question) -> Overall | None:
     """Ranks and aggregates of the methods that all streams have; None for one stream or method."""
     sign = 1 if larger_is_better(question.metric) else -1
     tables = [

@@ -33,7 +33,7 @@ READINGS, SPLITS = ("task", "domain", "class"), ("test", "validation")
 NAMED = ("benchmark", "strategy", "model", "optimizer")  # their names are columns of summary.csv
 
 
-def verify(patterns: Sequence[str]) -> tuple[int, list[str]]:
+def verify_runs(patterns: Sequence[str]) -> tuple[int, list[str]]:
     """The number of runs, and a line for each discrepancy. Raises UserError without run folders."""
     runs, _ = read_runs(patterns, once=False)
     runs = [run for run in runs if run.source.parent == run.folder and run.source.name == SUMMARY]
