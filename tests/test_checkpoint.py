@@ -19,14 +19,16 @@ from torch import Tensor
 import cl_runner
 from cl_runner.core import TrainState
 from cl_runner.errors import UserError
+from cl_runner.results.columns import task_costs
 from cl_runner.results.names import CHECKPOINT
 from cl_runner.run import checkpoint
 from cl_runner.run.checkpoint import Saved, check_same, load, remove, save
-from cl_runner.run.frame import COSTS, Frame, frame_of, named
+from cl_runner.run.frame import Frame, frame_of, named
 from cl_runner.run.tasks import initial_state, restored
 from cl_runner.training.fit import Progress
 from cl_runner.training.meter import Meter
 
+COSTS = ("after_task", *task_costs())
 CONFIG = {"seed": 3, "strategy": {"name": "ewc", "lambda": 5.0}, "data": {"root": "a"}}
 DTYPES = (torch.bool, torch.int16, torch.int64, torch.float32, torch.float64, torch.bfloat16)
 

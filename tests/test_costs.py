@@ -16,6 +16,7 @@ from cl_runner.run.evaluation import evaluate
 from cl_runner.run.loop import run
 from cl_runner.run.tasks import initial_state, train_task
 from cl_runner.training import flops as flops_of
+from cl_runner.training import meter
 from cl_runner.training.flops import FlopCounter
 
 pytestmark = pytest.mark.slow
@@ -131,7 +132,8 @@ def test_a_counted_step_is_counted_once(prepared, monkeypatch):
             opened.append(1)
             super().__init__()
 
-    monkeypatch.setattr(flops_of, "FlopCounter", Spy)
+    for module in (flops_of, meter):
+        monkeypatch.setattr(module, "FlopCounter", Spy)
     _, strategy, env = prepared(*TOY, "strategy=naive", "training.iterations=200")
     train_task(strategy, initial_state(strategy, env), env.stream[0], env)
     assert len(opened) == 4  # before and after the task, a whole batch, the last one of an epoch

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cl_runner.functional.metrics import summarise
-from cl_runner.results.matrices import read_matrix
+from cl_runner.results.matrices import read_matrix, summarise
 
 CL_RUN = Path(sys.executable).with_name("cl-run")
 pytestmark = pytest.mark.slow

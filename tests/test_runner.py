@@ -16,13 +16,12 @@ import torch
 from omegaconf import OmegaConf
 
 from cl_runner import strategies
-from cl_runner.compare.verify import verify
+from cl_runner.compare.verify import verify_runs
 from cl_runner.errors import Diverged, UserError
-from cl_runner.functional.metrics import summarise
 from cl_runner.results import status
 from cl_runner.results.columns import reproducible
 from cl_runner.results.files import read_rows, write_rows
-from cl_runner.results.matrices import read_accuracies, read_matrix
+from cl_runner.results.matrices import read_accuracies, read_matrix, summarise
 from cl_runner.results.names import CHECKPOINT
 from cl_runner.run import loop, messages, prepare, record
 from cl_runner.run.loop import run
@@ -147,13 +146,13 @@ def test_looking_within_tasks_changes_nothing(configure, tmp_path, case):
         return min(float(r["accuracy"]) for r in own if (r["after_task"], r["step"]) > (task, "0"))
 
     assert float(row["min_ACC"]) == pytest.approx((worst("1") + worst("2")) / 2)
-    assert verify([str(tmp_path / "looking")]) == (1, [])
+    assert verify_runs([str(tmp_path / "looking")]) == (1, [])
 
 
 def test_a_metric_of_the_evaluations_within_tasks_is_verified(configure, tmp_path):
     run(configure(*TOY, "strategy=naive", "eval.every=3"), tmp_path)
     write_rows(tmp_path / "summary.csv", [summary(tmp_path) | {"min_ACC": "0.123"}])
-    (_, lines) = verify([str(tmp_path)])
+    (_, lines) = verify_runs([str(tmp_path)])
     assert len(lines) == 1 and "min_ACC is 0.123" in lines[0]
 
 

@@ -66,21 +66,20 @@ def run(arguments: Sequence[str]) -> int:
     if arguments[:1] == ["verify"]:
         verifier = Parser(prog="cl-compare verify", description="Check run folders.")
         verifier.add_argument("paths", nargs="+", metavar="PATH", help="where the runs are")
-        return verify(verifier.parse_args(arguments[1:]).paths)
-    return compare(parser().parse_args(arguments), shlex.join(["cl-compare", *arguments]))
+        return verify_folders(verifier.parse_args(arguments[1:]).paths)
+    return answer(parser().parse_args(arguments), shlex.join(["cl-compare", *arguments]))
 
 
-def compare(options: argparse.Namespace, command: str) -> int:
+def answer(options: argparse.Namespace, command: str) -> int:
     """Read, compare, print, write. The page shows the command."""
     check_out(options.out)
     if options.html is not None:
         from cl_runner.compare import report
 
         report.check_page(options.html)
-    from cl_runner.compare import columns, render
+    from cl_runner.compare import render
     from cl_runner.compare.runs import read_runs, select, version_notes
-    from cl_runner.compare.table import Question
-    from cl_runner.compare.table import compare as answer
+    from cl_runner.compare.table import Question, columns_asked_for, compare_runs
     from cl_runner.results.files import write_text
 
     runs, notes = read_runs(options.paths)
@@ -89,28 +88,28 @@ def compare(options: argparse.Namespace, command: str) -> int:
     question = Question(
         metric=options.metric, reading=options.reading, by=by, baseline=options.baseline
     )
-    comparison = answer(runs, question)
+    comparison = compare_runs(runs, question)
     comparison.notes += notes + version_notes([run for run in runs if run.complete])
-    names = columns.choose(options.columns, comparison)
+    names = columns_asked_for(options.columns, comparison)
     write_text(options.out, render.csv_text(comparison))  # everything, whatever is shown
     if options.format == "table" and sys.stdout.isatty():
         from rich.console import Console
 
         render.print_terminal(comparison, Console(highlight=False), names)
     else:
-        show(formatted(options.format, comparison, names))
-    tell(f"written to {options.out}")
+        print_result(formatted(options.format, comparison, names))
+    print_note(f"written to {options.out}")
     if options.html is not None:
         made = time.strftime("%Y-%m-%d %H:%M %z")
         page, missing = report.page(comparison, command, made, names)
         write_text(options.html, page)
         without = "" if missing is None else f" without pictures: {missing}"
-        tell(f"report in {options.html}{without}")
+        print_note(f"report in {options.html}{without}")
     if options.plots is not None:
-        from cl_runner.compare.pictures import draw
+        from cl_runner.compare.pictures import draw_pictures
 
-        files = draw(comparison, options.plots)
-        tell(f"{len(files)} pictures in {options.plots}")
+        files = draw_pictures(comparison, options.plots)
+        print_note(f"{len(files)} pictures in {options.plots}")
     return 0
 
 
@@ -127,13 +126,13 @@ def formatted(wanted: str, comparison: Comparison, names: Sequence[str] | None) 
     }[wanted](comparison, names)
 
 
-def show(text: str) -> None:
+def print_result(text: str) -> None:
     """Print; to a terminal without what would steer it."""
     shown = printable_lines(text) if sys.stdout.isatty() else text
     print(shown.removesuffix("\n"))
 
 
-def tell(text: str) -> None:
+def print_note(text: str) -> None:
     """One line beside the results."""
     console.say(printable(text), sys.stderr)
 
@@ -145,14 +144,13 @@ def after_sweep(folder: Path) -> str:
     """
     from cl_runner.compare import render
     from cl_runner.compare.runs import read_runs
-    from cl_runner.compare.table import Question
-    from cl_runner.compare.table import compare as answer
+    from cl_runner.compare.table import Question, compare_runs
     from cl_runner.results.files import write_text
 
     out = folder / COMPARISON
     check_out(out)
     runs, _ = read_runs([str(folder)])
-    comparison = answer(runs, Question())
+    comparison = compare_runs(runs, Question())
     write_text(out, render.csv_text(comparison))
     return render.short(comparison)
 
@@ -174,15 +172,15 @@ def check_out(path: Path) -> None:
         check(ours, f"--out {path} exists and is no comparison of cl-compare; choose another name")
 
 
-def verify(paths: Sequence[str]) -> int:
+def verify_folders(paths: Sequence[str]) -> int:
     """1 if a folder says something that its matrices do not."""
-    from cl_runner.compare.verify import verify as problems
+    from cl_runner.compare.verify import verify_runs
 
-    count, found = problems(paths)
+    count, found = verify_runs(paths)
     for line in found:
-        show(line)
+        print_result(line)
     verdict = f"{len(found)} discrepancies" if found else "all in order"
-    tell(f"{count} runs verified: {verdict}")
+    print_note(f"{count} runs verified: {verdict}")
     return 1 if found else 0
 
 
@@ -194,12 +192,12 @@ def main() -> None:
         sys.stdout.flush()
         sys.exit(code)
     except KeyboardInterrupt:
-        tell("cl-compare: interrupted")
+        print_note("cl-compare: interrupted")
         sys.exit(130)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         console.silence(sys.stdout)
         sys.exit(0)
     except (UserError, OSError) as error:  # the latter of a full disk
         console.silence(sys.stdout)
-        tell(f"cl-compare: {error}")
+        print_note(f"cl-compare: {error}")
         sys.exit(2)

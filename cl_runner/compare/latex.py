@@ -6,11 +6,11 @@ import re
 from collections.abc import Sequence
 
 from cl_runner.compare import render
-from cl_runner.compare.columns import PAPER
 from cl_runner.compare.render import Names
 from cl_runner.compare.statistics import LEVEL
-from cl_runner.compare.table import BOUNDS, Comparison, Group, Stream
-from cl_runner.compare.terminal import Column, printable
+from cl_runner.compare.table import BOUNDS, Comparison, Group, StreamGroup
+from cl_runner.compare.terminal import TextColumn, printable
+from cl_runner.results.columns import shown
 
 SPECIAL = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -33,7 +33,8 @@ def latex(comparison: Comparison, columns: Names = None) -> str:
     metric = comparison.question.metric
     blocks = ["% \\usepackage{booktabs, siunitx}"]
     for stream in (s for s in comparison.streams if any(g.runs for g in s.groups)):
-        names = dict.fromkeys([metric, *PAPER]) if columns is None else columns
+        usual = [*shown("metric", only_brief=True), *shown("cost", only_brief=True)]
+        names = dict.fromkeys([metric, *usual]) if columns is None else columns
         blocks.append(stream_table(stream, metric, list(names)))
     if comparison.overall is not None:
         sheet = render.overall_sheet(comparison)
@@ -43,7 +44,7 @@ def latex(comparison: Comparison, columns: Names = None) -> str:
     return "\n\n".join([*blocks, "\n".join(f"% {printable(line)}" for line in notes)])
 
 
-def stream_table(stream: Stream, metric: str, names: Sequence[str]) -> str:
+def stream_table(stream: StreamGroup, metric: str, names: Sequence[str]) -> str:
     """The bounds, and below them the strategies, the best first."""
     groups = sorted((g for g in stream.groups if g.runs), key=lambda g: g.strategy not in BOUNDS)
     counts = [str(len(g.runs)) for g in groups]
@@ -51,14 +52,14 @@ def stream_table(stream: Stream, metric: str, names: Sequence[str]) -> str:
     found = [
         render.label_column(groups),
         *([render.plain_column("n", counts)] if len(set(counts)) > 1 else []),
-        *(render.column(name, groups) for name in known),
+        *(render.measured_column(name, groups) for name in known),
     ]
     marks = [MARKS.get(g.distinguishable, "") for g in groups]
     bounds = sum(g.strategy in BOUNDS for g in groups)
     return table(found, caption(stream, groups, metric), stream.title, marks, bounds)
 
 
-def caption(stream: Stream, groups: Sequence[Group], metric: str) -> str:
+def caption(stream: StreamGroup, groups: Sequence[Group], metric: str) -> str:
     """What a reader of the paper needs to read the table."""
     counts = {len(g.runs) for g in groups}
     seeds = f"{counts.pop()} seeds" if len(counts) == 1 else "$n$ seeds"
@@ -78,7 +79,11 @@ def caption(stream: Stream, groups: Sequence[Group], metric: str) -> str:
 
 
 def table(
-    columns: Sequence[Column], about: str, title: str, marks: Sequence[str] = (), bounds: int = 0
+    columns: Sequence[TextColumn],
+    about: str,
+    title: str,
+    marks: Sequence[str] = (),
+    bounds: int = 0,
 ) -> str:
     """A table that floats. marks: what follows the first cells; a rule follows so many bounds."""
     formats = [column_format(c.cells) for c in columns[1:]]

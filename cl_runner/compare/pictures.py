@@ -11,14 +11,14 @@ from cl_runner.compare.figures import settings, streams, tasks, tradeoffs
 from cl_runner.compare.figures.canvas import chosen, image, pyplot
 from cl_runner.compare.render import OVERALL
 from cl_runner.compare.runs import read_runs
-from cl_runner.compare.table import BOUNDS, Comparison, Question, Stream, compare
+from cl_runner.compare.table import BOUNDS, Comparison, Question, StreamGroup, compare_runs
 from cl_runner.errors import UserError, check
 from cl_runner.results.files import write_bytes
 
 SUFFIXES = ("png", "svg", "pdf")  # a PDF, for a paper, has no title: its caption says it
 
 
-def draw(comparison: Comparison, folder: Path) -> list[Path]:
+def draw_pictures(comparison: Comparison, folder: Path) -> list[Path]:
     """Write all pictures that the runs have the files for; their paths."""
     with pyplot("--plots") as plt:
         try:
@@ -26,7 +26,7 @@ def draw(comparison: Comparison, folder: Path) -> list[Path]:
         except OSError as error:
             raise UserError(f"cannot write {folder}: {error.strerror}") from None
         files = []
-        for title, kind, figure in figures(comparison, plt):
+        for title, kind, figure in all_figures(comparison, plt):
             name = re.sub(r"[^A-Za-z0-9.=]+", "_", title).strip("_")
             for suffix in SUFFIXES:
                 files.append(folder / f"{name}-{kind}.{suffix}")
@@ -38,13 +38,13 @@ def draw(comparison: Comparison, folder: Path) -> list[Path]:
 def of_folder(folder: Path) -> list[Path]:
     """Draw what the runs in a folder have the files for into its `pictures`. Raises UserError."""
     runs, _ = read_runs([str(folder)])
-    return draw(compare(runs, Question()), folder / "pictures")
+    return draw_pictures(compare_runs(runs, Question()), folder / "pictures")
 
 
-def figures(comparison: Comparison, plt: Any) -> Iterator[tuple[str, str, Any]]:
+def all_figures(comparison: Comparison, plt: Any) -> Iterator[tuple[str, str, Any]]:
     """Every figure: the stream that it shows, its kind, and itself; the next one closes it."""
     for stream in comparison.streams:
-        for kind, figure in pictures(stream, plt):
+        for kind, figure in stream_figures(stream, plt):
             yield stream.title, kind, figure
             plt.close(figure)
     if comparison.overall is not None:
@@ -54,10 +54,10 @@ def figures(comparison: Comparison, plt: Any) -> Iterator[tuple[str, str, Any]]:
             plt.close(figure)
 
 
-def pictures(stream: Stream, plt: Any) -> Iterator[tuple[str, Any]]:
+def stream_figures(stream: StreamGroup, plt: Any) -> Iterator[tuple[str, Any]]:
     """The figures of one stream by their kind; those that need matrices only where they are."""
     shown = chosen(stream)
-    matrices = [(g, found) for g in shown if (found := tasks.read(g, stream))]
+    matrices = [(g, found) for g in shown if (found := tasks.read_group(g, stream))]
     shapes = {R.shape for _, found in matrices for R in found}
     check(len(shapes) < 2, f"{stream.title}: the matrices differ in size; see cl-compare verify")
     if matrices:

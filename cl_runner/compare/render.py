@@ -8,21 +8,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from cl_runner.compare import table, terminal
-from cl_runner.compare.columns import POSITION, PRICE, QUALITY
+from cl_runner.compare import terminal
 from cl_runner.compare.names import display
-from cl_runner.compare.runs import COSTS, Run
+from cl_runner.compare.runs import Run
 from cl_runner.compare.statistics import FEW, LEVEL, Paired
-from cl_runner.compare.table import (
-    BOUNDS,
-    Comparison,
-    Group,
-    Stream,
-    larger_is_better,
-)
-from cl_runner.compare.terminal import Column, printable
-from cl_runner.compare.verdict import PREFIXES, UNITS, verdict
+from cl_runner.compare.table import BOUNDS, POSITION, Comparison, Group, StreamGroup
+from cl_runner.compare.terminal import TextColumn, printable
+from cl_runner.compare.verdict import PREFIXES, verdict
 from cl_runner.results import files, status
+from cl_runner.results.columns import Column, column_of, compared, larger_is_better, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +24,6 @@ if TYPE_CHECKING:
 # Marks in a table, explained below it.
 MARKS = {"best": "*", "no": "~", "untested": "?", "too_few": "?", "yes": "", "bound": ""}
 OVERALL = "all streams"  # stands for the title of a stream
-SHORT = ("ACC", "forgetting")  # at the end of a sweep
 SIGNATURE = ("benchmark", "scenario", "reading", "strategy", "settings", "n")  # of comparison.csv
 HUGE = 1e9  # counts from which on three digits say more than all
 MANY = 60  # lines of incomplete runs that are still worth printing one by one
@@ -44,7 +37,7 @@ class Sheet:
     kind: str  # quality, price, tests, overall
     section: str  # the title of the stream, or OVERALL
     title: str
-    columns: list[Column]
+    columns: list[TextColumn]
     fixed: int = 1  # columns that never leave
     asked: bool = False  # whether the user chose the columns: then none leaves
 
@@ -76,9 +69,9 @@ def sheets(comparison: Comparison, columns: Names = None) -> list[Sheet]:
     return [sheet for sheet in told if sheet.rows]
 
 
-def default(stream: Stream, metric: str) -> list[str]:
+def default(stream: StreamGroup, metric: str) -> list[str]:
     """The metric, and the usual ones that the stream's runs have."""
-    names = dict.fromkeys([metric, *QUALITY])
+    names = dict.fromkeys([metric, *shown("metric", "calibration", "group")])
     return [name for name in names if any(has(g, name) for g in stream.groups)]
 
 
@@ -87,7 +80,7 @@ def has(group: Group, name: str) -> bool:
     return group.position is not None if name == POSITION else bool(group.values.get(name))
 
 
-def group_sheet(stream: Stream, names: Sequence[str], *, asked: bool = False) -> Sheet:
+def group_sheet(stream: StreamGroup, names: Sequence[str], *, asked: bool = False) -> Sheet:
     """A row per group: the metrics' mean and half of the 95 % interval, and the costs' means."""
     groups = stream.groups
     failures = any(g.incomplete for g in groups)
@@ -102,38 +95,40 @@ def group_sheet(stream: Stream, names: Sequence[str], *, asked: bool = False) ->
         kind="quality",
         section=stream.title,
         title=stream.title,
-        columns=[*fixed, *(column(name, groups) for name in names)],
+        columns=[*fixed, *(measured_column(name, groups) for name in names)],
         fixed=len(fixed),
         asked=asked,
     )
 
 
-def price_sheet(stream: Stream) -> Sheet:
+def price_sheet(stream: StreamGroup) -> Sheet:
     """The means of what was paid."""
     groups = [g for g in stream.groups if g.runs]
-    names = [name for name in PRICE if any(has(g, name) for g in groups)]
+    names = [name for name in shown("cost") if any(has(g, name) for g in groups)]
     return Sheet(
         kind="price",
         section=stream.title,
         title=f"{stream.title}: mean costs of a run",
         columns=[
             plain_column("strategy", [g.name for g in groups]),
-            *(column(name, groups) for name in names),
+            *(measured_column(name, groups) for name in names),
         ],
     )
 
 
-def label_column(groups: Sequence[Group]) -> Column:
+def label_column(groups: Sequence[Group]) -> TextColumn:
     """The names of the groups, the best one's in bold."""
-    return Column(title="strategy", cells=[g.name for g in groups], bold=[g.best for g in groups])
+    return TextColumn(
+        title="strategy", cells=[g.name for g in groups], bold=[g.best for g in groups]
+    )
 
 
-def plain_column(title: str, cells: list[str]) -> Column:
+def plain_column(title: str, cells: list[str]) -> TextColumn:
     """A column without a best cell."""
-    return Column(title=title, cells=cells, bold=[False] * len(cells))
+    return TextColumn(title=title, cells=cells, bold=[False] * len(cells))
 
 
-def test_sheets(stream: Stream, comparison: Comparison) -> list[Sheet]:
+def test_sheets(stream: StreamGroup, comparison: Comparison) -> list[Sheet]:
     """Paired tests against the best and against the baseline."""
     best = next((g.name for g in stream.groups if g.best), "")
     families = [("the best", best, [(g, g.versus_best) for g in stream.groups])]
@@ -172,12 +167,12 @@ def overall_sheet(comparison: Comparison) -> Sheet:
     best = max(sign * m.iqm for m in methods)
     columns = [
         plain_column("strategy", [names[m.label] for m in methods]),
-        Column(
+        TextColumn(
             title="average rank",
             cells=[f"{rank:.2f}" for rank in ranks],
             bold=[rank == min(ranks) for rank in ranks],
         ),
-        Column(
+        TextColumn(
             title="interquartile mean",
             cells=[number(m.iqm, 4) for m in methods],
             bold=[sign * m.iqm == best for m in methods],
@@ -279,27 +274,26 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
-def column(name: str, groups: Sequence[Group]) -> Column:
+def measured_column(name: str, groups: Sequence[Group]) -> TextColumn:
     """A metric or cost; FLOPs and bytes in a unit for all of its cells."""
     if name == POSITION:
         cells = [number(g.position, 2) for g in groups]
-        return Column(title=name, cells=cells, bold=best_cells(name, groups, cells), name=name)
-    title = name.replace("_", " ")
-    cells = [with_half(g, name) for g in groups]
-    if name in COSTS:
-        title, cells = cost(name, [g.mean(name) for g in groups])
-    return Column(title=title, cells=cells, bold=best_cells(name, groups, cells), name=name)
+        return TextColumn(title=name, cells=cells, bold=best_cells(name, groups, cells), name=name)
+    found = column_of(name)
+    if found is not None and found.kind == "cost":
+        title, cells = cost(found, [g.mean(name) for g in groups])
+    else:
+        title, cells = name.replace("_", " "), [with_half(g, name) for g in groups]
+    return TextColumn(title=title, cells=cells, bold=best_cells(name, groups, cells), name=name)
 
 
-def cost(name: str, means: Sequence[float | None]) -> tuple[str, list[str]]:
+def cost(of: Column, means: Sequence[float | None]) -> tuple[str, list[str]]:
     """The title of a cost, with a unit that suits the largest, and its cells."""
-    *words, last = name.split("_")
-    size = 1.0
-    if last in UNITS:
-        largest = max((m for m in means if m is not None), default=0.0)
-        size = next((s for s in PREFIXES if largest >= s), 1.0)
-        last = PREFIXES.get(size, "") + UNITS[last]
-    whole = size == 1 and last != "seconds"
+    *words, last = of.name.split("_")
+    largest = max((m for m in means if m is not None), default=0.0)
+    size = next((s for s in PREFIXES if of.unit.prefixed and largest >= s), 1.0)
+    last = PREFIXES.get(size, "") + (of.unit.symbol or last)
+    whole = of.unit.whole and size == 1
     cells = ["-" if m is None else amount(m / size, whole=whole) for m in means]
     return " ".join([*words, last]), cells
 
@@ -309,7 +303,7 @@ def best_cells(name: str, groups: Sequence[Group], cells: Sequence[str]) -> list
 
     Bounds are left aside.
     """
-    up = name == POSITION or larger_is_better(name)
+    up = larger_is_better(name)
     means = {
         i: mean if up else -mean
         for i, g in enumerate(groups)
@@ -371,7 +365,7 @@ def plain(comparison: Comparison, columns: Names = None) -> str:
     return "\n\n".join([above, *blocks, below])
 
 
-def clean(columns: Sequence[Column]) -> list[Column]:
+def clean(columns: Sequence[TextColumn]) -> list[TextColumn]:
     """Columns that can be printed: what comes from a file may steer a terminal."""
     return [
         replace(c, title=printable(c.title), cells=[printable(cell) for cell in c.cells])
@@ -383,7 +377,8 @@ def short(comparison: Comparison) -> str:
     """What the end of a sweep shows: ACC and forgetting of each group, and what is missing."""
     blocks = []
     for stream in comparison.streams:
-        names = [name for name in SHORT if any(has(g, name) for g in stream.groups)]
+        usual = shown("metric", only_brief=True)
+        names = [name for name in usual if any(has(g, name) for g in stream.groups)]
         label, _mark, *rest = group_sheet(stream, names).columns
         text = terminal.text(terminal.lines(clean([label, *rest])))
         blocks.append(f"{printable(stream.title)}\n{text}")
@@ -418,7 +413,7 @@ def print_terminal(comparison: Comparison, console: Console, columns: Names = No
         write(text, "dim", whole=True)  # it ends with a path
 
 
-def fitted(sheet: Sheet, width: int) -> tuple[list[terminal.Line], list[Column]]:
+def fitted(sheet: Sheet, width: int) -> tuple[list[terminal.Line], list[TextColumn]]:
     """The lines of a sheet in a width, and the columns that left.
 
     Where the user chose the columns, further tables show what the first has no room for.
@@ -430,7 +425,7 @@ def fitted(sheet: Sheet, width: int) -> tuple[list[terminal.Line], list[Column]]
     return lines, left
 
 
-def not_shown(left: Sequence[Column], width: int) -> str:
+def not_shown(left: Sequence[TextColumn], width: int) -> str:
     """Which columns a terminal has no room for, and how to see them."""
     names = ", ".join(column.name or column.title for column in left)
     how = "--columns chooses" if left[0].name else "a wider terminal shows more"
@@ -469,7 +464,7 @@ def records(comparison: Comparison, columns: Names = None) -> list[dict[str, Any
     """A row per group, as in comparison.csv; settings that differ have columns of their own."""
     keys = sorted({key for s in comparison.streams for g in s.groups for key in g.settings})
     stream_keys = sorted({key for s in comparison.streams for key in s.settings})
-    everything = [comparison.question.metric, *table.QUALITY, *table.PRICE, POSITION]
+    everything = [comparison.question.metric, *compared()]
     names = list(dict.fromkeys(everything if columns is None else columns))
     rows = []
     for stream in comparison.streams:

@@ -15,10 +15,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from cl_runner import __version__
 from cl_runner.compare import render
 from cl_runner.compare.figures.canvas import NoMatplotlib, image, pyplot
-from cl_runner.compare.pictures import figures as all_figures
+from cl_runner.compare.pictures import all_figures
 from cl_runner.compare.render import Names, Sheet
 from cl_runner.compare.runs import Run
-from cl_runner.compare.table import Comparison, Group, Stream
+from cl_runner.compare.table import Comparison, Group, StreamGroup
 from cl_runner.compare.terminal import printable_lines
 from cl_runner.compare.verdict import verdict
 from cl_runner.errors import UserError, check
@@ -144,7 +144,7 @@ def identities(comparison: Comparison) -> dict[int, str]:
 
 
 def stream_part(
-    stream: Stream,
+    stream: StreamGroup,
     comparison: Comparison,
     sheets: Sequence[Sheet],
     figures: Figures,

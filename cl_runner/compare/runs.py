@@ -12,7 +12,7 @@ from statistics import fmean
 
 from cl_runner.errors import UserError, check
 from cl_runner.results import status
-from cl_runner.results.columns import METRICS
+from cl_runner.results.columns import column_name, column_of, is_cost, is_metric, of_kind
 from cl_runner.results.files import DAMAGED, read_rows
 from cl_runner.results.names import CALIBRATION_TABLE, STATUS, SUMMARY
 
@@ -22,22 +22,6 @@ OTHER_FILES = re.compile(
     r"(accura.*|costs|calibration|confusion|statistics|comparison.*|fisher_overlap)\.csv"
 )  # of runs, and our own
 NEEDED = ("benchmark", "scenario", "strategy", "seed", "ACC")  # of a run that is complete
-CALIBRATION = ("NLL", "Brier", "ECE")  # of calibration.csv
-COSTS = (
-    *("seconds", "train_seconds", "evaluation_seconds", "steps", "samples"),
-    *("flops", "evaluation_flops", "peak_memory_bytes"),
-    *("parameters", "parameter_bytes", "generator_parameters"),
-    *("buffer_samples", "buffer_bytes", "memory_bytes"),
-)
-LARGEST = 1e30  # of what is counted: no machine has come near, and its square is a number
-# What a metric can be. BWT, FWT, forgetting and intransigence are differences of accuracies.
-RANGES = {
-    **dict.fromkeys(("ACC", "learning_accuracy", "average_incremental_accuracy"), (0.0, 1.0)),
-    **dict.fromkeys(("average_anytime_accuracy", "ECE"), (0.0, 1.0)),
-    **dict.fromkeys(("BWT", "FWT", "forgetting", "intransigence"), (-1.0, 1.0)),
-    "Brier": (0.0, 2.0),
-    "NLL": (0.0, LARGEST),
-}
 ROUNDING = 1e-9  # by which a mean of accuracies may exceed the largest
 TOP_SETTINGS = (
     "model",
@@ -94,17 +78,6 @@ class Run:
 def is_setting(column: str) -> bool:
     """Whether a column of summary.csv is part of the configuration and tells runs apart."""
     return ("." in column or column in TOP_SETTINGS) and column not in NO_SETTINGS
-
-
-def is_metric(column: str) -> bool:
-    """Whether a column is a metric, of whichever split and reading."""
-    names = (*METRICS, *CALIBRATION)
-    return any(of(name, column) for name in names)
-
-
-def of(metric: str, column: str) -> bool:
-    """Whether a column is this metric, of whichever split and reading."""
-    return column == metric or column.endswith(f"_{metric}")
 
 
 def read_runs(patterns: Sequence[str], *, once: bool = True) -> tuple[list[Run], list[str]]:
@@ -217,13 +190,15 @@ def _check_run(run: Run) -> None:
     what = "has no column" if missing and missing[0] not in run.row else "is complete but has no"
     check(not missing, f"{run.source}: {run.name} {what} {missing[0] if missing else ''}")
     for name, cell in run.row.items():
-        if cell and (name in COSTS or is_metric(name)):
+        if cell and (is_cost(name) or is_metric(name)):
             check_number(cell, name, f"{run.source}: {name} of {run.name}")
 
 
-def check_number(cell: str, column: str, where: str) -> None:
+def check_number(cell: str, name: str, where: str) -> None:
     """Raise UserError for what no run can have measured: it must not be averaged."""
-    low, high = next((r for name, r in RANGES.items() if of(name, column)), (0.0, LARGEST))
+    column = column_of(name)
+    assert column is not None, f"{name} is no metric or cost"
+    low, high = column.unit.low, column.unit.high
     try:
         sane = low - ROUNDING <= float(cell) <= high + ROUNDING  # not so of NaN
     except ValueError:
@@ -246,15 +221,15 @@ def calibrated(run: Run) -> Run:
     if not run.complete or not path.exists():
         return run
     found: dict[str, list[float]] = {}
+    own_reading = run.row["scenario"]
     try:
         for row in read_rows(path):
             if row["after_task"] != run.row.get("benchmark.num_tasks"):
                 continue
-            prefix = "" if row["split"] == "test" else f"{row['split']}_"
-            prefix += "" if row["reading"] == run.row["scenario"] else f"{row['reading']}_"
-            for name in CALIBRATION:
+            for name in (column.name for column in of_kind("calibration")):
                 check_number(row[name], name, f"{path}: {name}")
-                found.setdefault(prefix + name, []).append(float(row[name]))
+                own = column_name(name, row["split"], row["reading"], own_reading)
+                found.setdefault(own, []).append(float(row[name]))
     except (ValueError, KeyError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
     return replace(run, row=run.row | {name: repr(fmean(v)) for name, v in found.items()})

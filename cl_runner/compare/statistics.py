@@ -194,7 +194,7 @@ def multiplicity(comparisons: int, *, against_best: bool) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranking:
+class Ranks:
     """Methods ordered by their average rank over streams (Demsar 2006); rank 1 is the best."""
 
     ranks: dict[str, float]
@@ -203,7 +203,7 @@ class Ranking:
     critical_difference: float  # of average ranks, Nemenyi's at level 0.05
 
 
-def rank(means: Mapping[str, Sequence[float]]) -> Ranking:
+def rank(means: Mapping[str, Sequence[float]]) -> Ranks:
     """Rank methods by their means on the same streams; ties share their ranks."""
     from scipy import stats
 
@@ -216,7 +216,7 @@ def rank(means: Mapping[str, Sequence[float]]) -> Ranking:
         friedman = 1.0 if tied else float(stats.friedmanchisquare(*ranks).pvalue)
     q = float(stats.studentized_range.ppf(1 - LEVEL, k, np.inf)) / math.sqrt(2)
     average = dict(zip(means, ranks.mean(axis=1).tolist(), strict=True))
-    return Ranking(
+    return Ranks(
         ranks=dict(sorted(average.items(), key=lambda item: item[1])),
         streams=N,
         friedman_p=friedman,

@@ -10,24 +10,13 @@ from typing import Any
 
 from cl_runner.compare import statistics
 from cl_runner.compare.names import display, listed, said_by_name
-from cl_runner.compare.runs import CALIBRATION, COSTS, Run, is_metric, is_setting, shown
-from cl_runner.compare.statistics import Paired, Ranking
+from cl_runner.compare.runs import Run, is_setting, shown
+from cl_runner.compare.statistics import Paired, Ranks
 from cl_runner.errors import UserError, check
+from cl_runner.results.columns import is_cost, is_metric, larger_is_better, of_kind
 from cl_runner.results.seeds import interval
 
-QUALITY = (
-    *("ACC", "forgetting", "BWT", "FWT", "learning_accuracy", "intransigence"),
-    *("min_ACC", "worst_case_ACC", "average_anytime_accuracy"),
-    *CALIBRATION,
-)
-PRICE = (
-    *("seconds", "samples", "flops", "evaluation_flops", "parameters"),
-    *("buffer_bytes", "memory_bytes", "peak_memory_bytes"),
-)
-LARGER_IS_BETTER = (
-    *("ACC", "BWT", "FWT", "learning_accuracy"),
-    *("average_incremental_accuracy", "average_anytime_accuracy"),
-)
+POSITION = "position"  # (mean - naive) / (joint - naive): of a group, not of a run
 OWN_NAME = {"model": "model", "optimizer": "optimizer"}  # groups of settings that have a name
 BOUNDS = ("cumulative", "joint")  # see data that a strategy must not; none of them is the best
 LOWER, UPPER = "naive", "joint"
@@ -98,7 +87,7 @@ class Group:
 
 
 @dataclass(kw_only=True)
-class Stream:
+class StreamGroup:
     """All groups that learned the same tasks in the same scenario, the best first."""
 
     benchmark: str
@@ -137,7 +126,7 @@ class Method:
 class Overall:
     """All methods that every stream has."""
 
-    ranking: Ranking
+    ranking: Ranks
     fewest: int  # runs of a method on a stream
     methods: list[Method]
     left_out: list[str]  # methods that some stream lacks
@@ -148,7 +137,7 @@ class Comparison:
     """The answer."""
 
     question: Question
-    streams: list[Stream]
+    streams: list[StreamGroup]
     incomplete: list[Run]
     overall: Overall | None
     notes: list[str]
@@ -159,12 +148,7 @@ def describe(settings: Mapping[str, str], prefix: str = "strategy.") -> list[str
     return [f"{key.removeprefix(prefix)}={value or 'null'}" for key, value in settings.items()]
 
 
-def larger_is_better(column: str) -> bool:
-    """Whether more of a metric is better; not so of forgetting, intransigence and costs."""
-    return any(column == name or column.endswith(f"_{name}") for name in LARGER_IS_BETTER)
-
-
-def compare(runs: Sequence[Run], question: Question) -> Comparison:
+def compare_runs(runs: Sequence[Run], question: Question) -> Comparison:
     """Group, summarise, test and rank. Raises UserError for questions that the runs cannot answer.
 
     Nothing depends on the order of the runs.
@@ -177,7 +161,7 @@ def compare(runs: Sequence[Run], question: Question) -> Comparison:
     notes: list[str] = []
     own_seed = own_stream_seeds(runs)
     started = [run for run in runs if run.row.get("strategy")]
-    parts: list[tuple[Stream, list[Run]]] = []
+    parts: list[tuple[StreamGroup, list[Run]]] = []
     by_name = sorted(started, key=lambda run: (run.row["benchmark"], run.row["scenario"]))
     for (benchmark, scenario), found in groupby(
         by_name, key=lambda run: (run.row["benchmark"], run.row["scenario"])
@@ -190,7 +174,7 @@ def compare(runs: Sequence[Run], question: Question) -> Comparison:
                 unread = f"{benchmark}, {scenario}-IL is not read as {question.reading}-IL"
                 notes.append(f"left out: {unread}")
                 continue
-            stream = Stream(
+            stream = StreamGroup(
                 benchmark=benchmark,
                 scenario=scenario,
                 reading=question.reading or scenario,
@@ -226,7 +210,7 @@ def compare(runs: Sequence[Run], question: Question) -> Comparison:
 def check_question(complete: Sequence[Run], question: Question) -> None:
     """Refuse metrics and settings that no run has."""
     columns = sorted({name for run in complete for name in run.row})
-    metrics = [name for name in columns if is_metric(name) or name in COSTS]
+    metrics = [name for name in columns if is_metric(name) or is_cost(name)]
     if question.metric not in {*metrics, "intransigence"}:
         near = get_close_matches(question.metric, metrics, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(metrics)}"
@@ -236,6 +220,29 @@ def check_question(complete: Sequence[Run], question: Question) -> None:
         near = get_close_matches(key, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         check(key in known, f"--by {key}: no run has such a setting{hint}")
+
+
+def columns_asked_for(text: str | None, comparison: Comparison) -> list[str] | None:
+    """The names that `--columns` lists, their values filled in; None where it is not given.
+
+    Raises UserError for a name that no run has.
+    """
+    if text is None:
+        return None
+    names = list(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
+    check(bool(names), "--columns: write metrics or costs with commas between, as ACC,flops")
+    groups = [(stream, g) for stream in comparison.streams for g in stream.groups]
+    there = {key for _, g in groups for run in g.runs.values() for key in run.row}
+    known = sorted({n for n in there if is_metric(n) or is_cost(n)} | {"intransigence", POSITION})
+    for name in names:
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+        if name not in known:
+            raise UserError(f"--columns {name}: no run has it; {hint}")
+    for stream, g in groups:
+        for name in (name for name in names if name not in g.values):
+            add_values(g, name, stream)
+    return names
 
 
 # Which stream, which group.
@@ -324,7 +331,7 @@ def group(
         for settings, members in split(own, [run.row for run in own], its):
             complete: dict[int, Run] = {}
             for run in (run for run in members if run.complete):
-                seed = whole(run)
+                seed = seed_of(run)
                 if seed in complete:
                     refuse_second(run, complete[seed], its if chosen else None)
                 complete[seed] = run
@@ -350,7 +357,7 @@ def implied(key: str, runs: Sequence[Run]) -> bool:
     return len(pairs) == len({first for first, _ in pairs})
 
 
-def whole(run: Run) -> int:
+def seed_of(run: Run) -> int:
     """The run's seed."""
     try:
         return int(run.row["seed"])
@@ -376,7 +383,7 @@ def reads(runs: Sequence[Run], scenario: str, reading: str) -> bool:
 # What is computed of them.
 
 
-def column(name: str, stream: Stream) -> str:
+def name_as_read(name: str, stream: StreamGroup) -> str:
     """The column of a metric as the stream is read."""
     prefix = f"{stream.reading}_"
     if stream.reading == stream.scenario or prefix in name or not is_metric(name):
@@ -385,13 +392,18 @@ def column(name: str, stream: Stream) -> str:
     return split + prefix + name.removeprefix(split)
 
 
-def fill(stream: Stream, question: Question, notes: list[str]) -> None:
+def add_values(one: Group, name: str, stream: StreamGroup) -> None:
+    """The values of a column, seed by seed, where there are any."""
+    numbers = {s: run.number(name_as_read(name, stream)) for s, run in one.runs.items()}
+    one.values[name] = {s: v for s, v in numbers.items() if v is not None}
+
+
+def fill(stream: StreamGroup, question: Question, notes: list[str]) -> None:
     """Values, bounds and tests of the groups; the best comes first, those without runs last."""
-    names = dict.fromkeys([question.metric, *QUALITY, *PRICE, "train_seconds"])
+    own = [column.name for column in of_kind("metric", "calibration", "cost")]
     for one in stream.groups:
-        for name in names:
-            numbers = {s: run.number(column(name, stream)) for s, run in one.runs.items()}
-            one.values[name] = {s: v for s, v in numbers.items() if v is not None}
+        for name in dict.fromkeys([question.metric, *own]):
+            add_values(one, name, stream)
     add_intransigence(stream, notes)
     if is_metric(question.metric):
         add_positions(stream, question.metric, notes)
@@ -407,7 +419,7 @@ def fill(stream: Stream, question: Question, notes: list[str]) -> None:
     note_too_few(stream, notes)
 
 
-def note_unequal(stream: Stream, notes: list[str]) -> None:
+def note_unequal(stream: StreamGroup, notes: list[str]) -> None:
     """Say which settings outside `strategy.` are not the same for all, and for whom."""
     groups = [g for g in stream.groups if g.runs]
     for key in differing_keys([outside(g.everything) for g in groups]):
@@ -421,7 +433,7 @@ def note_unequal(stream: Stream, notes: list[str]) -> None:
         notes.append(f"{stream.title}: {key} is not the same for all: {text}")
 
 
-def counterpart(one: Group, strategy: str, stream: Stream) -> Group | None:
+def counterpart(one: Group, strategy: str, stream: StreamGroup) -> Group | None:
     """The group of another strategy that learned as this one did.
 
     The one that agrees in all settings outside `strategy.`, or the only one there is.
@@ -437,7 +449,7 @@ def outside(settings: Settings) -> Settings:
     return {k: v for k, v in settings.items() if not k.startswith("strategy.")}
 
 
-def add_intransigence(stream: Stream, notes: list[str]) -> None:
+def add_intransigence(stream: StreamGroup, notes: list[str]) -> None:
     """mean_k (bound on task k - R[k, k]), seed by seed, where there is a bound.
 
     The bound on task k is R[k, k] of the `cumulative` run, which is trained on tasks 1 .. k
@@ -455,7 +467,7 @@ def add_intransigence(stream: Stream, notes: list[str]) -> None:
         if name == "cumulative":
             bound = other.values["learning_accuracy"]
         else:
-            metric = column("ACC", stream)
+            metric = name_as_read("ACC", stream)
             bound = {s: v for s, r in other.runs.items() if (v := r.number(metric)) is not None}
         shared = own.keys() & bound.keys()
         one.values["intransigence"] = {s: bound[s] - own[s] for s in sorted(shared)}
@@ -463,7 +475,7 @@ def add_intransigence(stream: Stream, notes: list[str]) -> None:
             notes.append(f"intransigence is measured against {name}, seed by seed")
 
 
-def add_positions(stream: Stream, metric: str, notes: list[str]) -> None:
+def add_positions(stream: StreamGroup, metric: str, notes: list[str]) -> None:
     """(mean - naive) / (joint - naive), means over the seeds that all three have."""
     for one in stream.groups:
         low, high = counterpart(one, LOWER, stream), counterpart(one, UPPER, stream)
@@ -481,7 +493,7 @@ def add_positions(stream: Stream, metric: str, notes: list[str]) -> None:
             notes.append(f"{stream.title}: no position, since joint is not better than naive")
 
 
-def add_tests(stream: Stream, question: Question, sign: int) -> None:
+def add_tests(stream: StreamGroup, question: Question, sign: int) -> None:
     """Paired tests against the best group and against the baseline, each family with Holm."""
     ranked = candidates(stream.groups, question.metric)
     if not ranked:
@@ -507,7 +519,7 @@ def add_tests(stream: Stream, question: Question, sign: int) -> None:
             g.versus_baseline = result
 
 
-def note_too_few(stream: Stream, notes: list[str]) -> None:
+def note_too_few(stream: StreamGroup, notes: list[str]) -> None:
     """Say whom the seeds are too few to tell from the best, and how many are needed."""
     found = [
         (g.name, g.versus_best.n, g.versus_best.seeds_needed)
@@ -525,7 +537,7 @@ def note_too_few(stream: Stream, notes: list[str]) -> None:
     )
 
 
-def note_tests(streams: Sequence[Stream], notes: list[str]) -> None:
+def note_tests(streams: Sequence[StreamGroup], notes: list[str]) -> None:
     """Say how was tested, and what that relies on."""
     groups = [g for stream in streams for g in stream.groups]
     tests = [t for g in groups for t in (g.versus_best, g.versus_baseline) if t is not None]
@@ -548,7 +560,7 @@ def candidates(groups: Sequence[Group], metric: str) -> list[Group]:
     return [g for g in measured if g.strategy not in BOUNDS] or measured
 
 
-def over_streams(streams: Sequence[Stream], question: Question) -> Overall | None:
+def over_streams(streams: Sequence[StreamGroup], question: Question) -> Overall | None:
     """Ranks and aggregates of the methods that all streams have; None for one stream or method."""
     sign = 1 if larger_is_better(question.metric) else -1
     tables = [

@@ -11,7 +11,7 @@ GAP = "  "
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
+class TextColumn:
     """One column of a table for people."""
 
     title: str
@@ -54,15 +54,15 @@ def broken(text: str, width: int, indent: str = "") -> list[str]:
 
 
 def fitted(
-    columns: Sequence[Column], fixed: int, limit: int, *, several: bool
-) -> tuple[list[list[Column]], list[Column]]:
+    columns: Sequence[TextColumn], fixed: int, limit: int, *, several: bool
+) -> tuple[list[list[TextColumn]], list[TextColumn]]:
     """The columns that fit into a width, and those that left, from the right.
 
     fixed: so many columns stay in any case, and one more. several: what would leave makes further
     tables.
     """
     own, rest = list(columns[:fixed]), list(columns[fixed:])
-    parts: list[list[Column]] = []
+    parts: list[list[TextColumn]] = []
     while rest or not parts:
         fits = [k for k in range(2, len(rest) + 1) if total(own + rest[:k]) <= limit]
         count = max(fits, default=1)
@@ -73,17 +73,17 @@ def fitted(
     return parts, rest
 
 
-def total(columns: Sequence[Column]) -> int:
+def total(columns: Sequence[TextColumn]) -> int:
     """The width of a table whose titles are folded between their words."""
     return sum(map(narrowest, columns)) + len(GAP) * (len(columns) - 1)
 
 
-def narrowest(column: Column) -> int:
+def narrowest(column: TextColumn) -> int:
     """The width of a column's longest cell and of the longest word of its title."""
     return max(map(cells_wide, [*column.cells, *column.title.split(), ""]))
 
 
-def lines(columns: Sequence[Column], limit: int | None = None) -> list[Line]:
+def lines(columns: Sequence[TextColumn], limit: int | None = None) -> list[Line]:
     """A table, its first column to the left and the others to the right.
 
     With a limit titles are folded between their words; so are the first column's cells, between

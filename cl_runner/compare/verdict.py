@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cl_runner.compare.names import listed
-from cl_runner.compare.runs import COSTS
 from cl_runner.compare.statistics import Paired
 from cl_runner.compare.table import (
     BOUNDS,
@@ -13,20 +12,19 @@ from cl_runner.compare.table import (
     UPPER,
     Comparison,
     Group,
-    Stream,
+    StreamGroup,
     candidates,
     counterpart,
-    larger_is_better,
 )
+from cl_runner.results.columns import column_of, is_cost, kept_bytes, larger_is_better
 
-UNITS = {"flops": "FLOPs", "bytes": "B"}  # what ends a cost's name
 PREFIXES = {1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k"}
 PRICES = {"flops": "FLOPs", "seconds": "time"}  # of training; the first that was measured counts
 
 
-def verdict(of: Comparison | Stream) -> list[str]:
+def verdict(of: Comparison | StreamGroup) -> list[str]:
     """Two sentences on each stream, named if there are several: what was reached, at what price."""
-    streams = [of] if isinstance(of, Stream) else of.streams
+    streams = [of] if isinstance(of, StreamGroup) else of.streams
     found = []
     for stream in streams:
         title = f"{stream.title}: " if len(streams) > 1 else ""
@@ -41,7 +39,7 @@ def verdict(of: Comparison | Stream) -> list[str]:
 # Who is best, by how much, how surely.
 
 
-def outcome(best: Group, stream: Stream) -> str:
+def outcome(best: Group, stream: StreamGroup) -> str:
     """The first sentence, without its full stop."""
     others = [g for g in candidates(stream.groups, stream.metric) if g is not best]
     if best.strategy in BOUNDS:
@@ -58,7 +56,9 @@ def outcome(best: Group, stream: Stream) -> str:
     return f"{text}; {verb} {amount(naive, stream.metric)}"
 
 
-def comparison(best: Group, others: Sequence[Group], stream: Stream) -> tuple[str, list[Group]]:
+def comparison(
+    best: Group, others: Sequence[Group], stream: StreamGroup
+) -> tuple[str, list[Group]]:
     """How surely the best is the best, and the groups whose numbers are given."""
     alike = [g for g in others if g.distinguishable == "no"]
     unsure = [g for g in others if g.distinguishable in {"too_few", "untested"}]
@@ -84,7 +84,7 @@ def comparison(best: Group, others: Sequence[Group], stream: Stream) -> tuple[st
     return text, [*runner, *(alike if len(alike) == 1 else [])]
 
 
-def level(group: Group, stream: Stream, subject: str = "") -> str:
+def level(group: Group, stream: StreamGroup, subject: str = "") -> str:
     """What the group reached, beside joint if that is there; subject: a name instead of `it`."""
     metric, mean = stream.metric, group.mean(stream.metric)
     assert mean is not None
@@ -100,14 +100,14 @@ def level(group: Group, stream: Stream, subject: str = "") -> str:
     return f"{subject} reaches {own}" + (f", joint {joint}" if joint else "")
 
 
-def lead(other: Group, stream: Stream) -> str:
+def lead(other: Group, stream: StreamGroup) -> str:
     """`ahead of EWC by 0.65, p < 0.001, 6 seeds`."""
     test = tested(other)
     by = difference(test, stream.metric)
     return f"ahead of {other.name} by {by}, {p_value([test])}, {seeds([test])}"
 
 
-def gap(alike: Sequence[Group], stream: Stream) -> str:
+def gap(alike: Sequence[Group], stream: StreamGroup) -> str:
     """How far those that cannot be told from the best are from it."""
     tests = [tested(g) for g in alike]
     how = f"({p_value(tests)}, {seeds(tests)})"
@@ -146,7 +146,7 @@ def tested(group: Group) -> Paired:
 def difference(test: Paired, metric: str) -> str:
     """The size of a mean difference."""
     size = abs(test.difference or 0.0)
-    small = metric not in COSTS and 0 < size < 0.0005
+    small = not is_cost(metric) and 0 < size < 0.0005
     return "less than 0.001" if small else amount(size, metric)
 
 
@@ -167,7 +167,7 @@ def seeds(tests: Sequence[Paired]) -> str:
 # What it forgets and costs.
 
 
-def price(best: Group, stream: Stream) -> str:
+def price(best: Group, stream: StreamGroup) -> str:
     """The second sentence, without its full stop."""
     parts = [part for part in (memory(best, stream), training(best, stream), kept(best)) if part]
     what = " and ".join(parts) if len(parts) < 3 else f"{', '.join(parts[:-1])}, and {parts[-1]}"
@@ -179,7 +179,7 @@ def price(best: Group, stream: Stream) -> str:
     return f"{text}; {n} run{'s are' if n > 1 else ' is'} not complete ({listed([*lost])})"
 
 
-def memory(best: Group, stream: Stream) -> str:
+def memory(best: Group, stream: StreamGroup) -> str:
     """What the best forgets, beside naive; its ACC where forgetting is what was asked for."""
     name = "ACC" if stream.metric == "forgetting" else "forgetting"
     own, low = best.mean(name), counterpart(best, LOWER, stream)
@@ -192,7 +192,7 @@ def memory(best: Group, stream: Stream) -> str:
     return f"forgets {amount(own, name) if own > 0 else 'nothing'}{beside}"
 
 
-def training(best: Group, stream: Stream) -> str:
+def training(best: Group, stream: StreamGroup) -> str:
     """What training takes, as multiples of naive's and joint's."""
     name = next((name for name in PRICES if best.mean(name)), None)
     own = None if name is None else best.mean(name)
@@ -210,7 +210,7 @@ def training(best: Group, stream: Stream) -> str:
 
 def kept(best: Group) -> str:
     """What the strategy stores besides the network: its buffer and all else."""
-    sizes = [best.mean(name) for name in ("buffer_bytes", "memory_bytes")]
+    sizes = [best.mean(name) for name in kept_bytes() if name != "parameter_bytes"]
     there = [size for size in sizes if size is not None]
     if not there:
         return ""
@@ -228,14 +228,14 @@ def words(metric: str) -> str:
 
 def amount(value: float, metric: str) -> str:
     """A metric's number with two digits after the point, three if it is small; costs in a unit."""
-    if metric not in COSTS:
+    column = column_of(metric)
+    if column is None or column.kind != "cost":
         digits = 2 if abs(value) >= 0.01 or value == 0 else 3
         return f"{round(value, digits) + 0.0:.{digits}f}"
-    last = metric.rsplit("_", 1)[-1]
-    if last in UNITS:
+    unit = column.unit.symbol or words(metric)
+    if column.unit.prefixed:
         size = next((s for s in PREFIXES if value >= s), 1.0)
-        return f"{value / size:.3g} {PREFIXES.get(size, '')}{UNITS[last]}"
-    unit = last if last == "seconds" else words(metric)
+        return f"{value / size:.3g} {PREFIXES.get(size, '')}{unit}"
     return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from cl_runner.compare.runs import COSTS, Run, is_metric, is_setting, read_runs
+from cl_runner.compare.runs import Run, is_setting, read_runs
 from cl_runner.config.identity import IMMATERIAL, config_hash, flatten
 from cl_runner.errors import UserError, check
 from cl_runner.machine.reading import yaml_values
-from cl_runner.results.columns import METRICS
+from cl_runner.results.columns import is_metric, of_kind, task_costs
 from cl_runner.results.files import read_rows
 from cl_runner.results.matrices import (
     Curves,
@@ -27,22 +27,13 @@ from cl_runner.results.matrices import (
 from cl_runner.results.names import ACCURACY_TABLE, CONFIG, COST_TABLE, STATES, STATISTICS, SUMMARY
 from cl_runner.results.seeds import interval
 
-# Columns of costs.csv: what is spent on each task, and what is held after it.
-SPENT = (
-    *("train_seconds", "evaluation_seconds", "steps", "samples"),
-    *("flops", "evaluation_flops"),
-)
-HELD = (
-    *("parameters", "buffer_bytes", "memory_bytes", "generator_parameters"),
-    "peak_memory_bytes",
-)
 TOLERANCE = 1e-9  # of a metric; the files hold every digit
 SAID = STATES[:4]  # of a summary.csv; no run says of itself that it was killed or is missing
 READINGS, SPLITS = ("task", "domain", "class"), ("test", "validation")
 NAMED = ("benchmark", "strategy", "model", "optimizer")  # their names are columns of summary.csv
 
 
-def verify(patterns: Sequence[str]) -> tuple[int, list[str]]:
+def verify_runs(patterns: Sequence[str]) -> tuple[int, list[str]]:
     """The number of runs, and a line for each discrepancy. Raises UserError without run folders."""
     runs, _ = read_runs(patterns, once=False)
     runs = [run for run in runs if run.source.parent == run.folder and run.source.name == SUMMARY]
@@ -95,14 +86,15 @@ def read_within(folder: Path) -> Curves | None:
 
 def of_costs(row: Mapping[str, str]) -> Iterator[str]:
     """Costs are numbers that are not negative, and counts are whole."""
-    for name in (name for name in COSTS if row.get(name)):
+    for column in (column for column in of_kind("cost") if row.get(column.name)):
+        name = column.name
         try:
             value = float(row[name])
         except ValueError:
             value = math.nan
         if not (math.isfinite(value) and value >= 0):
             yield f"{name} is {row[name]}, no number of at least 0"
-        elif not name.endswith("seconds") and value != int(value):
+        elif column.unit.whole and value != int(value):
             yield f"{name} is {row[name]}, not whole"
 
 
@@ -111,11 +103,12 @@ def of_cost_table(folder: Path, row: Mapping[str, str]) -> Iterator[str]:
     path = folder / COST_TABLE
     if not path.exists() or row["status"] != "complete":
         return
+    spent = task_costs("sum")
     try:
         rows = read_rows(path)
         tasks = [int(cells["after_task"]) for cells in rows]
-        sums = {name: math.fsum(float(cells[name]) for cells in rows) for name in SPENT}
-        held = {name: rows[-1][name] for name in HELD}
+        sums = {name: math.fsum(float(cells[name]) for cells in rows) for name in spent}
+        held = {name: rows[-1][name] for name in task_costs("last", "largest")}
     except (UserError, ValueError, KeyError, IndexError, OverflowError) as error:
         yield unreadable(path, error)
         return
@@ -284,7 +277,8 @@ def of_seeds(folder: Path) -> Iterator[str]:
         yield f"{STATISTICS} cannot be checked: its runs say numbers too large to square"
         return
     columns = set().union(*rows)
-    for metric in (m for m in METRICS if m in columns and m not in said):
+    metrics = [column.name for column in of_kind("metric")]
+    for metric in (name for name in metrics if name in columns and name not in said):
         yield f"{STATISTICS} has no row of {metric}"
     cells = [(m, key, value) for m, found_ in expected.items() for key, value in found_.items()]
     for metric, key, value in cells:

@@ -22,12 +22,12 @@ def of_run(node: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in node.items() if k not in ABOUT_THE_COMMAND | unset}
 
 
-def whole(value: Any) -> Any:
+def canonical(value: Any) -> Any:
     """Plain values with 1 in the place of 1.0: what stands for one run has one form."""
     if isinstance(value, Mapping):
-        return {str(key): whole(inner) for key, inner in value.items()}
+        return {str(key): canonical(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [whole(inner) for inner in value]
+        return [canonical(inner) for inner in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -49,5 +49,5 @@ def config_hash(config: Mapping[str, Any]) -> str:
     goes on.
     """
     material = {k: v for k, v in flatten(config).items() if k not in IMMATERIAL}
-    text = json.dumps(whole(material), sort_keys=True)
+    text = json.dumps(canonical(material), sort_keys=True)
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]

@@ -133,30 +133,3 @@ def average_anytime_accuracy(R: ArrayLike, curve: ArrayLike) -> float:
 
 def _mean(values: Matrix) -> float:
     return float(values.mean()) if len(values) else float("nan")
-
-
-METRICS = {
-    "ACC": acc,
-    "BWT": bwt,
-    "FWT": fwt,
-    "forgetting": forgetting,
-    "learning_accuracy": learning_accuracy,
-    "average_incremental_accuracy": average_incremental_accuracy,
-}
-
-
-ANYTIME_METRICS = {
-    "min_ACC": min_acc,
-    "worst_case_ACC": worst_case_acc,
-    "average_anytime_accuracy": average_anytime_accuracy,
-}
-
-
-def summarise(R: ArrayLike) -> dict[str, float]:
-    """All metrics that need nothing but R, by the names of summary.csv's columns."""
-    return {name: metric(R) for name, metric in METRICS.items()}
-
-
-def summarise_anytime(R: ArrayLike, curve: ArrayLike) -> dict[str, float]:
-    """All metrics that need R and the curve, by the names of summary.csv's columns."""
-    return {name: metric(R, curve) for name, metric in ANYTIME_METRICS.items()}

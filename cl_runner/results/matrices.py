@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cl_runner.errors import UserError
-from cl_runner.functional.metrics import Matrix, summarise, summarise_anytime
+from cl_runner.functional.metrics import Matrix
 from cl_runner.machine.reading import LONG, read_text
+from cl_runner.results.columns import column_name, formulas
 from cl_runner.results.files import Row, read_rows, write_rows
 from cl_runner.results.names import ACCURACY_TABLE
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import ArrayLike
 
 
 # R by (split, reading): shape (T + 1, T), NaN where not measured. See cl_runner.functional.metrics.
@@ -123,22 +125,30 @@ def read_accuracies(path: str | Path) -> pd.DataFrame:
     return cells.assign(accuracy=[float(cell) for cell in cells.accuracy.fillna("nan")])
 
 
+def summarise(R: ArrayLike, curve: ArrayLike | None = None) -> dict[str, float]:
+    """The metrics of a matrix by their names; with a curve, those that need it as well.
+
+    See `cl_runner.functional.metrics` for what R and the curve are.
+    """
+    values = {name: formula(R) for name, formula in formulas("matrix").items()}
+    if curve is not None:
+        values |= {name: formula(R, curve) for name, formula in formulas("curve").items()}
+    return values
+
+
 def metric_columns(
     matrices: Matrices, own_reading: str, curves: Curves | None = None
 ) -> dict[str, float | None]:
     """Every metric of every matrix; the scenario's own reading of the test data without prefix.
 
-    `intransigence` needs a joint bound, which a single run does not have. The metrics that need
-    curves are there where they are.
+    The metrics that need a joint bound have none in a single run. Those that need curves are there
+    where curves are.
     """
     columns: dict[str, float | None] = {}
     for (split, reading), R in matrices.items():
-        prefix = "" if split == "test" else f"{split}_"
-        prefix += "" if reading == own_reading else f"{reading}_"
-        values = summarise(R)
-        if curves is not None:
-            values |= summarise_anytime(R, curves.get((split, reading), []))
-        columns |= {prefix + name: value for name, value in values.items()}
-        if not prefix:
-            columns["intransigence"] = None
+        curve = None if curves is None else curves.get((split, reading), [])
+        values = summarise(R, curve).items()
+        columns |= {column_name(name, split, reading, own_reading): value for name, value in values}
+        if (split, reading) == ("test", own_reading):
+            columns |= dict.fromkeys(formulas("bound"))
     return columns

@@ -15,7 +15,13 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cl_runner.config.identity import ABOUT_THE_COMMAND, IMMATERIAL, config_hash, of_run, whole
+from cl_runner.config.identity import (
+    ABOUT_THE_COMMAND,
+    IMMATERIAL,
+    canonical,
+    config_hash,
+    of_run,
+)
 from cl_runner.results import status
 
 LONGEST = 110  # characters; file systems take 255 bytes, eyes less
@@ -54,7 +60,7 @@ def normal(override: str, root: DictConfig) -> str:
     except OmegaConfBaseException:  # the run tells
         return override
     number = isinstance(found, int | float) and not isinstance(found, bool)
-    return f"{key}={whole(found) if number else value}"
+    return f"{key}={canonical(found) if number else value}"
 
 
 def content(root: DictConfig) -> dict[str, Any]:
@@ -64,7 +70,7 @@ def content(root: DictConfig) -> dict[str, Any]:
         found: Any = OmegaConf.to_container(node, resolve=True)
     except OmegaConfBaseException:  # the run tells
         found = OmegaConf.to_container(node)
-    return cast("dict[str, Any]", whole(found))
+    return cast("dict[str, Any]", canonical(found))
 
 
 def digest(*, _root_: DictConfig) -> str:

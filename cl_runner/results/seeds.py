@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cl_runner.results.columns import METRICS
+from cl_runner.results.columns import is_metric, of_kind, printed
 from cl_runner.results.files import read_rows, write_rows
 from cl_runner.results.names import STATISTICS, SUMMARY
 
@@ -29,16 +29,16 @@ def merge_seeds(out: Path, runs: Mapping[int, Path]) -> str:
             [{"seed": s, **row} for s, path in found.items() for row in read_rows(path / name)],
         )
     complete = [row for row in rows.values() if row["status"] == "complete"]
-    ends = tuple(f"_{name}" for name in METRICS)
-    metrics = [n for n in next(iter(rows.values()), {}) if n in METRICS or n.endswith(ends)]
+    metrics = [name for name in next(iter(rows.values()), {}) if is_metric(name)]
+    own = [c.name for c in of_kind("metric") if c.name in metrics]
     statistics = [
         {"metric": name, **interval([float(row[name]) for row in complete if row[name]])}
-        for name in dict.fromkeys([*(m for m in METRICS if m in metrics), *metrics])
+        for name in dict.fromkeys([*own, *metrics])
     ]
     write_rows(out / STATISTICS, statistics)
     lines = [f"{'metric':20} {'n':>3} {'mean':>8} {'95 % interval':>20}"]
     for row in statistics:
-        if row["metric"] in {"ACC", "forgetting", "BWT", "FWT", "learning_accuracy"} and row["n"]:
+        if row["metric"] in printed() and row["n"]:
             low, high = (f"{row[k]:.4f}" if row[k] is not None else "-" for k in ("low", "high"))
             lines.append(f"{row['metric']:20} {row['n']:>3} {row['mean']:8.4f} {low:>9} .. {high}")
     return "\n".join(lines)

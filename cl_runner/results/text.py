@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from cl_runner.functional.metrics import Matrix
+from cl_runner.results.columns import printed, shown
 
 
 def format_matrix(R: Matrix) -> str:
@@ -23,15 +24,15 @@ def format_matrix(R: Matrix) -> str:
 
 
 def in_words(columns: Mapping[str, float | None]) -> str:
-    """The two metrics that matter most, in a few words."""
-    values = {name: columns.get(name) for name in ("ACC", "forgetting")}
+    """The metrics that matter most, in a few words."""
+    values = {name: columns.get(name) for name in shown("metric", only_brief=True)}
     known = {name: v for name, v in values.items() if v is not None and not math.isnan(v)}
     return ", ".join(f"{name} {v:.3f}" for name, v in known.items())
 
 
 def format_metrics(columns: Mapping[str, float | None], readings: Iterable[str]) -> str:
     """The metrics as text, a row per reading; the first is the scenario's own."""
-    names = ("ACC", "forgetting", "BWT", "FWT", "learning_accuracy")
+    names = printed()
     lines = ["reading   " + "  ".join(name.rjust(7) for name in names)]
     for i, reading in enumerate(readings):
         values = [columns.get(name if i == 0 else f"{reading}_{name}") for name in names]

@@ -16,6 +16,7 @@ from torch import Tensor
 from cl_runner.config.schema import Config
 from cl_runner.core import TrainState
 from cl_runner.errors import UserError
+from cl_runner.results.columns import of_kind, task_costs
 from cl_runner.run.evaluation import readings
 from cl_runner.run.tasks import times
 from cl_runner.strategies.base import Strategy
@@ -27,11 +28,9 @@ GROUPS = ("buffers", "opt", "memory")  # the fields of TrainState that are dicti
 HEADER = 100_000_000  # bytes; safetensors takes no longer one
 LARGEST = 1e30  # of any number that a header counts or measures
 CONTENT = dict.fromkeys(("task", "step", "label", "counts", "tables", "config")).keys()
-KNOWN = ("parameters", "buffer_bytes", "memory_bytes", "generator_parameters")  # None: has none
-COSTS = ("after_task", *COUNTS, *SECONDS, *KNOWN, "peak_memory_bytes")
 WHERE = ("after_task", "reading", "split")
 TABLES = {  # of calibration and confusion, which are there with eval.calibration
-    "calibration": {*WHERE, "eval_task", "NLL", "Brier", "ECE"},
+    "calibration": {*WHERE, "eval_task", *(column.name for column in of_kind("calibration"))},
     "confusion": {*WHERE, "class", "predicted", "count"},
 }
 
@@ -159,7 +158,7 @@ def check_counts(counts: Any, frame: Frame) -> None:
 
 def check_tables(tables: Any, task: int, frame: Frame) -> None:
     """Raise Unfit unless the tables are files that the run writes, with their columns."""
-    columns = {"costs": set(COSTS)} | (TABLES if frame.calibration else {})
+    columns = {"costs": {"after_task", *task_costs()}} | (TABLES if frame.calibration else {})
     right = isinstance(tables, dict) and tables.keys() == columns.keys()
     expect(right, f"tables must be {', '.join(columns)}")
     for name, rows in tables.items():
@@ -169,9 +168,10 @@ def check_tables(tables: Any, task: int, frame: Frame) -> None:
         expect(
             right, f"the rows of {name} must have the columns {', '.join(sorted(columns[name]))}"
         )
+    held = task_costs("last")  # None: the strategy has none
     for i, row in enumerate(tables["costs"]):
         right = row["after_task"] == i and all(
-            (value is None and key in KNOWN) or is_number(value) for key, value in row.items()
+            (value is None and key in held) or is_number(value) for key, value in row.items()
         )
         expect(right, f"row {i} of costs is {short(row)}")
     expect(len(tables["costs"]) == task + 1, f"costs must have {task + 1} rows")

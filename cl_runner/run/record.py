@@ -22,6 +22,7 @@ from cl_runner.core import TrainState
 from cl_runner.errors import UserError
 from cl_runner.machine.ram import peak_memory, reset_peak_memory
 from cl_runner.results import files, matrices, status
+from cl_runner.results.columns import task_costs
 from cl_runner.results.images import write_grid
 from cl_runner.results.names import CONFIG, OVERRIDES, SUMMARY
 from cl_runner.run.calibration import Calibration
@@ -30,7 +31,6 @@ from cl_runner.run.evaluation import evaluate, readings
 from cl_runner.strategies.base import Strategy
 from cl_runner.training.env import Env
 from cl_runner.training.fit import Progress
-from cl_runner.training.meter import COUNTS, SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -142,15 +142,12 @@ class RunFiles:
     def add_costs(self, after_task: int) -> None:
         """What was spent since the last row of costs, and what the run holds now."""
         costs = self.tables["costs"]
-        before = {name: sum(row[name] for row in costs) for name in (*SECONDS, *COUNTS)}
+        before = {name: sum(row[name] for row in costs) for name in task_costs("sum")}
         spent = {name: getattr(self.env.meter, name) - value for name, value in before.items()}
-        held = ("parameters", "buffer_bytes", "memory_bytes", "generator_parameters")
         peak = max((row["peak_memory_bytes"] for row in costs), default=0)
-        costs.append(
-            {"after_task": after_task, **spent}
-            | {name: self.memory[name] for name in held}
-            | {"peak_memory_bytes": max(peak, peak_memory(self.env.device))}
-        )
+        peak = max(peak, peak_memory(self.env.device))
+        measured = {**spent, **self.memory, "peak_memory_bytes": peak}
+        costs.append({"after_task": after_task} | {name: measured[name] for name in task_costs()})
 
     def columns(self) -> dict[str, Any]:
         """The row of summary.csv, without its status."""
@@ -170,7 +167,7 @@ class RunFiles:
             "seed": flat.pop("seed"),
             **metrics,
             "seconds": self.seconds,
-            **{name: getattr(self.env.meter, name) for name in (*SECONDS, *COUNTS)},
+            **{name: getattr(self.env.meter, name) for name in task_costs("sum")},
             **self.stopped(),
             **self.memory,
             "peak_memory_bytes": costs[-1]["peak_memory_bytes"] if costs else None,

@@ -110,9 +110,9 @@ def test_a_terminal_gets_the_best_in_bold() -> None:
 
     from cl_runner.compare import render
     from cl_runner.compare.runs import read_runs
-    from cl_runner.compare.table import Question, compare
+    from cl_runner.compare.table import Question, compare_runs
 
-    found = compare(read_runs(["runs"])[0], Question())
+    found = compare_runs(read_runs(["runs"])[0], Question())
     console = Console(force_terminal=True, width=70, color_system="standard")
     with console.capture() as capture:
         render.print_terminal(found, console)
@@ -178,12 +178,12 @@ def test_the_installed_command_on_a_real_sweep(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("here")
 def test_what_a_terminal_gets_cannot_steer_it(monkeypatch, capsys) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    cli.show("a\x1b[2J\tb\nc\n")
-    cli.tell("d\x1b]0;title\x07")
+    cli.print_result("a\x1b[2J\tb\nc\n")
+    cli.print_note("d\x1b]0;title\x07")
     out, err = capsys.readouterr()
     assert (out, err) == ("a\\x1b[2J\\tb\nc\n", "d\\x1b]0;title\\x07\n")
     monkeypatch.setattr("sys.stdout.isatty", lambda: False)
-    cli.show("a\tb\n")  # a file gets what is there
+    cli.print_result("a\tb\n")  # a file gets what is there
     assert capsys.readouterr().out == "a\tb\n"
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cl_runner.compare import pictures
 from cl_runner.compare.figures import canvas, streams, tradeoffs
 from cl_runner.compare.runs import read_runs
-from cl_runner.compare.table import Comparison, Question, compare
+from cl_runner.compare.table import Comparison, Question, compare_runs
 from cl_runner.errors import UserError
 from cl_runner.results.files import read_rows, write_rows
 from cl_runner.results.matrices import read_matrix, write_matrices
@@ -30,12 +30,12 @@ def comparison(run_folder, tmp_path: Path) -> Comparison:
     for strategy, acc in {"naive": 0.4, "er": 0.6, "joint": 0.9}.items():
         for seed in (0, 1):
             run_folder(acc + seed / 20, strategy=strategy, seed=seed)
-    return compare(read_runs([str(tmp_path)])[0], Question())
+    return compare_runs(read_runs([str(tmp_path)])[0], Question())
 
 
 def test_every_kind_is_drawn_as_png_svg_and_pdf(comparison: Comparison, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    files = pictures.draw(comparison, tmp_path / "new" / "plots")
+    files = pictures.draw_pictures(comparison, tmp_path / "new" / "plots")
     names = {f"toy_3_tasks_domain_IL-{kind}.{end}" for kind in KINDS for end in pictures.SUFFIXES}
     assert set(pictures.SUFFIXES) == {"png", "svg", "pdf"}
     assert {path.name for path in files} == names
@@ -45,7 +45,7 @@ def test_every_kind_is_drawn_as_png_svg_and_pdf(comparison: Comparison, tmp_path
 def test_figures_show_the_data_with_labelled_axes(comparison: Comparison) -> None:
     plt = pytest.importorskip("matplotlib.pyplot")
     plt.switch_backend("Agg")
-    figures = dict(pictures.pictures(comparison.streams[0], plt))
+    figures = dict(pictures.stream_figures(comparison.streams[0], plt))
     try:
         assert tuple(figures) == KINDS
         for figure in figures.values():
@@ -71,8 +71,8 @@ def drawn(folder: Path, **question: object) -> dict[str, object]:
     """The figures of the runs in a folder, by kind."""
     plt = pytest.importorskip("matplotlib.pyplot")
     plt.switch_backend("Agg")
-    found = compare(read_runs([str(folder)])[0], Question(**question))
-    return {kind: figure for _, kind, figure in pictures.figures(found, plt)}
+    found = compare_runs(read_runs([str(folder)])[0], Question(**question))
+    return {kind: figure for _, kind, figure in pictures.all_figures(found, plt)}
 
 
 @pytest.fixture(autouse=True)
@@ -281,9 +281,9 @@ def test_a_dollar_in_a_setting_is_no_formula(run_folder, tmp_path: Path, monkeyp
     monkeypatch.setattr(pictures, "SUFFIXES", ("svg",))
     for value in ("$x^$", "$y"):
         run_folder(0.5, strategy__policy=value)
-    found = compare(read_runs([str(tmp_path)])[0], Question())
+    found = compare_runs(read_runs([str(tmp_path)])[0], Question())
     pytest.importorskip("matplotlib")
-    assert pictures.draw(found, tmp_path / "plots")
+    assert pictures.draw_pictures(found, tmp_path / "plots")
 
 
 def test_without_matrices_there_are_still_the_metrics(comparison: Comparison, tmp_path) -> None:
@@ -291,7 +291,9 @@ def test_without_matrices_there_are_still_the_metrics(comparison: Comparison, tm
     plt.switch_backend("Agg")
     for path in tmp_path.rglob("accuracy_matrix.csv"):
         path.unlink()
-    assert [kind for kind, _ in pictures.pictures(comparison.streams[0], plt)] == list(KINDS[3:])
+    assert [kind for kind, _ in pictures.stream_figures(comparison.streams[0], plt)] == list(
+        KINDS[3:]
+    )
     plt.close("all")
 
 
@@ -299,19 +301,19 @@ def test_matrices_of_different_sizes_are_refused(comparison: Comparison) -> None
     name = next(iter(comparison.streams[0].groups[0].runs.values())).folder / "accuracy_matrix.csv"
     write_rows(name, [{"after_task": i, "task_1": 0.5} for i in range(2)])
     with pytest.raises(UserError, match="the matrices differ in size"):
-        next(pictures.pictures(comparison.streams[0], None))
+        next(pictures.stream_figures(comparison.streams[0], None))
 
 
 def test_a_missing_matplotlib_is_one_line(comparison, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UserError, match=r"--plots needs matplotlib: pip install 'cl_runner\[plots"):
-        pictures.draw(comparison, tmp_path)
+        pictures.draw_pictures(comparison, tmp_path)
 
 
 def test_no_title_in_a_pdf_and_the_same_bytes_each_time(comparison: Comparison) -> None:
     pytest.importorskip("matplotlib")
     with canvas.pyplot("a test") as plt:
-        _, figure = list(pictures.pictures(comparison.streams[0], plt))[3]
+        _, figure = list(pictures.stream_figures(comparison.streams[0], plt))[3]
         assert figure.get_suptitle()
         for suffix in pictures.SUFFIXES:
             titled = suffix != "pdf"
@@ -328,7 +330,7 @@ def test_ranks_with_their_critical_difference(run_folder, tmp_path: Path) -> Non
             run_folder(swapped, strategy=strategy, benchmark=benchmark)
     plt = pytest.importorskip("matplotlib.pyplot")
     plt.switch_backend("Agg")
-    found = compare(read_runs([str(tmp_path)])[0], Question())
+    found = compare_runs(read_runs([str(tmp_path)])[0], Question())
     (axis,) = streams.rank_diagram(found, plt).axes
     texts = [text.get_text().strip() for text in axis.texts]
     assert texts[:4] == ["ER (1.00)", "EWC (2.00)", "naive (3.50)", "SI (3.50)"]

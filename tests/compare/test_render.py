@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cl_runner.compare import columns, latex, render, terminal
+from cl_runner.compare import latex, render, terminal
 from cl_runner.compare.runs import read_runs
-from cl_runner.compare.table import Comparison, Question, compare
+from cl_runner.compare.table import Comparison, Question, columns_asked_for, compare_runs
 from cl_runner.errors import Diverged, UserError
 from cl_runner.results import status
 from cl_runner.results.files import read_rows, write_rows
@@ -31,7 +31,7 @@ def comparison(run_folder, tmp_path: Path) -> Comparison:
     run_folder(0.5, strategy="ewc")
     failed = run_folder(0.5, strategy="ewc", seed=1, status="failed")
     status.fail(failed, Diverged("the loss became NaN"))
-    return compare(read_runs([str(tmp_path)])[0], Question(baseline="naive"))
+    return compare_runs(read_runs([str(tmp_path)])[0], Question(baseline="naive"))
 
 
 def row(text: str, start: str) -> str:
@@ -139,7 +139,7 @@ def test_latex_compiles(comparison: Comparison, tmp_path: Path) -> None:
 def test_a_name_with_specials_survives_every_format(run_folder, tmp_path) -> None:
     for name in ("a|b", "c_d&e"):
         run_folder(0.5, strategy__policy=name, folder=f"f{len(name)}")
-    found = compare(read_runs([str(tmp_path)])[0], Question())
+    found = compare_runs(read_runs([str(tmp_path)])[0], Question())
     assert "policy=a\\|b" in render.markdown(found)
     assert "policy=c\\_d\\&e" in latex.latex(found)
     assert "policy=c_d&e" in render.plain(found)
@@ -150,7 +150,7 @@ def test_too_few_seeds_for_a_bootstrap_are_said(run_folder, tmp_path: Path) -> N
         for strategy, acc in {"a": 0.6, "b": 0.5}.items():
             run_folder(acc, benchmark=benchmark, strategy=strategy)
     said = "the bootstrap intervals over the streams are too narrow"
-    text = render.plain(compare(read_runs([str(tmp_path)])[0], Question()))
+    text = render.plain(compare_runs(read_runs([str(tmp_path)])[0], Question()))
     assert f"few seeds (1, at least 5 are wanted): {said}" in text
     (line,) = [line for line in text.splitlines() if re.match(r"a +1\.00", line)]
     assert line.split() == ["a", "1.00", "0.6000", "-", "-", "-"]  # no interval of one run
@@ -158,7 +158,7 @@ def test_too_few_seeds_for_a_bootstrap_are_said(run_folder, tmp_path: Path) -> N
         for strategy, acc in {"a": 0.6, "b": 0.5}.items():
             for seed in range(1, 5):
                 run_folder(acc + seed / 100, benchmark=benchmark, strategy=strategy, seed=seed)
-    assert said not in render.plain(compare(read_runs([str(tmp_path)])[0], Question()))
+    assert said not in render.plain(compare_runs(read_runs([str(tmp_path)])[0], Question()))
 
 
 def test_costs_of_many_digits_are_short() -> None:
@@ -174,7 +174,7 @@ def test_flops_and_bytes_are_in_a_unit_for_the_whole_column(run_folder, tmp_path
         names = ("flops", "memory_bytes", "peak_memory_bytes")
         path = run_folder(0.5, strategy=strategy) / "summary.csv"
         write_rows(path, [read_rows(path)[0] | dict(zip(names, values, strict=True))])
-    found = compare(read_runs([str(tmp_path)])[0], Question(metric="flops"))
+    found = compare_runs(read_runs([str(tmp_path)])[0], Question(metric="flops"))
     quality, price = render.sheets(found)[:2]
     assert price.header[:5] == ["strategy", "GFLOPs", "memory kB", "seconds", "peak memory MB"]
     cells = {row[0]: [row[1], row[2], row[4]] for row in price.rows}
@@ -189,7 +189,7 @@ def test_flops_and_bytes_are_in_a_unit_for_the_whole_column(run_folder, tmp_path
 def test_a_stream_without_complete_runs_is_shown_as_such(run_folder, tmp_path: Path) -> None:
     run_folder(0.5)
     run_folder(0.5, benchmark="lost", status="failed")
-    found = compare(read_runs([str(tmp_path)])[0], Question())
+    found = compare_runs(read_runs([str(tmp_path)])[0], Question())
     lines = [line.split() for line in render.plain(found).splitlines()]
     at = lines.index(["lost,", "3", "tasks,", "domain-IL"])
     assert lines[at + 1 : at + 3] == [["strategy", "n", "incomplete"], ["ER", "0", "1"]]
@@ -213,7 +213,7 @@ def test_metrics_within_tasks_and_calibration_have_columns(run_folder, tmp_path:
         rows = [{"after_task": 3, "reading": "domain", "split": "test", "NLL": low, "Brier": 1}]
         write_rows(out / "calibration.csv", [rows[0] | {"ECE": 0.5}])
     for metric, first in (("min_ACC", "er"), ("NLL", "naive")):  # more, and less, is better
-        found = compare(read_runs([str(tmp_path)])[0], Question(metric=metric))
+        found = compare_runs(read_runs([str(tmp_path)])[0], Question(metric=metric))
         sheet = render.sheets(found)[0]
         assert {"min ACC", "NLL", "Brier", "ECE"} <= set(sheet.header)
         assert sheet.rows[0][0].lower() == first and sheet.columns[0].bold == [True, False]
@@ -261,7 +261,7 @@ def test_columns_that_were_asked_for_make_further_tables(comparison: Comparison)
 def test_a_label_that_is_too_long_breaks_between_its_settings(run_folder, tmp_path) -> None:
     for value in "ab":
         run_folder(0.5, strategy__policy=value * 30, strategy__weighting=value * 30)
-    found = compare(read_runs([str(tmp_path)])[0], Question())
+    found = compare_runs(read_runs([str(tmp_path)])[0], Question())
     label = f"ER policy={'a' * 30}"
     rows = re.findall(f"^{label} .+\n.+$", shown(found, 60), re.MULTILINE)
     assert [row.split() for row in rows][:1] == [
@@ -274,9 +274,9 @@ def test_choosing_columns(run_folder, tmp_path: Path) -> None:
         run_folder(0.5 + seed / 10, seed=seed, steps=7)
     path = next((tmp_path / "runs").glob("*/summary.csv"))
     write_rows(path, [read_rows(path)[0] | {"validation_ACC": 0.25}])
-    found = compare(read_runs([str(tmp_path)])[0], Question())
-    assert columns.choose(None, found) is None
-    names = columns.choose(" validation_ACC,,samples,ACC,samples", found)
+    found = compare_runs(read_runs([str(tmp_path)])[0], Question())
+    assert columns_asked_for(None, found) is None
+    names = columns_asked_for(" validation_ACC,,samples,ACC,samples", found)
     assert names == ["validation_ACC", "samples", "ACC"]
     sheet = render.sheets(found, names)[0]
     assert sheet.header == ["strategy", "", "n", "validation ACC", "samples", "ACC"]
@@ -295,7 +295,7 @@ def test_choosing_columns(run_folder, tmp_path: Path) -> None:
         (",", "--columns: write metrics or costs with commas between"),
     ):
         with pytest.raises(UserError, match=f"^{re.escape(said)}") as error:
-            columns.choose(text, found)
+            columns_asked_for(text, found)
         assert "\n" not in str(error.value)
 
 
@@ -304,13 +304,15 @@ def test_the_usual_columns_repeat_nothing(run_folder, tmp_path: Path) -> None:
     more = {"min_ACC": 0.2, "worst_case_ACC": 0.2}
     path = run_folder(0.5) / "summary.csv"
     write_rows(path, [read_rows(path)[0] | more])
-    found = compare(read_runs([str(tmp_path)])[0], Question())
+    found = compare_runs(read_runs([str(tmp_path)])[0], Question())
     header = render.sheets(found)[0].header
     assert {"forgetting", "min ACC"} <= set(header)
     assert not {"BWT", "worst case ACC"} & set(header)
     assert (
         "BWT"
-        in render.sheets(compare(read_runs([str(tmp_path)])[0], Question(metric="BWT")))[0].header
+        in render.sheets(compare_runs(read_runs([str(tmp_path)])[0], Question(metric="BWT")))[
+            0
+        ].header
     )
     assert {"BWT", "worst_case_ACC"} <= set(
         next(csv.DictReader(io.StringIO(render.csv_text(found))))
@@ -334,7 +336,7 @@ def test_nothing_steers_the_terminal(run_folder, tmp_path: Path) -> None:
     """Whoever made the comparison, though what is read from files has been looked at."""
     evil = "a\x1b[2Jb\x9b31m\u202ec"
     run_folder(0.5)
-    found = compare(read_runs([str(tmp_path)])[0], Question())
+    found = compare_runs(read_runs([str(tmp_path)])[0], Question())
     found.streams[0].groups[0].settings["strategy.policy"] = evil
     found.notes.append(evil)
     texts = (render.plain(found), shown(found, 80), render.markdown(found), render.short(found))
@@ -349,6 +351,6 @@ def test_texts_are_broken_between_words_by_their_width_on_the_screen() -> None:
     assert terminal.broken("a/long/path-that/stays x", 5) == ["a/long/path-that/stays", "x"]
     assert terminal.broken("one two three", 8, "  ") == ["one two", "  three"]
     assert terminal.cells_wide("数字e\u0301") == 5
-    columns = [terminal.Column(title="a", cells=["数字", "abcd"], bold=[False] * 2)]
-    columns.append(terminal.Column(title="b", cells=["1", "22"], bold=[False] * 2))
+    columns = [terminal.TextColumn(title="a", cells=["数字", "abcd"], bold=[False] * 2)]
+    columns.append(terminal.TextColumn(title="b", cells=["1", "22"], bold=[False] * 2))
     assert terminal.text(terminal.lines(columns)) == "a      b\n数字   1\nabcd  22"

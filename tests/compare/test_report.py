@@ -18,7 +18,7 @@ from cl_runner import __version__
 from cl_runner.compare import cli, report
 from cl_runner.compare.render import sheets
 from cl_runner.compare.runs import read_runs
-from cl_runner.compare.table import Comparison, Question, compare
+from cl_runner.compare.table import Comparison, Question, compare_runs
 from cl_runner.compare.verdict import verdict
 from cl_runner.errors import Diverged, UserError
 from cl_runner.results import status
@@ -78,7 +78,7 @@ def comparison(shared_run_folder) -> Comparison:
     failed = shared_run_folder(0.5, strategy="si", status="failed")
     status.fail(failed, Diverged(HOSTILE))
     runs = read_runs([str(failed.parent)])[0]
-    return compare(runs, Question(baseline="naive"))
+    return compare_runs(runs, Question(baseline="naive"))
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_marks_are_explained_below_the_table_and_nothing_twice(page: str) -> Non
 def test_the_cheapest_is_bold_among_the_costs(run_folder, tmp_path: Path) -> None:
     run_folder(0.6, strategy="er", samples=90)
     run_folder(0.4, strategy="naive", samples=60)
-    found = compare(read_runs([str(tmp_path)])[0], Question())
+    found = compare_runs(read_runs([str(tmp_path)])[0], Question())
     costs = report.page(found, "cl-compare", MADE)[0].partition("<h3>Mean costs")[2]
     bold = re.findall(r'<td class="best"[^>]*>([^<]*)', costs.partition("</table>")[0])
     assert bold == ["60"]  # naive's samples; not the row of ER

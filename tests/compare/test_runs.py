@@ -11,7 +11,7 @@ import pytest
 
 from cl_runner.compare.render import csv_text
 from cl_runner.compare.runs import Run, read_runs, select, version_notes
-from cl_runner.compare.table import Question, compare
+from cl_runner.compare.table import Question, compare_runs
 from cl_runner.errors import UserError
 from cl_runner.results import status
 from cl_runner.results.files import read_rows, write_rows
@@ -278,7 +278,7 @@ def test_a_formula_in_a_header_is_escaped_and_read_back(run_folder, tmp_path) ->
     assert f'"\'{formula.replace(chr(34), chr(34) * 2)}"' in path.read_text(encoding="utf-8")
     runs, _ = read_runs([str(tmp_path)])
     assert runs[0].row[formula] == "1"
-    found = compare(runs, Question(by=(formula,)))
+    found = compare_runs(runs, Question(by=(formula,)))
     header = csv_text(found).splitlines()[0]
     assert formula in found.streams[0].groups[0].settings
     assert not [name for name in next(csv.reader([header])) if name.startswith("=")]

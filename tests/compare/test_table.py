@@ -13,15 +13,16 @@ from scipy import stats
 
 from cl_runner.compare.render import records
 from cl_runner.compare.runs import Run, read_runs
-from cl_runner.compare.table import Comparison, Question, compare, larger_is_better
+from cl_runner.compare.table import Comparison, Question, compare_runs
 from cl_runner.errors import UserError
 from cl_runner.functional import metrics
+from cl_runner.results.columns import larger_is_better
 from cl_runner.results.files import read_rows, write_rows
-from cl_runner.results.matrices import read_matrix
+from cl_runner.results.matrices import read_matrix, summarise
 
 
 def ask(path: Path, **question: object) -> Comparison:
-    return compare(read_runs([str(path)])[0], Question(**question))
+    return compare_runs(read_runs([str(path)])[0], Question(**question))
 
 
 def labels(comparison: Comparison, stream: int = 0) -> list[str]:
@@ -144,7 +145,7 @@ def test_runs_that_are_not_complete_are_listed_and_not_averaged(run_folder, tmp_
     assert (list(er.runs), len(er.incomplete), er.mean("ACC")) == ([0], 2, pytest.approx(0.5))
     assert (list(ewc.runs), len(ewc.incomplete), ewc.mean("ACC")) == ([], 1, None)
     with pytest.raises(UserError, match="none of the 3 runs is complete: failed, interrupted, run"):
-        compare(found.incomplete, Question())
+        compare_runs(found.incomplete, Question())
 
 
 # Numbers.
@@ -410,13 +411,13 @@ def test_no_ranking_without_shared_methods(run_folder, tmp_path) -> None:
 def test_the_order_of_runs_and_of_columns_does_not_matter(
     many: list[Run], order: random.Random
 ) -> None:
-    expected = records(compare(many, Question(baseline="naive")))
+    expected = records(compare_runs(many, Question(baseline="naive")))
     shuffled = []
     for run in order.sample(many, len(many)):
         cells = list(run.row.items())
         order.shuffle(cells)
         shuffled.append(Run(folder=run.folder, source=run.source, row=dict(cells)))
-    found = records(compare(shuffled, Question(baseline="naive")))
+    found = records(compare_runs(shuffled, Question(baseline="naive")))
     assert [sorted(row.items(), key=str) for row in found] == [
         sorted(row.items(), key=str) for row in expected
     ]
@@ -439,6 +440,6 @@ def many(run_folder, tmp_path) -> list[Run]:
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=4))
 def test_constant_columns_forget_nothing(column: list[float]) -> None:
     R = np.tile(column, (len(column) + 1, 1))
-    found = metrics.summarise(R)
+    found = summarise(R)
     assert found["forgetting"] == found["BWT"] == found["FWT"] == 0
     assert found["ACC"] == pytest.approx(found["learning_accuracy"])

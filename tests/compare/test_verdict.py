@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cl_runner.compare.runs import read_runs
-from cl_runner.compare.table import Comparison, Question, compare
+from cl_runner.compare.table import Comparison, Question, compare_runs
 from cl_runner.compare.verdict import amount, times, verdict
 from cl_runner.results.files import read_rows, write_rows
 
@@ -43,7 +43,7 @@ def ask(run_folder, tmp_path: Path) -> Ask:
                 path = run_folder(acc, strategy=strategy, seed=seed, benchmark=benchmark)
                 row = read_rows(path / "summary.csv")[0] | (costs or {}).get(strategy, {})
                 write_rows(path / "summary.csv", [row])
-        return compare(read_runs([str(tmp_path)])[0], Question(**asked))
+        return compare_runs(read_runs([str(tmp_path)])[0], Question(**asked))
 
     return question
 

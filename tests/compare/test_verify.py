@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from cl_runner.compare.verify import verify
+from cl_runner.compare.verify import verify_runs
 from cl_runner.config.identity import config_hash
 from cl_runner.errors import UserError
 from cl_runner.results.files import read_rows, write_rows
@@ -35,7 +35,7 @@ def test_true_folders_pass(run_folder, tmp_path: Path) -> None:
     broken[2:] = np.nan
     run_folder(broken, seed=2, status="failed")
     merge.merge(tmp_path / "runs")
-    assert verify([str(tmp_path)]) == (3, [])
+    assert verify_runs([str(tmp_path)]) == (3, [])
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_every_lie_is_found(run_folder, tmp_path, file, column, value, said) -> 
     out = run_folder(R, scenario="class")
     last = len(read_rows(out / file)) - 1 if file == "accuracy_matrix.csv" else 0
     change(out / file, column, value, last)
-    count, lines = verify([str(tmp_path)])
+    count, lines = verify_runs([str(tmp_path)])
     assert count == 1
     assert any(said in line for line in lines), lines
     assert all(line.startswith(f"{out}: ") or str(out) in line for line in lines)
@@ -82,14 +82,14 @@ def test_every_lie_is_found(run_folder, tmp_path, file, column, value, said) -> 
 )
 def test_missing_files_are_found(run_folder, tmp_path, file: str, said: str) -> None:
     (run_folder(R, scenario="class") / file).unlink()
-    assert any(said in line for line in verify([str(tmp_path)])[1])
+    assert any(said in line for line in verify_runs([str(tmp_path)])[1])
 
 
 def test_a_merged_table_must_say_what_its_runs_say(run_folder, tmp_path) -> None:
     run_folder(R, folder="job")
     merge.merge(tmp_path / "runs")
     change(tmp_path / "runs" / "summary.csv", "ACC", 0.9)
-    (line,) = verify([str(tmp_path)])[1]
+    (line,) = verify_runs([str(tmp_path)])[1]
     assert "summary.csv says ACC of job is '0.9', its own says" in line
 
 
@@ -98,13 +98,13 @@ def test_a_complete_run_that_a_merged_table_lacks_is_found(run_folder, tmp_path)
     merge.merge(tmp_path / "runs")
     run_folder(R, folder="b", seed=1)
     run_folder(R, folder="c", seed=2, status="running")  # a job of a sweep that is not done
-    assert verify([str(tmp_path)])[1] == [f"{tmp_path / 'runs'}: summary.csv has no row of b"]
+    assert verify_runs([str(tmp_path)])[1] == [f"{tmp_path / 'runs'}: summary.csv has no row of b"]
 
 
 def test_a_run_may_have_gone_on_with_other_threads(run_folder, tmp_path: Path) -> None:
     out = run_folder(R, threads=1)
     change(out / "summary.csv", "threads", 2)
-    assert verify([str(tmp_path)]) == (1, [])
+    assert verify_runs([str(tmp_path)]) == (1, [])
 
 
 def test_the_hash_is_that_of_the_configuration(run_folder, tmp_path: Path) -> None:
@@ -112,14 +112,14 @@ def test_the_hash_is_that_of_the_configuration(run_folder, tmp_path: Path) -> No
     config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
     row = read_rows(out / "summary.csv")[0] | {"config_hash": config_hash(config)}
     write_rows(out / "summary.csv", [row])
-    assert verify([str(tmp_path)]) == (1, [])
+    assert verify_runs([str(tmp_path)]) == (1, [])
     text = (out / "config.yaml").read_text(encoding="utf-8")
     for harmless in ("verbose: true\n", "device: cuda\n", "checkpoint: {every: 1}\n"):
         (out / "config.yaml").write_text(text + harmless, encoding="utf-8")
-        assert verify([str(tmp_path)]) == (1, [])
+        assert verify_runs([str(tmp_path)]) == (1, [])
     # A setting that is no column of the row.
     (out / "config.yaml").write_text(text + "surprise: 1\n", encoding="utf-8")
-    (line,) = verify([str(tmp_path)])[1]
+    (line,) = verify_runs([str(tmp_path)])[1]
     assert f"summary.csv says {config_hash(config)}" in line
 
 
@@ -149,9 +149,9 @@ def costs(run_folder) -> Path:
 
 
 def test_costs_that_add_up_pass(costs: Path, tmp_path: Path) -> None:
-    assert verify([str(tmp_path)]) == (1, [])
+    assert verify_runs([str(tmp_path)]) == (1, [])
     (costs / "costs.csv").unlink()  # a run of an older version
-    assert verify([str(tmp_path)]) == (1, [])
+    assert verify_runs([str(tmp_path)]) == (1, [])
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_costs_that_do_not_add_up_are_found(
     costs: Path, tmp_path: Path, file: str, column: str, value: object, line: int, said: str
 ) -> None:
     change(costs / file, column, value, line)
-    lines = verify([str(tmp_path)])[1]
+    lines = verify_runs([str(tmp_path)])[1]
     assert len(lines) == 1 and said in lines[0], lines
 
 
@@ -186,7 +186,7 @@ def test_a_damaged_file_does_not_end_the_verification(
 ) -> None:
     (costs / name).write_bytes((costs / name).read_bytes()[:-3])
     change(run_folder(R, seed=1) / "summary.csv", "ACC", 0.6)
-    count, (damaged, wrong) = verify([str(tmp_path)])
+    count, (damaged, wrong) = verify_runs([str(tmp_path)])
     assert count == 2
     assert f"{name} ends within a line" in damaged and "says ACC is 0.6" in wrong
 
@@ -211,7 +211,7 @@ def test_a_folder_of_seeds_passes(seeds: Path) -> None:
         "learning_accuracy",
         "average_incremental_accuracy",
     }
-    assert verify([str(seeds)]) == (3, [])
+    assert verify_runs([str(seeds)]) == (3, [])
 
 
 @pytest.mark.parametrize(
@@ -230,24 +230,24 @@ def test_what_seeds_are_said_to_give_is_checked(
     seeds: Path, file: str, column: str, value: object, said: str
 ) -> None:
     change(seeds / file, column, value)
-    lines = verify([str(seeds)])[1]
+    lines = verify_runs([str(seeds)])[1]
     assert any(said in line for line in lines), lines
 
 
 def test_rows_that_a_folder_of_seeds_lost_are_found(seeds: Path) -> None:
     rows = read_rows(seeds / "accuracies.csv")
     write_rows(seeds / "accuracies.csv", rows[:-1])
-    (line,) = verify([str(seeds)])[1]
+    (line,) = verify_runs([str(seeds)])[1]
     assert line == f"{seeds}: accuracies.csv has 35 rows that are not the 36 of its runs"
     (seeds / "accuracies.csv").unlink()
-    assert verify([str(seeds)])[1] == [f"{seeds}: accuracies.csv is missing"]
+    assert verify_runs([str(seeds)])[1] == [f"{seeds}: accuracies.csv is missing"]
 
 
 def test_a_table_alone_cannot_be_verified(run_folder, tmp_path) -> None:
     out = run_folder(R)
     (out / "summary.csv").rename(tmp_path / "table.csv")
     with pytest.raises(UserError, match="no run folders"):
-        verify([str(tmp_path / "table.csv")])
+        verify_runs([str(tmp_path / "table.csv")])
 
 
 # What somebody else may have written.
@@ -258,7 +258,7 @@ def test_aliases_that_stand_for_gigabytes_are_not_expanded(run_folder, tmp_path)
     bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n"
     bomb += "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in pairwise("abcdefghi"))
     (out / "config.yaml").write_text(bomb, encoding="utf-8")
-    (line,) = verify([str(tmp_path)])[1]
+    (line,) = verify_runs([str(tmp_path)])[1]
     assert "config.yaml holds anchors or aliases" in line
 
 
@@ -266,7 +266,7 @@ def test_aliases_that_stand_for_gigabytes_are_not_expanded(run_folder, tmp_path)
 def test_a_configuration_that_is_none_is_one_line(run_folder, tmp_path, text: str) -> None:
     out = run_folder(R)
     (out / "config.yaml").write_text(text, encoding="utf-8")
-    lines = verify([str(tmp_path)])[1]
+    lines = verify_runs([str(tmp_path)])[1]
     assert lines
     assert all("config.yaml" in line and line.isprintable() for line in lines)
 
@@ -276,20 +276,20 @@ def test_pipes_are_not_waited_for(run_folder, tmp_path, name: str) -> None:
     out = run_folder(R)
     (out / name).unlink(missing_ok=True)
     os.mkfifo(out / name)
-    assert len(verify([str(tmp_path)])[1]) <= 1
-    assert any(name in line for line in verify([str(tmp_path)])[1]) or name == "statistics.csv"
+    assert len(verify_runs([str(tmp_path)])[1]) <= 1
+    assert any(name in line for line in verify_runs([str(tmp_path)])[1]) or name == "statistics.csv"
 
 
 def test_numbers_too_large_to_add_are_a_discrepancy(costs: Path) -> None:
     change(costs / "costs.csv", "flops", 1e308, 1)
     change(costs / "costs.csv", "flops", 1e308, 2)
-    assert any("costs.csv" in line for line in verify([str(costs)])[1])
+    assert any("costs.csv" in line for line in verify_runs([str(costs)])[1])
 
 
 def test_seeds_with_numbers_too_large_to_square_are_a_discrepancy(seeds: Path) -> None:
     for name in ("seed=0", "seed=1"):
         change(seeds / name / "summary.csv", "ACC", 1e308 if name == "seed=0" else -1e308)
-    lines = verify([str(seeds)])[1]
+    lines = verify_runs([str(seeds)])[1]
     assert any("says ACC is 1e+308" in line for line in lines)
     assert any("statistics.csv" in line for line in lines)
 
@@ -297,7 +297,7 @@ def test_seeds_with_numbers_too_large_to_square_are_a_discrepancy(seeds: Path) -
 def test_a_neighbour_without_a_row_is_no_crash(seeds: Path) -> None:
     path = seeds / "seed=1" / "summary.csv"
     path.write_text(path.read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
-    count, lines = verify([str(seeds / "seed=0")])
+    count, lines = verify_runs([str(seeds / "seed=0")])
     assert count == 1
     assert any("statistics.csv says" in line for line in lines)
 
@@ -306,5 +306,5 @@ def test_a_summary_without_its_number_of_tasks_is_no_crash(costs: Path) -> None:
     path = costs / "summary.csv"
     edited = path.read_text(encoding="utf-8").replace("benchmark.num_tasks", "benchmark.tasks")
     path.write_text(edited, encoding="utf-8")
-    lines = verify([str(costs)])[1]
+    lines = verify_runs([str(costs)])[1]
     assert any("costs.csv has the tasks [0, 1, 2, 3], not 0 to the last" in line for line in lines)

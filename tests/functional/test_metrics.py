@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from cl_runner.functional import metrics
-from cl_runner.functional.metrics import METRICS, Matrix, intransigence, summarise
+from cl_runner.functional.metrics import Matrix, intransigence
+from cl_runner.results.columns import formulas
+from cl_runner.results.matrices import summarise
 
 steady = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+METRICS = formulas("matrix")
 JOINT = [0.95, 0.9, 0.95]
 R = np.array(
     [
@@ -209,4 +212,5 @@ def test_evaluations_are_in_order_and_say_which_task_is_under_way():
 def test_a_run_that_is_not_complete_has_no_anytime_metrics():
     R = ENDS.copy()
     R[2:] = np.nan
-    assert all(math.isnan(v) for v in metrics.summarise_anytime(R, CURVE[:2]).values())
+    values = summarise(R, CURVE[:2])
+    assert all(math.isnan(values[name]) for name in formulas("curve"))

@@ -31,7 +31,7 @@ from PIL import Image
 from cl_runner import strategies
 from cl_runner.cli.messages import explain
 from cl_runner.compare.runs import read_runs
-from cl_runner.compare.verify import verify
+from cl_runner.compare.verify import verify_runs
 from cl_runner.config.outline import checked
 from cl_runner.data.datasets import KEYS, load
 from cl_runner.errors import UserError
@@ -337,9 +337,9 @@ def test_damaged_tables(run_folder):
         ("accuracy_matrix.csv", lambda: read_matrix(out / "accuracy_matrix.csv")),
         ("summary.csv", lambda: read_runs([str(out)])),
         ("summary.csv", lambda: status.finished(out)),
-        ("summary.csv", lambda: verify([str(out)])),
-        ("accuracies.csv", lambda: verify([str(out)])),
-        ("config.yaml", lambda: verify([str(out)])),
+        ("summary.csv", lambda: verify_runs([str(out)])),
+        ("accuracies.csv", lambda: verify_runs([str(out)])),
+        ("config.yaml", lambda: verify_runs([str(out)])),
     ):
         attack(out / name, read, None, FILES // 3, least=0)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cl_runner.compare.table import BOUNDS, LOWER, Group, Stream
+from cl_runner.compare.table import BOUNDS, LOWER, Group, StreamGroup
 from cl_runner.compare.terminal import broken
 from cl_runner.errors import UserError
 from cl_runner.functional.metrics import Matrix
@@ -24,7 +24,7 @@ COLOURS = (
 MARKERS = "osD^vPX*<>"
 SHOWN = len(COLOURS)  # groups in one picture
 DECADES = 10  # the ratio of values from which on an axis is logarithmic
-Matrices = Sequence[tuple[Group, list[Matrix]]]  # of each group's runs
+GroupMatrices = Sequence[tuple[Group, list[Matrix]]]  # of each group's runs
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -65,7 +65,7 @@ def image(figure: Any, suffix: str, *, title: bool = True) -> bytes:
     return file.getvalue()
 
 
-def chosen(stream: Stream) -> list[Group]:
+def chosen(stream: StreamGroup) -> list[Group]:
     """The best groups, as many as can be told apart, and naive in any case."""
     groups = [g for g in stream.groups if g.runs]
     cut = [g for g in groups[SHOWN:] if g.strategy == LOWER][:1]
@@ -77,14 +77,14 @@ def label(group: Group) -> str:
     return f"{group.name} (n = {len(group.runs)})"
 
 
-def look(group: Group, stream: Stream) -> dict[str, Any]:
+def look(group: Group, stream: StreamGroup) -> dict[str, Any]:
     """Colour and marker of a group: in all pictures the same, of all streams with these groups."""
     order = sorted(chosen(stream), key=lambda g: (g.strategy in BOUNDS, g.label))
     i = next(i for i, other in enumerate(order) if other is group)
     return {"color": COLOURS[i], "marker": MARKERS[i]}
 
 
-def head(figure: Any, stream: Stream, text: str, shown: int | None = None) -> None:
+def head(figure: Any, stream: StreamGroup, text: str, shown: int | None = None) -> None:
     """What is shown, and of which stream. shown: how many groups, unless all the chosen ones."""
     groups = sum(bool(g.runs) for g in stream.groups)
     shown = len(chosen(stream)) if shown is None else shown

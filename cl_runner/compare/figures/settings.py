@@ -21,7 +21,7 @@ from cl_runner.compare.figures.canvas import (
     scale,
     wrapped,
 )
-from cl_runner.compare.table import Group, Stream
+from cl_runner.compare.table import Group, StreamGroup
 from cl_runner.errors import UserError
 from cl_runner.results.files import read_rows
 
@@ -29,7 +29,7 @@ CURVE = 3  # values of a swept setting from which on they make a curve
 Line = tuple[str, list[tuple[float, Group]]]  # its name, and the groups by their values
 
 
-def swept(stream: Stream) -> dict[str, list[Line]]:
+def swept(stream: StreamGroup) -> dict[str, list[Line]]:
     """The settings with enough numbers to make a curve: a line per strategy and other settings."""
     found: dict[str, dict[str, list[tuple[float, Group]]]] = {}
     for one in (g for g in stream.groups if g.runs):
@@ -59,7 +59,7 @@ def finite(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def sweep_curve(stream: Stream, key: str, lines: Sequence[Line], plt: Any) -> Any:
+def sweep_curve(stream: StreamGroup, key: str, lines: Sequence[Line], plt: Any) -> Any:
     """ACC and forgetting over the values of a setting, with the bounds that have one value."""
     figure, axes = plt.subplots(2, 1, figsize=(6.4, 5.2), sharex=True, layout="constrained")
     for axis, metric in zip(axes, ("ACC", "forgetting"), strict=True):
@@ -115,7 +115,9 @@ def fisher_overlaps(group: Group) -> Overlaps:
     return {layer: values for layer, values in found.items() if values}
 
 
-def overlap_curves(stream: Stream, overlaps: Sequence[tuple[Group, Overlaps]], plt: Any) -> Any:
+def overlap_curves(
+    stream: StreamGroup, overlaps: Sequence[tuple[Group, Overlaps]], plt: Any
+) -> Any:
     """Fisher overlap by layer, after figure 2C of Kirkpatrick et al. 2017 (arXiv 1612.00796)."""
     layers = list(dict.fromkeys(layer for _, found in overlaps for layer in found))
     figure, axis = plt.subplots(figsize=(max(4.4, 0.9 * len(layers)), 3.6), layout="constrained")

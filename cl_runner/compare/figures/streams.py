@@ -9,7 +9,8 @@ import numpy as np
 
 from cl_runner.compare.figures.canvas import COLOURS, MARKERS, SHOWN, legend_right, wrapped
 from cl_runner.compare.render import display_names, said_p
-from cl_runner.compare.table import Comparison, larger_is_better
+from cl_runner.compare.table import Comparison
+from cl_runner.results.columns import larger_is_better
 
 
 def title(figure: Any, text: str, streams: int) -> None:

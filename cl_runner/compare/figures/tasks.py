@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cl_runner.compare.figures.canvas import (
-    Matrices,
+    GroupMatrices,
     head,
     label,
     legend_right,
@@ -20,7 +20,7 @@ from cl_runner.compare.figures.canvas import (
     wrapped,
 )
 from cl_runner.compare.runs import Run
-from cl_runner.compare.table import BOUNDS, UPPER, Group, Stream
+from cl_runner.compare.table import BOUNDS, UPPER, Group, StreamGroup
 from cl_runner.errors import UserError
 from cl_runner.functional.metrics import Matrix, average_accuracy
 from cl_runner.results.files import read_rows
@@ -31,14 +31,14 @@ PANELS = 5  # tasks with a panel of their own
 CONFUSIONS = 8  # groups with a confusion matrix
 
 
-def read(group: Group, stream: Stream) -> list[Matrix]:
+def read_group(group: Group, stream: StreamGroup) -> list[Matrix]:
     """The matrices of a group's runs, as many as there are files."""
     name = matrix_name("test", stream.reading, stream.scenario)
     paths = [run.folder / name for run in group.runs.values()]
     return [read_matrix(path) for path in paths if path.is_file()]
 
 
-def heatmaps(stream: Stream, matrices: Matrices, plt: Any) -> Any:
+def heatmaps(stream: StreamGroup, matrices: GroupMatrices, plt: Any) -> Any:
     """The mean matrix of each group."""
     means = [(group, mean_matrix(group, found)) for group, found in matrices]
     figure, columns = tiles(means, "accuracy (fraction)", plt)
@@ -95,7 +95,7 @@ def tiles(
 
 
 def curves(
-    axis: Any, x: Any, stream: Stream, matrices: Matrices, row: Callable[[Matrix], Any]
+    axis: Any, x: Any, stream: StreamGroup, matrices: GroupMatrices, row: Callable[[Matrix], Any]
 ) -> None:
     """Means with their intervals, side by side where they would cover each other; bounds dashed.
 
@@ -113,7 +113,7 @@ def curves(
         )
 
 
-def task_curves(stream: Stream, matrices: Matrices, plt: Any) -> Any:
+def task_curves(stream: StreamGroup, matrices: GroupMatrices, plt: Any) -> Any:
     """A panel per task, after figure 2A of Kirkpatrick et al. 2017 (arXiv 1612.00796)."""
     T = matrices[0][1][0].shape[1]
     figure, panels = task_panels(T, plt)
@@ -145,7 +145,7 @@ def task_panels(T: int, plt: Any) -> tuple[Any, dict[int, Any]]:
     return figure, dict(zip(tasks, axes.flat, strict=True))
 
 
-def average_curves(stream: Stream, matrices: Matrices, plt: Any) -> Any:
+def average_curves(stream: StreamGroup, matrices: GroupMatrices, plt: Any) -> Any:
     """ACC_k over k."""
     figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     T = matrices[0][1][0].shape[1]
@@ -166,13 +166,13 @@ class Course:
     steps: list[float]  # optimizer steps of each task
 
 
-def read_courses(group: Group, stream: Stream) -> list[Course]:
+def read_courses(group: Group, stream: StreamGroup) -> list[Course]:
     """Those of a group's runs that were evaluated within their tasks."""
     found = [read_course(run, stream) for run in group.runs.values()]
     return [course for course in found if course is not None]
 
 
-def read_course(run: Run, stream: Stream) -> Course | None:
+def read_course(run: Run, stream: StreamGroup) -> Course | None:
     """None where a file is missing, or tells nothing from within the tasks. Raises UserError."""
     matrix = run.folder / matrix_name("test", stream.reading, stream.scenario)
     paths = (run.folder / ACCURACY_TABLE, run.folder / COST_TABLE, matrix)
@@ -193,7 +193,10 @@ def read_course(run: Run, stream: Stream) -> Course | None:
 
 
 def step_curves(
-    stream: Stream, courses: Sequence[tuple[Group, list[Course]]], bounds: Matrices, plt: Any
+    stream: StreamGroup,
+    courses: Sequence[tuple[Group, list[Course]]],
+    bounds: GroupMatrices,
+    plt: Any,
 ) -> Any:
     """Accuracy over the optimizer steps, after figure 1 of De Lange et al. 2023 (arXiv 2205.13452).
 
@@ -242,7 +245,7 @@ def step_curves(
 Confusion = Counter[tuple[int, int]]  # (class, predicted) -> samples
 
 
-def read_confusion(group: Group, stream: Stream) -> Confusion:
+def read_confusion(group: Group, stream: StreamGroup) -> Confusion:
     """What a group's runs took each class for after the last task, all runs together.
 
     Raises UserError for a file that is none of cl-run.
@@ -267,7 +270,7 @@ def read_confusion(group: Group, stream: Stream) -> Confusion:
 
 
 def confusion_matrices(
-    stream: Stream, confusions: Sequence[tuple[Group, Confusion]], plt: Any
+    stream: StreamGroup, confusions: Sequence[tuple[Group, Confusion]], plt: Any
 ) -> Any:
     """A panel per group, the rows as fractions of their class."""
     K = 1 + max(max(pair) for _, counts in confusions for pair in counts)

@@ -14,9 +14,9 @@ from cl_runner.compare.figures.canvas import (
     scale,
     wrapped,
 )
-from cl_runner.compare.table import BOUNDS, Group, Stream
+from cl_runner.compare.table import BOUNDS, Group, StreamGroup
+from cl_runner.results.columns import kept_bytes
 
-MEMORY = ("parameter_bytes", "buffer_bytes", "memory_bytes")
 # The first that tells the runs apart is what a run's computation is measured by.
 COMPUTE = {
     "flops": "floating-point operations of training",
@@ -25,7 +25,7 @@ COMPUTE = {
 }
 
 
-def bars(stream: Stream, groups: Sequence[Group], plt: Any) -> Any:
+def bars(stream: StreamGroup, groups: Sequence[Group], plt: Any) -> Any:
     """Forgetting with intervals."""
     figure, axis = plt.subplots(figsize=(6.4, 0.42 * len(groups) + 1), layout="constrained")
     style: dict[str, Any] = {"height": 0.65, "capsize": 3, "ecolor": "0.1", "alpha": 0.6}
@@ -49,7 +49,7 @@ def bars(stream: Stream, groups: Sequence[Group], plt: Any) -> Any:
 
 def scatter(
     axis: Any,
-    stream: Stream,
+    stream: StreamGroup,
     groups: Sequence[Group],
     point: Callable[[Group], tuple[Any, Any] | None],
 ) -> list[tuple[float, float]]:
@@ -93,7 +93,7 @@ def mark_front(axis: Any, points: Sequence[tuple[float, float]]) -> None:
         axis.plot(*zip(*front(points), strict=True), label="Pareto front", zorder=0, **style)
 
 
-def stability(stream: Stream, groups: Sequence[Group], plt: Any) -> Any:
+def stability(stream: StreamGroup, groups: Sequence[Group], plt: Any) -> Any:
     """Learning accuracy against forgetting: the upper left is best."""
     figure, axis = plt.subplots(figsize=(5.6, 4), layout="constrained")
 
@@ -114,7 +114,7 @@ def stability(stream: Stream, groups: Sequence[Group], plt: Any) -> Any:
 
 def memory(group: Group) -> float | None:
     """MB that a run keeps at its end, mean over the seeds; None where it is not known."""
-    sizes = [[run.number(name) for name in MEMORY] for run in group.runs.values()]
+    sizes = [[run.number(name) for name in kept_bytes()] for run in group.runs.values()]
     known = [sum(v for v in own if v is not None) for own in sizes if own[0] is not None]
     return sum(known) / len(known) / 1e6 if known else None
 
@@ -128,7 +128,7 @@ def computation(groups: Sequence[Group]) -> str | None:
     return None
 
 
-def against_memory(stream: Stream, groups: Sequence[Group], plt: Any) -> Any:
+def against_memory(stream: StreamGroup, groups: Sequence[Group], plt: Any) -> Any:
     """ACC against what is kept between tasks."""
     sizes = {id(g): (m, 0.0) for g in groups if (m := memory(g)) is not None}
     figure = against_price(stream, groups, sizes, plt)
@@ -137,7 +137,7 @@ def against_memory(stream: Stream, groups: Sequence[Group], plt: Any) -> Any:
     return figure
 
 
-def against_compute(stream: Stream, groups: Sequence[Group], measure: str, plt: Any) -> Any:
+def against_compute(stream: StreamGroup, groups: Sequence[Group], measure: str, plt: Any) -> Any:
     """ACC against what was computed."""
     from matplotlib.ticker import EngFormatter
 
@@ -151,7 +151,10 @@ def against_compute(stream: Stream, groups: Sequence[Group], measure: str, plt: 
 
 
 def against_price(
-    stream: Stream, groups: Sequence[Group], prices: Mapping[int, tuple[float, float]], plt: Any
+    stream: StreamGroup,
+    groups: Sequence[Group],
+    prices: Mapping[int, tuple[float, float]],
+    plt: Any,
 ) -> Any:
     """ACC against a cost, with the Pareto front of the strategies; bounds are no part of it.
 
