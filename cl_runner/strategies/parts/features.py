@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from cl_runner.core import Task, TrainState
 from cl_runner.functional.buffers import Ranking
 from cl_runner.functional.exemplars import herding, unit
-
-if TYPE_CHECKING:
-    from cl_runner.training.env import Env
-
+from cl_runner.training.env import Env
 
 CHUNK = 1000  # samples per forward pass
 
