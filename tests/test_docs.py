@@ -22,7 +22,6 @@ import pandas as pd
 import pytest
 import reproduce
 import yaml
-from cl_runner.typed import flags, understood
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
@@ -35,6 +34,7 @@ from cl_runner.compare import cli as compare
 from cl_runner.errors import UserError
 from cl_runner.strategies.base import Strategy
 from cl_runner.strategies.l2 import L2
+from cl_runner.typed import flags, understood
 
 REPOSITORY = Path(__file__).parents[1]
 README = REPOSITORY / "README.md"

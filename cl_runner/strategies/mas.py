@@ -53,7 +53,7 @@ class MAS(Strategy):
 
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         grad, (loss, aux) = env.grad_and_value(self.loss)(s.theta, s, batch, env)
-        s = descend(s, grad, self.quadratic(s), self.penalty, env)
+        s = descend(s, grad, self.quadratic(s), self.penalty, env)  # down loss + quadratic
         return s, {**aux, "loss": loss}
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:

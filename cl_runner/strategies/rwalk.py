@@ -81,9 +81,9 @@ class RWalk(Strategy):
         before, memory, penalty = s.theta.detach(), s.memory, self.quadratic(s)
         g, (loss, aux) = env.grad_and_value(self.loss)(s.theta, s, batch, env)
         total = g
-        if self.penalty == "loss":
+        if self.penalty == "loss":  # not in place: the path needs g
             pull = penalty.weight * penalty.importance * (before - penalty.anchor)
-            total = torch.add(g, pull, alpha=2)  # not in place: g is needed
+            total = torch.add(g, pull, alpha=2)
         s = env.update(s, total)
         if self.penalty == "proximal":
             s = penalty.proximal_step(s)

@@ -69,9 +69,9 @@ class SI(Strategy):
         before, memory, penalty = s.theta.detach(), s.memory, self.quadratic(s)
         total, (loss, aux) = env.grad_and_value(self.loss)(s.theta, s, batch, env)
         task = total
-        if self.penalty == "loss":
+        if self.penalty == "loss":  # not in place: the path needs task
             pull = (before - penalty.anchor).mul_(penalty.strength)
-            total = torch.addcmul(task, penalty.importance, pull)  # not in place: task is needed
+            total = torch.addcmul(task, penalty.importance, pull)
         s = env.update(s, total)
         if self.penalty == "proximal":
             s = penalty.proximal_step(s)
