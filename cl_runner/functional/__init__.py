@@ -1,1 +1,1 @@
-"""Mathematics: tensors in, tensors out. Nothing here knows of runs, files or configurations."""
+"""Mathematics, tensors in and tensors out, which knows of no run, file or configuration."""

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 Slots = dict[str, Tensor]  # "index" [K], "task" [K], and whatever else is kept per sample, [K, ...]
-Ranking = Callable[
-    [Tensor, int], Tensor
-]  # (candidates of a bin, k) -> k of them or all, best first
+# (candidates of a bin, k) -> k of them or all, best first
+Preference = Callable[[Tensor, int], Tensor]
 
 
 def add(slots: Slots, new: Slots, target: Tensor) -> Slots:
@@ -65,7 +64,7 @@ def draw(index: Tensor, uniform: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return order, index[order] >= 0
 
 
-def shuffled(generator: torch.Generator) -> Ranking:
+def shuffled(generator: torch.Generator) -> Preference:
     """Ranks at random."""
 
     def some(candidates: Tensor, k: int) -> Tensor:
@@ -76,7 +75,7 @@ def shuffled(generator: torch.Generator) -> Ranking:
 
 
 def balance(
-    bins: Tensor, filled: Tensor, new_bins: Tensor, best: Ranking, share: int | None = None
+    bins: Tensor, filled: Tensor, new_bins: Tensor, best: Preference, share: int | None = None
 ) -> Tensor:
     """Which of K slots and n new samples to hold, so that the bins get equal shares.
 

@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cl_runner.core import Stream
-
 Part = Callable[[Tensor], Tensor]  # of a generator, with its parameters
 SMALLEST = 2.0**-25  # half the distance between two float32 uniforms
 
@@ -91,25 +89,3 @@ def answer_error(
     shown = (shown | ~shown.any(-1, keepdim=True))[:, None]
     log_q = (logits / (temperature or 1.0)).masked_fill(~shown, float("-inf")).log_softmax(-1)
     return -(target * log_q.masked_fill(~shown, 0.0)).sum(-1)
-
-
-def has_pixels(stream: Stream) -> bool:
-    """Whether the data are pixels: uint8, or floats in [0, 1]."""
-    x = stream.x
-    return x.dtype == torch.uint8 or bool((x.min() >= 0) & (x.max() <= 1))
-
-
-def to_pixels(x: Tensor, stream: Stream) -> Tensor:
-    """The pixels in [0, 1] behind the network's inputs x [B, C, H, W]."""
-    x = x if stream.shift is None else x - stream.shift
-    return (x / (stream.scale * _white(stream))).clamp(0, 1)
-
-
-def to_inputs(pixels: Tensor, stream: Stream) -> Tensor:
-    """What the network sees of pixels [B, C, H, W] in [0, 1]."""
-    return stream.normalise(pixels * _white(stream))
-
-
-def _white(stream: Stream) -> int:
-    """The data's value of a white pixel."""
-    return 255 if stream.x.dtype == torch.uint8 else 1

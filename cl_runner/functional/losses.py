@@ -4,10 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cl_runner.core import TrainState
-
-PENALTIES = ("loss", "proximal")  # how a quadratic penalty is descended
-
 
 def mask_logits(logits: Tensor, active: Tensor | None) -> Tensor:
     """Logits [B, K] with those of inactive classes at minus infinity; active [B, K] or None."""
@@ -85,14 +81,3 @@ def quadratic_proximal(theta: Tensor, anchor: Tensor, importance: Tensor, step: 
     """
     step = step.clamp_max(torch.finfo(step.dtype).max)  # infinity times importance 0 is no number
     return theta + (1 - 1 / (1 + step * importance)) * (anchor - theta)
-
-
-def proximal_step(
-    s: TrainState, anchor: Tensor, importance: Tensor, strength: float | Tensor
-) -> TrainState:
-    """The state after the proximal step of strength * `quadratic`, with the optimizer's step size.
-
-    It follows the optimizer's own step; with Adam, too, the step size is lr for every parameter.
-    """
-    step = s.opt["lr"] * strength
-    return s._replace(theta=quadratic_proximal(s.theta, anchor, importance, step))

@@ -33,15 +33,16 @@ class AGEM(ER):
             f"strategy.weighting has no meaning for strategy={self.name}: replay sets a limit",
         )
 
-    def replay(self, s: TrainState, batch: Batch, env: Env, which: str = "") -> Batch:
-        index, task = s.memory["buffer_index"], s.memory["buffer_task"]
-        past = torch.where(task < s.t, index, -1)
+    def draw(self, s: TrainState, batch: Batch, env: Env, which: str = "") -> Batch:
+        """Samples of the previous tasks alone."""
+        past = torch.where(s.memory["buffer_task"] < s.t, s.memory["buffer_index"], -1)
         s = s._replace(memory=s.memory | {"buffer_index": past})
-        return super().replay(s, batch, env, which)
+        return super().draw(s, batch, env, which)
 
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         gradient = env.grad_and_value(self.loss)
+        replay = self.draw(s, batch, env)
         g, (loss, aux) = gradient(s.theta, s, batch, env)
-        g_ref, _ = gradient(s.theta, s, self.replay(s, batch, env), env)
+        g_ref, _ = gradient(s.theta, s, replay, env)
         s = env.update(s, project_half_space(g, g_ref))
         return self.remember(s, batch, aux, env), {**aux, "loss": loss}

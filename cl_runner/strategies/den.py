@@ -17,6 +17,7 @@ from cl_runner.functional.losses import quadratic
 from cl_runner.nn.growing import hidden_sizes, indices, layers, stamped, units, with_reserve
 from cl_runner.nn.networks import MLP
 from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.strategies.parts.frozen import only
 from cl_runner.training.engines import Learner
 from cl_runner.training.env import Env
 from cl_runner.training.fit import fit
@@ -112,7 +113,7 @@ class DEN(Strategy):
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         new, aux = super().step(s, batch, env)
         theta = growing.soft_threshold(new.theta, s.opt["lr"] * self.mu)
-        return new._replace(theta=torch.where(s.memory["trainable"], theta, s.theta.detach())), aux
+        return only(new._replace(theta=theta), s, s.memory["trainable"]), aux
 
     def begin_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
         t, own, theta = task.index, env.own_classes[task.index], s.theta.detach().clone()

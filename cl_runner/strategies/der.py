@@ -12,7 +12,8 @@ from cl_runner.errors import check
 from cl_runner.functional.buffers import Slots
 from cl_runner.functional.losses import weighted_mean
 from cl_runner.strategies.base import Aux, Strategy
-from cl_runner.strategies.er import ER, load
+from cl_runner.strategies.er import ER
+from cl_runner.strategies.parts.replay import held_of
 from cl_runner.training.env import Env
 
 
@@ -22,9 +23,8 @@ class DER(ER):
 
     arXiv 2004.07211. z are the logits that the network gave when it saw x in the stream, before the
     step (where the policy refills at the end of a task: those of that time, in evaluation mode, of
-    the plain input). The squared distance is the mean
-    over classes and samples, as in the authors' code. `weighting` has no meaning here and must stay
-    as it is: alpha weighs the replay.
+    the plain input). The squared distance is the mean over classes and samples, as in the authors'
+    code. `weighting` has no meaning here and must stay as it is: alpha weighs the replay.
     """
 
     alpha: float = 0.5
@@ -46,9 +46,9 @@ class DER(ER):
 
     def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
         loss, aux = Strategy.loss(self, theta, s, batch, env)
-        replay = self.replay(s, batch, env)
-        stored = load(s.memory)["logits"][replay.noise["slot"]]
-        distance = (env.net(theta, replay.x, replay.task) - stored).square().mean(1)
+        replay = self.draw(s, batch, env)
+        z = held_of(s, replay, "logits")
+        distance = (env.net(theta, replay.x, replay.task) - z).square().mean(1)
         return loss + self.alpha * weighted_mean(distance, replay.weight), aux
 
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:

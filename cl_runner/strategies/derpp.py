@@ -8,9 +8,10 @@ from torch import Tensor
 
 from cl_runner.core import Batch, TrainState
 from cl_runner.errors import check
-from cl_runner.functional.losses import cross_entropy
-from cl_runner.strategies.base import Aux
+from cl_runner.functional.losses import cross_entropy, weighted_mean
+from cl_runner.strategies.base import Aux, Strategy
 from cl_runner.strategies.der import DER
+from cl_runner.strategies.parts.replay import held_of
 from cl_runner.training.env import Env
 
 
@@ -33,8 +34,10 @@ class DERPP(DER):
         return shapes | again
 
     def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
-        loss, aux = super().loss(theta, s, batch, env)
-        replay = self.replay(s, batch, env, "_labels")
-        logits = env.net(theta, replay.x, replay.task)
-        labelled = cross_entropy(logits, replay.y, replay.active, replay.weight)
-        return loss + self.beta * labelled, aux
+        loss, aux = Strategy.loss(self, theta, s, batch, env)
+        old = self.draw(s, batch, env)  # (x', z')
+        distance = (env.net(theta, old.x, old.task) - held_of(s, old, "logits")).square().mean(1)
+        loss = loss + self.alpha * weighted_mean(distance, old.weight)
+        old = self.draw(s, batch, env, "_labels")  # (x'', y'')
+        logits = env.net(theta, old.x, old.task)
+        return loss + self.beta * cross_entropy(logits, old.y, old.active, old.weight), aux

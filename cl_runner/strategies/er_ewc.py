@@ -8,11 +8,11 @@ from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState
 from cl_runner.errors import check, one_of
-from cl_runner.functional.importance import LABEL_RULES, merge_quadratics
-from cl_runner.functional.losses import PENALTIES, proximal_step, quadratic
+from cl_runner.functional.importance import merge_quadratics
 from cl_runner.strategies.base import Aux
 from cl_runner.strategies.er import ER
-from cl_runner.strategies.parts.importance import fisher_diagonal
+from cl_runner.strategies.parts.importance import check_fisher, fisher_diagonal
+from cl_runner.strategies.parts.penalty import PENALTIES, Quadratic
 from cl_runner.training.env import Env
 
 
@@ -37,12 +37,8 @@ class EREWC(ER):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.lambda_ >= 0, f"strategy.lambda must be at least 0, got {self.lambda_}")
-        one_of("strategy.fisher_labels", self.fisher_labels, LABEL_RULES)
         one_of("strategy.penalty", self.penalty, PENALTIES)
-        check(
-            self.fisher_samples is None or self.fisher_samples >= 1,
-            f"strategy.fisher_samples must be at least 1, got {self.fisher_samples}",
-        )
+        check_fisher(self.fisher_labels, self.fisher_samples)
 
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
         anchor = theta.detach().clone()
@@ -51,17 +47,20 @@ class EREWC(ER):
             "anchor": anchor,
         }
 
+    def quadratic(self, s: TrainState) -> Quadratic:
+        """The penalty, lambda / 2 sum_p F_p (theta_p - theta*_p)^2."""
+        return Quadratic(self.lambda_ / 2, s.memory["fisher"], s.memory["anchor"])
+
     def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
         loss, aux = super().loss(theta, s, batch, env)  # batch: the incoming and the replayed
         if self.penalty == "loss":
-            penalty = quadratic(theta, s.memory["anchor"], s.memory["fisher"])
-            loss = loss + self.lambda_ * penalty
+            loss = loss + self.quadratic(s)(theta)
         return loss, aux
 
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         s, aux = super().step(s, batch, env)
         if self.penalty == "proximal":
-            s = proximal_step(s, s.memory["anchor"], s.memory["fisher"], self.lambda_)
+            s = self.quadratic(s).proximal_step(s)
         return s, aux
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:

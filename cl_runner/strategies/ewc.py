@@ -10,10 +10,11 @@ from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState
 from cl_runner.errors import check, one_of
-from cl_runner.functional.importance import LABEL_RULES, fisher_overlap, merge_quadratics
-from cl_runner.functional.losses import PENALTIES, proximal_step, pulled
+from cl_runner.functional.importance import merge_quadratics
 from cl_runner.strategies.base import Aux, Strategy, without_meaning
-from cl_runner.strategies.parts.importance import fisher_diagonal
+from cl_runner.strategies.parts.importance import check_fisher, fisher_diagonal
+from cl_runner.strategies.parts.overlap import overlaps
+from cl_runner.strategies.parts.penalty import PENALTIES, Quadratic, descend
 from cl_runner.training.env import Env
 
 
@@ -52,15 +53,11 @@ class EWC(Strategy):
     def __post_init__(self) -> None:
         check(self.lambda_ >= 0, f"strategy.lambda must be at least 0, got {self.lambda_}")
         one_of("strategy.mode", self.mode, ("separate", "online"))
-        one_of("strategy.fisher_labels", self.fisher_labels, LABEL_RULES)
         one_of("strategy.penalty", self.penalty, PENALTIES)
+        check_fisher(self.fisher_labels, self.fisher_samples)
         check(0 < self.gamma <= 1, f"strategy.gamma must lie in (0, 1], got {self.gamma}")
         if self.mode == "separate":
             without_meaning(self, "strategy.mode=separate", "gamma")
-        check(
-            self.fisher_samples is None or self.fisher_samples >= 1,
-            f"strategy.fisher_samples must be at least 1, got {self.fisher_samples}",
-        )
 
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
         anchor = theta.detach().clone()
@@ -69,15 +66,14 @@ class EWC(Strategy):
             memory["task_fishers"] = anchor.new_zeros(env.num_tasks, len(anchor))  # [T, P]
         return memory
 
+    def quadratic(self, s: TrainState) -> Quadratic:
+        """The penalty of eq. 3, lambda / 2 sum_p F_p (theta_p - theta*_p)^2; `online`: gamma F."""
+        F, anchor = s.memory["fisher"], s.memory["anchor"]
+        return Quadratic(self.lambda_ / 2 * self.gamma, F, anchor)
+
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         grad, (loss, aux) = env.grad_and_value(self.loss)(s.theta, s, batch, env)
-        anchor, fisher = s.memory["anchor"], s.memory["fisher"]
-        strength = self.lambda_ * self.gamma  # gamma is 1 but in mode `online`
-        if self.penalty == "loss":
-            grad = pulled(grad, s.theta, anchor, fisher, strength)
-        s = env.update(s, grad)
-        if self.penalty == "proximal":
-            s = proximal_step(s, anchor, fisher, strength)
+        s = descend(s, grad, self.quadratic(s), self.penalty, env)  # down loss + quadratic
         return s, {**aux, "loss": loss}
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
@@ -96,20 +92,5 @@ class EWC(Strategy):
     def tables(self, s: TrainState, env: Env) -> dict[str, list[dict[str, Any]]]:
         if not self.overlap:
             return {}
-        learned = s.memory["task_fishers"][: int(s.t) + 1]
-        tasks = [layers(env.flat.views(fisher)) for fisher in learned]
-        rows = [
-            {"layer": layer, "task_a": a + 1, "task_b": b + 1, "overlap": fisher_overlap(one, two)}
-            for b in range(len(tasks))
-            for a in range(b)
-            for (layer, one), two in zip(tasks[a].items(), tasks[b].values(), strict=True)
-        ]
+        rows = overlaps(s.memory["task_fishers"][: int(s.t) + 1], env.flat)
         return {"fisher_overlap": rows} if rows else {}
-
-
-def layers(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters by layer: a vector of its weights and biases for each."""
-    parts: dict[str, list[Tensor]] = {}
-    for name, value in parameters.items():
-        parts.setdefault(name.rpartition(".")[0] or name, []).append(value.flatten())
-    return {layer: torch.cat(values) for layer, values in parts.items()}

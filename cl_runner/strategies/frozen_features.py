@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cl_runner.core import Batch, TrainState
 from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.strategies.parts.frozen import only
 from cl_runner.training.env import Env
 
 
@@ -29,5 +30,4 @@ class FrozenFeatures(Strategy):
 
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         new, aux = super().step(s, batch, env)
-        free = s.memory["output"] | (s.t == 0)
-        return new._replace(theta=torch.where(free, new.theta, s.theta.detach())), aux
+        return only(new, s, s.memory["output"] | (s.t == 0)), aux

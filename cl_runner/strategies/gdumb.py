@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -13,7 +12,14 @@ from cl_runner.core import Stream, Task, TrainState, generator_for
 from cl_runner.errors import check
 from cl_runner.functional import buffers
 from cl_runner.strategies.base import Strategy
-from cl_runner.strategies.er import LARGEST, arrived, bins_of, load, store
+from cl_runner.strategies.parts.replay import (
+    LARGEST,
+    arrived,
+    bins_of,
+    empty_rows,
+    load,
+    store,
+)
 from cl_runner.training.batches import CPU
 from cl_runner.training.env import Env
 from cl_runner.training.fit import fit
@@ -52,9 +58,7 @@ class GDumb(Strategy):
             f"strategy.buffer_size={self.buffer_size} is too small for strategy={self.name}, which "
             f"needs at least one place for each of {env.num_bins} classes",
         )
-        empty = torch.full((self.buffer_size,), -1, device=env.device)
-        slots = {"index": empty, "task": torch.zeros_like(empty)}
-        return store(slots) | {"initial": theta.detach().clone()}
+        return store(empty_rows(self.buffer_size, env)) | {"initial": theta.detach().clone()}
 
     def training_set(
         self, s: TrainState, stream: Stream, t: int, env: Env

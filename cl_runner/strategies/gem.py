@@ -13,7 +13,7 @@ from cl_runner.errors import check
 from cl_runner.functional import buffers
 from cl_runner.functional.projection import project_cone
 from cl_runner.strategies.base import Aux, Strategy
-from cl_runner.strategies.er import load, store
+from cl_runner.strategies.parts.replay import load, store
 from cl_runner.training.env import Env
 
 

@@ -18,14 +18,12 @@ from cl_runner.functional.generative import (
     answers,
     critic_error,
     elbo_error,
-    has_pixels,
     normal,
-    to_inputs,
-    to_pixels,
 )
 from cl_runner.functional.losses import cross_entropy
 from cl_runner.nn.generators import GENERATORS, Scholar
 from cl_runner.strategies.base import Aux, Strategy, without_meaning
+from cl_runner.strategies.parts.pixels import has_pixels, to_inputs, to_pixels
 from cl_runner.training import optim
 from cl_runner.training.env import Env, kept, statistics
 

@@ -15,6 +15,7 @@ from cl_runner.functional.losses import cross_entropy, weighted_mean
 from cl_runner.nn.gated import Attention, chain, hidden_units
 from cl_runner.strategies.base import Aux, Strategy
 from cl_runner.training.env import Env
+from cl_runner.training.fit import plan
 
 LARGEST_EMBEDDING = 6.0  # |e| is kept below it, and |s e| in the compensation below the next;
 LARGEST_EXPONENT = 50.0  # both are the authors' code's thres_emb and thres_cosh
@@ -65,8 +66,7 @@ class HAT(Strategy):
         }
 
     def begin_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
-        per_epoch = -(-len(task.train) // env.training.batch_size)
-        total = env.training.iterations or env.training.epochs * per_epoch
+        _, per_epoch, total = plan(len(task.train), env.training)
         period = -(-total // max(1, round(total / per_epoch)))
         memory = s.memory | {
             "free": free_share(s.memory["claimed"], task.index, env),

@@ -16,16 +16,17 @@ from cl_runner.functional.exemplars import class_means, nearest_mean, unit
 from cl_runner.functional.losses import weighted_mean
 from cl_runner.nn.networks import activation_shapes
 from cl_runner.strategies.base import Aux, Strategy
-from cl_runner.strategies.er import (
+from cl_runner.strategies.parts.features import features_of, herded
+from cl_runner.strategies.parts.replay import (
     arrived,
     bins_of,
     check_features,
     check_places,
+    empty_rows,
     load,
     places,
     store,
 )
-from cl_runner.strategies.parts.features import features_of, herded
 from cl_runner.training.env import Env, kept, statistics
 
 
@@ -80,10 +81,10 @@ class ICaRL(Strategy):
         check_features(f"strategy={self.name}", env)
         shapes = activation_shapes(env.flat.module, env.input_shape)
         features = math.prod((env.input_shape, *shapes)[-2])
-        empty = torch.full((size,), -1, device=env.device)
-        slots = {"index": empty, "task": torch.zeros_like(empty)}
         means = torch.zeros(env.num_classes, features, device=env.device)
-        return store(slots) | {"means": means} | kept("old", theta, env.flat.buffers)
+        return (
+            store(empty_rows(size, env)) | {"means": means} | kept("old", theta, env.flat.buffers)
+        )
 
     def begin_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
         return s._replace(memory=s.memory | kept("old", s.theta, s.buffers))

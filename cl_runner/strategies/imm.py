@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from cl_runner.core import Task, TrainState
-from cl_runner.errors import check, one_of
-from cl_runner.functional.importance import LABEL_RULES, merge_quadratics
+from cl_runner.errors import one_of
+from cl_runner.functional.importance import merge_quadratics
 from cl_runner.strategies.base import Strategy, without_meaning
-from cl_runner.strategies.parts.importance import fisher_diagonal
+from cl_runner.strategies.parts.importance import check_fisher, fisher_diagonal
 from cl_runner.training.env import Env, kept, statistics
 
 
@@ -38,13 +38,9 @@ class IMM(Strategy):
 
     def __post_init__(self) -> None:
         one_of("strategy.merge", self.merge, ("mean", "mode"))
-        one_of("strategy.fisher_labels", self.fisher_labels, LABEL_RULES)
+        check_fisher(self.fisher_labels, self.fisher_samples)
         if self.merge == "mean":
             without_meaning(self, "strategy.merge=mean", "fisher_labels", "fisher_samples")
-        check(
-            self.fisher_samples is None or self.fisher_samples >= 1,
-            f"strategy.fisher_samples must be at least 1, got {self.fisher_samples}",
-        )
 
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
         weight = torch.zeros_like(theta, requires_grad=False)

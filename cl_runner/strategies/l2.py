@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState
 from cl_runner.errors import check
-from cl_runner.functional.losses import quadratic
 from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.strategies.parts.penalty import Quadratic
 from cl_runner.training.env import Env
 
 
@@ -33,10 +33,13 @@ class L2(Strategy):
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
         return {"anchor": theta.detach().clone(), "importance": torch.zeros((), device=env.device)}
 
+    def quadratic(self, s: TrainState) -> Quadratic:
+        """The penalty, lambda / 2 |theta - theta_{t-1}|^2; in the first task it is 0."""
+        return Quadratic(self.lambda_ / 2, s.memory["importance"], s.memory["anchor"])
+
     def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
         loss, aux = super().loss(theta, s, batch, env)
-        penalty = quadratic(theta, s.memory["anchor"], s.memory["importance"])
-        return loss + self.lambda_ * penalty, aux
+        return loss + self.quadratic(s)(theta), aux
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
         one = torch.ones_like(s.memory["importance"])

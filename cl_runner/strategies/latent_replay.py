@@ -14,7 +14,8 @@ from cl_runner.functional.buffers import Slots
 from cl_runner.functional.losses import cross_entropy
 from cl_runner.nn.networks import activation_shapes
 from cl_runner.strategies.base import Aux, Strategy
-from cl_runner.strategies.er import ER, REFILLED, load, store
+from cl_runner.strategies.er import ER
+from cl_runner.strategies.parts.replay import REFILLED, held_of, kept_of, load, store
 from cl_runner.training.env import Env
 
 
@@ -92,17 +93,17 @@ class LatentReplay(ER):
             return {"latent": env.answers(s.theta, batch.x, batch.task, last=self.layer)}
         return {"latent": aux["latent"].detach()}
 
-    def replay(self, s: TrainState, batch: Batch, env: Env, which: str = "") -> Batch:
-        replay = super().replay(s, batch, env, which)
+    def draw(self, s: TrainState, batch: Batch, env: Env, which: str = "") -> Batch:
+        replay = super().draw(s, batch, env, which)
         assert replay.weight is not None
         return replay._replace(weight=replay.weight * (s.t > 0))
 
     def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
-        replay = self.replay(s, batch, env)
+        replay = self.draw(s, batch, env)
         new = env.net(theta, batch.x, batch.task, last=self.layer)  # [B, ...]
         assert replay.weight is not None
-        old = load(s.memory)["latent"][replay.noise["slot"]]
-        again = new[torch.arange(len(old), device=new.device) % len(new)]  # as ER.replay has it
+        old = held_of(s, replay, "latent")
+        again = new[torch.arange(len(old), device=new.device) % len(new)]  # as ER.draw has it
         filled = (replay.weight > 0).view(-1, *[1] * (old.dim() - 1))
         old = torch.where(filled, old, again)
         both = self.join(s, batch._replace(x=new), replay._replace(x=old))
@@ -123,7 +124,7 @@ class LatentReplay(ER):
             return s
         slots = load(s.memory)
         held = slots["index"] >= 0
-        kept = self.kept_of(s, slots["index"][held], slots["task"][held], env)
+        kept = kept_of(self.keep, s, slots["index"][held], slots["task"][held], env)
         latent = slots["latent"].clone()
         latent[held] = kept["latent"]
         return s._replace(memory=s.memory | store({"latent": latent}))

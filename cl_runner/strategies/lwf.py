@@ -12,6 +12,7 @@ from cl_runner.core import Batch, Task, TrainState
 from cl_runner.errors import check, one_of
 from cl_runner.functional.losses import distillation
 from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.strategies.parts.frozen import only
 from cl_runner.training.env import Env, kept, statistics
 
 
@@ -103,6 +104,5 @@ class LwF(Strategy):
         if not self.warm_up:
             return new, aux
         free = s.memory["free"] | (s.memory["steps"] >= self.warm_up)
-        theta = torch.where(free, new.theta, s.theta.detach())
         memory = s.memory | {"steps": s.memory["steps"] + 1}
-        return new._replace(theta=theta, memory=memory), aux
+        return only(new._replace(memory=memory), s, free), aux

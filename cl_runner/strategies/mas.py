@@ -10,9 +10,9 @@ from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState
 from cl_runner.errors import check, one_of
-from cl_runner.functional.losses import PENALTIES, proximal_step, pulled
 from cl_runner.strategies.base import Aux, Strategy
 from cl_runner.strategies.parts.importance import output_sensitivity
+from cl_runner.strategies.parts.penalty import PENALTIES, Quadratic, descend
 from cl_runner.training.env import Env
 
 
@@ -47,15 +47,13 @@ class MAS(Strategy):
         anchor = theta.detach().clone()
         return {"anchor": anchor, "importance": torch.zeros_like(anchor)}
 
+    def quadratic(self, s: TrainState) -> Quadratic:
+        """The penalty, lambda sum_p Omega_p (theta_p - theta*_p)^2."""
+        return Quadratic(self.lambda_, s.memory["importance"], s.memory["anchor"])
+
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         grad, (loss, aux) = env.grad_and_value(self.loss)(s.theta, s, batch, env)
-        anchor, importance = s.memory["anchor"], s.memory["importance"]
-        strength = 2 * self.lambda_  # 2: there is no 1/2
-        if self.penalty == "loss":
-            grad = pulled(grad, s.theta, anchor, importance, strength)
-        s = env.update(s, grad)
-        if self.penalty == "proximal":
-            s = proximal_step(s, anchor, importance, strength)
+        s = descend(s, grad, self.quadratic(s), self.penalty, env)  # down loss + quadratic
         return s, {**aux, "loss": loss}
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:

@@ -15,7 +15,8 @@ from cl_runner.config.schema import SGD
 from cl_runner.core import Batch, TrainState
 from cl_runner.errors import check
 from cl_runner.strategies.base import Aux
-from cl_runner.strategies.er import ER, load
+from cl_runner.strategies.er import ER
+from cl_runner.strategies.parts.replay import load
 from cl_runner.training.env import Env
 from cl_runner.training.fit import plan
 
@@ -125,7 +126,7 @@ class MER(ER):
     def learn(self, theta: Tensor, s: TrainState, sample: Batch, env: Env) -> tuple[Tensor, Tensor]:
         """Theta after all steps for one sample, and its loss before the last one of them."""
         gradient, lr, drawn = env.grad_and_value(self.loss), s.opt["lr"], self.replayed(env)
-        replay = self.replay(s, sample, env)
+        replay = self.draw(s, sample, env)
         before_sample = theta
         loss = torch.zeros_like(lr)
         for i in range(self.batches):
@@ -137,7 +138,7 @@ class MER(ER):
             theta = torch.lerp(before_batch, theta, self.beta)
         return torch.lerp(before_sample, theta, self.gamma), loss
 
-    def replay(self, s: TrainState, batch: Batch, env: Env, which: str = "") -> Batch:
+    def draw(self, s: TrainState, batch: Batch, env: Env, which: str = "") -> Batch:
         """The samples of all batches for one incoming sample, [batches * replayed]."""
         slots = load(s.memory)
         held = s.memory["seen"].sum().clamp_max(self.places(env))  # a reservoir fills from slot 0

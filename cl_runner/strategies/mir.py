@@ -53,8 +53,8 @@ class MIR(ER):
         """Samples drawn per step: the candidates, of which not all are trained on."""
         return min(self.candidates, self.places(env))
 
-    def replay(self, s: TrainState, batch: Batch, env: Env, which: str = "") -> Batch:
-        candidates = super().replay(s, batch, env, which)
+    def draw(self, s: TrainState, batch: Batch, env: Env, which: str = "") -> Batch:
+        candidates = super().draw(s, batch, env, which)
         grad, _ = env.grad_and_value(self.loss)(s.theta, s, batch, env)
         theta = s.theta.detach()
         virtual = theta - s.opt["lr"] * grad

@@ -11,6 +11,7 @@ from torch import Tensor
 from cl_runner.core import Batch, Task, TrainState
 from cl_runner.errors import check
 from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.strategies.parts.frozen import only
 from cl_runner.training.env import Env
 from cl_runner.training.fit import fit, plan
 
@@ -63,8 +64,7 @@ class PackNet(Strategy):
 
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         new, aux = super().step(s, batch, env)
-        own = s.memory["owner"] == s.t
-        return new._replace(theta=torch.where(own, new.theta, s.theta.detach())), aux
+        return only(new, s, s.memory["owner"] == s.t), aux
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
         t = task.index

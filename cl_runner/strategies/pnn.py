@@ -14,6 +14,7 @@ from cl_runner.functional.losses import cross_entropy
 from cl_runner.nn.columns import Columns
 from cl_runner.nn.networks import MLP
 from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.strategies.parts.frozen import only
 from cl_runner.training.env import Env
 
 
@@ -74,8 +75,7 @@ class PNN(Strategy):
 
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         new, aux = super().step(s, batch, env)
-        free = s.memory["owner"] == s.t
-        return new._replace(theta=torch.where(free, new.theta, s.theta.detach())), aux
+        return only(new, s, s.memory["owner"] == s.t), aux
 
     def predict(self, s: TrainState, x: Tensor, task: int, env: Env) -> Tensor:
         return env.flat.call(s.theta, x, task)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState
 from cl_runner.errors import check, one_of
-from cl_runner.functional.losses import PENALTIES, proximal_step
 from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.strategies.parts.penalty import PENALTIES, Quadratic
 from cl_runner.training.env import Env
 
 
@@ -73,16 +73,20 @@ class RWalk(Strategy):
             "squares": zero.clone(),  # sum g^2 in it
         }
 
+    def quadratic(self, s: TrainState) -> Quadratic:
+        """The penalty, lambda sum_p (F_p + s_p) (theta_p - theta*_p)^2."""
+        return Quadratic(self.lambda_, s.memory["importance"], s.memory["anchor"])
+
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
-        memory, before = s.memory, s.theta.detach()
+        before, memory, penalty = s.theta.detach(), s.memory, self.quadratic(s)
         g, (loss, aux) = env.grad_and_value(self.loss)(s.theta, s, batch, env)
-        anchor, importance, total = memory["anchor"], memory["importance"], g
-        if self.penalty == "loss":
-            pull = self.lambda_ * importance * (before - anchor)
-            total = torch.add(g, pull, alpha=2)  # 2: there is no 1/2
+        total = g
+        if self.penalty == "loss":  # not in place: the path needs g
+            pull = penalty.weight * penalty.importance * (before - penalty.anchor)
+            total = torch.add(g, pull, alpha=2)
         s = env.update(s, total)
         if self.penalty == "proximal":
-            s = proximal_step(s, anchor, importance, 2 * self.lambda_)
+            s = penalty.proximal_step(s)
         memory = memory | {
             "path": torch.addcmul(memory["path"], g, s.theta - before, value=-1),
             "squares": torch.addcmul(memory["squares"], g, g),

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState
 from cl_runner.errors import check, one_of
-from cl_runner.functional.losses import PENALTIES, proximal_step
 from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.strategies.parts.penalty import PENALTIES, Quadratic
 from cl_runner.training.env import Env
 
 
@@ -61,18 +61,22 @@ class SI(Strategy):
             "path": torch.zeros_like(anchor),
         }
 
+    def quadratic(self, s: TrainState) -> Quadratic:
+        """The penalty, lambda sum_p Omega_p (theta_p - theta*_p)^2."""
+        return Quadratic(self.lambda_, s.memory["importance"], s.memory["anchor"])
+
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
-        memory, before = s.memory, s.theta.detach()
-        anchor, importance, strength = memory["anchor"], memory["importance"], 2 * self.lambda_
+        before, memory, penalty = s.theta.detach(), s.memory, self.quadratic(s)
         total, (loss, aux) = env.grad_and_value(self.loss)(s.theta, s, batch, env)
         task = total
-        if self.penalty == "loss":
-            total = torch.addcmul(task, importance, (before - anchor).mul_(strength))
+        if self.penalty == "loss":  # not in place: the path needs task
+            pull = (before - penalty.anchor).mul_(penalty.strength)
+            total = torch.addcmul(task, penalty.importance, pull)
         s = env.update(s, total)
         if self.penalty == "proximal":
-            s = proximal_step(s, anchor, importance, strength)
-        grad = task if self.gradient == "task" else total
-        path = torch.addcmul(memory["path"], grad, s.theta - before, value=-1)
+            s = penalty.proximal_step(s)
+        g = task if self.gradient == "task" else total
+        path = torch.addcmul(memory["path"], g, s.theta - before, value=-1)
         return s._replace(memory=memory | {"path": path}), {**aux, "loss": loss}
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:

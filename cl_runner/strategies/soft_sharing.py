@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from cl_runner.core import Batch, TrainState
 from cl_runner.errors import check, one_of
-from cl_runner.functional.losses import PENALTIES, proximal_step, quadratic
 from cl_runner.nn.columns import Copies
 from cl_runner.strategies.base import Aux
 from cl_runner.strategies.joint import Joint
+from cl_runner.strategies.parts.penalty import PENALTIES, Quadratic
 from cl_runner.training.env import Env
 
 
@@ -59,16 +59,20 @@ class SoftSharing(Joint):
         every = torch.ones(env.num_classes, dtype=torch.bool, device=env.device)
         return {"hidden": ~env.flat.output_mask(every)}
 
+    def quadratic(self, theta: Tensor, s: TrainState, env: Env) -> Quadratic:
+        """The penalty at theta [P], lambda / 2 sum_t |theta_t - mean_u theta_u|^2."""
+        return Quadratic(self.lambda_ / 2, s.memory["hidden"], mean(theta, env))
+
     def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
         loss, aux = super().loss(theta, s, batch, env)
         if self.penalty == "loss":
-            loss = loss + self.lambda_ * quadratic(theta, mean(theta, env), s.memory["hidden"])
+            loss = loss + self.quadratic(theta, s, env)(theta)
         return loss, aux
 
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         s, aux = super().step(s, batch, env)
         if self.penalty == "proximal":
-            s = proximal_step(s, mean(s.theta, env), s.memory["hidden"], self.lambda_)
+            s = self.quadratic(s.theta, s, env).proximal_step(s)
         return s, aux
 
     def predict(self, s: TrainState, x: Tensor, task: int, env: Env) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import Tensor
@@ -16,11 +14,8 @@ from cl_runner.functional.generative import (
     critic_error,
     elbo_error,
     gaussian_kl,
-    has_pixels,
     normal,
     slope_error,
-    to_inputs,
-    to_pixels,
 )
 
 
@@ -184,32 +179,3 @@ def test_a_head_without_classes_answers_over_every_one_and_the_others_over_their
 def test_hard_answers_stay_on_their_device() -> None:
     logits, heads = torch.zeros(3, 4, device="meta"), HEADS.to("meta")
     assert answers(logits, heads, None).device == logits.device
-
-
-@pytest.mark.parametrize(
-    ("values", "pixels"), [([0.0, 1.0], True), ([-0.1, 0.5], False), ([0.5, 1.1], False)]
-)
-def test_floats_are_pixels_between_zero_and_one(values: list[float], pixels: bool) -> None:
-    assert has_pixels(SimpleNamespace(x=torch.tensor(values))) is pixels
-
-
-def test_bytes_are_pixels() -> None:
-    assert has_pixels(SimpleNamespace(x=torch.tensor([0, 200], dtype=torch.uint8)))
-
-
-@pytest.mark.parametrize("white", [1, 255])
-@pytest.mark.parametrize("shift", [None, -0.4])
-def test_pixels_and_the_networks_inputs(white: int, shift: float | None) -> None:
-    """Of a stream whose inputs are 3 / white * x + shift."""
-    stream = SimpleNamespace(
-        x=torch.zeros(1, dtype=torch.uint8 if white == 255 else torch.float32),
-        scale=torch.tensor(3 / white),
-        shift=None if shift is None else torch.tensor(shift),
-        normalise=lambda x: x * (3 / white) + (shift or 0),
-    )
-    pixels = torch.tensor([0.0, 0.25, 1.0])
-    inputs = to_inputs(pixels, stream)
-    torch.testing.assert_close(inputs, 3 * pixels + (shift or 0))
-    torch.testing.assert_close(to_pixels(inputs, stream), pixels)
-    beyond = torch.tensor([-1.0, 4.0])
-    assert to_pixels(beyond, stream).tolist() == [0, 1]

@@ -6,12 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cl_runner.core import TrainState
 from cl_runner.functional.losses import (
     cross_entropy,
     distillation,
     mask_logits,
-    proximal_step,
     pulled,
     quadratic,
     quadratic_proximal,
@@ -202,14 +200,3 @@ def test_the_proximal_step_is_finite_at_any_size() -> None:
         assert moved[0] == 1.0
         assert moved[2] == 0.0
         assert bool(torch.isfinite(moved).all())
-
-
-@pytest.mark.parametrize("strength", [3.0, torch.tensor(3.0)])
-def test_the_states_proximal_step_has_the_learning_rate_times_the_strength(strength) -> None:
-    theta, anchor, importance = vectors()
-    nothing = torch.tensor(0)
-    s = TrainState(theta, {}, {"lr": torch.tensor(0.1)}, {}, nothing)
-    moved = proximal_step(s, anchor, importance, strength)
-    expected = quadratic_proximal(theta, anchor, importance, torch.tensor(0.1) * 3)
-    assert torch.equal(moved.theta, expected)
-    assert moved._replace(theta=theta) == s

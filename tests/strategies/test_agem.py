@@ -33,7 +33,7 @@ def test_the_reference_is_drawn_from_previous_tasks_only(mid_run, policy):
     drawn: set[int] = set()
     with torch.no_grad():
         for batch in batches:
-            replay = strategy.replay(s, batch, env)
+            replay = strategy.draw(s, batch, env)
             filled = replay.weight > 0
             assert int(filled.sum()) == 20
             assert set(replay.task[filled].tolist()) <= {0, 1}
@@ -50,7 +50,7 @@ def test_in_the_first_task_there_is_no_reference(mid_run, policy):
     strategy, env, s, batches = run(mid_run, f"strategy.policy={policy}", tasks=0)
     with torch.no_grad():
         for batch in batches:
-            assert not strategy.replay(s, batch, env).weight.any()
+            assert not strategy.draw(s, batch, env).weight.any()
             before = s.theta.detach().clone()
             g, _ = env.grad_and_value(strategy.loss)(before, s, batch, env)
             s, _ = strategy.step(s, batch, env)
@@ -67,7 +67,7 @@ def test_the_step_is_along_equation_11(mid_run):
 
     conflicts = 0
     for batch in batches:
-        g, g_ref = gradient(batch), gradient(strategy.replay(s, batch, env))
+        g, g_ref = gradient(batch), gradient(strategy.draw(s, batch, env))
         expected = g
         if g @ g_ref < 0:
             conflicts += 1

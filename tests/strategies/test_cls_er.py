@@ -58,7 +58,7 @@ def test_the_averages_follow_the_weights_at_their_rates_and_decays(mid_run):
 def test_each_sample_follows_the_average_that_knows_its_label_better(mid_run, scenario):
     strategy, env, s, (batch, *_) = mid_run(*TOY, f"scenario={scenario}", tasks=2)
     s = differing(s)
-    replay = strategy.replay(s, batch, env)
+    replay = strategy.draw(s, batch, env)
     z = strategy.better_logits(s, replay, 0, env)
     picked = set()
     for i, (x, y, task) in enumerate(zip(replay.x, replay.y, replay.task, strict=True)):
@@ -74,7 +74,7 @@ def test_each_sample_follows_the_average_that_knows_its_label_better(mid_run, sc
 def test_the_loss_is_er_s_and_the_mean_squared_distance_of_the_replayed(mid_run):
     strategy, env, s, (batch, *_) = mid_run(*TOY, "strategy.lambda=0.7", tasks=2)
     s = differing(s)
-    both = strategy.join(s, batch, strategy.replay(s, batch, env))
+    both = strategy.join(s, batch, strategy.draw(s, batch, env))
     loss, _ = strategy.loss(s.theta, s, both, env)
     logits = env.net(s.theta, both.x, both.task)
     z = strategy.better_logits(s, both, 16, env)
@@ -85,7 +85,7 @@ def test_the_loss_is_er_s_and_the_mean_squared_distance_of_the_replayed(mid_run)
 def test_places_without_a_sample_have_no_say(mid_run):
     strategy, env, s, (batch, *_) = mid_run(*TOY, tasks=0)
     s = differing(s)
-    both = strategy.join(s, batch, strategy.replay(s, batch, env))
+    both = strategy.join(s, batch, strategy.draw(s, batch, env))
     loss, _ = strategy.loss(s.theta, s, both, env)
     logits = env.net(s.theta, batch.x, batch.task)
     torch.testing.assert_close(loss, F.cross_entropy(logits, batch.y))
@@ -94,7 +94,7 @@ def test_places_without_a_sample_have_no_say(mid_run):
 def test_of_a_buffer_with_few_samples_the_distance_is_the_mean_over_those(mid_run, holding):
     strategy, env, s, (batch, *_) = mid_run(*TOY, "strategy.lambda=0.7", tasks=2)
     s = differing(holding(s, 3))
-    both = strategy.join(s, batch, strategy.replay(s, batch, env))
+    both = strategy.join(s, batch, strategy.draw(s, batch, env))
     assert int((both.weight > 0).sum()) == 16 + 3
     loss, _ = strategy.loss(s.theta, s, both, env)
     rows = both.weight > 0

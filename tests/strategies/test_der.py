@@ -40,7 +40,7 @@ def test_the_logits_are_those_before_the_step_that_saw_the_sample(mid_run):
 def test_der_is_cross_entropy_plus_mean_squared_distance(mid_run):
     strategy, env, s, (batch, *_) = run(mid_run, "strategy=der", "strategy.alpha=0.7")
     loss, _ = strategy.loss(s.theta, s, batch, env)
-    replay = strategy.replay(s, batch, env)
+    replay = strategy.draw(s, batch, env)
     stored = s.memory["buffer_logits"][replay.noise["slot"]]
     expected = F.cross_entropy(env.net(s.theta, batch.x, batch.task), batch.y)
     expected = expected + 0.7 * F.mse_loss(env.net(s.theta, replay.x, replay.task), stored)

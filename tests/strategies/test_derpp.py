@@ -23,7 +23,7 @@ def test_derpp_adds_cross_entropy_on_a_draw_of_its_own(mid_run, holding, scenari
     own = ("strategy=derpp", "strategy.beta=0.3", f"scenario={scenario}")
     strategy, env, s, (batch, *_) = mid_run(*TOY, *own, tasks=2)
     s = holding(s, held)
-    first, second = strategy.replay(s, batch, env), strategy.replay(s, batch, env, "_labels")
+    first, second = strategy.draw(s, batch, env), strategy.draw(s, batch, env, "_labels")
     if held == 40:
         assert set(first.index.tolist()) != set(second.index.tolist())
     loss, _ = strategy.loss(s.theta, s, batch, env)

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from cl_runner.errors import UserError
 from cl_runner.run.tasks import initial_state, train_task
-from cl_runner.strategies.er import ER, bins_of, places
+from cl_runner.strategies.er import ER
+from cl_runner.strategies.parts.replay import bins_of, places
 from cl_runner.training.batches import Source
 
 TOY = (
@@ -224,7 +225,7 @@ def test_samples_are_drawn_from_all_shares(prepared):
     toy = (*SHARES, "strategy.policy=class_balanced", "strategy.replay_batch_size=100")
     strategy, env, s, batch = next_batch(prepared, *toy, task=2)
     assert batch.noise["draw"].shape == (70,)
-    replay = strategy.replay(s, batch, env)
+    replay = strategy.draw(s, batch, env)
     assert replay.weight.tolist() == [1.0] * 28 + [0.0] * 42
     assert sorted(replay.index[:28].tolist()) == sorted(row for row, _ in held(s))
 
@@ -273,7 +274,7 @@ def next_batch(prepared, *overrides: str, task: int = 2):
 @pytest.mark.parametrize("weighting", ["concatenation", "task_share"])
 def test_the_loss_is_the_stated_mean_over_new_and_old(prepared, weighting):
     strategy, env, s, batch = next_batch(prepared, f"strategy.weighting={weighting}")
-    both = strategy.join(s, batch, strategy.replay(s, batch, env))
+    both = strategy.join(s, batch, strategy.draw(s, batch, env))
     loss, _ = strategy.loss(s.theta, s, both, env)
     losses = F.cross_entropy(env.net(s.theta, both.x, both.task), both.y, reduction="none")
     new, old = losses[:16].mean(), losses[16:].mean()
@@ -287,7 +288,7 @@ def test_a_step_replays_what_was_held_before_it_and_then_remembers_its_batch(pre
     """Not the incoming samples, which would count twice: the first step replays nothing."""
     strategy, env, s, batch = next_batch(prepared, "strategy.buffer_size=500", task=task)
     before = {row for row, _ in held(s)}
-    replay = strategy.replay(s, batch, env)
+    replay = strategy.draw(s, batch, env)
     old = replay.index[replay.weight > 0]
     assert len(old) == (10 if task else 0) and set(old.tolist()) <= before
     x = torch.cat([batch.x, env.gather(old, replay.task[replay.weight > 0], s.t).x])
@@ -317,7 +318,7 @@ def test_what_is_kept_at_the_end_of_a_task_is_computed_in_chunks(prepared, monke
     s = train_task(strategy, initial_state(strategy, env), env.stream[0], env)
     whole = strategy.end_task(s, env.stream[0], env).memory
     sizes, gather = [], env.gather
-    monkeypatch.setattr("cl_runner.strategies.er.FOLD_CHUNK", 7)
+    monkeypatch.setattr("cl_runner.strategies.parts.replay.FOLD_CHUNK", 7)
     monkeypatch.setattr(env, "gather", lambda i, *more: (sizes.append(len(i)), gather(i, *more))[1])
     parts = strategy.end_task(s, env.stream[0], env).memory
     assert sizes and max(sizes) == 7 and sum(sizes) <= 60
@@ -330,7 +331,7 @@ def test_a_replayed_sample_looks_as_it_did_in_its_own_task(prepared, benchmark):
     strategy, env, s, batch = next_batch(
         prepared, f"benchmark={benchmark}", "benchmark.num_tasks=5"
     )
-    both = strategy.join(s, batch, strategy.replay(s, batch, env))
+    both = strategy.join(s, batch, strategy.draw(s, batch, env))
     for x, y, row, task in zip(
         both.x[16:], both.y[16:], both.index[16:], both.task[16:], strict=True
     ):
@@ -340,7 +341,7 @@ def test_a_replayed_sample_looks_as_it_did_in_its_own_task(prepared, benchmark):
 
 def test_one_replayed_sample_has_the_whole_share(prepared):
     strategy, env, s, batch = next_batch(prepared, "strategy.weighting=task_share")
-    replay = strategy.replay(s, batch, env)
+    replay = strategy.draw(s, batch, env)
     one = replay._replace(weight=torch.eye(10)[3])
     both = strategy.join(s, batch, one)
     torch.testing.assert_close(both.weight[16:], torch.eye(10)[3] * 2 / 3)
@@ -348,7 +349,7 @@ def test_one_replayed_sample_has_the_whole_share(prepared):
 
 def test_an_empty_buffer_changes_nothing(prepared):
     strategy, env, s, batch = next_batch(prepared, task=0)
-    both = strategy.join(s, batch, strategy.replay(s, batch, env))
+    both = strategy.join(s, batch, strategy.draw(s, batch, env))
     assert both.weight is not None and both.weight.tolist() == [1.0] * 16 + [0.0] * 10
     loss, _ = strategy.loss(s.theta, s, both, env)
     plain, _ = strategy.loss(s.theta, s, batch, env)

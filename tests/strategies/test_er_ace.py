@@ -23,7 +23,7 @@ def test_er_ace_scores_incoming_samples_on_their_own_classes_only(mid_run, holdi
     own = ("strategy=er_ace", f"scenario={scenario}")
     strategy, env, s, (batch, *_) = mid_run(*TOY, *own, tasks=2)
     s = holding(s, held)
-    replay = strategy.replay(s, batch, env)
+    replay = strategy.draw(s, batch, env)
     both = strategy.join(s, batch, replay)
     loss, aux = strategy.loss(s.theta, s, both, env)
     present = batch.y.unique()

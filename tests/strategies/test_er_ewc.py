@@ -67,7 +67,7 @@ def test_a_step_has_er_s_gradient_and_the_penalty_s_once(mid_run, penalty):
         *BOTH, "strategy.lambda=30", f"strategy.penalty={penalty}", tasks=2
     )
     s = s._replace(theta=s.theta.detach() + 0.01)
-    both = strategy.join(s, batch, strategy.replay(s, batch, env))
+    both = strategy.join(s, batch, strategy.draw(s, batch, env))
     er = ER(name="er", buffer_size=60, replay_batch_size=10)
     replay, _ = env.grad_and_value(er.loss)(s.theta, s, both, env)
     lr, fisher, anchor = env.optimizer.lr, s.memory["fisher"], s.memory["anchor"]
@@ -85,7 +85,7 @@ def test_where_the_replay_weighs_nothing_the_gradient_is_ewc_s(mid_run):
     loss = ("strategy.lambda=30", "strategy.penalty=loss")
     strategy, env, s, (batch, *_) = mid_run(*BOTH, *loss, tasks=2)
     s = s._replace(theta=s.theta.detach() + 0.01)
-    replay = strategy.replay(s, batch, env)
+    replay = strategy.draw(s, batch, env)
     both = strategy.join(s, batch, replay._replace(weight=torch.zeros_like(replay.weight)))
     ewc = EWC(name="ewc", lambda_=30)
     expected, _ = ewc.step(s, batch, env)  # plain gradient descent

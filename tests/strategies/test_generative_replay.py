@@ -14,10 +14,11 @@ from torch.func import functional_call
 
 from cl_runner.core import Batch
 from cl_runner.errors import UserError
-from cl_runner.functional.generative import normal, to_inputs, to_pixels
+from cl_runner.functional.generative import normal
 from cl_runner.run.evaluation import evaluate
 from cl_runner.run.tasks import initial_state, train_task
 from cl_runner.strategies.generative_replay import span
+from cl_runner.strategies.parts.pixels import to_inputs, to_pixels
 from cl_runner.training.batches import Source
 
 TOY = (

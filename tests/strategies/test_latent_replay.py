@@ -63,7 +63,7 @@ def test_what_is_replayed_is_what_was_stored(mid_run):
     other = torch.rand(40, 12)
     s = s._replace(memory=s.memory | {"buffer_latent": other})
     loss, _ = strategy.loss(s.theta, s, batch, env)
-    replay = strategy.replay(s, batch, env)
+    replay = strategy.draw(s, batch, env)
     latent = torch.cat([env.net(s.theta, batch.x, batch.task, last=2), other[replay.noise["slot"]]])
     logits = latent @ env.flat.module.layers[2].weight.T + env.flat.module.layers[2].bias
     torch.testing.assert_close(loss, F.cross_entropy(logits, torch.cat([batch.y, replay.y])))
@@ -85,7 +85,7 @@ def test_above_a_frozen_part_it_is_er(mid_run, policy, where):
     )
     assert set(s.memory["buffer_task"].tolist()) == {0, 1, 2}
     loss, _ = strategy.loss(s.theta, s, batch, env)
-    replay = strategy.replay(s, batch, env)
+    replay = strategy.draw(s, batch, env)
     new = batch._replace(weight=torch.full((16,), 1 / 4 / 16))
     both = concatenate(new, replay._replace(weight=torch.full((10,), 3 / 4 / 10)))
     expected, _ = super(type(strategy).__mro__[1], strategy).loss(s.theta, s, both, env)
@@ -134,7 +134,7 @@ def test_the_factor_is_one_on_the_learning_rate_of_the_lower_part(mid_run, optim
 
 def test_the_second_task_replays_what_is_held_of_the_first(mid_run):
     strategy, env, s, (batch, *_) = mid_run(*TOY, tasks=1)
-    assert strategy.replay(s, batch, env).weight.tolist() == [1.0] * 10
+    assert strategy.draw(s, batch, env).weight.tolist() == [1.0] * 10
 
 
 def test_places_without_activations_show_those_of_the_batch(mid_run, monkeypatch):

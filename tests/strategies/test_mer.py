@@ -115,7 +115,7 @@ def test_a_step_without_a_sample_leaves_theta_as_it_is(mid_run):
     one = batch._replace(**{k: getattr(batch, k)[:1] for k in ("x", "y", "task", "index")})
     one = one._replace(noise={name: values[:1] for name, values in batch.noise.items()})
     with torch.no_grad():
-        replay = strategy.replay(s, one, env)
+        replay = strategy.draw(s, one, env)
         assert replay.weight.tolist() == [0.0] * 6
         grad, _ = env.grad_and_value(strategy.loss)(s.theta.detach(), s, replay, env)
     assert not grad.any()

@@ -27,7 +27,7 @@ TOY = (
 def candidates_of(strategy, s, batch, env):
     """All that were drawn, before the choice."""
     with torch.no_grad():
-        return ER.replay(strategy, s, batch, env)
+        return ER.draw(strategy, s, batch, env)
 
 
 def interference(env, s, batch, candidates) -> list[float]:
@@ -69,7 +69,7 @@ def test_the_most_interfered_candidates_are_replayed(mid_run, scenario, optimize
         score = interference(env, s, batch, drawn)
         best = sorted(range(40), key=lambda i: -score[i])[:10]
         with torch.no_grad():
-            kept = strategy.replay(s, batch, env)
+            kept = strategy.draw(s, batch, env)
         assert set(kept.index.tolist()) == set(drawn.index[best].tolist())
         assert set(best) != set(range(10))  # else any choice would do
         own = env.gather(kept.index, kept.task, s.t)
@@ -101,7 +101,7 @@ def test_places_without_a_sample_come_after_every_sample(mid_run):
     score = torch.tensor(interference(env, s, batch, drawn))
     assert (score[drawn.weight == 1] < 0).all()
     with torch.no_grad():
-        kept = strategy.replay(s, batch, env)
+        kept = strategy.draw(s, batch, env)
     assert set(kept.index[:4].tolist()) == set(held[places].tolist())
     assert kept.weight.tolist() == [1.0] * 4 + [0.0] * 6
 

@@ -57,7 +57,7 @@ def test_mer_shows_each_replayed_sample_by_its_own_uniforms(mid_run) -> None:
     strategy, env, s, (batch, *_) = mid_run(*TOY, "strategy=mer", tasks=2)
     one = batch._replace(noise={k: v[:1] for k, v in batch.noise.items()}, index=batch.index[:1])
     one = one._replace(task=batch.task[:1], y=batch.y[:1])
-    replay = strategy.replay(s, one, env)
+    replay = strategy.draw(s, one, env)
     uniforms = one.noise["replay_augment"][0]
     assert len(uniforms) == len(replay.y) > 1
     for i, own in enumerate(uniforms):

@@ -1,1 +1,1 @@
-"""What several strategies need of a run: passes over a task, buffers, features."""
+"""What several strategies share: penalties, replay buffers, passes over a task, features."""

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from cl_runner.core import Task, TrainState
-from cl_runner.functional.buffers import Ranking
+from cl_runner.functional.buffers import Preference
 from cl_runner.functional.exemplars import herding, unit
-
-if TYPE_CHECKING:
-    from cl_runner.training.env import Env
-
+from cl_runner.training.env import Env
 
 CHUNK = 1000  # samples per forward pass
 
@@ -31,7 +26,7 @@ def features_of(s: TrainState, index: Tensor, task: int | Tensor, env: Env) -> T
     return torch.cat(parts)
 
 
-def herded(s: TrainState, task: Task, env: Env, capacity: int) -> Ranking:
+def herded(s: TrainState, task: Task, env: Env, capacity: int) -> Preference:
     """Ranks a task's samples by herding; those in the `capacity` slots by their slot.
 
     `buffers.refill` writes a bin's samples in the order of their rank, so a smaller share later

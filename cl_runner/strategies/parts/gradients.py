@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from cl_runner.core import Batch, Task, TrainState
 from cl_runner.functional.projection import layer_inputs
-
-if TYPE_CHECKING:
-    from cl_runner.training.env import Env
-
+from cl_runner.training.env import Env
 
 CHUNK = 2**26  # elements of single samples' gradients at once: 256 MiB
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState
+from cl_runner.errors import check, one_of
 from cl_runner.functional.importance import (
     FACTOR_BYTES,
+    LABEL_RULES,
     Cotangents,
     Size,
     add_gradient_sizes,
@@ -19,9 +20,16 @@ from cl_runner.functional.importance import (
     split,
     traced,
 )
+from cl_runner.training.env import Env
 
-if TYPE_CHECKING:
-    from cl_runner.training.env import Env
+
+def check_fisher(labels: str, samples: int | None) -> None:
+    """Refuse what `fisher_diagonal` cannot be asked for."""
+    one_of("strategy.fisher_labels", labels, LABEL_RULES)
+    check(
+        samples is None or samples >= 1,
+        f"strategy.fisher_samples must be at least 1, got {samples}",
+    )
 
 
 def mean_gradient_sizes(

@@ -1,0 +1,100 @@
+"""The quadratic penalty against its formula, autograd and the papers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from cl_runner import strategies
+from cl_runner.core import TrainState
+from cl_runner.functional.losses import quadratic_proximal
+from cl_runner.run.tasks import initial_state
+from cl_runner.strategies.parts.penalty import PENALTIES, Quadratic, descend
+
+P, LR = 11, 0.1
+WEIGHTS = pytest.mark.parametrize("weight", [1.5, torch.tensor(1.5)])
+
+
+def vectors() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Theta, anchor, gradient and importance [P], in double precision."""
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(4, P, generator=generator, dtype=torch.float64).abs())
+
+
+def state(theta: Tensor) -> TrainState:
+    return TrainState(theta, {}, {"lr": torch.tensor(LR)}, {}, torch.tensor(0))
+
+
+def sgd(s: TrainState, grad: Tensor) -> TrainState:
+    return s._replace(theta=s.theta - LR * grad)
+
+
+@WEIGHTS
+def test_it_is_what_its_docstring_says(weight) -> None:
+    theta, anchor, _, importance = vectors()
+    terms = zip(theta.tolist(), anchor.tolist(), importance.tolist(), strict=True)
+    expected = sum(1.5 * F * (here - there) ** 2 for here, there, F in terms)
+    assert float(Quadratic(weight, importance, anchor)(theta)) == pytest.approx(expected)
+
+
+@WEIGHTS
+def test_the_closed_gradient_is_that_of_autograd_and_is_added_in_place(weight) -> None:
+    theta, anchor, grad, importance = vectors()
+    penalty, leaf = Quadratic(weight, importance, anchor), theta.clone().requires_grad_()
+    expected = grad + torch.autograd.grad(penalty(leaf), leaf)[0]
+    assert penalty.pull(grad, theta) is grad
+    torch.testing.assert_close(grad, expected)
+
+
+@WEIGHTS
+def test_the_proximal_step_has_the_learning_rate_and_minimises_its_objective(weight) -> None:
+    theta, anchor, _, importance = vectors()
+    penalty = Quadratic(weight, importance, anchor)
+    after = penalty.proximal_step(state(theta))
+    assert after._replace(theta=theta) == state(theta)
+    size = torch.tensor(LR) * 3
+    assert torch.equal(after.theta, quadratic_proximal(theta, anchor, importance, size))
+    z = after.theta.clone().requires_grad_()
+    objective = 0.5 * (z - theta).square().sum() + float(torch.tensor(LR)) * penalty(z)
+    (slope,) = torch.autograd.grad(objective, z)
+    torch.testing.assert_close(slope, torch.zeros_like(slope), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("how", PENALTIES)
+def test_a_step_down_the_sum_is_explicit_or_implicit_in_the_penalty(how: str) -> None:
+    theta, anchor, grad, importance = vectors()
+    penalty, env = Quadratic(1.5, importance, anchor), SimpleNamespace(update=sgd)
+    after = descend(state(theta), grad.clone(), penalty, how, env)
+    where = theta if how == "loss" else after.theta  # where the penalty's gradient is taken
+    expected = theta - LR * grad - LR * 3 * importance * (where - anchor)
+    torch.testing.assert_close(after.theta, expected, rtol=1e-6, atol=1e-7)
+
+
+FORMULAS = {  # each method's own, of lambda, importance and distance to the anchor
+    "l2": lambda c, F, d: c / 2 * (F * d**2).sum(),
+    "ewc": lambda c, F, d: c / 2 * (F * d**2).sum(),
+    "er_ewc": lambda c, F, d: c / 2 * (F * d**2).sum(),
+    "si": lambda c, F, d: c * (F * d**2).sum(),
+    "mas": lambda c, F, d: c * (F * d**2).sum(),
+    "rwalk": lambda c, F, d: c * (F * d**2).sum(),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_a_strategys_penalty_is_its_papers(prepared, name: str) -> None:
+    _, strategy, env = prepared(f"strategy={name}", "model.hidden_sizes=[8]", "strategy.lambda=7")
+    s = initial_state(strategy, env)
+    key = "fisher" if "ewc" in name else "importance"
+    F = torch.rand_like(s.memory[key])
+    s = s._replace(memory=s.memory | {key: F})
+    theta = s.theta.detach() + 0.1
+    expected = FORMULAS[name](7, F, theta - s.memory["anchor"])
+    torch.testing.assert_close(strategy.quadratic(s)(theta), expected)
+
+
+def test_every_strategy_with_a_penalty_has_its_formula_here() -> None:
+    found = {n for n in strategies.available() if hasattr(strategies.find(n), "quadratic")}
+    assert found == {*FORMULAS, "xdg", "soft_sharing"}  # XdG's is SI's
