@@ -40,7 +40,8 @@ def stream_of(
     augmented: bool = False,
     **keys: Any,
 ) -> Stream:
-    common = {"name": "b", "kind": "k", "dataset": "d", "num_tasks": 5, "seed": 0}
+    kind = schema.__name__.lower()
+    common = {"name": "b", "kind": kind, "dataset": "d", "num_tasks": 5, "seed": 0}
     defaults = {"default_scenario": "class", "default_epochs": 1}
     config = schema(**{**common, **defaults, **keys})
     data = data or arrays()
@@ -449,8 +450,8 @@ def test_the_chunks_of_a_large_batch_are_put_together() -> None:
 
 def angle_of(stream: Stream, t: int) -> float:
     """The angle by which task t turns the positive column axis, measured on the sampling grid."""
-    right = stream.transform.grid[t, :, -1].double().mean(0)  # the centre of the right edge
-    left = stream.transform.grid[t, :, 0].double().mean(0)
+    right = stream.tables["grid"][t, :, -1].double().mean(0)  # the centre of the right edge
+    left = stream.tables["grid"][t, :, 0].double().mean(0)
     # The image's content turns counter-clockwise where the grid turns clockwise (rows go down).
     return float(torch.rad2deg(torch.atan2((right - left)[1], (right - left)[0]))) % 360
 
