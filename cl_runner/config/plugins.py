@@ -223,13 +223,13 @@ def place(error: BaseException, packages: Sequence[str]) -> Place | None:
     """
     roots = {path: path.parent for package in packages for path in folders(package)}
     found = None
-    for file, line, function in FRAME.findall(remote(error) or local(error)):
+    for file, number, function in FRAME.findall(remote(error) or local(error)):
         path = Path(file)
         root = next((r for r in roots if path == r or r in path.parents), None)
         if root is not None:
-            found = Place(
-                f"{path.relative_to(roots[root])} line {line}, in {function}", raised=True
-            )
+            within = "" if function == "<module>" else f", in {function}"
+            line = f"{path.relative_to(roots[root])} line {number}{within}"
+            found = Place(line, raised=True)
         elif found is not None and OURS in path.parents:
             found = found._replace(raised=False)
     return found
