@@ -12,7 +12,18 @@ from torch import Tensor, nn
 
 from cl_runner.config import schema
 from cl_runner.errors import UserError
-from cl_runner.nn.networks import CNN, MLP, MODELS, ResNet, Subsample, build, factory
+from cl_runner.nn.flat import Flat
+from cl_runner.nn.networks import (
+    CNN,
+    MLP,
+    MODELS,
+    ResNet,
+    Subsample,
+    activation_shapes,
+    build,
+    check_network,
+    factory,
+)
 
 RESNETS = {"resnet18": 64, "reduced_resnet18": 20, "resnet32": 16}
 
@@ -286,3 +297,54 @@ def test_the_deepest_cnn_that_fits_works() -> None:
     net = network("cnn", (1, 8, 9), channels=[4, 4, 4])
     assert isinstance(net, CNN)
     assert net(images(2, 1, 8, 9)).shape == (2, 10)
+
+
+class Shifted(nn.Module):
+    """A layer with K + more outputs."""
+
+    def __init__(self, more: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 3 + more)
+
+    def forward(self, x: Tensor, task: Tensor) -> Tensor:
+        assert not self.training
+        return self.layer(x.flatten(1))
+
+
+def test_a_module_of_the_users_that_gives_logits_is_accepted_and_left_as_it_is() -> None:
+    net = Shifted(0)
+    before = net.layer.weight.clone()
+    check_network("mine", net, (1, 4, 4), 3)
+    assert net.training and torch.equal(net.layer.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [
+        (None, "got NoneType"),
+        (nn.ReLU(), "with parameters to train"),
+        (nn.Linear(4, 3), r"called with (x, task), x [2, 1, 4, 4] and task [2]: "),
+        (Shifted(1), "gives logits [2, 3] for x [2, 1, 4, 4], got [2, 4]"),
+    ],
+)
+def test_what_is_no_network_is_refused(net: nn.Module, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_network("mine", net, (1, 4, 4), 3)
+    assert str(caught.value).startswith("model=mine: build() must return an nn.Module")
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_unknown_model_is_refused_and_says_what_there_is() -> None:
+    with pytest.raises(UserError, match=r"model\.name must be one of mlp, cnn, .*, got 'vit'; is"):
+        factory(schema.Model(name="vit"), (1, 4, 4), 3)
+
+
+@pytest.mark.parametrize("layers", [[nn.Conv2d(1, 3, 4)], [nn.Linear(16, 4)]])
+def test_without_an_output_layer_its_weights_are_not_told(layers: list[nn.Module]) -> None:
+    with pytest.raises(UserError, match=r"a unit for each of 3 classes, as the last nn\.Linear"):
+        Flat(nn.Sequential(*layers)).output_mask(torch.ones(3, dtype=torch.bool))
+
+
+def test_a_module_without_stages_shows_no_activations() -> None:
+    with pytest.raises(UserError, match=r"no cl_runner\.nn\.networks\.Network with stages\(\)"):
+        activation_shapes(Shifted(0), (1, 4, 4))
