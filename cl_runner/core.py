@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple, overload
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 
 class Batch(NamedTuple):
@@ -63,15 +64,17 @@ class Task:
     test: Tensor  # [n] rows of Stream.x_test
 
 
-# (images [B, C, H, W], task index of all of them or of each [B]) -> images
-Transform = Callable[[Tensor, int | Tensor], Tensor]
+# (images [B, C, H, W], task index of all of them or of each [B], the stream's tables) -> images
+Transform = Callable[[Tensor, int | Tensor, Mapping[str, Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
 class Stream:
     """A benchmark in a scenario: a sequence of tasks over one data set on one device.
 
-    Like a list: `len(stream)`, `stream[2]`, `stream[1:]`, `for task in stream`.
+    Like a list: `len(stream)`, `stream[2]`, `stream[1:]`, `for task in stream`. All that tells one
+    task from another in a step is in `tables`, whose rows are tasks; so streams over the same data
+    differ in their tables only, and runs on them can be stacked.
     """
 
     x: Tensor  # [N, C, H, W] uint8 (pixels) or float32 (used as it is)
@@ -79,12 +82,12 @@ class Stream:
     x_test: Tensor
     y_test: Tensor
     tasks: tuple[Task, ...]
-    label: Tensor  # [T, classes of the data set] global class id, by task
+    tables: Mapping[str, Tensor]  # [T, ...] each: "label" (see there), and what the transform needs
     num_classes: int  # K, the network's outputs
     scenario: str  # task | domain | class
     scale: Tensor  # [C, 1, 1] inputs are x * scale + shift
     shift: Tensor | None  # [C, 1, 1]
-    transform: Transform | None = None  # what a task does to the images; None: nothing
+    transform: Transform | None = None  # what a task does to the images, by its rows of the tables
     cache: dict[tuple[str, int], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -101,6 +104,11 @@ class Stream:
         return iter(self.tasks)
 
     @property
+    def label(self) -> Tensor:
+        """[T, classes of the data set] global class id, by task; -1: the task has none of it."""
+        return self.tables["label"]
+
+    @property
     def input_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of an input."""
         channels, height, width = self.x.shape[1:]
@@ -109,7 +117,7 @@ class Stream:
     def images(self, index: Tensor, task: int | Tensor) -> Tensor:
         """Training images `index` [B] as task `task` (one, or one each [B]) shows them, raw."""
         x = self.x.index_select(0, index)
-        return x if self.transform is None else self.transform(x, task)
+        return x if self.transform is None else self.transform(x, task, self.tables)
 
     def normalise(self, x: Tensor) -> Tensor:
         """The network's input [B, C, H, W] float32 from images."""
@@ -119,6 +127,11 @@ class Stream:
     def labels(self, index: Tensor, task: int | Tensor) -> Tensor:
         """Global class ids [B] of training rows `index` [B] in task `task` (one, or one each)."""
         return self.label[task, self.y[index]]
+
+    def on(self, device: torch.device) -> Stream:
+        """The same with all its tensors on a device."""
+        tasks = tuple(replace(task, **_on(device, vars(task))) for task in self.tasks)
+        return replace(self, **_on(device, vars(self) | {"tasks": tasks}))
 
     def held_out(self, split: str, task: Task) -> tuple[Tensor, Tensor]:
         """Images and global class ids of a task's `test` or `validation` samples.
@@ -135,9 +148,14 @@ class Stream:
         )
         images, labels = x[rows], self.label[task.index, y[rows]]
         if self.transform is not None:
-            images = self.transform(images, task.index)
+            images = self.transform(images, task.index, self.tables)
         self.cache[key] = images, labels
         return images, labels
+
+
+def _on(device: torch.device, values: dict[str, Any]) -> dict[str, Any]:
+    moved: dict[str, Any] = tree_map_only(Tensor, lambda v: v.to(device), values)
+    return moved
 
 
 def seed_for(seed: int, *purpose: str | int) -> int:

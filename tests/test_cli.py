@@ -355,12 +355,12 @@ def test_two_runs_in_the_same_second_have_two_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "override",
     [
-        "plugins=[/a/b/../c]",
-        "plugins=['a b']",
-        f"plugins=[{'x' * 300}]",
-        'plugins=["héé ✓ 数"]',
-        "plugins=['${data.root}']",
-        "plugins=['a;b|c&d']",
+        "strategy.name=/a/b/../c",
+        "strategy.name='a b'",
+        f"strategy.name='{'x ' * 150}'",
+        'strategy.name="héé ✓ 数"',
+        "strategy.name='${device}'",
+        "strategy.name='a;b|c&d'",
     ],
 )
 @pytest.mark.parametrize("mode", ["outputs", "multirun"])
@@ -371,7 +371,7 @@ def test_odd_values_make_safe_folders(stubbed, mode: str, override: str, tmp_pat
     pattern = "*/*/*/summary.csv" if args else "*/*/summary.csv"
     folder = only((tmp_path / mode).glob(pattern)).parent
     assert re.fullmatch(r"[A-Za-z0-9._=+-]{1,140}", folder.name)
-    assert "plugins=" in folder.name
+    assert "strategy.name=" in folder.name
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(stubbed, tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from cl_runner.cli import choices
 from cl_runner.config import schema
 from cl_runner.config.parse import parse, validate
 from cl_runner.config.schema import Config
+from cl_runner.data.benchmarks import KINDS
 from cl_runner.errors import UserError
+from cl_runner.nn.networks import MODELS
 from cl_runner.strategies.er import ER
 from cl_runner.strategies.ewc import EWC
 from cl_runner.strategies.l2 import L2
@@ -337,8 +339,8 @@ def test_strategies_are_built_from_their_section() -> None:
 
 def schema_of(group: str, node: Mapping[str, Any]) -> type:
     return {
-        "benchmark": lambda: schema.BENCHMARKS[node["kind"]],
-        "model": lambda: schema.MODELS[node["name"]],
+        "benchmark": lambda: KINDS[node["kind"]][0],
+        "model": lambda: MODELS[node["name"]][0],
         "optimizer": lambda: schema.OPTIMIZERS[node["name"]],
         "training": lambda: schema.Training,
         "strategy": lambda: strategies.find(node["name"]),
@@ -381,11 +383,11 @@ def test_a_yaml_file_repeats_the_defaults_of_its_schema(group: str, name: str) -
 
 def test_there_is_a_file_for_each_name_and_a_name_for_each_file() -> None:
     names = {group: {name for g, name in FILES if g == group} for group in GROUPS}
-    assert names["model"] == set(schema.MODELS)
+    assert names["model"] == set(MODELS)
     assert names["optimizer"] == set(schema.OPTIMIZERS)
     assert names["strategy"] == set(strategies.available())
     kinds = {name.partition("_")[0] for name in names["benchmark"]}
-    assert kinds == set(schema.BENCHMARKS)
+    assert kinds == set(KINDS)
 
 
 @pytest.mark.parametrize("name", strategies.available())

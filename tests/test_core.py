@@ -58,12 +58,12 @@ def stream() -> Stream:
         x_test=-x,
         y_test=(rows + 1) % 3,
         tasks=tasks,
-        label=torch.arange(9).view(3, 3),
+        tables={"label": torch.arange(9).view(3, 3), "step": 100 * torch.arange(3)},
         num_classes=9,
         scenario="class",
         scale=torch.tensor([2.0, 10.0])[:, None, None],
         shift=torch.tensor([1.0, -1.0])[:, None, None],
-        transform=lambda x, task: x + 100 * task,
+        transform=lambda x, task, tables: x + tables["step"][task],
     )
 
 
@@ -103,3 +103,18 @@ def test_held_out_images_are_transformed_once(stream: Stream, split: str) -> Non
     first = [stream.held_out(split, task)[0] for task in stream]
     again = [stream.held_out(split, task)[0] for task in stream]
     assert all(a is b for a, b in zip(first, again, strict=True))
+
+
+def test_a_stream_moves_to_a_device_as_a_whole(stream: Stream) -> None:
+    moved = stream.on(torch.device("meta"))
+    tensors = [stream.x, stream.y, stream.x_test, stream.y_test, stream.scale, stream.shift]
+    others = [moved.x, moved.y, moved.x_test, moved.y_test, moved.scale, moved.shift]
+    for task, other in zip(stream, moved, strict=True):
+        tensors += [task.train, task.validation, task.test]
+        others += [other.train, other.validation, other.test]
+        assert (task.index, task.classes, task.names) == (other.index, other.classes, other.names)
+    assert moved.tables.keys() == stream.tables.keys()
+    tensors, others = [*tensors, *stream.tables.values()], [*others, *moved.tables.values()]
+    for tensor, other in zip(tensors, others, strict=True):
+        assert (other.device.type, other.shape) == ("meta", tensor.shape)
+    assert moved.transform is stream.transform

@@ -236,7 +236,9 @@ def test_the_readmes_run_is_what_the_command_prints(cl_run, data_root, tmp_path)
 # Commands
 
 ELSEWHERE = {  # with packages and folders of the reader's: tests/test_plugins.py runs it
-    "cl-run --config-dir my_conf plugins=[my_strategies] strategy=halfway strategy.share=0.3"
+    "cl-run plugins=[my_lib] strategy=halfway strategy.share=0.3",
+    "cl-run -m plugins=[my_lib] benchmark=light_digits strategy=naive,ewc",
+    "cl-run plugins=[my_lib] model=bottleneck model.narrow=8",
 }
 
 

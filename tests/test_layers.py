@@ -28,19 +28,21 @@ ALLOWED = {  # each room with those from which it may import; `package`: its __i
     " package",
     "sweep": "errors config machine data training strategies results compare run",
     "cli": "errors config machine results run sweep package hydra_plugins",
+    "testing": "core config run strategies training cli",
     "hydra_plugins": "errors config results",
     "package": "results",
     "__main__": "cli",
 }
 LIGHT = (
     *("", "__main__", "errors", "hydra_plugins.cl_runner_launcher"),
-    *(f"config.{n}" for n in ("identity", "keys", "outline", "parse", "schema")),
+    *(f"config.{n}" for n in ("identity", "keys", "outline", "parse", "plugins", "schema")),
+    "config.without_torch",
     *(f"machine.{n}" for n in ("console", "cores_and_gpus", "locks", "ram", "reading", "signals")),
     *(f"results.{n}" for n in ("files", "names", "naming", "status")),
     *("compare.cli", "compare.terminal"),
     *(f"sweep.{n}" for n in ("callback", "folders", "merge")),
     *(f"cli.{n}" for n in ("app", "catalogue", "choices", "failures", "messages", "overview")),
-    *(f"cli.{n}" for n in ("renamed", "resume", "together", "typed")),
+    *(f"cli.{n}" for n in ("renamed", "resume", "search_path", "together", "typed")),
 )
 # Needed by some runs only, and slow to import or not there: inside the function that uses them.
 ON_DEMAND = {

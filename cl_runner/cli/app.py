@@ -28,6 +28,7 @@ from cl_runner.cli import catalogue, overview
 from cl_runner.cli.failures import failed, known
 from cl_runner.cli.messages import SHOW_TRACEBACK, explain, tell
 from cl_runner.cli.resume import continued, said
+from cl_runner.cli.search_path import with_yaml_of_plugins
 from cl_runner.cli.together import concluded, run_seeds, run_together
 from cl_runner.cli.typed import flags, understood
 from cl_runner.config.outline import checked
@@ -81,7 +82,7 @@ def app(cfg: DictConfig) -> float | None:
                 return run(of_sweep(config, out), out, overrides, job=title(out))
             return run(config, out, overrides)
     except Exception as caught:  # noqa: BLE001 - a bug in one job must not end a sweep
-        error = known(caught, out)
+        error = known(caught, out, cfg)
         if not in_sweep:
             raise SystemExit(1) from error
         return failed(error, out, fail_fast=cfg.fail_fast is True)
@@ -142,7 +143,7 @@ def answer(args: Sequence[str]) -> int:
         code = answered(args)
         if code is None:
             launcher.register(run_together, concluded)
-            sys.argv[1:] = continued(understood(args))
+            sys.argv[1:] = continued(with_yaml_of_plugins(understood(args)))
             app()
     except SystemExit as stop:
         if stop.__cause__ is None and stop.code != SIGTERM:  # with that number Ray ends

@@ -32,6 +32,7 @@ from cl_runner.cli.choices import (
 )
 from cl_runner.config import outline
 from cl_runner.config.schema import SCENARIOS
+from cl_runner.config.without_torch import source
 from cl_runner.errors import UserError, check
 from cl_runner.machine.console import say, show
 
@@ -261,7 +262,7 @@ def block(title: str, lines: Iterable[str]) -> str:
 def docstring(strategy: str) -> str:
     """The docstring of a strategy's class, from its source."""
     own = outline.outline(strategy).__name__
-    file = outline.source(f"cl_runner.strategies.{strategy}")
+    file = source(f"cl_runner.strategies.{strategy}")
     tree = ast.parse(file.read_text(encoding="utf-8"))
     (node,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == own)
     return ast.get_docstring(node) or ""

@@ -9,8 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 
 from cl_runner.cli.messages import one_line, reason, tell
+from cl_runner.config.plugins import place
 from cl_runner.errors import Bug, Diverged, UserError
 from cl_runner.machine.locks import Busy
 from cl_runner.results import status
@@ -20,11 +22,22 @@ from cl_runner.sweep import folders
 log = logging.getLogger("cl_runner")
 
 
-def known(error: Exception, out: Path) -> Exception:
-    """The error itself if its message says all; else a Bug, with the traceback in the folder."""
+def known(error: Exception, out: Path, cfg: DictConfig) -> Exception:
+    """The error itself if its message says all; else a Bug, with the traceback in the folder.
+
+    A bug in a file of the user's own packages is told as that file's, with the line. It ends with
+    code 1 all the same: a run failed, and no other command would have been right.
+    """
+    if isinstance(error, UserError | Diverged | Bug):
+        return error
+    plugins = cfg.plugins if OmegaConf.is_list(cfg.get("plugins")) else []
+    where = place(error, [str(name) for name in plugins])
+    if where is not None and where.raised:
+        return bug(error, out, where.line)
     if isinstance(error, OSError) and error.errno:  # a disk that fails, a folder that is gone
         return UserError(one_line(reason(error)))
-    return error if isinstance(error, UserError | Diverged | Bug) else bug(error, out)
+    caller = "" if where is None else f", or in {where.line}, which calls it"
+    return bug(error, out, f"a bug in cl_runner{caller}")
 
 
 def failed(error: Exception, out: Path, *, fail_fast: bool) -> float:
@@ -52,15 +65,15 @@ def record(out: Path, error: Exception) -> None:
         status.fail(out, error)
 
 
-def bug(error: Exception, out: Path) -> Bug:
-    """Write the traceback into the run's folder, and that it failed."""
+def bug(error: Exception, out: Path, whose: str) -> Bug:
+    """Write the traceback into the run's folder, and that it failed. whose: where the bug is."""
     path, where = out / TRACEBACK, "is in"
     name = type(error).__name__
     try:
         path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     except OSError:
         where = "cannot be written to"
-    told = Bug(f"a bug in cl_runner: {name}: {error}; the traceback {where} {path}")
+    told = Bug(f"{whose}: {name}: {one_line(str(error))}; the traceback {where} {path}")
     with suppress(UserError):
         status.fail(out, told, exception=name, traceback=path.name)
     return told

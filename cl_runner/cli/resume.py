@@ -11,6 +11,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from cl_runner.cli.search_path import listed
 from cl_runner.cli.typed import flags
 from cl_runner.config import outline
 from cl_runner.config.identity import ABOUT_THE_COMMAND
@@ -45,18 +46,19 @@ def continued(args: Sequence[str]) -> list[str]:
     for arg in options.overrides:
         changes = arg.partition("=")[0].lstrip("+~") in SECTIONS
         check(not changes, f"resume={folder} goes on with the run there, which {arg} cannot change")
-    confirmed = any(arg.startswith("plugins=") for arg in options.overrides)
-    node = configuration_of(folder, confirmed=confirmed)
+    named = [listed(arg) for arg in options.overrides if arg.startswith("plugins=")]
+    node = configuration_of(folder, named[-1] if named else None)
     store(node)
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     where = [f"hydra.run.dir='{quoted}'", "resume=true"]
     return [f"--config-name={RESUMED}", *args[:i], *where, *args[i + 1 :]]
 
 
-def configuration_of(folder: Path, *, confirmed: bool) -> dict[str, Any]:
+def configuration_of(folder: Path, plugins: Sequence[str] | None) -> dict[str, Any]:
     """What the config.yaml of a run's folder says. Raises UserError for what is none of ours.
 
-    confirmed: the command names packages itself, and those of the folder are left out for them.
+    plugins: the packages that the command itself names, if it does. Those of the folder are left
+    out for them: nothing is imported because a folder says so.
     """
     for name in (CONFIG, OVERRIDES):
         there = (folder / name).exists()
@@ -66,16 +68,19 @@ def configuration_of(folder: Path, *, confirmed: bool) -> dict[str, Any]:
     check(isinstance(node, dict), f"{path} is not a configuration of cl-run")
     plain_values = "${" not in str(node).replace(SEED, "")
     check(plain_values, f"{path} has references, ${{...}}, which cl-run does not write")
+    there = node.get("plugins", [])
+    words = isinstance(there, list) and all(isinstance(name, str) for name in there)
+    check(words, f"{path} is not a configuration of cl-run: plugins must be a list of str")
+    message = (
+        f"resume={folder} would import {', '.join(there)}: if you trust what is called "
+        f"that on this machine, add plugins=[{','.join(there)}]"
+    )
+    check(plugins is not None or not there, message)
     try:
-        config = validate(OmegaConf.create(node))
+        config = validate(OmegaConf.create({**node, "plugins": list(plugins or [])}))
         outline.check_strategy(config.strategy, config.scenario)
     except UserError as error:
         raise UserError(f"{path} is not a configuration of cl-run: {error}") from None
-    message = (
-        f"resume={folder} would import {', '.join(config.plugins)}: if you trust what is called "
-        f"that on this machine, add plugins=[{','.join(config.plugins)}]"
-    )
-    check(confirmed or not config.plugins, message)
     return {**node, "plugins": []}
 
 

@@ -70,7 +70,7 @@ def concluded(outcome: float | Exception) -> TaskFunction:
         if not isinstance(outcome, Exception):
             return outcome
         out = Path(HydraConfig.get().runtime.output_dir)
-        return failed(known(outcome, out), out, fail_fast=cfg.fail_fast)
+        return failed(known(outcome, out, cfg), out, fail_fast=cfg.fail_fast)
 
     return conclude
 
@@ -102,7 +102,7 @@ def run_seeds(cfg: DictConfig, out: Path, overrides: Sequence[str]) -> float:
     results, errors = [], []
     for job in jobs:
         if isinstance(job.outcome, Exception):
-            errors.append(known(job.outcome, job.out))
+            errors.append(known(job.outcome, job.out, cfg))
             # No folder: the run was refused before its first file. Busy: another process tells.
             if job.out.exists() and not isinstance(job.outcome, Busy):
                 record(job.out, errors[-1])

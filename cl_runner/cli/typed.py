@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from cl_runner.cli import choices, renamed
 from cl_runner.config import schema
 from cl_runner.config.keys import dotted, nearest
+from cl_runner.config.plugins import BENCHMARK, HINT, MODEL
 from cl_runner.errors import UserError, check
 from cl_runner.machine.console import say
 
@@ -165,8 +166,8 @@ def is_list(key: str) -> bool:
         return any(re.match(r"\w+: *\[", line) for line in lines)
     schemas: tuple[Any, ...] = {
         "": (schema.Config,),
-        "benchmark": tuple(schema.BENCHMARKS.values()),
-        "model": tuple(schema.MODELS.values()),
+        "benchmark": tuple(own for own, _ in BENCHMARK.ours().values()),
+        "model": tuple(own for own, _ in MODEL.ours().values()),
         "optimizer": tuple(schema.OPTIMIZERS.values()),
     }.get(section, ())
     types = {str(f.type) for schema in schemas for f in fields(schema) if f.name == name}
@@ -226,10 +227,18 @@ def unknown_option(group: str, name: str, options: list[str]) -> str:
     allowed = f"known are {', '.join(options)}" if options else "there is no such group"
     if len(options) > MANY:
         allowed = f"cl-run list {group}s shows all {len(options)}"
+    if group in ("strategy", "benchmark", "model"):
+        allowed += f"; {place_of_yaml(group, name)}"
     plugin = group in ("hydra/launcher", "hydra/sweeper")
     if plugin and (extra := name.partition("_")[0]) in (*LAUNCHERS, "optuna"):
         allowed += f"; it needs pip install 'cl_runner[{extra}]'"
     return f"unknown option {group}={name}{question}; {allowed}"
+
+
+def place_of_yaml(group: str, name: str) -> str:
+    """Where the YAML of something that is none of ours may be: a question to the user."""
+    named = any(arg.lstrip("+").startswith("plugins=") for arg in sys.argv[1:])
+    return f"in a package of yours it is conf/{group}/{name}.yaml" if named else HINT
 
 
 def unknown_key(key: str, parent: DictConfig) -> str:

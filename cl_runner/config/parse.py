@@ -1,7 +1,8 @@
 """From YAML and the command line to checked dataclasses; every mistake is one line.
 
 An unknown key, a wrong type or a value out of range is a UserError that names the key. No torch in
-here, so that wrong input is answered at once.
+here, so that wrong input is answered at once; only a benchmark or model of the user's own packages
+may import it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cl_runner.config.identity import of_run
+from cl_runner.config.plugins import BENCHMARK, MODEL, schema_of
 from cl_runner.config.schema import (
-    BENCHMARKS,
-    MODELS,
     OPTIMIZERS,
     SECTIONS,
     Budget,
@@ -51,7 +51,12 @@ def parse(schema: type[T], node: Mapping[str, Any], section: str) -> T:
             str(key) in names,
             f"unknown key {prefix}{key}; known are {', '.join(sorted(names))}",
         )
-    merged = deepcopy(blank(schema))  # type: ignore[arg-type]  # a class is hashable
+    try:
+        merged = deepcopy(blank(schema))  # type: ignore[arg-type]  # a class is hashable
+    except OmegaConfBaseException as error:  # of a user's own class: ours are tested
+        reason = str(error).splitlines()[0]
+        message = f"the fields of {schema.__name__} cannot be read from YAML: {reason}"
+        raise UserError(message) from None
     for key, value in node.items():
         field_ = fields[names[str(key)]]
         if isinstance(value, bool) and field_.type in ("str", str):
@@ -105,7 +110,10 @@ def not_of_type(key: str, wanted: Any, value: Any) -> str:
 
 
 def validate(cfg: DictConfig) -> Config:
-    """The typed configuration of a run. Raises UserError."""
+    """The typed configuration of a run. Raises UserError.
+
+    Imports the packages that `plugins` names if the benchmark or the model is none of ours.
+    """
     try:
         node: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
@@ -116,14 +124,14 @@ def validate(cfg: DictConfig) -> Config:
     for section in SECTIONS:
         check(isinstance(node.get(section), dict), f"{section} must be a group of keys")
     top = parse(_Top, {k: v for k, v in node.items() if k not in SECTIONS}, "")
-    one_of("benchmark.kind", node["benchmark"].get("kind"), tuple(BENCHMARKS))
-    one_of("model.name", node["model"].get("name"), tuple(MODELS))
+    benchmark = schema_of(BENCHMARK, node["benchmark"].get("kind"), top.plugins)
+    model = schema_of(MODEL, node["model"].get("name"), top.plugins)
     one_of("optimizer.name", node["optimizer"].get("name"), tuple(OPTIMIZERS))
     return Config(
         **dataclasses.asdict(top),
         data=parse(Data, node["data"], "data"),
-        benchmark=parse(BENCHMARKS[node["benchmark"]["kind"]], node["benchmark"], "benchmark"),
-        model=parse(MODELS[node["model"]["name"]], node["model"], "model"),
+        benchmark=parse(benchmark, node["benchmark"], "benchmark"),
+        model=parse(model, node["model"], "model"),
         optimizer=parse(OPTIMIZERS[node["optimizer"]["name"]], node["optimizer"], "optimizer"),
         training=parse(Training, node["training"], "training"),
         budget=parse(Budget, node["budget"], "budget"),

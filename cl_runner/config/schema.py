@@ -1,7 +1,9 @@
 """The configuration's schema: every section is a frozen dataclass with its own checks.
 
-YAML files and the command line fill these classes through Hydra (`config.parse`). The strategies'
-dataclasses are their own schema (`cl_runner.strategies`). No torch in here.
+YAML files and the command line fill these classes through Hydra (`config.parse`). Which benchmark
+and which model has which class says the table beside the functions that build them: `KINDS` in
+`data.benchmarks`, `MODELS` in `nn.networks`. The strategies' dataclasses are their own schema
+(`cl_runner.strategies`). No torch in here.
 """
 
 from __future__ import annotations
@@ -118,10 +120,16 @@ class Rotated(Benchmark):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MLP:
-    """Fully connected network with ReLU."""
+class Model:
+    """What all models have in common."""
 
     name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLP(Model):
+    """Fully connected network with ReLU."""
+
     hidden_sizes: list[int] = field(default_factory=lambda: [256, 256])
     init: str = "default"  # default: torch's nn.Linear | xavier: uniform, zero biases
     dropout: float = 0.0  # probability, after each hidden layer
@@ -136,10 +144,9 @@ class MLP:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CNN:
+class CNN(Model):
     """3x3 convolutions with ReLU and 2x2 max pooling, then one hidden layer."""
 
-    name: str
     channels: list[int] = field(default_factory=lambda: [32, 64])
     hidden_size: int = 128
 
@@ -152,10 +159,9 @@ class CNN:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNet:
+class ResNet(Model):
     """Residual network for 32x32 images."""
 
-    name: str
     width: int  # filters of the first stage
     init: str  # see nn.networks.initialise
 
@@ -292,15 +298,6 @@ class Checkpoint:
         )
 
 
-BENCHMARKS: dict[str, type[Benchmark]] = {"split": Split, "permuted": Permuted, "rotated": Rotated}
-Model = MLP | CNN | ResNet
-MODELS: dict[str, type[Model]] = {
-    "mlp": MLP,
-    "cnn": CNN,
-    "resnet18": ResNet,
-    "reduced_resnet18": ResNet,
-    "resnet32": ResNet,
-}
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": Adam}
 
 
@@ -348,7 +345,7 @@ class _Top:
     resume: bool = False
     fail_fast: bool = False
     missing_keys: str = "refuse"  # refuse | skip: of keys that some choices of a sweep lack
-    plugins: list[str] = field(default_factory=list)  # packages with strategies of your own
+    plugins: list[str] = field(default_factory=list)  # packages of your own, see config.plugins
     seeds: list[int] | None = None
 
     def __post_init__(self) -> None:

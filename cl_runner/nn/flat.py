@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from cl_runner.errors import UserError
+
 
 class Flat:
     """A module whose parameters are views into flat storage.
@@ -90,11 +92,15 @@ class Flat:
         """Which parameters [P] belong to the output units of `classes` [K] bool, as bool.
 
         The output layer is the last Linear layer, which has a unit for each of the K classes.
+        Raises UserError where it has not.
         """
-        name, layer = [(n, m) for n, m in self.module.named_modules() if isinstance(m, nn.Linear)][
-            -1
-        ]
-        assert layer.out_features == len(classes)
+        layers = [(n, m) for n, m in self.module.named_modules() if isinstance(m, nn.Linear)]
+        name, layer = layers[-1] if layers else ("", None)
+        if layer is None or layer.out_features != len(classes):
+            raise UserError(
+                f"the strategy needs an output layer, a unit for each of {len(classes)} classes, as"
+                " the last nn.Linear of the model"
+            )
         shown = {f"{name}.weight": classes[:, None], f"{name}.bias": classes}
         parts = [
             shown.get(n, classes.new_zeros(())).expand(shape).flatten()

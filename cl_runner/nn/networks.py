@@ -1,23 +1,45 @@
 """The networks: MLP, small CNN, and residual networks for 32x32 images.
 
-Every network maps (x [B, C, H, W], task) to logits [B, K]. These ignore the task: a multi-head
-network is the same network scored on the task's classes.
+A model is a dataclass (`config.schema`) and a function that makes an `nn.Module` of it, both in
+`MODELS`; those of the user's own packages are found by `config.plugins`. What a run asks of a
+module:
+
+- `module(x, task)` gives logits [B, K] for inputs x [B, C, H, W] and tasks [B] (or one int). Ours
+  ignore the task: a multi-head network is the same network scored on the task's classes. A module
+  that does not is for scenario=task only.
+- It has a parameter that is trained. What else changes in training is a buffer, which the engine
+  carries along (BatchNorm's statistics); it draws nothing but in `nn.Dropout`'s way, that is with
+  an attribute `dropout`, or in modules that torch.compile and vmap can follow.
+- The last `nn.Linear` in it is the output layer, with K units: lwf, hat, packnet, imm, den,
+  soft_sharing, frozen_features and expandable_head tell by it which weights belong to which class
+  (`nn.flat.Flat.output_mask`), and refuse a module without it.
+- It is a `Network`, which has `stages`: icarl, latent_replay and policy=herding read the
+  activations between them, hat and xdg gate them. They refuse any other module, and den and pnn,
+  which grow an mlp, any other network. All other strategies train a plain `nn.Module`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cl_runner.config import schema
-from cl_runner.errors import check
+from cl_runner.config.plugins import MODEL, theirs
+from cl_runner.errors import UserError, check
 
 Stage = Callable[[Tensor], Tensor]
+Shape = tuple[int, int, int]  # (channels, height, width) of an input
+STAGES = (
+    "the activations between the model's layers, which it does not show: it is no "
+    "cl_runner.nn.networks.Network with stages(); use model=mlp, for instance"
+)
 
 
 class Network(nn.Module):
@@ -181,11 +203,13 @@ def initialise(network: nn.Module, init: str) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def activation_shapes(
-    network: nn.Module, input_shape: tuple[int, int, int]
-) -> tuple[tuple[int, ...], ...]:
-    """The shape of one sample after each stage of a Network, that of the logits last."""
-    assert isinstance(network, Network)
+def activation_shapes(network: nn.Module, input_shape: Shape) -> tuple[tuple[int, ...], ...]:
+    """The shape of one sample after each stage of a Network, that of the logits last.
+
+    Raises UserError for any other module.
+    """
+    if not isinstance(network, Network):
+        raise UserError(f"the strategy needs {STAGES}")
     x, shapes = next(network.parameters()).detach().new_zeros(1, *input_shape), []
     training = network.training
     network.eval()
@@ -197,29 +221,100 @@ def activation_shapes(
     return tuple(shapes)
 
 
+# The models.
+
+
+def mlp(config: schema.MLP, input_shape: Shape, outputs: int) -> MLP:
+    """Fully connected network."""
+    inputs = math.prod(input_shape)
+    return MLP(inputs, config.hidden_sizes, outputs, config.init, config.dropout)
+
+
+def cnn(config: schema.CNN, input_shape: Shape, outputs: int) -> CNN:
+    """Small convolutional network. Raises UserError for images that are too small."""
+    height, width = input_shape[1:]
+    check(
+        min(height, width) >> len(config.channels) >= 1,
+        f"model.channels has {len(config.channels)} poolings, too many for {height}x{width} inputs",
+    )
+    return CNN(input_shape, config.channels, config.hidden_size, outputs)
+
+
+def resnet18(config: schema.ResNet, input_shape: Shape, outputs: int) -> ResNet:
+    """Four stages of two blocks."""
+    return resnet(config, input_shape, outputs, [2, 2, 2, 2], "projection")
+
+
+def resnet32(config: schema.ResNet, input_shape: Shape, outputs: int) -> ResNet:
+    """Three stages of five blocks (He et al. 2016, section 4.2)."""
+    return resnet(config, input_shape, outputs, [5, 5, 5], "identity")
+
+
+def resnet(
+    config: schema.ResNet, input_shape: Shape, outputs: int, blocks: Sequence[int], shortcut: str
+) -> ResNet:
+    """Residual network. Raises UserError for feature vectors."""
+    channels, height, _ = input_shape
+    check(height > 1, f"model={config.name} needs images; the data are feature vectors")
+    return ResNet(channels, blocks, config.width, outputs, shortcut, config.init)
+
+
+# model.name -> its dataclass, and (configuration, input shape, K) -> module, whose weights are of
+# torch's global generator. `config.plugins` reads it without torch.
+MODELS: dict[str, tuple[type[schema.Model], Callable[[Any, Shape, int], nn.Module]]] = {
+    "mlp": (schema.MLP, mlp),
+    "cnn": (schema.CNN, cnn),
+    "resnet18": (schema.ResNet, resnet18),
+    "reduced_resnet18": (schema.ResNet, resnet18),
+    "resnet32": (schema.ResNet, resnet32),
+}
+
+
 def factory(
-    model: schema.Model, input_shape: tuple[int, int, int], outputs: int
+    model: schema.Model, input_shape: Shape, outputs: int, plugins: Sequence[str] = ()
 ) -> Callable[[], nn.Module]:
     """make_net: each call builds the configured network anew, from torch's global generator.
 
-    Raises UserError if the network does not fit the inputs.
+    It raises UserError if the network does not fit the inputs, or, of a model of the user's own, if
+    it is none (see `check_network`). Raises UserError for a name that is not there.
     """
-    channels, height, width = input_shape
-    if isinstance(model, schema.MLP):
-        return lambda: MLP(
-            channels * height * width, model.hidden_sizes, outputs, model.init, model.dropout
-        )
-    if isinstance(model, schema.CNN):
-        check(
-            min(height, width) >> len(model.channels) >= 1,
-            f"model.channels has {len(model.channels)} poolings, too many for {height}x{width} "
-            "inputs",
-        )
-        return lambda: CNN(input_shape, model.channels, model.hidden_size, outputs)
-    check(height > 1, f"model={model.name} needs images; the data are feature vectors")
-    blocks = [5, 5, 5] if model.name == "resnet32" else [2, 2, 2, 2]
-    shortcut = "identity" if model.name == "resnet32" else "projection"
-    return lambda: ResNet(channels, blocks, model.width, outputs, shortcut, model.init)
+    own = theirs(MODEL, model.name, plugins)
+    _, function = own or MODELS[model.name]
+
+    def make_net() -> nn.Module:
+        network: nn.Module = function(model, input_shape, outputs)
+        if own:
+            check_network(model.name, network, input_shape, outputs)
+        return network
+
+    return make_net
+
+
+def check_network(name: str, network: nn.Module, input_shape: Shape, outputs: int) -> None:
+    """Raise UserError unless a module takes inputs and tasks, and gives logits."""
+    where = f"model={name}: build() must return an nn.Module"
+    check(isinstance(network, nn.Module), f"{where}, got {type(network).__name__}")
+    weights = [p for p in network.parameters() if p.requires_grad]
+    check(bool(weights), f"{where} with parameters to train")
+    x = weights[0].detach().new_zeros(2, *input_shape)
+    try:
+        logits = in_evaluation(network, x, x.new_zeros(2, dtype=torch.int64))
+    except TypeError as error:  # of its signature, as a rule
+        message = f"{where} that is called with (x, task), x {list(x.shape)} and task [2]: {error}"
+        raise UserError(message) from error
+    right = isinstance(logits, Tensor) and logits.shape == (2, outputs)
+    got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    check(right, f"{where} that gives logits [2, {outputs}] for x {list(x.shape)}, got {got}")
+
+
+def in_evaluation(network: nn.Module, *args: Any) -> Any:
+    """What a network gives in evaluation mode, without gradient; its mode is left as it was."""
+    training = network.training
+    network.eval()
+    with torch.no_grad():
+        result = network(*args)
+    network.train(training)
+    return result
 
 
 def build(make_net: Callable[[], nn.Module], seed: int) -> nn.Module:

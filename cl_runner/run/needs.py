@@ -57,15 +57,15 @@ def of_network(
     Empty where the configured network is so small that no strategy makes it too large: to make a
     strategy's network without storage may take seconds.
     """
-    with torch.device("meta"), Sketch():
-        net = make_net()
-    parts = of_parameters(config, net, env.device)
-    if free is None or sum(parts.values()) * env.num_tasks < free / 100:
-        return {}
     try:
         with torch.device("meta"), Sketch():
+            net = make_net()
+        parts = of_parameters(config, net, env.device)
+        if free is None or sum(parts.values()) * env.num_tasks < free / 100:
+            return {}
+        with torch.device("meta"), Sketch():
             net = strategy.wrap(make_net, env)
-    except RuntimeError as error:  # of a user's strategy whose network depends on values
+    except RuntimeError as error:  # of a model or strategy of the user's that depends on values
         log.info("memory is not estimated before the network is made: %s", error)
         return {}
     return of_parameters(config, net, env.device)

@@ -54,8 +54,9 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
         data,
         device,
         augmented=config.training.augment != "none",
+        plugins=config.plugins,
     )
-    make_net = factory(config.model, stream.input_shape, stream.num_classes)
+    make_net = factory(config.model, stream.input_shape, stream.num_classes, config.plugins)
     parts = needs.of_data(stream, data if arrays is None else None)
 
     def network(env: Env) -> nn.Module:

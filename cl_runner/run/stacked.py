@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from cl_runner.core import Batch, Stream, TrainState
+from cl_runner.core import Batch, TrainState
 from cl_runner.errors import UserError
 from cl_runner.run.stacked_graph import Layout, by_layer
 from cl_runner.run.tasks import Member
@@ -69,23 +69,10 @@ def unstack(stacked: TrainState, members: int) -> list[TrainState]:
     return [tree_map(lambda v, i=i: v[i].clone(), stacked) for i in range(members)]
 
 
-def tables(stream: Stream) -> dict[str, Tensor]:
-    """What of a stream depends on its seed and is looked up in a step (see `with_tables`)."""
-    found = {"label": stream.label}
-    if stream.transform is not None:
-        (name,) = (f.name for f in dataclasses.fields(stream.transform))  # type: ignore[arg-type]
-        found["transform"] = getattr(stream.transform, name)
-    return found
-
-
 def with_tables(env: Env, own: dict[str, Tensor]) -> Env:
     """The environment with a member's tables in the place of the first member's."""
-    stream, transform = env.stream, env.stream.transform
-    if transform is not None:
-        (name,) = (f.name for f in dataclasses.fields(transform))  # type: ignore[arg-type]
-        transform = dataclasses.replace(transform, **{name: own["transform"]})  # type: ignore[type-var]
     env = shallow(env)
-    env.stream = dataclasses.replace(stream, label=own["label"], transform=transform)
+    env.stream = dataclasses.replace(env.stream, tables=own)
     return env
 
 
@@ -108,7 +95,7 @@ class StackedStep:
         self.record = cuda_graph if self.member.env.engine == "graph" else record
         self.recordings: dict[Any, Recording] = {}
         self.layout = Layout(self.member.env.flat.sizes)
-        self.tables = stack([tables(m.env.stream) for m in members])
+        self.tables = stack([dict(m.env.stream.tables) for m in members])
         self.hyper = hyper_parameters(members)
         self.graphs: dict[Any, Callable[..., list[Tensor]]] = {}
         self.known: dict[Any, int] = {}  # FLOPs of a member's step, as the keys of graphs

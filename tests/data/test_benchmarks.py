@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from cl_runner.config.schema import Benchmark, Permuted, Rotated, Split
 from cl_runner.core import Stream
-from cl_runner.data.benchmarks import build_stream, pad
+from cl_runner.data.benchmarks import KINDS, build_stream, pad
 from cl_runner.data.datasets import Arrays
 from cl_runner.errors import UserError
 
@@ -40,7 +41,8 @@ def stream_of(
     augmented: bool = False,
     **keys: Any,
 ) -> Stream:
-    common = {"name": "b", "kind": "k", "dataset": "d", "num_tasks": 5, "seed": 0}
+    kind = schema.__name__.lower()
+    common = {"name": "b", "kind": kind, "dataset": "d", "num_tasks": 5, "seed": 0}
     defaults = {"default_scenario": "class", "default_epochs": 1}
     config = schema(**{**common, **defaults, **keys})
     data = data or arrays()
@@ -125,6 +127,30 @@ def test_split_benchmarks_leave_the_images_alone() -> None:
     assert torch.equal(stream.images(rows, 2), data.x_train[rows])
     images, _ = stream.held_out("test", stream[1])
     assert torch.equal(images, data.x_test[stream[1].test])
+
+
+def test_an_unknown_kind_is_refused_and_says_what_there_is() -> None:
+    message = r"benchmark\.kind must be one of split, permuted, rotated, got 'k'; is it in a pack"
+    with pytest.raises(UserError, match=message):
+        stream_of(kind="k")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda _: None, "kind=split: stream() must return a Stream"),
+        (lambda s: replace(s, tasks=s.tasks[:3]), "kind=split: stream() has 3 tasks, not 5"),
+        (
+            lambda s: replace(s, tables={**s.tables, "gain": torch.ones(4)}),
+            "kind=split: table gain must have a row for each of 5 tasks",
+        ),
+    ],
+)
+def test_a_function_that_makes_no_such_stream_is_told(change, words, monkeypatch) -> None:
+    schema, function = KINDS["split"]
+    changed = lambda *args: change(function(*args))  # noqa: E731
+    monkeypatch.setitem(KINDS, "split", (schema, changed))
+    assert words in refused()
 
 
 def test_more_tasks_than_classes_are_refused() -> None:
@@ -449,8 +475,8 @@ def test_the_chunks_of_a_large_batch_are_put_together() -> None:
 
 def angle_of(stream: Stream, t: int) -> float:
     """The angle by which task t turns the positive column axis, measured on the sampling grid."""
-    right = stream.transform.grid[t, :, -1].double().mean(0)  # the centre of the right edge
-    left = stream.transform.grid[t, :, 0].double().mean(0)
+    right = stream.tables["grid"][t, :, -1].double().mean(0)  # the centre of the right edge
+    left = stream.tables["grid"][t, :, 0].double().mean(0)
     # The image's content turns counter-clockwise where the grid turns clockwise (rows go down).
     return float(torch.rad2deg(torch.atan2((right - left)[1], (right - left)[0]))) % 360
 

@@ -59,7 +59,7 @@ def environment(
         x_test=x[:0],
         y_test=y[:0],
         tasks=tasks,
-        label=torch.arange(K).expand(2, K).contiguous(),
+        tables={"label": torch.arange(K).expand(2, K).contiguous()},
         num_classes=K,
         scenario="class",
         scale=torch.ones(1, 1, 1, dtype=torch.float64),

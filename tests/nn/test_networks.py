@@ -12,7 +12,18 @@ from torch import Tensor, nn
 
 from cl_runner.config import schema
 from cl_runner.errors import UserError
-from cl_runner.nn.networks import CNN, MLP, ResNet, Subsample, build, factory
+from cl_runner.nn.flat import Flat
+from cl_runner.nn.networks import (
+    CNN,
+    MLP,
+    MODELS,
+    ResNet,
+    Subsample,
+    activation_shapes,
+    build,
+    check_network,
+    factory,
+)
 
 RESNETS = {"resnet18": 64, "reduced_resnet18": 20, "resnet32": 16}
 
@@ -20,7 +31,7 @@ RESNETS = {"resnet18": 64, "reduced_resnet18": 20, "resnet32": 16}
 def model(name: str, **keys) -> schema.Model:
     if name in RESNETS:
         keys = {"width": RESNETS[name], "init": "default", **keys}
-    return schema.MODELS[name](name=name, **keys)
+    return MODELS[name][0](name=name, **keys)
 
 
 def network(name: str, shape: tuple[int, int, int], outputs: int = 10, **keys) -> nn.Module:
@@ -63,7 +74,7 @@ def test_logits_depend_on_each_sample_and_on_no_other(
     assert not torch.allclose(logits[0], logits[1])
 
 
-@pytest.mark.parametrize("name", schema.MODELS)
+@pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     net = network(name, (3, 16, 16), 5, **({"hidden_sizes": [16, 12]} if name == "mlp" else {}))
     F.cross_entropy(net(images(8, 3, 16, 16)), torch.arange(8) % 5).backward()
@@ -231,7 +242,7 @@ def test_an_unknown_initialisation_is_refused(configure) -> None:
         configure("model=resnet18", "model.init=xavier")
 
 
-@pytest.mark.parametrize("name", schema.MODELS)
+@pytest.mark.parametrize("name", MODELS)
 def test_a_seed_decides_the_initialisation_and_nothing_else_is_touched(name: str) -> None:
     make_net = factory(model(name), (3, 16, 16), 4)
     state = torch.get_rng_state()
@@ -276,7 +287,7 @@ def test_a_network_that_does_not_fit_the_inputs_is_refused(
     name: str, keys: dict, shape: tuple[int, int, int], key: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        factory(model(name, **keys), shape, 10)
+        build(factory(model(name, **keys), shape, 10), seed=0)
     assert key in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -286,3 +297,54 @@ def test_the_deepest_cnn_that_fits_works() -> None:
     net = network("cnn", (1, 8, 9), channels=[4, 4, 4])
     assert isinstance(net, CNN)
     assert net(images(2, 1, 8, 9)).shape == (2, 10)
+
+
+class Shifted(nn.Module):
+    """A layer with K + more outputs."""
+
+    def __init__(self, more: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 3 + more)
+
+    def forward(self, x: Tensor, task: Tensor) -> Tensor:
+        assert not self.training
+        return self.layer(x.flatten(1))
+
+
+def test_a_module_of_the_users_that_gives_logits_is_accepted_and_left_as_it_is() -> None:
+    net = Shifted(0)
+    before = net.layer.weight.clone()
+    check_network("mine", net, (1, 4, 4), 3)
+    assert net.training and torch.equal(net.layer.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [
+        (None, "got NoneType"),
+        (nn.ReLU(), "with parameters to train"),
+        (nn.Linear(4, 3), r"called with (x, task), x [2, 1, 4, 4] and task [2]: "),
+        (Shifted(1), "gives logits [2, 3] for x [2, 1, 4, 4], got [2, 4]"),
+    ],
+)
+def test_what_is_no_network_is_refused(net: nn.Module, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_network("mine", net, (1, 4, 4), 3)
+    assert str(caught.value).startswith("model=mine: build() must return an nn.Module")
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_unknown_model_is_refused_and_says_what_there_is() -> None:
+    with pytest.raises(UserError, match=r"model\.name must be one of mlp, cnn, .*, got 'vit'; is"):
+        factory(schema.Model(name="vit"), (1, 4, 4), 3)
+
+
+@pytest.mark.parametrize("layers", [[nn.Conv2d(1, 3, 4)], [nn.Linear(16, 4)]])
+def test_without_an_output_layer_its_weights_are_not_told(layers: list[nn.Module]) -> None:
+    with pytest.raises(UserError, match=r"a unit for each of 3 classes, as the last nn\.Linear"):
+        Flat(nn.Sequential(*layers)).output_mask(torch.ones(3, dtype=torch.bool))
+
+
+def test_a_module_without_stages_shows_no_activations() -> None:
+    with pytest.raises(UserError, match=r"no cl_runner\.nn\.networks\.Network with stages\(\)"):
+        activation_shapes(Shifted(0), (1, 4, 4))

@@ -192,7 +192,7 @@ def test_a_strategys_name_is_no_path(hostile, tmp_path):
     (tmp_path / "evil.yaml").write_text("a0: &a [x]\na1: *a\n")
     for name in (f"{tmp_path}/evil", "../../evil"):
         folder = hostile(strategy={"name": name})
-        assert configuration_of(folder, confirmed=False)["strategy"] == {"name": name}
+        assert configuration_of(folder, None)["strategy"] == {"name": name}
 
 
 # What goes on beside it
@@ -250,7 +250,7 @@ def test_packages_are_imported_only_if_the_command_names_them(hostile):
         continued([f"resume={folder}", "hydra.verbose=false"])
     found = continued(["plugins=[my_strategies]", f"resume={folder}"])
     assert found[1] == "plugins=[my_strategies]"
-    node = configuration_of(folder, confirmed=True)
+    node = configuration_of(folder, ["my_strategies"])
     assert node["plugins"] == []  # what is imported is what the command says
     assert list(node) == list(yaml_values(folder / "config.yaml"))
 

@@ -1,0 +1,69 @@
+"""The YAML of the user's own packages: `plugins=[my_lib]` puts my_lib/conf on Hydra's search path.
+
+That has to be done before Hydra composes, and so with the arguments: beside `plugins` stands then
+what a user could have written himself, `hydra.searchpath=[file://.../my_lib/conf]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+
+from cl_runner.config.plugins import yaml_folders
+
+SEARCH_PATH = "hydra.searchpath"
+
+
+def with_yaml_of_plugins(args: Sequence[str]) -> list[str]:
+    """The arguments, with the folders of YAML of the packages that they name.
+
+    A search path of the user's own comes first. Nothing is imported. Raises UserError for a package
+    that is not there.
+    """
+    named = [arg for arg in args if key_of(arg) == "plugins"]
+    folders = yaml_folders(name for arg in named for name in listed(arg))
+    if not folders:
+        return list(args)
+    own = [arg for arg in args if key_of(arg) == SEARCH_PATH]
+    places = [place for arg in own for place in listed(arg)]
+    whole = f"{SEARCH_PATH}=[{','.join(quoted(p) for p in (*places, *map(url, folders)))}]"
+    at = args.index(named[0])
+    before, after = ([a for a in part if a not in own] for part in (args[:at], args[at:]))
+    return [*before, whole, *after]
+
+
+def key_of(arg: str) -> str:
+    """The key of an override; "" of a flag."""
+    key, found, _ = arg.partition("=")
+    return key.lstrip("+") if found and not key.startswith("-") else ""
+
+
+def listed(arg: str) -> list[str]:
+    """The words of an override that is a list, or of several that are swept; else none.
+
+    What is no list of words is refused with the rest of the configuration.
+    """
+    override = OverridesParser.create().parse_override(arg)
+    values: list[Any] = [override.value()]
+    if override.is_sweep_override():
+        values = list(override.sweep_iterator()) if override.is_discrete_sweep() else []
+    return [word for value in values if isinstance(value, list) for word in map(plain, value)]
+
+
+def plain(value: Any) -> str:
+    """A word without the quotes that Hydra remembers."""
+    return str(getattr(value, "text", value))
+
+
+def url(folder: Path) -> str:
+    """A folder as Hydra writes it."""
+    return f"file://{folder.as_posix()}"
+
+
+def quoted(text: str) -> str:
+    """A text for Hydra's grammar, whatever is in it."""
+    return QuotedString(text, Quote.single).with_quotes()
