@@ -20,9 +20,9 @@ from cl_runner.run import loop
 from cl_runner.run.loop import run
 from cl_runner.run.prepare import read
 from cl_runner.sweep import merge, processes, stacks
+from cl_runner.sweep.dispatch import run_all, run_left
 from cl_runner.sweep.job import Job
 from cl_runner.sweep.stacks import groups, member, not_worth_it
-from cl_runner.sweep.together import run_all, run_left
 from hydra_plugins import cl_runner_launcher
 from hydra_plugins.cl_runner_launcher import VectorizedLauncher
 

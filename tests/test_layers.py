@@ -42,7 +42,7 @@ LIGHT = (
     *("compare.cli", "compare.terminal"),
     *(f"sweep.{n}" for n in ("callback", "folders", "merge")),
     *(f"cli.{n}" for n in ("app", "catalogue", "choices", "failures", "messages", "overview")),
-    *(f"cli.{n}" for n in ("renamed", "resume", "search_path", "together", "typed")),
+    *(f"cli.{n}" for n in ("renamed", "resume", "search_path", "several", "typed")),
 )
 # Needed by some runs only, and slow to import or not there: inside the function that uses them.
 ON_DEMAND = {

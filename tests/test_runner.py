@@ -308,14 +308,14 @@ def test_that_nothing_can_be_printed_fails_no_run(configure, tmp_path, monkeypat
 
 
 def test_a_signal_after_the_last_status_leaves_the_run_complete(configure, tmp_path, monkeypatch):
-    tell = record.RunFiles.tell
+    tell = record.RunFiles.write_status
 
     def interrupted(self: record.RunFiles, state: str) -> None:
         tell(self, state)
         if state == "complete":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(record.RunFiles, "tell", interrupted)
+    monkeypatch.setattr(record.RunFiles, "write_status", interrupted)
     config = configure(*TOY, "strategy=naive", "training.iterations=1")
     with pytest.raises(KeyboardInterrupt):
         run(config, tmp_path)

@@ -26,10 +26,10 @@ from omegaconf import DictConfig, OmegaConf
 from cl_runner import __version__
 from cl_runner.cli import catalogue, overview
 from cl_runner.cli.failures import failed, known
-from cl_runner.cli.messages import SHOW_TRACEBACK, explain, tell
+from cl_runner.cli.messages import SHOW_TRACEBACK, explain, print_error
 from cl_runner.cli.resume import continued, said
 from cl_runner.cli.search_path import with_yaml_of_plugins
-from cl_runner.cli.together import concluded, run_seeds, run_together
+from cl_runner.cli.several import concluded, run_seeds, run_together
 from cl_runner.cli.typed import flags, understood
 from cl_runner.config.outline import checked
 from cl_runner.config.schema import Config
@@ -129,7 +129,7 @@ def main() -> None:
         with stoppable(folders.stop_jobs):
             code = answer(sys.argv[1:])
     except KeyboardInterrupt as again:  # the second: nothing is waited for
-        tell(again)
+        print_error(again)
         os._exit(explain(again)[0] or 1)
     finally:
         console.finish()
@@ -158,7 +158,7 @@ def answer(args: Sequence[str]) -> int:
     if explain(error)[0] != 2:
         merge.gather(tell=not isinstance(error, KeyboardInterrupt))
     folders.discard()
-    return tell(error)
+    return print_error(error)
 
 
 def answered(args: Sequence[str]) -> int | None:

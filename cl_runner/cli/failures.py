@@ -11,7 +11,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from cl_runner.cli.messages import one_line, reason, tell
+from cl_runner.cli.messages import one_line, print_error, reason
 from cl_runner.config.plugins import place
 from cl_runner.errors import Bug, Diverged, UserError
 from cl_runner.machine.locks import Busy
@@ -53,7 +53,7 @@ def failed(error: Exception, out: Path, *, fail_fast: bool) -> float:
             raise SystemExit(1) from error
         if fail_fast:
             folders.stop(Path(hydra_.sweep.dir))
-    tell(error)
+    print_error(error)
     if not hydra_.sweeper._target_.endswith((".BasicSweeper", ".ListingSweeper")):
         raise error from None
     return math.nan

@@ -21,7 +21,7 @@ from cl_runner.sweep import folders
 SHOW_TRACEBACK = "CL_RUNNER_TRACEBACK"  # set to 1: show the traceback of every error
 
 
-def tell(error: BaseException) -> int:
+def print_error(error: BaseException) -> int:
     """Print an error's line, below its traceback if that is wanted; return the exit code."""
     code, message = explain(error)
     if code is None or os.environ.get(SHOW_TRACEBACK) == "1":

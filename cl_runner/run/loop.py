@@ -22,7 +22,7 @@ from cl_runner.run import checkpoint, needs, together
 from cl_runner.run.checkpoint import Saved
 from cl_runner.run.evaluation import readings
 from cl_runner.run.frame import frame_of
-from cl_runner.run.messages import logged, notes, position, say_once, tell
+from cl_runner.run.messages import logged, notes, position, print_and_log, say_once
 from cl_runner.run.prepare import free_gpu, prepare
 from cl_runner.run.progress import display
 from cl_runner.run.record import RunFiles
@@ -67,7 +67,7 @@ def run(config: Config, out: Path, overrides: Sequence[str] = (), job: str = "")
             checkpoint.check_run(out, config.resolved)
             if (there := status.finished(out)) is not None:
                 tidy(config, out)
-                tell(config, f"complete, nothing to do: {out}")
+                print_and_log(config, f"complete, nothing to do: {out}")
                 return there
         with free_gpu(config.device):
             return run_alone(config, out, overrides, job)
@@ -96,8 +96,8 @@ def run_alone(config: Config, out: Path, overrides: Sequence[str], job: str) -> 
         say(text.format_metrics(one.files.columns(), [own, *others]))
         say(f"{one.files.seconds:.1f} s · results in {near(out)}")
     if config.plots:
-        draw(config, out)
-    return result(one.files)
+        draw_pictures(config, out)
+    return final_acc(one.files)
 
 
 def open_run(
@@ -165,12 +165,12 @@ def begin(run: Run, members: int, aloud: Callable[[str], None]) -> None:
     if run.saved is None:
         run.files.evaluated(0, strategy, run.s)
     for line in notes(strategy, env):
-        tell(run.config, line, aloud)
+        print_and_log(run.config, line, aloud)
     if members > 1:
         log.info("trained as one of %d in a stacked state", members)
     if run.config.resume:
         where = position(run.files.out, run.saved)
-        tell(run.config, where, aloud if members > 1 else say)
+        print_and_log(run.config, where, aloud if members > 1 else say)
 
 
 def train_on(t: int, runs: Sequence[Run], stop: Stop, step: StackedStep | None) -> None:
@@ -269,18 +269,18 @@ def tidy(config: Config, out: Path) -> None:
         checkpoint.remove(out)
 
 
-def draw(config: Config, out: Path) -> None:
+def draw_pictures(config: Config, out: Path) -> None:
     """The pictures of a folder's runs; the run is complete, and stays so if they fail."""
     from cl_runner.compare.pictures import of_folder
 
     try:
         files = of_folder(out)
-        tell(config, f"{len(files)} pictures in {near(files[0].parent)}")
+        print_and_log(config, f"{len(files)} pictures in {near(files[0].parent)}")
     except Exception as error:  # noqa: BLE001 - the numbers are what counts
-        tell(config, f"no pictures: {' '.join(str(error).split())}")
+        print_and_log(config, f"no pictures: {' '.join(str(error).split())}")
 
 
-def result(own: RunFiles) -> float:
+def final_acc(own: RunFiles) -> float:
     """The final ACC of a run; of its validation data where there are any."""
     split = "validation" if ("validation", own.own) in own.matrices else "test"
     return acc(own.matrices[split, own.own])

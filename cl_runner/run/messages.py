@@ -37,7 +37,7 @@ def notes(strategy: Strategy, env: Env) -> Iterator[str]:
     yield from strategy.notes(env)
 
 
-def tell(config: Config, text: str, aloud: Callable[[str], None] = say) -> None:
+def print_and_log(config: Config, text: str, aloud: Callable[[str], None] = say) -> None:
     """A line for the log, and for the console unless verbose=false."""
     log.info("%s", text)
     if config.verbose:

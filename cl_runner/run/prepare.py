@@ -21,7 +21,7 @@ from cl_runner.machine import cores_and_gpus, ram
 from cl_runner.machine.precision import choose, keep_freed_memory
 from cl_runner.nn.networks import factory
 from cl_runner.run import needs
-from cl_runner.run.messages import tell
+from cl_runner.run.messages import print_and_log
 from cl_runner.strategies.base import Strategy
 from cl_runner.training import engines
 from cl_runner.training.env import Env
@@ -33,7 +33,8 @@ DEFAULT_THREADS = torch.get_num_threads()  # torch's own choice, whatever an ear
 def read(config: Config) -> Arrays:
     """The data set of a run. Raises UserError."""
     path = None if config.data.path is None else Path(config.data.path)
-    return load(config.benchmark.dataset, Path(config.data.root), path, partial(tell, config))
+    say = partial(print_and_log, config)
+    return load(config.benchmark.dataset, Path(config.data.root), path, say)
 
 
 def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) -> Env:

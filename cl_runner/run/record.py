@@ -68,7 +68,7 @@ class RunFiles:
         if not (config.resume and (out / OVERRIDES).exists()):
             files.write_text(out / CONFIG, OmegaConf.to_yaml(dict(config.resolved)))
             files.write_text(out / OVERRIDES, OmegaConf.to_yaml(list(overrides)))
-        self.tell("running")
+        self.write_status("running")
 
     def saved(self, s: TrainState, task: int, progress: Progress | None = None) -> Saved:
         """What a checkpoint holds: next comes task `task`, or what remains of it."""
@@ -84,7 +84,7 @@ class RunFiles:
         """A checkpoint is on the disk."""
         if progress is not None:
             self.at(task, progress.step)
-            self.tell("running")
+            self.write_status("running")
         self.saved_at = time.perf_counter()
 
     def restore(self, saved: Saved, strategy: Strategy, s: TrainState) -> None:
@@ -168,7 +168,7 @@ class RunFiles:
             **metrics,
             "seconds": self.seconds,
             **{name: getattr(self.env.meter, name) for name in task_costs("sum")},
-            **self.stopped(),
+            **self.budget_stopped(),
             **self.memory,
             "peak_memory_bytes": costs[-1]["peak_memory_bytes"] if costs else None,
             "model": names["model"],
@@ -184,7 +184,7 @@ class RunFiles:
         """What was measured within the tasks; None where that is not asked for."""
         return None if self.config.eval.every is None else self.curves
 
-    def stopped(self) -> dict[str, list[int]]:
+    def budget_stopped(self) -> dict[str, list[int]]:
         """The tasks, from 1, whose training the budget ended, where there is a budget."""
         meter = self.env.meter
         return {"budget_stopped": [t + 1 for t in meter.stopped]} if meter.budget else {}
@@ -192,7 +192,7 @@ class RunFiles:
     def write(self, state: str) -> None:
         """All result files as they stand; status.json is the last."""
         self.write_results(state)
-        self.tell(state)
+        self.write_status(state)
 
     def write_results(self, state: str) -> None:
         """The matrices and the summary."""
@@ -218,7 +218,7 @@ class RunFiles:
         """Where the run is: so many steps into task `index`; past the last one it stays there."""
         self.task, self.step = min(index + 1, len(self.env.stream)), step
 
-    def tell(self, state: str) -> None:
+    def write_status(self, state: str) -> None:
         """Write status.json."""
         tasks = len(self.env.stream)
         status.write(self.out, state, task=self.task, tasks=tasks, step=self.step)

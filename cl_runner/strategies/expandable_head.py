@@ -11,6 +11,7 @@ from torch import Tensor
 from cl_runner.core import Batch, Task, TrainState
 from cl_runner.errors import check, one_of
 from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.strategies.parts.replay import check_features
 from cl_runner.training.env import Env
 
 
@@ -43,6 +44,8 @@ class ExpandableHead(Strategy):
             f"training.active_classes must be all or seen for strategy={self.name}, whose outputs "
             "are the classes seen, got current",
         )
+        if self.new_units == "imprinted":
+            check_features("strategy.new_units=imprinted", env)
         seen = torch.zeros(env.num_classes, dtype=torch.bool, device=env.device)
         return {"seen": seen, "initial": output_units(theta.detach(), env).clone()}  # [K, D + 1]
 

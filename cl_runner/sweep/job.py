@@ -29,6 +29,6 @@ def run_locked(config: Config, out: Path, overrides: Sequence[str]) -> float:
         return run(status.going_on(config, out), out, overrides)
 
 
-def stopped(jobs: Sequence[Job]) -> bool:
+def given_up(jobs: Sequence[Job]) -> bool:
     """Whether a job failed and `fail_fast` says that then no more are begun."""
     return any(job.config.fail_fast and isinstance(job.outcome, Exception) for job in jobs)

@@ -17,7 +17,7 @@ from pathlib import Path
 from cl_runner.config.schema import Config
 from cl_runner.machine.signals import OF_TERMINALS, Interrupted
 from cl_runner.run.messages import logged
-from cl_runner.sweep.job import Job, run_locked, stopped
+from cl_runner.sweep.job import Job, given_up, run_locked
 
 log = logging.getLogger(__name__)
 SAVING = 1.5  # seconds that a worker has to save when the parent process is gone
@@ -43,7 +43,7 @@ def keep_busy(pool: ProcessPoolExecutor, workers: int, jobs: Sequence[Job]) -> N
     """Run jobs, as many at a time as there are workers; none waits in the pool's own queue."""
     todo, running = iter(jobs), dict[Future[float], Job]()
     while True:
-        while len(running) < workers and not stopped(jobs) and (job := next(todo, None)):
+        while len(running) < workers and not given_up(jobs) and (job := next(todo, None)):
             try:
                 running[pool.submit(work, job.config, job.out, job.overrides)] = job
             except BrokenProcessPool:

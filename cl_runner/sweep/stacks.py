@@ -20,11 +20,11 @@ from cl_runner.errors import UserError, check
 from cl_runner.machine.locks import locked
 from cl_runner.results import status
 from cl_runner.run import checkpoint, needs
-from cl_runner.run.loop import draw, open_run, result, tidy, train_runs
+from cl_runner.run.loop import draw_pictures, final_acc, open_run, tidy, train_runs
 from cl_runner.run.prepare import prepare, read
 from cl_runner.run.stacked import obstacle
 from cl_runner.run.tasks import Member
-from cl_runner.sweep.job import Job, stopped
+from cl_runner.sweep.job import Job, given_up
 from cl_runner.training.env import Env
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def train_stacked(jobs: Sequence[Job]) -> Sequence[Job]:
     left: list[Job] = []
     for at in range(0, len(jobs), size):
         part = jobs[at : at + size]
-        if stopped(jobs):
+        if given_up(jobs):
             return left
         with ExitStack() as locks:
             for own in side_by_side(ours(part, locks)):
@@ -138,7 +138,7 @@ def train(jobs: Sequence[Job], arrays: Arrays) -> None:
         if run.end is not None:
             job.outcome = run.end
         elif run.task == len(run.member.env.stream):
-            job.outcome = result(run.files)
+            job.outcome = final_acc(run.files)
             finish(job)
 
 
@@ -146,4 +146,4 @@ def finish(job: Job) -> None:
     """What is left to do for a run that is complete: no file too much, and the pictures."""
     tidy(job.config, job.out)
     if job.config.plots:
-        draw(job.config, job.out)
+        draw_pictures(job.config, job.out)

@@ -20,8 +20,8 @@ from cl_runner.errors import Diverged
 from cl_runner.results.files import read_rows
 from cl_runner.results.status import going_on
 from cl_runner.run import checkpoint, loop
+from cl_runner.sweep.dispatch import run_all
 from cl_runner.sweep.job import Job
-from cl_runner.sweep.together import run_all
 
 pytestmark = pytest.mark.slow
 

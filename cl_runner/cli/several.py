@@ -41,12 +41,12 @@ def run_together(composed: Sequence[DictConfig]) -> list[float | Exception | Non
         except UserError:
             continue  # told when the job is run alone
     if jobs:
-        from cl_runner.sweep.job import stopped
-        from cl_runner.sweep.together import run_all
+        from cl_runner.sweep.dispatch import run_all
+        from cl_runner.sweep.job import given_up
 
         begin_collecting()
         run_all(list(jobs.values()))
-        if stopped(list(jobs.values())):
+        if given_up(list(jobs.values())):
             folders.stop(Path(composed[0].hydra.sweep.dir))
     return [jobs[i].outcome if i in jobs else None for i in range(len(composed))]
 
@@ -83,8 +83,8 @@ def run_seeds(cfg: DictConfig, out: Path, overrides: Sequence[str]) -> float:
     from cl_runner.results.files import remove_leftovers, write_text
     from cl_runner.results.seeds import merge_seeds
     from cl_runner.run.checkpoint import check_run
-    from cl_runner.run.loop import draw
-    from cl_runner.sweep.together import run_all, run_left
+    from cl_runner.run.loop import draw_pictures
+    from cl_runner.sweep.dispatch import run_all, run_left
 
     begin_collecting()
     config = validate(cfg)
@@ -115,7 +115,7 @@ def run_seeds(cfg: DictConfig, out: Path, overrides: Sequence[str]) -> float:
                 f"{text}\n{len(results)} of {len(jobs)} seeds · results in {console.near(out)}"
             )
         if cfg.plots:
-            draw(config, out)
+            draw_pictures(config, out)
     if errors:
         raise errors[0]
     return sum(results) / len(results)

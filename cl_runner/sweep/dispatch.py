@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from cl_runner.run.prepare import free_gpu
-from cl_runner.sweep.job import Job, run_locked, stopped
+from cl_runner.sweep.job import Job, given_up, run_locked
 from cl_runner.sweep.processes import in_processes
 from cl_runner.sweep.stacks import groups, train_stacked
 
@@ -21,20 +21,20 @@ def run_all(jobs: Sequence[Job]) -> None:
     """
     rest: list[Job] = []
     for group in groups(jobs):
-        if len(group) == 1 or stopped(jobs):
+        if len(group) == 1 or given_up(jobs):
             rest += group
             continue
         with free_gpu(group[0].config.device):
             rest += train_stacked(group)
     on_gpu = torch.cuda.is_available() and any(job.config.device != "cpu" for job in rest)
-    if len(rest) > 1 and (os.cpu_count() or 1) > 1 and not on_gpu and not stopped(jobs):
+    if len(rest) > 1 and (os.cpu_count() or 1) > 1 and not on_gpu and not given_up(jobs):
         in_processes(rest)
 
 
 def run_left(jobs: Sequence[Job]) -> None:
     """Run alone what has not been run; one that fails stops no other but by `fail_fast`."""
     for job in jobs:
-        if job.outcome is None and not stopped(jobs):
+        if job.outcome is None and not given_up(jobs):
             try:
                 job.outcome = run_locked(job.config, job.out, job.overrides)
             except Exception as error:  # noqa: BLE001 - one job's failure
