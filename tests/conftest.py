@@ -308,7 +308,7 @@ def cl_run(tmp_path_factory):
     """
     late = (
         *(
-            "cl_runner.sweep.together",
+            "cl_runner.sweep.dispatch",
             "cl_runner.run.loop",
             "torch.fx.experimental.symbolic_shapes",
         ),
