@@ -50,28 +50,36 @@ WANTED = 0.9
 MORE = {
     "__init__": ("tests/test_config.py", "tests/test_plugins.py"),
     "base": ("tests/strategies/test_naive.py", "tests/strategies/test_lwf.py"),
-    "dynamic": ("tests/strategies/test_den.py",),
     "er": ("tests/strategies/test_replay_augmented.py", "tests/strategies/test_derpp.py"),
     "ewc": ("tests/strategies/test_er_ewc.py", "tests/strategies/test_imm.py"),
     "exemplars": ("tests/strategies/test_icarl.py",),
+    "features": ("tests/functional/test_exemplars.py", "tests/strategies/test_icarl.py"),
+    "frozen": ("tests/strategies/test_packnet.py", "tests/strategies/test_lwf.py"),
     "generative": ("tests/strategies/test_generative_replay.py",),
+    "gradients": ("tests/functional/test_projection.py",),
+    "growing": ("tests/strategies/test_den.py",),
     "icarl": ("tests/strategies/test_er.py",),
+    "importance": ("tests/functional/test_importance.py",),
     "losses": ("tests/strategies/test_lwf.py", "tests/strategies/test_derpp.py"),
     "mer": ("tests/strategies/test_replay_augmented.py",),
+    "overlap": ("tests/strategies/test_ewc.py",),
+    "penalty": ("tests/strategies/test_ewc.py", "tests/strategies/test_mas.py"),
+    "pixels": ("tests/strategies/test_generative_replay.py",),
     "projection": ("tests/strategies/test_gem.py", "tests/strategies/test_gpm.py"),
+    "replay": ("tests/strategies/test_er.py", "tests/strategies/test_memory_kinds.py"),
 }
 
 
 def files() -> list[Path]:
     """What is changed, relative to the repository."""
-    rooms = (ROOT / "cl_runner" / room for room in ("functional", "strategies"))
+    rooms = (ROOT / "cl_runner" / r for r in ("functional", "strategies", "strategies/parts"))
     found = [path.relative_to(ROOT) for room in rooms for path in sorted(room.glob("*.py"))]
     return [path for path in found if (ROOT / path).read_text(encoding="utf-8").count("\n") > 1]
 
 
 def tests_of(file: Path) -> list[str]:
     """The files of tests that belong to a file."""
-    room = f"tests/{file.parent.name}"
+    room = f"tests/{file.parts[1]}"
     names = (file.stem, "bounds", "memory_kinds", "step_output")  # the latter are on all strategies
     own = [f"{room}/test_{name}.py" for name in names]
     return [*(path for path in own if (ROOT / path).exists()), *MORE.get(file.stem, ())]
