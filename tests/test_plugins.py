@@ -20,9 +20,10 @@ from cl_runner import strategies
 from cl_runner.cli.search_path import with_yaml_of_plugins
 from cl_runner.errors import UserError
 from cl_runner.results.files import read_rows
-from cl_runner.run.stacked import StackedStep, train_task
+from cl_runner.run.stacked import StackedStep
 from cl_runner.run.tasks import Member, initial_state
 from cl_runner.run.tasks import train_task as alone
+from cl_runner.run.together import train_task
 from cl_runner.testing import composer
 
 CL_RUN = Path(sys.executable).with_name("cl-run")

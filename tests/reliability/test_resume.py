@@ -258,7 +258,7 @@ def test_a_checkpoint_goes_when_the_run_is_complete_unless_it_is_to_be_kept(conf
     own = frame_of(config, strategy, initial_state(strategy, env), env)
     saved = checkpoint.load(tmp_path / "b", config.resolved, own)
     assert saved is not None
-    assert (saved.task, saved.begun) == (3, None)
+    assert (saved.task, saved.progress) == (3, None)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_how_often_is_for_the_user_to_say(configure, monkeypatch, tmp_path, ever
     positions = []
     save = checkpoint.save
     monkeypatch.setattr(
-        checkpoint, "save", lambda *args: (positions.append(args[1].begun), save(*args))
+        checkpoint, "save", lambda *args: (positions.append(args[1].progress), save(*args))
     )
     case = (*QUICK, "benchmark.num_tasks=2", "strategy=naive", f"checkpoint.every={every}")
     loop.run(configure(*case, f"checkpoint.every_steps={steps}"), tmp_path)
