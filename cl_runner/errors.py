@@ -1,10 +1,4 @@
-"""The command `cl-run`: Hydra in front of `runner.run`, and every mistake told in one line.
-
-Exit codes: 0 done, 1 a run diverged or cl_runner has a bug, 2 the user's mistake, 130 Ctrl-C,
-143 SIGTERM, 129 SIGHUP.
-Nothing here imports torch before a run's configuration is known to be valid, so that help,
-completion and mistakes are answered at once.
-"""
+"""The ways in which a run ends early, each told in one line; and want of memory."""
 
 from __future__ import annotations
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
+import search_presets
 from omegaconf import OmegaConf
 
 REPOSITORY = Path(__file__).parents[1]
@@ -14,23 +14,12 @@ NAMES = sorted(f"{path.parent.name}/{path.stem}" for path in PRESETS.rglob("*.ya
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def search_presets():
-    """The script as a module."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(REPOSITORY / "scripts")
-        import search_presets
-
-        yield search_presets
-    del sys.modules["search_presets"]
-
-
-def test_there_is_a_preset_for_each_search(search_presets) -> None:
+def test_there_is_a_preset_for_each_search() -> None:
     assert sorted(search_presets.presets()) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_preset_is_what_the_script_writes(search_presets, name: str) -> None:
+def test_a_preset_is_what_the_script_writes(name: str) -> None:
     """From the configuration that the preset makes, as it would be that of the best run."""
     text = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
     protocol, strategy, grid = search_presets.presets()[name]
@@ -43,7 +32,7 @@ def test_a_preset_is_what_the_script_writes(search_presets, name: str) -> None:
     assert search_presets.preset_text(protocol, config, how) == text
 
 
-def test_what_the_search_alone_has_is_not_written(search_presets) -> None:
+def test_what_the_search_alone_has_is_not_written() -> None:
     """Fewer tasks, and fewer samples of them; a key that the protocol leaves open is written."""
     config = search_presets.composed(
         "+experiment=preset/permuted_mnist/naive",

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import reproduce
 
 from cl_runner.cli import choices
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "results"
-
-
-@pytest.fixture(scope="module")
-def reproduce():
-    """The script as a module."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(REPOSITORY / "scripts")
-        import reproduce
-
-        yield reproduce
-    del sys.modules["reproduce"]
 
 
 @pytest.mark.parametrize("table", ["published", "reproduction", "orderings"])
@@ -31,7 +20,7 @@ def test_the_tables_name_experiments_that_there_are(table: str) -> None:
     assert names and names <= set(choices.options("experiment"))
 
 
-def test_a_reading_is_held_against_the_run_that_it_is_of(reproduce) -> None:
+def test_a_reading_is_held_against_the_run_that_it_is_of() -> None:
     whole, reading = "buzzega2020/naive_split_class", "buzzega2020/naive_split_task"
     assert reproduce.same_runs(reading) == [reading, whole]
     assert reproduce.same_runs(whole) == [whole]
@@ -50,7 +39,7 @@ def test_a_reading_is_held_against_the_run_that_it_is_of(reproduce) -> None:
     assert means == pytest.approx({whole: 0.2, reading: 0.85, other: 0.7})
 
 
-def test_a_sweep_of_old_names_is_read_as_of_the_new_ones(reproduce, tmp_path: Path) -> None:
+def test_a_sweep_of_old_names_is_read_as_of_the_new_ones(tmp_path: Path) -> None:
     out = tmp_path / "job"
     out.mkdir()
     (out / "overrides.yaml").write_text("- +experiment=hsu-ewc-til\n- seed=0\n", encoding="utf-8")

@@ -17,13 +17,13 @@ IMMATERIAL = {
 
 
 def of_run(node: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a configuration belongs to one run, however often it goes on; no plugins do not."""
+    """The settings that identify a run: without the keys about the command, and empty `plugins`."""
     unset = {"plugins"} if not node.get("plugins") else set()
     return {k: v for k, v in node.items() if k not in ABOUT_THE_COMMAND | unset}
 
 
 def canonical(value: Any) -> Any:
-    """Plain values with 1 in the place of 1.0: what stands for one run has one form."""
+    """The values in canonical form (1.0 becomes 1), so that equal runs compare equal."""
     if isinstance(value, Mapping):
         return {str(key): canonical(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -27,8 +27,8 @@ from cl_runner.config.schema import (
     Config,
     Data,
     Eval,
+    Top,
     Training,
-    _Top,
 )
 from cl_runner.errors import UserError, check, one_of
 
@@ -123,7 +123,7 @@ def validate(cfg: DictConfig) -> Config:
         check(key in known, f"unknown key {key}; known are {', '.join(sorted(known))}")
     for section in SECTIONS:
         check(isinstance(node.get(section), dict), f"{section} must be a group of keys")
-    top = parse(_Top, {k: v for k, v in node.items() if k not in SECTIONS}, "")
+    top = parse(Top, {k: v for k, v in node.items() if k not in SECTIONS}, "")
     benchmark = schema_of(BENCHMARK, node["benchmark"].get("kind"), top.plugins)
     model = schema_of(MODEL, node["model"].get("name"), top.plugins)
     one_of("optimizer.name", node["optimizer"].get("name"), tuple(OPTIMIZERS))

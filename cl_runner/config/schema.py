@@ -302,36 +302,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": Ada
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """One run, whole."""
-
-    seed: int
-    seeds: list[int] | None
-    scenario: str
-    device: str
-    precision: str
-    engine: str
-    threads: int | None
-    verbose: bool
-    plots: bool
-    resume: bool
-    fail_fast: bool
-    missing_keys: str
-    plugins: list[str]
-    data: Data
-    benchmark: Benchmark
-    model: Model
-    optimizer: Optimizer
-    training: Training
-    budget: Budget
-    eval: Eval
-    checkpoint: Checkpoint
-    strategy: Mapping[str, Any]  # parsed by cl_runner.strategies, which needs torch
-    resolved: Mapping[str, Any]  # plain values of what config.yaml holds
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Top:
+class Top:
     """The keys outside all sections."""
 
     seed: int
@@ -366,3 +337,19 @@ class _Top:
             self.threads is None or 1 <= self.threads <= 1024,
             f"threads must lie between 1 and 1024, got {self.threads}",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Top):
+    """One run, whole."""
+
+    data: Data
+    benchmark: Benchmark
+    model: Model
+    optimizer: Optimizer
+    training: Training
+    budget: Budget
+    eval: Eval
+    checkpoint: Checkpoint
+    strategy: Mapping[str, Any]  # parsed by cl_runner.strategies, which needs torch
+    resolved: Mapping[str, Any]  # plain values of what config.yaml holds

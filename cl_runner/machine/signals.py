@@ -69,7 +69,9 @@ class Stop:
 
 @contextmanager
 def stoppable(before: Callable[[], None] = lambda: None) -> Iterator[Stop]:
-    """Meanwhile signals go to a Stop; in threads, and if ignored before, nothing is done.
+    """Route SIGINT, SIGTERM and SIGHUP to a Stop inside the block.
+
+    Does nothing outside the main thread, or for a signal that was ignored before.
 
     Only the main thread of a process may have handlers. The old ones return afterwards. Where there
     is one for PREEMPTION, it gets its signal once the run is saved.

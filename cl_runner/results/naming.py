@@ -117,7 +117,7 @@ def plain(overrides: Sequence[str]) -> list[str]:
 
 
 def telling(overrides: Sequence[str]) -> list[str]:
-    """The overrides that say which run it is: with the others it keeps its folder."""
+    """The overrides that identify the run; the rest do not change its folder."""
     return [o for o in plain(overrides) if o.partition("=")[0].lstrip("+") not in SILENT]
 
 

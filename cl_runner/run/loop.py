@@ -22,7 +22,7 @@ from cl_runner.run import checkpoint, needs, together
 from cl_runner.run.checkpoint import Saved
 from cl_runner.run.evaluation import readings
 from cl_runner.run.frame import frame_of
-from cl_runner.run.messages import logged, notes, position, print_and_log, say_once
+from cl_runner.run.messages import logged, notes, print_and_log, say_once, where_it_goes_on
 from cl_runner.run.prepare import free_gpu, prepare
 from cl_runner.run.progress import display
 from cl_runner.run.record import RunFiles
@@ -169,7 +169,7 @@ def begin(run: Run, members: int, aloud: Callable[[str], None]) -> None:
     if members > 1:
         log.info("trained as one of %d in a stacked state", members)
     if run.config.resume:
-        where = position(run.files.out, run.saved)
+        where = where_it_goes_on(run.files.out, run.saved)
         print_and_log(run.config, where, aloud if members > 1 else say)
 
 
@@ -216,13 +216,13 @@ def observed(runs: Sequence[Run], stop: Stop, t: int, steps: Steps) -> Iterator[
     config = runs[0].config
     every, every_steps = config.checkpoint.every, config.checkpoint.every_steps
     look = config.eval.every
-    last = 0
+    last, saved_at = 0, max(run.files.saved_at for run in runs)
 
     def after(step: int) -> None:
-        nonlocal last
+        nonlocal last, saved_at
         last = step
         asked = look is not None and step and step % look == 0
-        waited = time.perf_counter() - max(run.files.saved_at for run in runs)
+        waited = time.perf_counter() - saved_at
         due = (
             (every is not None and waited >= every)
             or stop.asked is not None
@@ -235,6 +235,7 @@ def observed(runs: Sequence[Run], stop: Stop, t: int, steps: Steps) -> Iterator[
                 run.files.evaluated_within(t, step, run.member.strategy, s)
             if due:
                 save(there, t)
+                saved_at = time.perf_counter()
             lap(runs)
         stop.check()
 

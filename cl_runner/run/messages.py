@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 say_once = cache(say)  # of several jobs in this process, the first
 
 
-def position(out: Path, saved: Saved | None) -> str:
+def where_it_goes_on(out: Path, saved: Saved | None) -> str:
     """Where a run goes on."""
     if saved is None:
         return f"there is nothing to resume, this run starts from the beginning: {out}"

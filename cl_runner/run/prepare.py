@@ -100,7 +100,7 @@ def choose_device(name: str) -> torch.device:
 
 @contextmanager
 def free_gpu(device: str) -> Iterator[None]:
-    """Meanwhile the current GPU is one that few runs use, where there are several."""
+    """Use the least busy GPU inside the block, if there are several."""
     number = torch.cuda.device_count() if device != "cpu" else 0
     if number < 2:
         yield

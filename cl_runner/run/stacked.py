@@ -77,7 +77,7 @@ def with_tables(env: Env, own: dict[str, Tensor]) -> Env:
 
 
 def with_numbers(strategy: Strategy, numbers: Hyper) -> Strategy:
-    """The strategy with tensors in the place of numbers, which are not checked again."""
+    """The strategy with its numbers replaced by tensors; `__post_init__` is skipped on purpose."""
     changed = shallow(strategy)
     for name, value in numbers.items():
         object.__setattr__(changed, name, value)

@@ -56,8 +56,8 @@ class Together:
     def affordable(self, batch: dict[str, Any], first: int) -> dict[str, Any] | None:
         """See Steps."""
         size = batch["y"].shape[1]
-        over = [i for i, m in enumerate(self.members) if m.env.meter.exhausted(size)]
-        if over:
+        limited = self.members if self.env.meter.budget else ()
+        if over := [i for i, m in enumerate(limited) if m.env.meter.exhausted(size)]:
             lost = self.lost(first, over) if self.pending else {}
             self.leave({i: lost.get(i) for i in over})
         if not self.members:

@@ -41,7 +41,7 @@ AfterStep = Callable[[int], None]  # called with the number of steps that are do
 class Steps(Protocol):
     """What takes the steps of a phase: those of one run, or of several as one stacked state.
 
-    `Alone` below is the one, `run.stacked.Together` the other.
+    `Alone` below is the one, `run.together.Together` the other.
     """
 
     env: Env  # of the run; of several, that of the first: what is asked of it they share

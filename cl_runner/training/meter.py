@@ -94,7 +94,7 @@ class Meter:
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """Meanwhile `counting` rests."""
+        """Pause the counting of FLOPs inside the block."""
         counting = self._counter is not None
         if counting:
             self._close()

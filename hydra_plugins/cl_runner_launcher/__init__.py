@@ -1,7 +1,7 @@
 """`cl-run -m`: what is asked for is listed; with hydra/launcher=vectorized it is trained together.
 
 Jobs that differ only in seed, learning rate and the strategy's numbers are trained as one stacked
-state where that is faster, the others in worker processes (`cl_runner.group`). Each job has its own
+state where that is faster, the others in worker processes (`sweep.dispatch`). Each job has its own
 folder, as with Hydra's basic launcher, which is also what runs a job that can go neither way.
 """
 
