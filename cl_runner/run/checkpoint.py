@@ -83,25 +83,27 @@ def settle(folders: Sequence[Path]) -> None:
     """Complete, or take back, what a killed `save_all` left in these folders, in their order.
 
     They are written, and renamed, in that order: if the last one's is there, all had been written.
+    What is no checkpoint takes the place of none.
     """
-    with suppress(OSError):  # a folder that cannot be written is told when the run begins
-        if not (folders and (folders[-1] / NEXT).exists()):
-            for out in folders:
-                (out / NEXT).unlink(missing_ok=True)
-        for out in folders:
-            if (out / NEXT).exists():
+    there = [out for out in folders if (out / NEXT).exists()]
+    written = there[-1:] == list(folders)[-1:] and all(position(out, NEXT) for out in there)
+    for out in there:
+        with suppress(OSError):  # a folder that cannot be written is told when the run begins
+            if written:
                 (out / NEXT).replace(out / CHECKPOINT)
                 sync_folder(out)
+            else:
+                (out / NEXT).unlink()
 
 
-def position(out: Path) -> tuple[int, int | None] | None:
+def position(out: Path, name: str = CHECKPOINT) -> tuple[int, int | None] | None:
     """The task and step at which the checkpoint in `out` stands, if there is one.
 
     As its header says, which is checked when it is loaded; None also where it cannot be read.
     """
     from safetensors import SafetensorError, safe_open
 
-    path = out / CHECKPOINT
+    path = out / name
     try:
         with regular(path):  # not a pipe
             pass

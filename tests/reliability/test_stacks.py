@@ -6,6 +6,7 @@ CL_RUNNER_KILLS and CL_RUNNER_KILL_SEED (see test_resume.py) take more kills, an
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -116,6 +117,27 @@ def test_within_a_save_all_get_the_new_checkpoint_or_none(
     assert len({checkpoint.position(job.out) for job in again}) == 1
     run_all(again)
     assert outcomes(again) == unbroken
+
+
+@pytest.mark.parametrize("kind", ["pipe", "text", "folder", "cut"])
+def test_what_is_no_checkpoint_takes_the_place_of_none(configure, tmp_path, kind):
+    jobs = jobs_of(configure, tmp_path, *PLAIN, "checkpoint.keep=true")[:1]
+    loop.run(jobs[0].config, jobs[0].out, ["x"])
+    kept = (jobs[0].out / CHECKPOINT).read_bytes()
+    foreign = jobs[0].out / checkpoint.NEXT
+    if kind == "pipe":
+        os.mkfifo(foreign)
+    elif kind == "folder":
+        foreign.mkdir()
+    else:
+        foreign.write_bytes(b"text" if kind == "text" else kept[:-1])
+    checkpoint.settle([job.out for job in jobs])
+    assert (jobs[0].out / CHECKPOINT).read_bytes() == kept
+    if kind == "folder":
+        foreign.rmdir()
+    foreign.write_bytes(kept)
+    checkpoint.settle([job.out for job in jobs])
+    assert not foreign.exists() and (jobs[0].out / CHECKPOINT).read_bytes() == kept
 
 
 def test_a_member_that_diverges_leaves_the_others_as_they_go_on(configure, monkeypatch, tmp_path):
