@@ -9,12 +9,13 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
-from subprocess import CompletedProcess
+from subprocess import CompletedProcess, TimeoutExpired
 from typing import NamedTuple
 
 import pytest
@@ -38,20 +39,60 @@ from cl_runner.training.env import Env
 
 REPOSITORY = Path(__file__).parents[1]
 CONF = REPOSITORY / "conf"
-# For each line that it reads it forks, and the child does what the line says.
+# It forks for each line that begins a process, and the child does what the line says. Processes that
+# the child spawns, as multiprocessing does it, are forked likewise: all is sent to them as if they
+# were new, but what is imported here is there.
 NURSERY = """
-import gc, json, os, signal, sys
+import gc, json, logging, multiprocessing.util, os, signal, sys
 gc.disable()  # as cl-run does
 from cl_runner.cli.app import main
 from hydra.core.plugins import Plugins
 {more}
 Plugins.instance()  # looks for them in all packages, once
+os.fsync = lambda _: None  # what is written outlives no power cut
 gc.freeze()
+
+def as_new(keep):
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in {{*map(int, os.listdir("/dev/fd"))}} - {{0, 1, 2, *keep}}:
+        os.dup2(nothing, number)  # not closed: their owners, which are here as well, will do it
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    logging.root.handlers.clear()
+
+def spawned(path, args, keep):
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        as_new(keep)
+        at = args.index(b"-c" if b"-c" in args else "-c")
+        sys.argv = ["-c", *map(os.fsdecode, args[at + 2 :])]
+        exec(os.fsdecode(args[at + 1]), {{"__name__": "__main__"}})
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+multiprocessing.util.spawnv_passfds = spawned
 for line in sys.stdin:
-    code, args, cwd, env, streams = json.loads(line)
+    order, *rest = json.loads(line)
+    if order != "start":
+        pid, status = os.waitpid(rest[0], os.WNOHANG if order == "poll" else 0)
+        print(json.dumps(os.waitstatus_to_exitcode(status) if pid else None), flush=True)
+        continue
+    code, args, cwd, env, streams = rest
     child = os.fork()
     if not child:
         signal.alarm(300)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # as a terminal's
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        os.setsid()
         os.chdir(cwd)
         os.environ.clear()
         os.environ.update(env)
@@ -60,7 +101,7 @@ for line in sys.stdin:
         sys.argv = ["cl-run", *args]
         exec(code)
         sys.exit()
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    print(child, flush=True)
 """
 SHARED_DATA = REPOSITORY.parent / "shared" / "data" / "prepare"
 
@@ -268,25 +309,73 @@ def counted_run(prepared):
     return function
 
 
-@contextmanager
-def nursery(folder: Path, more: str = "") -> Iterator[Callable[..., CompletedProcess[str]]]:
-    """A function that forks a process in which `cl-run`, and `more`, is imported already."""
-    streams = [folder / name for name in ("stdout", "stderr")]
+class Forked:
+    """A process of a nursery, with what subprocess.Popen has."""
 
-    def function(code: str, *args: object, cwd: Path, **env: str) -> CompletedProcess[str]:
+    def __init__(self, ask: Callable[..., int | None], streams: list[Path], *order: object) -> None:
+        self.ask, self.streams, self.args = ask, streams, order[1]
         for path in streams:
             path.write_text("")
-        files = [os.devnull, *map(str, streams)]
-        line = [code, [*map(str, args)], str(cwd), os.environ | env, files]
-        print(json.dumps(line), file=process.stdin, flush=True)
-        exit_code = int(process.stdout.readline())
-        return CompletedProcess(args, exit_code, *(path.read_text() for path in streams))
+        self.pid = ask("start", *order, [os.devnull, *map(str, streams)])
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self.ask("poll", self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float = 300) -> int:
+        """Its exit code; at the latest an alarm ends it."""
+        if timeout >= 300 and self.returncode is None:
+            self.returncode = self.ask("wait", self.pid)
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise TimeoutExpired(str(self.args), timeout)
+            time.sleep(0.005)
+        return self.returncode
+
+    def said(self) -> tuple[str, str]:
+        """What is on its standard output and error so far."""
+        out, err = (path.read_text(encoding="utf-8") for path in self.streams)
+        return out, err
+
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+        self.wait(timeout)
+        return self.said()
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+@contextmanager
+def nursery(folder: Path, more: str = "") -> Iterator[Callable[..., Forked]]:
+    """A function that forks a process in which `cl-run`, and `more`, is imported already."""
+    count = iter(range(10**9))
+
+    def ask(*order: object) -> int | None:
+        print(json.dumps(order), file=process.stdin, flush=True)
+        return json.loads(process.stdout.readline())
+
+    def start(code: str, *args: object, cwd: Path, **env: str) -> Forked:
+        streams = [folder / f"{next(count)} {name}" for name in ("stdout", "stderr")]
+        return Forked(ask, streams, code, [*map(str, args)], str(cwd), os.environ | env)
 
     command = [sys.executable, "-c", NURSERY.format(more=more)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
-        yield function
+        yield start
+
+
+def done(process: Forked) -> CompletedProcess[str]:
+    """What has become of a process."""
+    exit_code = process.wait()
+    return CompletedProcess(process.args, exit_code, *process.said())
 
 
 @pytest.fixture(scope="session")
@@ -295,16 +384,16 @@ def forked(tmp_path_factory):
 
     Its standard input is empty. What `cl-run` imports at once is there, torch is not.
     """
-    with nursery(tmp_path_factory.mktemp("forked")) as run:
-        yield run
+    with nursery(tmp_path_factory.mktemp("forked")) as start:
+        yield lambda *args, **rest: done(start(*args, **rest))
 
 
 @pytest.fixture(scope="session")
-def cl_run(tmp_path_factory):
-    """cl_run("seed=1", cwd=..., KEY="value"): what the command does, without waiting for imports.
+def cl_run_started(tmp_path_factory):
+    """cl_run_started("seed=1", cwd=..., KEY="value"): the command, at work, without its imports.
 
-    before: code that the process runs first. test_commands.py, test_cli.py and reliability/ start
-    the installed one.
+    before: code that the process runs first. test_commands.py starts the installed one, and so do
+    the tests of what a process has from its very beginning.
     """
     late = (
         *(
@@ -315,8 +404,14 @@ def cl_run(tmp_path_factory):
         *("cl_runner.compare.render", "cl_runner.compare.table", "cl_runner.compare.verdict"),
         *("filelock", "psutil", "safetensors.torch", "scipy.special"),
     )
-    with nursery(tmp_path_factory.mktemp("cl_run"), f"import {', '.join(late)}") as run:
-        yield lambda *args, before="", **rest: run(f"{before}\nmain()", *args, **rest)
+    with nursery(tmp_path_factory.mktemp("cl_run"), f"import {', '.join(late)}") as start:
+        yield lambda *args, before="", **rest: start(f"{before}\nmain()", *args, **rest)
+
+
+@pytest.fixture(scope="session")
+def cl_run(cl_run_started):
+    """The same, waited for: what the command does."""
+    return lambda *args, **rest: done(cl_run_started(*args, **rest))
 
 
 @pytest.fixture

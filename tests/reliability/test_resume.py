@@ -1,6 +1,6 @@
 """A run that is stopped anywhere goes on and ends with the same results to the last byte.
 
-The short form kills the installed `cl-run` with SIGKILL once for each of nine strategies.
+The short form kills `cl-run` with SIGKILL once for each of nine strategies.
 The long form, some three minutes, takes a number of kills to spread over them, and a seed:
 
     CL_RUNNER_KILLS=30 CL_RUNNER_KILL_SEED=1 python -m pytest tests/reliability -k sigkill
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -73,15 +74,10 @@ def outcome(out: Path) -> dict[str, object]:
     return files
 
 
-def start(args: tuple[str, ...], **options: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [CL_RUN, *args],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
+@pytest.fixture
+def start(cl_run_started, tmp_path):
+    """start(args): the command at work, with what subprocess.Popen has."""
+    return lambda args: cl_run_started(*args, cwd=tmp_path)
 
 
 def command(args: tuple[str, ...], root: Path) -> tuple[str, ...]:
@@ -99,7 +95,7 @@ def saved_at(out: Path) -> tuple[int, int]:
     return content["task"], content["step"] or 0
 
 
-def kill_at(process: subprocess.Popen[str], out: Path, task: int, step: int, wait: float) -> bool:
+def kill_at(process: Any, out: Path, task: int, step: int, wait: float) -> bool:
     """SIGKILL once the checkpoint has come so far; False if the process was done before."""
     while saved_at(out) < (task, step) and process.poll() is None:
         time.sleep(0.001)
@@ -116,7 +112,7 @@ def spread(kills: int) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(("strategy", "kills"), spread(KILLS).items())
-def test_sigkill_anywhere_changes_no_byte(configure, data_root, tmp_path, strategy, kills):
+def test_sigkill_anywhere_changes_no_byte(configure, start, data_root, tmp_path, strategy, kills):
     draw = random.Random(f"{KILL_SEED} {strategy}")
     case = (*TOY, f"strategy={strategy}", *FAMILIES[strategy])
     loop.run(configure(*case), tmp_path / "unbroken")
@@ -313,10 +309,9 @@ def test_a_configuration_written_and_read_is_the_same(configure, tmp_path, strat
 # The command line
 
 
-@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize(("first", "exit_code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_ends_in_a_checkpoint_and_says_how_to_go_on(
-    configure, data_root, tmp_path, first, exit_code
+    configure, start, data_root, tmp_path, first, exit_code
 ):
     """Within a task: it is sent while the run takes steps after a checkpoint, long before its end.
 
@@ -389,7 +384,7 @@ def test_a_signal_saves_what_worker_processes_run(data_root, tmp_path):
     large = ("model.hidden_sizes=[400,400]", "training.batch_size=256")
     args = ("strategy=naive", *TOY, *large, "training.iterations=100000", "device=cpu")
     where = (f"data.root={data_root}", f"hydra.run.dir={tmp_path / 'R'}", "seeds=[0,1,2,3,4,5]")
-    process = start((*args, *where))
+    process = subprocess.Popen([CL_RUN, *args, *where], stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob("R/*/accuracy_matrix.csv")):
         assert process.poll() is None
         time.sleep(0.01)
@@ -402,7 +397,7 @@ def test_a_signal_saves_what_worker_processes_run(data_root, tmp_path):
 
 
 def test_a_damaged_checkpoint_is_one_line_and_exit_code_2(
-    configure, monkeypatch, data_root, tmp_path
+    configure, monkeypatch, start, data_root, tmp_path
 ):
     out, case = tmp_path / "out", (*QUICK, "strategy=naive")
     with monkeypatch.context() as patch:
@@ -423,12 +418,12 @@ def test_a_damaged_checkpoint_is_one_line_and_exit_code_2(
     }
 
 
-def test_a_sweep_goes_on_where_it_was_killed(configure, data_root, tmp_path):
+def test_a_sweep_goes_on_where_it_was_killed(configure, start, data_root, tmp_path):
     """One job is complete, one half-done, one not begun; then there is a seed more."""
     case = (*TOY, "strategy=ewc", "checkpoint.every=0")
     out = tmp_path / "sweep"
 
-    def sweep(seeds: str, *more: str) -> subprocess.Popen[str]:
+    def sweep(seeds: str, *more: str) -> Any:
         where = (f"hydra.sweep.dir={out}", *more)
         return start(("-m", f"seed={seeds}", *command(case, data_root), *where))
 
@@ -457,7 +452,7 @@ def test_a_sweep_goes_on_where_it_was_killed(configure, data_root, tmp_path):
         assert outcome(mine) == outcome(tmp_path / f"unbroken {seed}")
 
 
-def test_seeds_that_are_complete_are_not_run_again(configure, data_root, tmp_path):
+def test_seeds_that_are_complete_are_not_run_again(configure, start, data_root, tmp_path):
     out, case = tmp_path / "out", (*QUICK, "strategy=naive", "verbose=true")
     for seeds, runs in (("[0]", 1), ("[0,1]", 2)):
         where = (f"hydra.run.dir={out}", f"seeds={seeds}", "resume=true")

@@ -1,6 +1,6 @@
 """Runs that are trained together lose nothing either, wherever they are killed.
 
-The short form kills the installed `cl-run` once in each of the two ways to train runs together;
+The short form kills `cl-run` once in each of the two ways to train runs together;
 CL_RUNNER_KILLS and CL_RUNNER_KILL_SEED (see test_resume.py) take more kills, and others.
 """
 
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_resume import CHECKPOINT, CL_RUN, KILL_SEED, KILLS, Killed, command, kill_at, outcome
+from test_resume import CHECKPOINT, KILL_SEED, KILLS, Killed, command, kill_at, outcome
 
 from cl_runner.errors import Diverged
 from cl_runner.results.files import read_rows
@@ -204,23 +203,24 @@ LONG = (
     ],
     ids=["seeds", "vectorized"],
 )
-def test_sigkill_of_a_stack_changes_no_byte(data_root, tmp_path, together):
+def test_sigkill_of_a_stack_changes_no_byte(cl_run_started, data_root, tmp_path, together):
     how, folder = together[0].split(), together[1]
     draw = random.Random(f"{KILL_SEED} {how}")
     args = (*how, *command(LONG, data_root))
     whole = tmp_path / "unbroken"
-    subprocess.run([CL_RUN, *args, f"{folder}={whole}"], check=True, capture_output=True)
+    unbroken = cl_run_started(*args, f"{folder}={whole}", cwd=tmp_path)
+    assert unbroken.wait() == 0, unbroken.said()
 
     out = tmp_path / "killed"
     again = (*args, f"{folder}={out}", "resume=true")
     kills = max(1, KILLS // 9)
     for task, step in sorted((draw.randrange(3), draw.randint(0, 30)) for _ in range(kills)):
-        process = subprocess.Popen([CL_RUN, *again, "checkpoint.every=0"], text=True)
+        process = cl_run_started(*again, "checkpoint.every=0", cwd=tmp_path)
         while not (members := sorted(out.glob("*seed=0*"))) and process.poll() is None:
             time.sleep(0.001)
         assert kill_at(process, members[0], task, step, draw.uniform(0, 0.02)), "it was done before"
-    done = subprocess.run([CL_RUN, *again], check=False, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    process = cl_run_started(*again, cwd=tmp_path)
+    assert (process.wait(), process.said()[1]) == (0, "")
     members = sorted(path.name for path in whole.glob("*seed=*"))
     assert len(members) == 3 and members == sorted(path.name for path in out.glob("*seed=*"))
     for name in members:
