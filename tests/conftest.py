@@ -39,9 +39,9 @@ from cl_runner.training.env import Env
 
 REPOSITORY = Path(__file__).parents[1]
 CONF = REPOSITORY / "conf"
-# It forks for each line that begins a process, and the child does what the line says. Processes that
-# the child spawns, as multiprocessing does it, are forked likewise: all is sent to them as if they
-# were new, but what is imported here is there.
+# It forks for each line that begins a process, and the child does what the line says. Processes
+# that the child spawns, as multiprocessing does it, are forked likewise: all is sent to them as if
+# they were new, but what is imported here is there.
 NURSERY = """
 import gc, json, logging, multiprocessing.util, os, signal, sys
 gc.disable()  # as cl-run does
@@ -61,6 +61,7 @@ def as_new(keep):
             signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.root.handlers.clear()
+    sys.stdin, sys.stdout, sys.stderr = (open(i, m, closefd=False) for i, m in enumerate("rww"))
 
 def spawned(path, args, keep):
     child = os.fork()
@@ -75,9 +76,15 @@ def spawned(path, args, keep):
         code = 0
     except SystemExit as end:
         code = end.code or 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
     finally:
-        sys.stdout.flush()
-        os._exit(code)
+        try:
+            sys.stdout.flush()
+        except (OSError, ValueError):  # it is closed
+            pass
+        finally:
+            os._exit(code)
 
 multiprocessing.util.spawnv_passfds = spawned
 for line in sys.stdin:
@@ -344,6 +351,11 @@ class Forked:
         self.wait(timeout)
         return self.said()
 
+    def result(self) -> CompletedProcess[str]:
+        """What has become of it, once it has ended."""
+        exit_code = self.wait()
+        return CompletedProcess(self.args, exit_code, *self.said())
+
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
@@ -372,20 +384,20 @@ def nursery(folder: Path, more: str = "") -> Iterator[Callable[..., Forked]]:
         yield start
 
 
-def done(process: Forked) -> CompletedProcess[str]:
-    """What has become of a process."""
-    exit_code = process.wait()
-    return CompletedProcess(process.args, exit_code, *process.said())
-
-
 @pytest.fixture(scope="session")
-def forked(tmp_path_factory):
-    """forked(code, "seed=1", cwd=..., KEY="value"): what a process does that runs this code.
+def forked_started(tmp_path_factory):
+    """forked_started(code, "seed=1", cwd=..., KEY="value"): a process at work that runs this code.
 
     Its standard input is empty. What `cl-run` imports at once is there, torch is not.
     """
     with nursery(tmp_path_factory.mktemp("forked")) as start:
-        yield lambda *args, **rest: done(start(*args, **rest))
+        yield start
+
+
+@pytest.fixture(scope="session")
+def forked(forked_started):
+    """The same, waited for: what the process does."""
+    return lambda *args, **rest: forked_started(*args, **rest).result()
 
 
 @pytest.fixture(scope="session")
@@ -404,14 +416,15 @@ def cl_run_started(tmp_path_factory):
         *("cl_runner.compare.render", "cl_runner.compare.table", "cl_runner.compare.verdict"),
         *("filelock", "psutil", "safetensors.torch", "scipy.special"),
     )
-    with nursery(tmp_path_factory.mktemp("cl_run"), f"import {', '.join(late)}") as start:
+    more = f"import {', '.join(late)}\nfrom cl_runner.data.datasets import _torchvision as r; r()"
+    with nursery(tmp_path_factory.mktemp("cl_run"), more) as start:
         yield lambda *args, before="", **rest: start(f"{before}\nmain()", *args, **rest)
 
 
 @pytest.fixture(scope="session")
 def cl_run(cl_run_started):
     """The same, waited for: what the command does."""
-    return lambda *args, **rest: done(cl_run_started(*args, **rest))
+    return lambda *args, **rest: cl_run_started(*args, **rest).result()
 
 
 @pytest.fixture

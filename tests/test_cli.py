@@ -1,7 +1,8 @@
 """cl-run as its users see it: a process with output, exit code and folders.
 
-Most tests replace `run.loop` by a stub whose outcome depends on the seed, in a process that
-is forked where the command is already imported, which costs half; the last ones train.
+Most tests replace `run.loop` by a stub whose outcome depends on the seed; the last ones train. The
+processes are forked where the command is already imported; test_commands.py starts the installed
+one, as shells do here.
 """
 
 import csv
@@ -11,9 +12,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -99,14 +102,24 @@ def call(command: list[str | Path], cwd: Path, **env: str) -> subprocess.Complet
     )
 
 
-def cl_run(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    return call([CL_RUN, *args], cwd, **env)
-
-
 @pytest.fixture
 def stubbed(forked) -> Callable[..., subprocess.CompletedProcess[str]]:
     """stubbed("seed=1", cwd=...): what cl-run does with the stub in the runner's place."""
     return partial(forked, STUB)
+
+
+@pytest.fixture
+def waiting(forked_started, tmp_path: Path) -> Callable[..., Any]:
+    """waiting("seed=10"): a process of the stub's, once the seed 10 has come."""
+
+    def function(*args: str) -> Any:
+        process = forked_started(STUB, *args, cwd=tmp_path)
+        while "waiting\n" not in process.said()[0]:
+            assert process.poll() is None, process.said()
+            time.sleep(0.005)
+        return process
+
+    return function
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -153,7 +166,7 @@ def test_answers_without_importing_torch(forked, args: list[str], tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
-def test_help_explains_itself(tmp_path: Path) -> None:
+def test_help_explains_itself(cl_run, tmp_path: Path) -> None:
     result = cl_run("--help", cwd=tmp_path)
     assert result.returncode == 0
     assert result.stdout.startswith("cl-run: ")
@@ -166,7 +179,7 @@ def test_help_explains_itself(tmp_path: Path) -> None:
     assert "$" not in result.stdout.replace("${", "").replace("$(cl-run", "")
 
 
-def test_help_names_commands_that_compose(tmp_path: Path) -> None:
+def test_help_names_commands_that_compose(cl_run, tmp_path: Path) -> None:
     text = cl_run("--help", cwd=tmp_path).stdout
     for example in re.findall(
         r"^  cl-run( .*?)(?:  .*)?$", text.partition("More")[0], re.MULTILINE
@@ -175,14 +188,14 @@ def test_help_names_commands_that_compose(tmp_path: Path) -> None:
         assert cl_run("--cfg", "job", *args, cwd=tmp_path).returncode == 0, example
 
 
-def test_cfg_job_prints_yaml(tmp_path: Path) -> None:
+def test_cfg_job_prints_yaml(cl_run, tmp_path: Path) -> None:
     result = cl_run("--cfg", "job", "strategy=naive", "seed=3", cwd=tmp_path)
     cfg = OmegaConf.create(result.stdout)
     assert (cfg.strategy.name, cfg.seed) == ("naive", 3)
     assert "hydra" not in cfg
 
 
-def test_an_old_name_is_told_beside_the_configuration(tmp_path: Path) -> None:
+def test_an_old_name_is_told_beside_the_configuration(cl_run, tmp_path: Path) -> None:
     old = cl_run("--cfg", "job", "experiment=hsu-ewc-til", cwd=tmp_path)
     new = cl_run("--cfg", "job", "experiment=hsu2018/ewc_split_task", cwd=tmp_path)
     assert (old.returncode, new.returncode, new.stderr) == (0, 0, "")
@@ -191,7 +204,7 @@ def test_an_old_name_is_told_beside_the_configuration(tmp_path: Path) -> None:
     assert re.fullmatch("experiment=hsu-ewc-til is now hsu2018/ewc_split_task; .*\n", old.stderr)
 
 
-def test_completion_looks_into_folders(tmp_path: Path) -> None:
+def test_completion_looks_into_folders(cl_run, tmp_path: Path) -> None:
     line = "cl-run -m experiment=hsu2018/ewc"
     result = cl_run("-sc", "query=bash", cwd=tmp_path, COMP_LINE=line)
     assert result.stdout.split() == [
@@ -200,7 +213,7 @@ def test_completion_looks_into_folders(tmp_path: Path) -> None:
     ]
 
 
-def test_completion(tmp_path: Path) -> None:
+def test_completion(cl_run, tmp_path: Path) -> None:
     script = cl_run("-sc", "install=bash", cwd=tmp_path).stdout
     query = 'COMP_LINE="cl-run -m strategy=ew" COMP_CWORD=2; hydra_bash_completion'
     path = f"{CL_RUN.parent}{os.pathsep}{os.environ['PATH']}"
@@ -221,7 +234,7 @@ def test_completion_in_zsh(before: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flags", [["--config-dir", "my"], ["hydra.searchpath=[file://my]"]])
-def test_own_configuration_files(flags: list[str], tmp_path: Path) -> None:
+def test_own_configuration_files(cl_run, flags: list[str], tmp_path: Path) -> None:
     (tmp_path / "my/strategy").mkdir(parents=True)
     (tmp_path / "my/strategy/mine.yaml").write_text("name: ewc\nlambda: 3.0\n", encoding="utf-8")
     result = cl_run("--cfg", "job", "-p", "strategy", *flags, "strategy=mine", cwd=tmp_path)
@@ -326,15 +339,10 @@ def test_a_diverged_run_exits_with_1_and_keeps_its_files(stubbed, tmp_path: Path
 
 
 @pytest.mark.parametrize("args", [["seed=10"], ["-m", "seed=1,10,2", "hydra.sweep.dir=out"]])
-def test_ctrl_c_stops_with_130(args: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, "-c", STUB, *args]
-    with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert "waiting\n" in iter(process.stdout.readline, "")
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=60)
+def test_ctrl_c_stops_with_130(waiting, args: list[str], tmp_path: Path) -> None:
+    process = waiting(*args)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
     hint = f"; to go on: the same command with hydra.sweep.dir={tmp_path}/out resume=true"
     said = f"cl-run: interrupted{hint if '-m' in args else ''}\n"
     assert (process.returncode, stderr) == (130, said)
@@ -345,9 +353,8 @@ def test_ctrl_c_stops_with_130(args: list[str], tmp_path: Path) -> None:
 # Folders
 
 
-def test_two_runs_in_the_same_second_have_two_folders(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", STUB, "seed=1"]
-    processes = [subprocess.Popen(command, cwd=tmp_path) for _ in range(2)]
+def test_two_runs_in_the_same_second_have_two_folders(forked_started, tmp_path: Path) -> None:
+    processes = [forked_started(STUB, "seed=1", cwd=tmp_path) for _ in range(2)]
     assert [process.wait(timeout=60) for process in processes] == [0, 0]
     assert len(list(tmp_path.glob("outputs/*/*/summary.csv"))) == 2
 
@@ -449,7 +456,7 @@ def test_more_seeds_join_the_folder_of_seeds(tmp_path: Path) -> None:
 # Resuming (what it computes is in tests/reliability)
 
 
-def test_resume_with_a_folder_takes_its_configuration(tmp_path: Path) -> None:
+def test_resume_with_a_folder_takes_its_configuration(cl_run, tmp_path: Path) -> None:
     folder = tmp_path / "a=b, 'c\\'"
     folder.mkdir()
     overrides = ["seed=3", "data.root='x y'", "strategy=naive", 'data.path="a=b"']
@@ -466,15 +473,8 @@ def test_resume_with_a_folder_takes_its_configuration(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {folder.name}
 
 
-def test_two_processes_do_not_run_the_same_job(stubbed, tmp_path: Path) -> None:
-    def waiting(*args: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", STUB, *args, "verbose=false"]
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        assert "waiting\n" in iter(process.stdout.readline, "")
-        return process
-
-    first = waiting("hydra.run.dir=a", "seed=10")
+def test_two_processes_do_not_run_the_same_job(stubbed, waiting, tmp_path: Path) -> None:
+    first = waiting("hydra.run.dir=a", "seed=10", "verbose=false")
     result = stubbed("hydra.run.dir=a", "seed=1", "resume=true", cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr == f"cl-run: another process is at work in {tmp_path}/a\n"
@@ -486,7 +486,7 @@ def test_two_processes_do_not_run_the_same_job(stubbed, tmp_path: Path) -> None:
     assert result.returncode == 0, "the lock died with its holder"
     assert not (tmp_path / "a/.lock").exists()
 
-    first = waiting("-m", "seed=10", "hydra.sweep.dir=b")
+    first = waiting("-m", "seed=10", "hydra.sweep.dir=b", "verbose=false")
     args = ("-m", "seed=10,1", "hydra.sweep.dir=b", "resume=true", "verbose=false")
     result = stubbed(*args, cwd=tmp_path)
     assert result.returncode == 0
@@ -582,7 +582,7 @@ def test_a_summary_that_cannot_be_merged_is_an_error(tmp_path: Path) -> None:
 # With training
 
 
-def test_a_job_is_named_by_the_hash_in_its_summary(tmp_path: Path) -> None:
+def test_a_job_is_named_by_the_hash_in_its_summary(cl_run, tmp_path: Path) -> None:
     result = cl_run("-m", *TINY, "optimizer.lr=1.0", "hydra.sweep.dir=out", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     row = only_row(tmp_path / "out")
@@ -594,7 +594,7 @@ def only_row(folder: Path) -> dict[str, str]:
     return row
 
 
-def test_a_run_trains_and_writes_its_files(tmp_path: Path) -> None:
+def test_a_run_trains_and_writes_its_files(cl_run, tmp_path: Path) -> None:
     result = cl_run(*TINY, "hydra.run.dir=out", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert "ACC" in result.stdout
@@ -606,7 +606,7 @@ def test_a_run_trains_and_writes_its_files(tmp_path: Path) -> None:
     assert not (out / ".hydra").exists()
 
 
-def test_a_sweep_trains_merges_and_survives_divergence(tmp_path: Path) -> None:
+def test_a_sweep_trains_merges_and_survives_divergence(cl_run, tmp_path: Path) -> None:
     sweeps = ("strategy=naive,ewc", "optimizer.lr=0.1,-1,1e30")
     result = cl_run("-m", *TINY, *sweeps, "hydra.sweep.dir=out", cwd=tmp_path)
     rows = read(tmp_path / "out/summary.csv")
@@ -625,7 +625,9 @@ def test_a_sweep_trains_merges_and_survives_divergence(tmp_path: Path) -> None:
     [["+strategy.unknown=1"], ["benchmark=split_npz", "data.path=nowhere.npz"]],
     ids=" ".join,
 )
-def test_a_mistake_that_needs_torch_leaves_nothing_behind(args: list[str], tmp_path: Path) -> None:
+def test_a_mistake_that_needs_torch_leaves_nothing_behind(
+    cl_run, args: list[str], tmp_path: Path
+) -> None:
     result = cl_run(*args, cwd=tmp_path)
     assert result.returncode == 2
     assert re.fullmatch(r"cl-run: .+\n", result.stderr), result.stderr
@@ -649,7 +651,9 @@ def test_the_runs_of_a_sweep_are_in_the_order_of_their_numbers(tmp_path: Path) -
     assert [row["seed"] for row in merge.merge(tmp_path)] == ["1", "9", "10"]
 
 
-def test_a_sweep_over_presets_of_old_names_goes_on_under_the_new_ones(tmp_path: Path) -> None:
+def test_a_sweep_over_presets_of_old_names_goes_on_under_the_new_ones(
+    cl_run, tmp_path: Path
+) -> None:
     rest = (*TINY, f"data.root={tmp_path}", "verbose=false", "hydra.sweep.dir=out")
     names = "experiment=split-mnist-class-naive,split-mnist-class-er"
     first = cl_run("-m", names, *rest, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""Real faults under the installed `cl-run`: one line, exit code 2, and the next run repairs it.
+"""Real faults under `cl-run`: one line, exit code 2, and the next run repairs it.
 
 Disks that are full or read-only are small tmpfs mounts in a mount namespace of the test's own, or,
 where the system gives no such namespace, a limit on the size of files.
@@ -9,18 +9,17 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.server
-import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,12 +110,11 @@ def quoted(args: tuple[str, ...]) -> str:
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_leaves_the_last_checkpoint_and_the_run_goes_on(
-    toy, mounted, tmp_path: Path
+    toy, mounted, cl_run, tmp_path: Path
 ):
     case = quoted((*toy, "model.hidden_sizes=[60]"))  # one checkpoint fits, two do not
-    assert (
-        call(CL_RUN, *toy, "model.hidden_sizes=[60]", "hydra.run.dir=a", cwd=tmp_path).stderr == ""
-    )
+    unbroken = cl_run(*toy, "model.hidden_sizes=[60]", "hydra.run.dir=a", cwd=tmp_path)
+    assert unbroken.stderr == ""
     result = mounted(
         f"$RUN {case} hydra.run.dir=disk/a",
         "code=$?; ls -A disk/a > listing; cp -r disk/a stopped",
@@ -152,27 +150,24 @@ def test_a_read_only_folder_is_one_line(toy, mounted):
         assert where in line and "Read-only file system" in line
 
 
-def test_a_file_that_may_not_grow_is_one_line(toy, tmp_path: Path):
+def test_a_file_that_may_not_grow_is_one_line(toy, cl_run, tmp_path: Path):
     """RLIMIT_FSIZE: the fault of a full disk that needs no mount."""
     where = f"hydra.run.dir={tmp_path / 'a'}"
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
-
-    result = call(CL_RUN, *toy, where, preexec_fn=limit)
+    limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (4096, r.RLIM_INFINITY))"
+    result = cl_run(*toy, where, before=limit, cwd=tmp_path)
     assert f"cannot write {tmp_path / 'a' / CHECKPOINT}: File too large" in told(result)
     assert read_rows(tmp_path / "a/summary.csv")[0]["status"] == "failed"
     assert not list((tmp_path / "a").glob(".*")) + list((tmp_path / "a").glob(CHECKPOINT))
-    assert call(CL_RUN, *toy, where, "resume=true").returncode == 0
+    assert cl_run(*toy, where, "resume=true", cwd=tmp_path).returncode == 0
     assert read_rows(tmp_path / "a/summary.csv")[0]["status"] == "complete"
 
 
-def test_a_folder_removed_under_a_run_ends_it_and_under_a_sweep_its_job_only(toy, tmp_path: Path):
+def test_a_folder_removed_under_a_run_ends_it_and_under_a_sweep_its_job_only(
+    toy, cl_run_started, tmp_path: Path
+):
     case = (*toy, "training.iterations=400")
     for args in ((*case, "hydra.run.dir=a"), ("-m", *case, "seed=0,1", "hydra.sweep.dir=a")):
-        process = subprocess.Popen(
-            [CL_RUN, *args], cwd=tmp_path, stdout=-1, stderr=subprocess.PIPE, text=True
-        )
+        process = cl_run_started(*args, cwd=tmp_path)
         while not (there := list((tmp_path / "a").rglob(CHECKPOINT))):
             assert process.poll() is None
             time.sleep(0.005)
@@ -311,42 +306,36 @@ def server(raw: dict[str, bytes]) -> Iterator[SimpleNamespace]:
     web.server_close()
 
 
-# cl-run, with torchvision's MNIST at the server.
-ELSEWHERE = """
-import json, sys
+@pytest.fixture
+def on_mnist(cl_run_started, server: SimpleNamespace, tmp_path: Path) -> Callable[..., Any]:
+    """on_mnist(root, "seed=1"): cl-run with the MNIST of the server, its cache in root."""
+    elsewhere = f"""
 from cl_runner.data.datasets import _torchvision
-url, resources, *sys.argv[1:] = sys.argv[1:]
 mnist = _torchvision().MNIST
-mnist.mirrors, mnist.resources = [url], json.loads(resources)
-from cl_runner.cli.app import main
-main()
+mnist.mirrors, mnist.resources = [{server.url!r}], {server.resources!r}
 """
-
-
-def on_mnist(server: SimpleNamespace, root: Path) -> list[str]:
-    """The command that trains on the server's MNIST, with `root` as cache folder."""
     own = [o for o in TOY if not o.startswith("benchmark")] + ["benchmark=split_mnist"]
-    command = [sys.executable, "-c", ELSEWHERE, server.url, json.dumps(server.resources)]
-    return [*command, *own, f"data.root={root}"]
+    return lambda root, *args: cl_run_started(
+        *own, f"data.root={root}", *args, before=elsewhere, cwd=tmp_path, no_proxy="*"
+    )
 
 
 @pytest.mark.slow
-def test_a_download_that_is_cut_leaves_nothing_and_the_next_one_succeeds(server, tmp_path: Path):
-    command = [*on_mnist(server, tmp_path / "data"), f"hydra.run.dir={tmp_path / 'a'}"]
-    environment = os.environ | {"no_proxy": "*"}
+def test_a_download_that_is_cut_leaves_nothing_and_the_next_one_succeeds(
+    on_mnist, server, tmp_path: Path
+):
+    data = tmp_path / "data"
     server.limit = 200
-    result = call(*command, env=environment)
-    assert result.returncode == 2
-    assert "its download failed" in result.stderr.splitlines()[-1]
-    assert "Traceback" not in result.stderr
+    first = on_mnist(data, "hydra.run.dir=a")
+    _, stderr = first.communicate()
+    assert first.returncode == 2
+    assert "its download failed" in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
     assert [path.name for path in (tmp_path / "data").iterdir()] == [".mnist.lock"]
     assert not (tmp_path / "a").exists()
 
     server.limit, server.requests[:] = None, []
-    both = [*command[:-1], f"hydra.run.dir={tmp_path / 'b'}"]
-    processes = [
-        subprocess.Popen(c, env=environment, stderr=subprocess.DEVNULL) for c in (command, both)
-    ]
+    processes = [on_mnist(data, f"hydra.run.dir={name}") for name in "ab"]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     assert len(server.requests) == 8  # by one of the two
     assert outcome(tmp_path / "a") == outcome(tmp_path / "b")
@@ -354,22 +343,22 @@ def test_a_download_that_is_cut_leaves_nothing_and_the_next_one_succeeds(server,
 
 
 @pytest.mark.slow
-def test_damaged_data_are_named_or_made_again(server, raw, tmp_path: Path):
+def test_damaged_data_are_named_or_made_again(on_mnist, raw, tmp_path: Path):
     """A raw file that was cut is the user's to mend, the copy made of whole ones is not."""
     folder = tmp_path / "MNIST" / "raw"
     folder.mkdir(parents=True)
     for name, data in raw.items():
         (folder / name).write_bytes(data[:-1] if name == RAW[2] else data)
-    run = on_mnist(server, tmp_path)
-    assert f"{folder / RAW[2]} is damaged" in told(call(*run, f"hydra.run.dir={tmp_path / 'a'}"))
+    result = on_mnist(tmp_path, "hydra.run.dir=a").result()
+    assert f"{folder / RAW[2]} is damaged" in told(result)
     assert not (tmp_path / "mnist.npz").exists()
     (folder / RAW[2]).write_bytes(raw[RAW[2]])
-    assert call(*run, f"hydra.run.dir={tmp_path / 'a'}").returncode == 0
+    assert on_mnist(tmp_path, "hydra.run.dir=a").wait() == 0
 
     copy = tmp_path / "mnist.npz"
     whole = copy.read_bytes()
     copy.write_bytes(whole[: len(whole) // 2])
-    result = call(*run, "verbose=true", f"hydra.run.dir={tmp_path / 'b'}")
+    result = on_mnist(tmp_path, "verbose=true", "hydra.run.dir=b").result()
     assert (result.returncode, result.stderr) == (0, "")
     line = f"{copy} is damaged or not an .npz file: it is made again"
     assert result.stdout.splitlines()[0] == line
@@ -378,7 +367,7 @@ def test_damaged_data_are_named_or_made_again(server, raw, tmp_path: Path):
     assert read_rows(tmp_path / "b/accuracies.csv") == read_rows(tmp_path / "a/accuracies.csv")
 
 
-def test_a_damaged_image_is_named(toy, tmp_path: Path):
+def test_a_damaged_image_is_named(toy, cl_run, tmp_path: Path):
     for split in ("train", "test"):
         for i, name in enumerate(("cat", "dog")):
             (tmp_path / split / name).mkdir(parents=True)
@@ -387,9 +376,9 @@ def test_a_damaged_image_is_named(toy, tmp_path: Path):
     bad = tmp_path / "test/dog/0.png"
     bad.write_bytes(bad.read_bytes()[:-40])
     own = [o for o in toy if not o.startswith("benchmark")]
-    result = call(
-        *(CL_RUN, *own, "benchmark=split_folder", "benchmark.num_tasks=2"),
-        *(f"data.path={tmp_path}", f"hydra.run.dir={tmp_path / 'out'}"),
+    where = (f"data.path={tmp_path}", f"hydra.run.dir={tmp_path / 'out'}")
+    result = cl_run(
+        *(*own, "benchmark=split_folder", "benchmark.num_tasks=2"), *where, cwd=tmp_path
     )
     assert f"{bad} is damaged" in told(result)
     assert not (tmp_path / "out").exists()

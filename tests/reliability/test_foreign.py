@@ -43,11 +43,10 @@ class Loaded:
         return os.system, ("touch PWNED",)
 
 
-def call(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [BIN / "cl-run", *map(str, args)]
-    return subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, check=False, timeout=300
-    )
+@pytest.fixture
+def call(cl_run) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """call("resume=e", cwd=...): what the command does."""
+    return cl_run
 
 
 def one_line(result: subprocess.CompletedProcess[str], words: str) -> None:
@@ -93,7 +92,7 @@ def hostile(folder) -> Callable[..., Path]:
 
 
 @pytest.mark.slow
-def test_what_overrides_yaml_says_is_not_done(hostile, tmp_path):
+def test_what_overrides_yaml_says_is_not_done(call, hostile, tmp_path):
     """A flag, a group by its path, a folder of configurations: Hydra would load the pickle."""
     folder = hostile(
         "--experimental-rerun=e/c.pickle",
@@ -114,7 +113,7 @@ def test_what_overrides_yaml_says_is_not_done(hostile, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--experimental-rerun", "--experimental", "--exp"])
-def test_no_pickle_of_hydras_is_loaded_at_all(tmp_path, flag):
+def test_no_pickle_of_hydras_is_loaded_at_all(call, tmp_path, flag):
     """argparse takes the beginnings of flags for them."""
     (tmp_path / "c.pickle").write_bytes(pickle.dumps(Loaded()))
     for args in ((f"{flag}=c.pickle",), (flag, "c.pickle"), (f"{flag}=c.pickle", "resume=e")):
@@ -123,7 +122,7 @@ def test_no_pickle_of_hydras_is_loaded_at_all(tmp_path, flag):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_writes_no_file_but_the_runs_own(folder, tmp_path):
+def test_a_checkpoint_writes_no_file_but_the_runs_own(call, folder, tmp_path):
     path = folder / CHECKPOINT
     with safetensors.safe_open(path, "pt") as file:
         header = file.metadata()
@@ -139,7 +138,7 @@ def test_a_checkpoint_writes_no_file_but_the_runs_own(folder, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.yaml", "overrides.yaml", "checkpoint.safetensors"])
-def test_a_pipe_in_the_folder_is_told_and_not_waited_for(folder, tmp_path, name):
+def test_a_pipe_in_the_folder_is_told_and_not_waited_for(call, folder, tmp_path, name):
     (folder / name).unlink()
     os.mkfifo(folder / name)
     one_line(call("resume=e", cwd=tmp_path), f"{folder / name} is no regular file")
@@ -256,7 +255,7 @@ def test_packages_are_imported_only_if_the_command_names_them(hostile):
 
 
 @pytest.mark.slow
-def test_keys_that_change_no_result_may_stand_beside_the_folder(folder, tmp_path):
+def test_keys_that_change_no_result_may_stand_beside_the_folder(call, folder, tmp_path):
     result = call("resume=e", "threads=2", "verbose=true", "checkpoint.every=5", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert "goes on in task 3" in result.stdout
@@ -271,7 +270,7 @@ def test_keys_that_change_no_result_may_stand_beside_the_folder(folder, tmp_path
 
 
 @pytest.mark.slow
-def test_a_folder_of_seeds_goes_on_from_itself_and_takes_more(data_root, tmp_path):
+def test_a_folder_of_seeds_goes_on_from_itself_and_takes_more(call, data_root, tmp_path):
     args = (*TOY, f"data.root={data_root}", "threads=1", "hydra.run.dir=s", "seeds=[0,1]")
     result = call(*args, cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
@@ -294,7 +293,7 @@ def test_a_folder_of_seeds_goes_on_from_itself_and_takes_more(data_root, tmp_pat
 
 
 @pytest.mark.slow
-def test_the_other_commands_wait_for_no_pipe_and_expand_no_alias(folder, tmp_path):
+def test_the_other_commands_wait_for_no_pipe_and_expand_no_alias(call, folder, tmp_path):
     (folder / "status.json").write_text("[" * 100_000)
     (folder / "config.yaml").write_text(
         "a0: &a0 [x]\n"
