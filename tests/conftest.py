@@ -45,6 +45,7 @@ CONF = REPOSITORY / "conf"
 NURSERY = """
 import gc, json, logging, multiprocessing.util, os, signal, sys
 gc.disable()  # as cl-run does
+sys.path[:] = filter(None, sys.path)  # the current folder is where nobody looks for packages
 from cl_runner.cli.app import main
 from hydra.core.plugins import Plugins
 {more}

@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,7 +26,6 @@ from cl_runner.run.tasks import train_task as alone
 from cl_runner.run.together import train_task
 from cl_runner.testing import composer
 
-CL_RUN = Path(sys.executable).with_name("cl-run")
 REPOSITORY = Path(__file__).parents[1]
 QUICK = (
     "benchmark=split_digits",
@@ -40,17 +39,15 @@ QUICK = (
 )
 
 
-def call(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [CL_RUN, *args],
-        cwd=cwd,
-        env=os.environ | env,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+@pytest.fixture
+def call(cl_run) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """call(arg, ..., cwd=..., PYTHONPATH="."): what the command does that finds packages there."""
+
+    def function(*args: str, cwd: Path, PYTHONPATH: str = "") -> subprocess.CompletedProcess[str]:
+        found = f"import sys; sys.path.insert(0, {str(cwd)!r})" if PYTHONPATH else ""
+        return cl_run(*args, cwd=cwd, before=found, PYTHONPATH=PYTHONPATH)
+
+    return function
 
 
 PAGE = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -94,7 +91,7 @@ def accuracies(out: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_the_documents_strategy_trains_sweeps_and_resumes(page, data_root, tmp_path):
+def test_the_documents_strategy_trains_sweeps_and_resumes(call, page, data_root, tmp_path):
     root, example = f"data.root={data_root}", page["strategy"]
     # share=0: nothing goes back, which is fine-tuning; share=1: all does, which learns nothing.
     shares = ("strategy.share=0.0,1.0", "hydra.sweep.dir=sweep")
@@ -128,7 +125,7 @@ def test_the_documents_strategy_trains_sweeps_and_resumes(page, data_root, tmp_p
 
 
 @pytest.mark.slow
-def test_yaml_in_a_folder_apart_does_as_well(page, data_root, tmp_path):
+def test_yaml_in_a_folder_apart_does_as_well(call, page, data_root, tmp_path):
     (tmp_path / "my_lib/conf").rename(tmp_path / "my_conf")
     args = (*page["strategy"], *QUICK, f"data.root={data_root}", "hydra.run.dir=out")
     apart = call("--config-dir", "my_conf", *args, cwd=tmp_path, PYTHONPATH=".")
@@ -136,7 +133,9 @@ def test_yaml_in_a_folder_apart_does_as_well(page, data_root, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_documents_benchmark_and_model_train_in_sweeps_and_resume(page, data_root, tmp_path):
+def test_the_documents_benchmark_and_model_train_in_sweeps_and_resume(
+    call, page, data_root, tmp_path
+):
     def train(*args: str) -> None:
         own = ("training.iterations=4", f"data.root={data_root}", "device=cpu", "threads=1")
         done = call(*args, *own, cwd=tmp_path, PYTHONPATH=".")
@@ -304,7 +303,7 @@ def test_an_unknown_name_asks_for_the_package(cl_run, group, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_package_that_is_not_there_is_one_line(page, tmp_path):
+def test_a_package_that_is_not_there_is_one_line(call, page, tmp_path):
     result = call(*page["strategy"], *QUICK, cwd=tmp_path, PYTHONPATH="")
     assert result.returncode == 2
     hint = "install it, or put the folder that holds it on PYTHONPATH"
@@ -368,7 +367,9 @@ def test_an_error_in_a_file_of_the_users_is_told_as_theirs(
 
 
 @pytest.mark.slow
-def test_an_error_in_a_worker_process_or_a_sweep_is_told_as_theirs(broken, data_root, tmp_path):
+def test_an_error_in_a_worker_process_or_a_sweep_is_told_as_theirs(
+    call, broken, data_root, tmp_path
+):
     broken("raise KeyError(3)")
     args = ("plugins=[my_broken]", "strategy=broken", *QUICK, f"data.root={data_root}")
     several = ("seeds=[0,1]", "model.dropout=0.2", "hydra.run.dir=seeds")

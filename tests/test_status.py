@@ -23,7 +23,6 @@ from cl_runner.results.files import read_rows
 from cl_runner.results.names import STATES
 from cl_runner.sweep import callback, folders
 
-CL_RUN = Path(sys.executable).with_name("cl-run")
 TINY = (
     *("benchmark=split_digits", "benchmark.num_tasks=2", "training.iterations=2"),
     *("model.hidden_sizes=[8]", "threads=1", "device=cpu", "verbose=false"),
@@ -298,10 +297,10 @@ def test_what_makes_no_other_run_cannot_be_swept(cl_run, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_shows_killed_and_missing_jobs(tmp_path: Path) -> None:
+def test_a_killed_sweep_shows_killed_and_missing_jobs(cl_run_started, tmp_path: Path) -> None:
     slow = [arg for arg in TINY if "iterations" not in arg]
     args = ("-m", *slow, "training.iterations=100000", "seed=0,1", "hydra.sweep.dir=S")
-    process = subprocess.Popen([CL_RUN, *args], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    process = cl_run_started(*args, cwd=tmp_path)
     while "running" not in (seen := states(tmp_path / "S")):
         assert process.poll() is None
         time.sleep(0.02)

@@ -135,17 +135,17 @@ def command(name: str, *arguments: str | Path, cwd: Path) -> subprocess.Complete
 
 
 @pytest.mark.slow
-def test_the_installed_command_on_a_real_sweep(tmp_path: Path) -> None:
+def test_the_installed_command_on_a_real_sweep(cl_run, tmp_path: Path) -> None:
     common = ("benchmark=split_digits", "benchmark.num_tasks=2", "training.iterations=4")
     quick = ("model.hidden_sizes=[8]", "threads=1", "device=cpu", "verbose=false")
     many = ("-m", "strategy=naive,joint,er", "seed=0,1", "hydra.sweep.dir=sweep")
-    done = command("cl-run", *many, *common, *quick, cwd=tmp_path)
+    done = cl_run(*many, *common, *quick, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     *_, said, _ = done.stdout.splitlines()
     assert said.startswith("compared in sweep/comparison.csv; tests and pictures: cl-compare sweep")
     more = ("strategy=ewc", "seeds=[0,1]", "hydra.run.dir=ewc", "eval.every=3")
     more += ("eval.calibration=true",)
-    assert command("cl-run", *more, *common, *quick, cwd=tmp_path).returncode == 0
+    assert cl_run(*more, *common, *quick, cwd=tmp_path).returncode == 0
     verified = command("cl-compare", "verify", "sweep", "ewc", cwd=tmp_path)
     assert (verified.returncode, verified.stdout) == (0, "")
     assert verified.stderr == "8 runs verified: all in order\n"
@@ -246,12 +246,12 @@ def test_few_runs_are_compared_without_slow_imports(run_folder, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_run_draws_its_own_pictures(tmp_path: Path) -> None:
+def test_a_run_draws_its_own_pictures(cl_run, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     toy = ("benchmark=split_digits", "benchmark.num_tasks=2", "training.iterations=2", "device=cpu")
     quick = ("model.hidden_sizes=[4]", "plots=true", "hydra.run.dir=a", "threads=1")
     within = ("eval.every=1", "eval.calibration=true")
-    done = command("cl-run", *toy, *quick, *within, cwd=tmp_path)
+    done = cl_run(*toy, *quick, *within, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1].startswith("15 pictures in ")
     kinds = {path.stem.rpartition("-")[2] for path in (tmp_path / "a" / "pictures").iterdir()}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cl_runner import strategies
+from cl_runner.core import TrainState
 from cl_runner.run.evaluation import evaluate
 from cl_runner.testing import CHECKS, OF_ONE_GRAPH, Case, Questions
 
@@ -55,9 +56,14 @@ VARIANTS = {
     ),
 }
 
-COSTLY = {"gdumb": ("strategy.epochs=2",)}  # what keeps a toy run short
+LARGER = ("training.batch_size=32",)  # fewer steps of as many samples
+QUICK = {  # what keeps a toy run short
+    "gdumb": (*LARGER, "strategy.epochs=2"),
+    # A step of it has one of its own for each sample, and is traced with all of them.
+    "mer": ("training.batch_size=6", "benchmark.train_samples=100", "strategy.buffer_size=150"),
+}
 CASES = [
-    pytest.param((name, *COSTLY.get(name, ()), *variant.split()), id=f"{name} {variant}".strip())
+    pytest.param((name, *QUICK.get(name, LARGER), *variant.split()), id=f"{name} {variant}".strip())
     for name in strategies.available()
     for variant in ("", *VARIANTS.get(name, ()))
 ]
@@ -99,9 +105,14 @@ FIRST_TASK_IS_NAIVE = [
 ]
 
 
+@pytest.fixture(scope="module")
+def naive(prepared) -> TrainState:
+    """What naive has after its first task."""
+    return Case("naive", (), prepared).train(tasks=slice(1)).states[1]
+
+
 @pytest.mark.parametrize("own", FIRST_TASK_IS_NAIVE, ids=" ".join)
-def test_the_first_task_equals_naive(prepared, own):
-    naive = Case("naive", (), prepared).train(tasks=slice(1)).states[1]
+def test_the_first_task_equals_naive(prepared, naive, own):
     s = Case(own[0], own[1:], prepared).train(tasks=slice(1)).states[1]
     torch.testing.assert_close(s.theta, naive.theta, rtol=1e-5, atol=1e-6)
 
