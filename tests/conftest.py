@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
 from typing import NamedTuple
@@ -40,10 +41,10 @@ from cl_runner.training.env import Env
 REPOSITORY = Path(__file__).parents[1]
 CONF = REPOSITORY / "conf"
 # It forks for each line that begins a process, and the child does what the line says. Processes
-# that the child spawns, as multiprocessing does it, are forked likewise: all is sent to them as if
-# they were new, but what is imported here is there.
+# that the child spawns, as multiprocessing and joblib do it, are forked likewise: all is sent to
+# them as if they were new, but what is imported here is there.
 NURSERY = """
-import gc, json, logging, multiprocessing.util, os, signal, sys
+import gc, json, logging, multiprocessing.util, os, runpy, signal, sys
 gc.disable()  # as cl-run does
 sys.path[:] = filter(None, sys.path)  # the current folder is where nobody looks for packages
 from cl_runner.cli.app import main
@@ -64,16 +65,22 @@ def as_new(keep):
     logging.root.handlers.clear()
     sys.stdin, sys.stdout, sys.stderr = (open(i, m, closefd=False) for i, m in enumerate("rww"))
 
-def spawned(path, args, keep):
+def spawned(path, args, keep, env=None):
     child = os.fork()
     if child:
         return child
     code = 1
     try:
         as_new(keep)
-        at = args.index(b"-c" if b"-c" in args else "-c")
-        sys.argv = ["-c", *map(os.fsdecode, args[at + 2 :])]
-        exec(os.fsdecode(args[at + 1]), {{"__name__": "__main__"}})
+        os.environ.update(env or {{}})
+        args = [*map(os.fsdecode, args)]
+        at = next(i for i, arg in enumerate(args) if arg in ("-c", "-m"))
+        sys.argv = [args[at], *args[at + 2 :]]
+        if args[at] == "-c":
+            exec(args[at + 1], {{"__name__": "__main__"}})
+        else:
+            sys.modules.pop(args[at + 1], None)
+            runpy.run_module(args[at + 1], run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as end:
         code = end.code or 0
@@ -88,6 +95,8 @@ def spawned(path, args, keep):
             os._exit(code)
 
 multiprocessing.util.spawnv_passfds = spawned
+if joblib := sys.modules.get("joblib.externals.loky.backend.fork_exec"):
+    joblib.fork_exec = lambda args, keep, env=None: spawned(args[0], args, keep, env)
 for line in sys.stdin:
     order, *rest = json.loads(line)
     if order != "start":
@@ -417,6 +426,8 @@ def cl_run_started(tmp_path_factory):
         *("cl_runner.compare.render", "cl_runner.compare.table", "cl_runner.compare.verdict"),
         *("filelock", "psutil", "safetensors.torch", "scipy.special"),
     )
+    if find_spec("joblib"):
+        late += ("joblib.externals.loky.backend.fork_exec",)
     more = f"import {', '.join(late)}\nfrom cl_runner.data.datasets import _torchvision as r; r()"
     with nursery(tmp_path_factory.mktemp("cl_run"), more) as start:
         yield lambda *args, before="", **rest: start(f"{before}\nmain()", *args, **rest)

@@ -15,8 +15,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_resume import outcome
@@ -49,16 +51,10 @@ RAY = plugin("ray", f"{INIT}.num_cpus=2", f"{INIT}.include_dashboard=false")
 SUBMITIT = plugin("submitit_local")
 
 
-def start(*args: object, cwd: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [CL_RUN, *map(str, args)],
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+@pytest.fixture
+def start(cl_run_started) -> Callable[..., Any]:
+    """start(arg, ..., cwd=...): the command at work, with what subprocess.Popen has."""
+    return cl_run_started
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -70,7 +66,7 @@ def states(folder: Path) -> list[str]:
     return sorted(status.state(out) for out in overview.found(folder))
 
 
-def wait_for(process: subprocess.Popen[str], condition: object, seconds: float = 120) -> None:
+def wait_for(process: Any, condition: object, seconds: float = 120) -> None:
     """Until condition() is true. Fails if the process ends, or nothing happens for long."""
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
@@ -80,7 +76,7 @@ def wait_for(process: subprocess.Popen[str], condition: object, seconds: float =
 
 
 @pytest.mark.parametrize("launcher", [JOBLIB, SUBMITIT, RAY])
-def test_four_jobs_one_of_which_fails(launcher, data_root, tmp_path):
+def test_four_jobs_one_of_which_fails(start, launcher, data_root, tmp_path):
     args = (*launcher, *TOY, f"data.root={data_root}", "hydra.sweep.dir=S")
     process = start("-m", *args, "seed=0", "optimizer.lr=0.1,0.2,1e30,0.3", cwd=tmp_path)
     _, stderr = process.communicate(timeout=300)
@@ -102,7 +98,7 @@ def test_four_jobs_one_of_which_fails(launcher, data_root, tmp_path):
 
 
 @pytest.mark.parametrize("launcher", [SUBMITIT])
-def test_a_preempted_job_is_saved_queued_again_and_goes_on(launcher, data_root, tmp_path):
+def test_a_preempted_job_is_saved_queued_again_and_goes_on(start, launcher, data_root, tmp_path):
     """Submitit's signal, as Slurm sends it; the queue is submitit's own on this machine."""
     long = ("training.iterations=3000", "checkpoint.every=null", "threads=1")
     args = ("-m", *TOY, f"data.root={data_root}", *long, "seed=3")
@@ -131,9 +127,18 @@ def test_a_preempted_job_is_saved_queued_again_and_goes_on(launcher, data_root, 
 @pytest.mark.parametrize("launcher", [JOBLIB])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_the_jobs_of_all_workers(launcher, number, code, data_root, tmp_path):
+    """With workers that begin as slowly as they do."""
     long = ("training.iterations=200000", "threads=1", "seed=0,1,2")
     args = ("-m", *launcher, *TOY, *long, f"data.root={data_root}", "hydra.sweep.dir=S")
-    process = start(*args, cwd=tmp_path)
+    process = subprocess.Popen(
+        [CL_RUN, *args],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     began = "accuracy_matrix.csv"
     wait_for(process, lambda: len(list((tmp_path / "S").glob(f"*/{began}"))) == 2)
     time.sleep(0.2)
@@ -147,7 +152,9 @@ def test_a_signal_saves_the_jobs_of_all_workers(launcher, number, code, data_roo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [JOBLIB])
-def test_a_killed_sweep_ends_with_the_bytes_of_an_unbroken_one(launcher, data_root, tmp_path):
+def test_a_killed_sweep_ends_with_the_bytes_of_an_unbroken_one(
+    start, launcher, data_root, tmp_path
+):
     """SIGKILL of all its processes, at seeded moments, until nothing is left to be done."""
     draw = random.Random(KILL_SEED)
     jobs = 12 if KILLS > 2 else 4
