@@ -135,7 +135,7 @@ def command(name: str, *arguments: str | Path, cwd: Path) -> subprocess.Complete
 
 
 @pytest.mark.slow
-def test_the_installed_command_on_a_real_sweep(cl_run, tmp_path: Path) -> None:
+def test_the_commands_on_a_real_sweep(cl_run, tmp_path: Path) -> None:
     common = ("benchmark=split_digits", "benchmark.num_tasks=2", "training.iterations=4")
     quick = ("model.hidden_sizes=[8]", "threads=1", "device=cpu", "verbose=false")
     many = ("-m", "strategy=naive,joint,er", "seed=0,1", "hydra.sweep.dir=sweep")

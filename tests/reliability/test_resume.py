@@ -309,19 +309,28 @@ def test_a_configuration_written_and_read_is_the_same(configure, tmp_path, strat
 # The command line
 
 
+LONG = (*TOY, "strategy=naive", "training.iterations=2000", "checkpoint.every_steps=1200")
+
+
+@pytest.fixture(scope="module")
+def unbroken_long(configure, tmp_path_factory) -> dict[str, object]:
+    """What a long run leaves that nothing stops."""
+    out = tmp_path_factory.mktemp("unbroken")
+    loop.run(configure(*LONG), out)
+    return outcome(out)
+
+
 @pytest.mark.parametrize(("first", "exit_code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_ends_in_a_checkpoint_and_says_how_to_go_on(
-    configure, start, data_root, tmp_path, first, exit_code
+    start, unbroken_long, data_root, tmp_path, first, exit_code
 ):
     """Within a task: it is sent while the run takes steps after a checkpoint, long before its end.
 
     status.json is written after the checkpoint, and then come the steps.
     """
-    case = (*TOY, "strategy=naive", "training.iterations=2000", "checkpoint.every_steps=1200")
-    loop.run(configure(*case), tmp_path / "unbroken")
     out = tmp_path / "a=b it's"
     where = "hydra.run.dir='" + str(out).replace("'", "\\'") + "'"
-    args = (*command(case, data_root), where)
+    args = (*command(LONG, data_root), where)
     moments = ((first, exit_code, 1), (signal.SIGTERM, 143, 2))  # after so many tasks
     for number, code, task in moments:
         process = start(args)
@@ -342,7 +351,7 @@ def test_a_signal_ends_in_a_checkpoint_and_says_how_to_go_on(
     stdout, stderr = start(args).communicate(timeout=120)
     assert stderr == ""
     assert re.match(r"goes on in task 3 after step \d+: ", stdout)
-    assert outcome(out) == outcome(tmp_path / "unbroken")
+    assert outcome(out) == unbroken_long
 
 
 @pytest.mark.parametrize("mode", [(), ("-m",)], ids=["run", "sweep"])
