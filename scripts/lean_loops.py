@@ -8,24 +8,37 @@ nn.Module and autograd; no configuration, no files but the data set, no library 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 RATE, CHUNK, LAMBDA = 0.1, 2000, 1.0
+SLOTS, REPLAYED = 500, 32  # of the buffer; drawn per step
+CIFAR_CHUNK = 100  # images per forward pass in evaluation; 500 take a third longer on a CPU
+MEAN = torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1)  # of CIFAR-10, per channel
+STD = torch.tensor([0.2470, 0.2435, 0.2616]).view(3, 1, 1)
+PADDING = 4  # pixels on each side, before a random crop
+Tests = list[tuple[Tensor, Tensor]]  # images and labels of each task
+
+
+def arrays(file: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images uint8 and labels [N], of training and test."""
+    with np.load(file) as held:
+        x, y, x_test, y_test = (
+            torch.from_numpy(held[k]) for k in ("x_train", "y_train", "x_test", "y_test")
+        )
+    return x, y.long(), x_test, y_test.long()
 
 
 def load(data: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """MNIST: images [N, 784] uint8 and labels [N], of training and test."""
-    with np.load(data / "mnist.npz") as arrays:
-        x, y, x_test, y_test = (
-            torch.from_numpy(arrays[k]) for k in ("x_train", "y_train", "x_test", "y_test")
-        )
-    return x.flatten(1), y.long(), x_test.flatten(1), y_test.long()
+    x, y, x_test, y_test = arrays(data / "mnist.npz")
+    return x.flatten(1), y, x_test.flatten(1), y_test
 
 
 def pixels(x: Tensor) -> Tensor:
@@ -33,28 +46,36 @@ def pixels(x: Tensor) -> Tensor:
     return x.float().mul_(1 / 255)
 
 
-def mlp(*sizes: int) -> torch.nn.Sequential:
+def mlp(*sizes: int) -> nn.Sequential:
     """Linear layers with ReLU between them."""
-    layers: list[torch.nn.Module] = []
+    layers: list[nn.Module] = []
     for a, b in pairwise(sizes):
-        layers += [torch.nn.Linear(a, b), torch.nn.ReLU()]
-    return torch.nn.Sequential(*layers[:-1])
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
 
 
 @torch.no_grad()
-def evaluate(net: torch.nn.Module, tests: list[tuple[Tensor, Tensor]]) -> list[float]:
+def evaluate(
+    net: nn.Module,
+    tests: Tests,
+    inputs: Callable[[Tensor], Tensor] = pixels,
+    chunk: int = CHUNK,
+) -> list[float]:
     """Accuracy on each test set."""
-    return [
+    net.eval()
+    row = [
         sum(
-            int((net(pixels(part)).argmax(1) == target).sum())
-            for part, target in zip(x.split(CHUNK), y.split(CHUNK), strict=True)
+            int((net(inputs(part)).argmax(1) == target).sum())
+            for part, target in zip(x.split(chunk), y.split(chunk), strict=True)
         )
         / len(x)
         for x, y in tests
     ]
+    net.train()
+    return row
 
 
-def descend(net: torch.nn.Module, loss: Tensor) -> None:
+def descend(net: nn.Module, loss: Tensor) -> None:
     """A step of gradient descent."""
     net.zero_grad()
     loss.backward()
@@ -69,7 +90,7 @@ def permuted(data: Path, *, ewc: bool) -> list[float]:
     net = mlp(784, 256, 256, 10)
     orders = [torch.randperm(784) for _ in range(10)]
     tests = [(x_test[:, order], y_test) for order in orders]
-    past: list[tuple[torch.nn.Parameter, Tensor, Tensor]] = []  # with anchor and Fisher
+    past: list[tuple[nn.Parameter, Tensor, Tensor]] = []  # with anchor and Fisher
     rows = [evaluate(net, tests)]
     for order in orders:
         shown = x[:, order]
@@ -85,9 +106,9 @@ def permuted(data: Path, *, ewc: bool) -> list[float]:
 
 
 @torch.no_grad()
-def squared_gradients(net: torch.nn.Sequential, x: Tensor, y: Tensor) -> list[Tensor]:
+def squared_gradients(net: nn.Sequential, x: Tensor, y: Tensor) -> list[Tensor]:
     """Mean over all samples of the squared gradient of -log p(y), per parameter."""
-    linear = [layer for layer in net if isinstance(layer, torch.nn.Linear)]
+    linear = [layer for layer in net if isinstance(layer, nn.Linear)]
     sums = [torch.zeros_like(p) for p in net.parameters()]
     for part, target in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
         inputs = [pixels(part)]
@@ -106,10 +127,10 @@ def squared_gradients(net: torch.nn.Sequential, x: Tensor, y: Tensor) -> list[Te
 
 @torch.no_grad()
 def consolidate(
-    net: torch.nn.Module,
-    past: list[tuple[torch.nn.Parameter, Tensor, Tensor]],
+    net: nn.Module,
+    past: list[tuple[nn.Parameter, Tensor, Tensor]],
     new: list[Tensor],
-) -> list[tuple[torch.nn.Parameter, Tensor, Tensor]]:
+) -> list[tuple[nn.Parameter, Tensor, Tensor]]:
     """The sum of the penalties as one: F the sum of the Fishers, the anchor their mean by F."""
     parameters = list(net.parameters())
     if not past:
@@ -122,46 +143,132 @@ def consolidate(
     return merged
 
 
-def replay(data: Path) -> list[float]:
-    """W3: split MNIST, class-incremental, one epoch, batch 32 + 32 from a reservoir of 500."""
-    x, y, x_test, y_test = load(data)
-    net = mlp(784, 256, 256, 10)
-    rows_of = [torch.cat([(y == c).nonzero()[:, 0] for c in (2 * t, 2 * t + 1)]) for t in range(5)]
-    chosen = [(y_test // 2) == t for t in range(5)]
-    tests = [(x_test[c], y_test[c]) for c in chosen]
-    held, seen = torch.empty(500, dtype=torch.int64), 0
-    rows = [evaluate(net, tests)]
-    for task in rows_of:
+def slots(seen: int, count: int) -> Tensor:
+    """The slots [count] that the next samples of a stream take in a reservoir; SLOTS: none."""
+    n = torch.arange(seen, seen + count)
+    drawn = (torch.rand(count) * (n + 1)).long().minimum(n)
+    return torch.where(n < SLOTS, n, drawn).clamp_max(SLOTS)
+
+
+def replay(
+    net: nn.Module,
+    inputs: Callable[[Tensor], Tensor],
+    y: Tensor,
+    tasks: list[Tensor],
+    accuracies: Callable[[], list[float]],
+) -> list[float]:
+    """One epoch of each task, batch 32 + 32 from a reservoir of 500.
+
+    inputs: what the network sees of training rows; tasks: their rows; accuracies: a row of R.
+    """
+    held, seen = torch.empty(SLOTS, dtype=torch.int64), 0
+    rows = [accuracies()]
+    for task in tasks:
         for index in task[torch.randperm(len(task))].split(32):
-            old = held[torch.randperm(min(seen, 500))[:32]]
+            old = held[torch.randperm(min(seen, SLOTS))[:REPLAYED]]
             both = torch.cat([index, old])
-            descend(net, F.cross_entropy(net(pixels(x[both])), y[both]))
-            count = torch.arange(seen, seen + len(index))
-            slot = torch.where(
-                count < 500, count, (torch.rand(len(index)) * (count + 1)).long().clamp_max(count)
-            )
-            kept = slot < 500
+            descend(net, F.cross_entropy(net(inputs(both)), y[both]))
+            slot = slots(seen, len(index))
+            kept = slot < SLOTS
             held[slot[kept]] = index[kept]
             seen += len(index)
-        rows.append(evaluate(net, tests))
+        rows.append(accuracies())
     return rows[-1]
+
+
+def split_mnist(data: Path) -> list[float]:
+    """W3: five tasks of two classes, class-incremental."""
+    x, y, x_test, y_test = load(data)
+    net = mlp(784, 256, 256, 10)
+    tests = [(x_test[y_test // 2 == t], y_test[y_test // 2 == t]) for t in range(5)]
+    return replay(
+        *(net, lambda rows: pixels(x[rows]), y, by_classes(y, 5)), lambda: evaluate(net, tests)
+    )
+
+
+def by_classes(y: Tensor, tasks: int) -> list[Tensor]:
+    """The rows of each task: the classes in their order, the same number for each."""
+    return [(y // (10 // tasks) == t).nonzero()[:, 0] for t in range(tasks)]
+
+
+class Block(nn.Module):
+    """Two convolutions with BatchNorm and a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, outputs, H / stride, W / stride]."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+def resnet18(width: int, outputs: int) -> nn.Sequential:
+    """For images of 32x32: a stem of 3x3, four stages of two blocks, mean over the pixels."""
+    layers: list[nn.Module] = [nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)]
+    layers.append(nn.ReLU())
+    inputs = width
+    for stage in range(4):
+        for stride in (1 if stage == 0 else 2, 1):
+            layers.append(Block(inputs, width << stage, stride))
+            inputs = width << stage
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, outputs))
+
+
+def normalised(x: Tensor) -> Tensor:
+    """The network's input from images of CIFAR-10."""
+    return x.float().div_(255).sub_(MEAN).div_(STD)
+
+
+def cropped(x: Tensor) -> Tensor:
+    """Images [B, C, 32, 32], each shifted by up to 4 pixels and mirrored with probability 1/2."""
+    B, _, height, width = x.shape
+    windows = F.pad(x, (PADDING,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    down, right = torch.randint(2 * PADDING + 1, (2, B))
+    x = windows[torch.arange(B), :, down, right]
+    return torch.where(torch.rand(B, 1, 1, 1) < 0.5, x.flip(3), x)
+
+
+def split_cifar10(data: Path) -> list[float]:
+    """W4: two tasks of five classes, class-incremental, 2,000 training samples of each."""
+    x, y, x_test, y_test = arrays(data / "cifar10.npz")
+    x, x_test = (images.permute(0, 3, 1, 2).contiguous() for images in (x, x_test))
+    net = resnet18(20, 10)
+    tests = [(x_test[y_test // 5 == t], y_test[y_test // 5 == t]) for t in range(2)]
+    tasks = [rows[torch.randperm(len(rows))[:2000]] for rows in by_classes(y, 2)]
+    return replay(
+        *(net, lambda rows: normalised(cropped(x[rows])), y, tasks),
+        lambda: evaluate(net, tests, normalised, CIFAR_CHUNK),
+    )
 
 
 def main() -> None:
     """Run one work and print its ACC."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("work", choices=("W1", "W2", "W3"))
-    parser.add_argument("--data", type=Path, required=True, help="the folder with mnist.npz")
+    parser.add_argument("work", choices=("W1", "W2", "W3", "W4"))
+    parser.add_argument("--data", type=Path, required=True, help="the folder with the .npz files")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", default="highest", help="of float32 matrix products")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.set_float32_matmul_precision(arguments.precision)
     torch.manual_seed(0)
-    if arguments.work == "W3":
-        row = replay(arguments.data)
-    else:
-        row = permuted(arguments.data, ewc=arguments.work == "W2")
+    works: dict[str, Callable[[Path], list[float]]] = {
+        "W1": lambda data: permuted(data, ewc=False),
+        "W2": lambda data: permuted(data, ewc=True),
+        "W3": split_mnist,
+        "W4": split_cifar10,
+    }
+    row = works[arguments.work](arguments.data)
     print(f"ACC {sum(row) / len(row):.4f}")
 
 

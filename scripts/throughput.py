@@ -1,4 +1,4 @@
-"""What benchmark_speed.py measures within a process: steps, Fishers, stacks of runs.
+"""What benchmark_speed.py measures within a process: steps, Fishers, replay, stacks of runs.
 
 Training steps alone, on real MNIST: no start-up, no evaluation, no files. What is compared takes
 turns; a figure is the median of the turns, a ratio the median of the turns' ratios.
@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import lean_steps
 import torch
 from hydra import compose, initialize_config_module
 
@@ -41,8 +42,8 @@ SETTINGS = {  # overrides, steps of a whole run
 }
 PERMUTED = "benchmark=permuted_mnist benchmark.num_tasks=10"
 REPLAY = (
-    "strategy=er strategy.buffer_size=500 strategy.replay_batch_size=32 benchmark=split_mnist "
-    "training.batch_size=32 model.hidden_sizes=[256,256] optimizer.lr=0.1"
+    "strategy.buffer_size=500 strategy.replay_batch_size=32 benchmark=split_mnist "
+    "training.batch_size=32 model.hidden_sizes=[256,256] optimizer=sgd optimizer.lr=0.1"
 )
 Turn = Callable[[], float]  # the seconds that one turn of something took
 
@@ -62,8 +63,8 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def alone(m: Member, task: int, steps: int, engine: str = "eager") -> Turn:
-    """Turns of so many steps on a task, after one step on each task before it."""
+def alone(m: Member, task: int, steps: int, engine: str = "eager", before: int = 1) -> Turn:
+    """Turns of so many steps on a task, after `before` steps on each task before it, and one."""
     strategy, env = m
     s = initial_state(strategy, env)
     for t in range(task + 1):
@@ -71,7 +72,8 @@ def alone(m: Member, task: int, steps: int, engine: str = "eager") -> Turn:
         source = Source(env, s, t, *progress.samples, strategy)
         take = stepper(strategy, env, engine)
         with torch.no_grad():
-            s, _ = take(s, next(source.epoch(0, 1)))
+            for batch in source.epoch(0, before if t < task else 1):
+                s, _ = take(s, batch)
         if t < task:
             s = end_task(strategy, s, env.stream[t], env)
     epoch = iter(())
@@ -154,8 +156,8 @@ def step_costs(data: Path, threads: int, repeat: int) -> None:
         "naive, task 2": alone(member(data, threads, "cpu", *naive), 1, n),
         "EWC, task 2": alone(member(data, threads, "cpu", *ewc), 1, n),
         "EWC, task 10": alone(member(data, threads, "cpu", *ewc), 9, n),
-        "replay, task 2": alone(member(data, threads, "cpu", *REPLAY.split()), 1, n),
-        "replay, task 5": alone(member(data, threads, "cpu", *REPLAY.split()), 4, n),
+        "replay, task 2": alone(member(data, threads, "cpu", "strategy=er", *REPLAY.split()), 1, n),
+        "replay, task 5": alone(member(data, threads, "cpu", "strategy=er", *REPLAY.split()), 4, n),
     }
     seconds = turns(things, 3 * repeat)
     for name, values in seconds.items():
@@ -189,6 +191,33 @@ def fishers(data: Path, threads: int, repeat: int) -> None:
         print(
             f"Fisher: {rule:9} {median(seconds[rule]):5.2f} s, "
             f"{ratio(seconds[rule], seconds['epoch']):.2f} epochs"
+        )
+
+
+def replay_costs(data: Path, threads: int, repeat: int) -> None:
+    """Steps of five replay methods against those of lean_steps.py, with their batches.
+
+    In the third task of five, the buffer full: a quarter to all of what it holds is of the first
+    two, so that A-GEM finds a whole batch there.
+    """
+    n, before, task = 50, 300, 2
+    for name in lean_steps.STEPS:
+        m = member(data, threads, "cpu", f"strategy={name}", *REPLAY.split())
+        torch.manual_seed(0)
+        things = {
+            "by hand": lean_steps.alone(name, data, task, n, before),
+            "ours": alone(m, task, n, before=before),
+        }
+        seconds = turns(things, 6 * repeat)
+        hand, ours = seconds["by hand"], seconds["ours"]
+        ratios = sorted(a / b for a, b in zip(ours, hand, strict=True))
+        print(
+            f"replay: {name:6} {median(hand) / n * 1e3:.3f} ms by hand "
+            f"({min(hand) / n * 1e3:.3f} to {max(hand) / n * 1e3:.3f}), "
+            f"{median(ours) / n * 1e3:.3f} ms ours "
+            f"({min(ours) / n * 1e3:.3f} to {max(ours) / n * 1e3:.3f}), "
+            f"ratio {median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}), n = {len(ratios)}",
+            flush=True,
         )
 
 
