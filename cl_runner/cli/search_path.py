@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.hydra import Hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 
+from cl_runner.cli.typed import flags
 from cl_runner.config.plugins import yaml_folders
 
 SEARCH_PATH = "hydra.searchpath"
+LOOK = Hydra.get_mode
 
 
 def with_yaml_of_plugins(args: Sequence[str]) -> list[str]:
@@ -34,6 +37,22 @@ def with_yaml_of_plugins(args: Sequence[str]) -> list[str]:
     at = args.index(named[0])
     before, after = ([a for a in part if a not in own] for part in (args[:at], args[at:]))
     return [*before, whole, *after]
+
+
+def compose_once(args: Sequence[str]) -> None:
+    """Spare Hydra the composition by which it learns `hydra.mode`: in our YAML that never stands.
+
+    It takes as long as the one for the run. Where YAML of the user's own is read, or the mode is
+    among the arguments, Hydra looks.
+    """
+    options = flags(args)
+    looks = bool(options.config_dir or options.config_path or options.config_name)
+    looks |= any(key_of(arg) in ("hydra.mode", SEARCH_PATH) for arg in args)
+    Hydra.get_mode = LOOK if looks else unset  # type: ignore[method-assign]
+
+
+def unset(*_: object, **__: object) -> None:
+    """The mode that no configuration sets: the flags tell."""
 
 
 def key_of(arg: str) -> str:

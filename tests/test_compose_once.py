@@ -1,0 +1,52 @@
+"""Hydra composes once for a run, unless YAML of the user's own may set hydra.mode."""
+
+from pathlib import Path
+
+import pytest
+from hydra._internal.hydra import Hydra
+from omegaconf import OmegaConf
+
+from cl_runner.cli import search_path
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+def test_no_yaml_of_ours_sets_the_mode():
+    files = sorted(CONF.rglob("*.yaml"))
+    assert len(files) > 100
+    for file in files:
+        loaded = OmegaConf.load(file)
+        assert "mode" not in loaded.get("hydra", {}), file
+        assert file.parent.name != "hydra" or "mode" not in loaded, file
+
+
+@pytest.mark.parametrize(
+    ("args", "looks"),
+    [
+        ([], False),
+        (["-m", "strategy=er", "seed=1,2"], False),
+        (["hydra.mode=MULTIRUN", "seed=1,2"], True),
+        (["++hydra.mode=MULTIRUN"], True),
+        (["--config-dir", "mine"], True),
+        (["-cd", "mine"], True),
+        (["--config-name", "mine"], True),
+        (["hydra.searchpath=[file:///mine]"], True),
+    ],
+)
+def test_hydra_looks_where_a_configuration_may_set_it(monkeypatch, args, looks):
+    monkeypatch.setattr(Hydra, "get_mode", search_path.LOOK)  # and put back afterwards
+    search_path.compose_once([])
+    search_path.compose_once(args)
+    assert (Hydra.get_mode is search_path.LOOK) == looks
+
+
+@pytest.mark.slow
+def test_a_mode_in_a_folder_of_ones_own_is_found(cl_run, tmp_path):
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    text = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '1,2'}}}\n"
+    (folder / "swept.yaml").write_text(text)
+    small = ("strategy=naive", "benchmark=split_digits", "training.iterations=1")
+    done = cl_run("--config-dir=mine", "experiment=swept", *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "multirun").rglob("summary.csv"))) >= 2
