@@ -22,10 +22,20 @@ class Batch(NamedTuple):
     weight: Tensor | None  # [B]    weight in the mean, 0 for an empty buffer; None: 1 each
     index: Tensor  # type: ignore[assignment]  # [B] rows of the training set: what buffers store
     noise: dict[str, Tensor]  # the uniforms that the strategy declared
+    plan: dict[str, Tensor]  # what the strategy has planned for this step
+
+
+class Window(NamedTuple):
+    """The batches of W coming steps, without their inputs."""
+
+    y: Tensor  # [W, B]
+    task: Tensor  # [W, B]
+    index: Tensor  # type: ignore[assignment]  # [W, B]
+    noise: dict[str, Tensor]  # [W, ...]
 
 
 def concatenate(a: Batch, b: Batch) -> Batch:
-    """One batch of both; they have weights, and the noise is that of the first."""
+    """One batch of both; they have weights, and noise and plan are those of the first."""
     assert a.weight is not None
     assert b.weight is not None
     active = None
@@ -39,6 +49,7 @@ def concatenate(a: Batch, b: Batch) -> Batch:
         weight=torch.cat([a.weight, b.weight]),
         index=torch.cat([a.index, b.index]),
         noise=a.noise,
+        plan=a.plan,
     )
 
 

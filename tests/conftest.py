@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cl_runner import strategies
 from cl_runner.config.parse import validate
 from cl_runner.config.schema import Config
-from cl_runner.core import Batch, TrainState
+from cl_runner.core import Batch, TrainState, Window
 from cl_runner.run.evaluation import evaluate
 from cl_runner.run.prepare import prepare
 from cl_runner.run.tasks import initial_state, train_task
@@ -437,6 +437,19 @@ def cl_run_started(tmp_path_factory):
 def cl_run(cl_run_started):
     """The same, waited for: what the command does."""
     return lambda *args, **rest: cl_run_started(*args, **rest).result()
+
+
+@pytest.fixture
+def replanned():
+    """replanned(strategy, s, batch, env): the batch, with what is planned for it in that state."""
+
+    def function(strategy: Strategy, s: TrainState, batch: Batch, env: Env) -> Batch:
+        noise = {name: values[None] for name, values in batch.noise.items()}
+        window = Window(batch.y[None], batch.task[None], batch.index[None], noise)
+        plan, _ = strategy.plan(s.memory, s.t, window, env)
+        return batch._replace(plan={name: values[0] for name, values in plan.items()})
+
+    return function
 
 
 @pytest.fixture

@@ -135,9 +135,9 @@ def test_the_schedule_reaches_the_steps(counted_run, monkeypatch):
     rates = []
     update = optim.update
 
-    def spy(config, theta, grad, slots):
+    def spy(config, theta, grad, slots, **rest):
         rates.append(float(slots["lr"]))
-        return update(config, theta, grad, slots)
+        return update(config, theta, grad, slots, **rest)
 
     monkeypatch.setattr(optim, "update", spy)
     counted_run(

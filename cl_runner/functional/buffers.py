@@ -1,8 +1,9 @@
 """Replay buffers as fixed-size tensors of rows: which training samples are remembered.
 
 A slot holds a row of the training set (`index`) and the task it was seen in (`task`); an empty slot
-has index -1. All functions are pure, and those for the training step draw nothing and never ask the
-host: their randomness is passed in as uniforms in [0, 1).
+has index -1. What a reservoir or a ring holds depends on no network, so that a window of W steps
+can be worked out at once. All functions are pure, and those for the training step draw nothing and
+never ask the host: their randomness is passed in as uniforms in [0, 1).
 """
 
 from collections.abc import Callable
@@ -15,19 +16,40 @@ Slots = dict[str, Tensor]  # "index" [K], "task" [K], and whatever else is kept 
 Preference = Callable[[Tensor, int], Tensor]
 
 
+def sources(target: Tensor, capacity: int) -> Tensor:
+    """Which of a batch's samples each slot takes, [..., K]; -1: none, and it keeps its own.
+
+    target: [..., B] slots that the samples are written to, in order, so that the last one stays;
+    `capacity`, K, means nowhere.
+    """
+    order = torch.arange(target.shape[-1], device=target.device).expand_as(target)
+    none = torch.full((*target.shape[:-1], capacity + 1), -1, device=target.device)
+    return none.scatter_reduce(-1, target, order, "amax")[..., :-1]
+
+
+def write(held: Tensor, values: Tensor, source: Tensor) -> Tensor:
+    """What slots hold, [K, ...], after each took sample `source` [K] of `values` [B, ...]."""
+    taken = values.index_select(0, source.clamp_min(0))
+    return torch.where((source >= 0).view(-1, *[1] * (held.dim() - 1)), taken, held)
+
+
 def add(slots: Slots, new: Slots, target: Tensor) -> Slots:
     """The slots after writing a batch of B samples to `target` [B], in order; K means nowhere."""
-    capacity = len(slots["index"])
-    order = torch.arange(len(target), device=target.device)
-    last = torch.full((capacity + 1,), -1, device=target.device)
-    last = last.scatter_reduce(0, target.clamp_max(capacity), order, "amax")[:-1]
-    written, source = last >= 0, last.clamp_min(0)
+    source = sources(target, len(slots["index"]))
+    return {name: write(held, new[name], source) for name, held in slots.items()}
 
-    def write(name: str) -> Tensor:
-        old, values = slots[name], new[name].index_select(0, source)
-        return torch.where(written.view(-1, *[1] * (old.dim() - 1)), values, old)
 
-    return {name: write(name) for name in slots}
+def course(held: Tensor, values: Tensor, source: Tensor) -> Tensor:
+    """What slots hold before each of W steps and after the last, [W + 1, K].
+
+    held: [K], before the first; in step w slot k takes sample `source`[w, k] of `values`[w], where
+    it is not negative. values: [W, B]; source: [W, K].
+    """
+    W, B = values.shape
+    start = torch.arange(W, device=values.device)[:, None] * B
+    latest = torch.where(source >= 0, source + start, -1).cummax(0).values
+    taken = values.flatten()[latest.clamp_min(0)]
+    return torch.cat([held[None], torch.where(latest >= 0, taken, held)])
 
 
 def reservoir_targets(seen: Tensor, capacity: int, uniform: Tensor) -> Tensor:
@@ -54,14 +76,14 @@ def ring_targets(counts: Tensor, capacity_per_bin: int, bins: Tensor) -> Tensor:
     return bins * capacity_per_bin + (counts[bins] + rank) % capacity_per_bin
 
 
-def draw(index: Tensor, uniform: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """`size` filled slots, uniformly and without replacement: (slots [size], filled [size] bool).
+def draw(held: Tensor, uniform: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """`size` slots of those `held`, uniformly and without replacement: (slots, whether it is held).
 
-    uniform: [K]. Where fewer are filled than asked for, each filled one comes once and the rest is
-    marked False.
+    held: [..., K] bool; uniform: [..., K]; both results [..., size]. Where fewer are held than
+    asked for, each of them comes once and the rest is marked False.
     """
-    order = torch.where(index >= 0, uniform, 2.0).topk(size, largest=False).indices
-    return order, index[order] >= 0
+    slots = torch.where(held, uniform, 2.0).topk(size, largest=False).indices
+    return slots, held.gather(-1, slots)
 
 
 def shuffled(generator: torch.Generator) -> Preference:

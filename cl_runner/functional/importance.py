@@ -205,11 +205,11 @@ def merge_quadratics(
 
 def split(batch: Batch, size: int) -> Iterator[Batch]:
     """The batch in parts of `size` samples, but at least one; the last part may be smaller."""
-    step = max(1, size)
+    step, (*fields, noise, _) = max(1, size), batch
     for at in range(0, len(batch.x), step):
         rows = slice(at, at + step)
-        parts = [None if v is None else v[rows] for v in batch[:-1]]
-        yield Batch._make([*parts, {name: u[rows] for name, u in batch.noise.items()}])
+        parts = [None if v is None else v[rows] for v in fields]
+        yield Batch._make([*parts, {name: u[rows] for name, u in noise.items()}, {}])
 
 
 def fisher_overlap(a: Tensor, b: Tensor) -> float | None:

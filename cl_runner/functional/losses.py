@@ -17,8 +17,8 @@ def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
     """
     if weight is None:
         return values.mean()
-    values = values.masked_fill(weight == 0, 0.0)
-    return (weight * values).sum() / weight.sum().clamp_min(1e-12)
+    share = weight / weight.sum().clamp_min(1e-12)
+    return (share * values.masked_fill(weight == 0, 0.0)).sum()
 
 
 def cross_entropy(

@@ -89,8 +89,7 @@ class Columns(nn.Module):
         all are, because how many are needed is not known when the graph is built.
         """
         sources = column if isinstance(column, int) else self.columns - 1
-        k = torch.as_tensor(column, device=x.device)
-        assert k.dim() == 0  # the whole batch goes through one column
+        k = torch.as_tensor(column, device=x.device).view(())  # one for the whole batch
         own = x.flatten(1)  # [B, n]
         below = own.expand(sources, -1, -1)  # [sources, B, n]
         last = len(self.W) - 1

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _unflatten_dense_tensors
 from torch.func import functional_call
 
 from cl_runner.errors import UserError
+from cl_runner.nn import by_hand
 
 
 class Flat:
@@ -18,8 +21,9 @@ class Flat:
 
     `theta` is a leaf of its own that shares its memory with the parameters. A loss may use theta
     (in a penalty) and the module (in a forward pass) at once; theta is never split and joined for
-    it. The layers' gradients are concatenated after the backward pass, which takes less time than
-    letting it add to views into flat storage that was set to 0.
+    it. A plain MLP's gradient comes as one vector (`nn.by_hand`). Of other modules the layers'
+    gradients are concatenated after the backward pass, which takes less time than letting it add to
+    views into flat storage that was set to 0.
     """
 
     def __init__(self, module: nn.Module, *, mixed: bool = False) -> None:
@@ -34,6 +38,9 @@ class Flat:
         for p, view in zip(self.parameters, self._split(storage), strict=True):
             p.data = view
         self.theta = storage.requires_grad_()  # [P]
+        self.stays = False  # whether the storage must stay where it is: a recording reads it
+        self.by_hand = by_hand.has_one(module) and not mixed
+        self.descending = False  # whether a gradient for a step is being computed
         self.answering = in_evaluation_mode(module)
 
     @property
@@ -80,7 +87,9 @@ class Flat:
 
     def _call(self, theta: Tensor, x: Tensor, task: Tensor | int, **options: Any) -> Tensor:
         output: Tensor
-        if theta is self.theta:
+        if theta is self.theta and self.descending and not options and not x.requires_grad:
+            output = by_hand.logits(theta, x, self.parameters)
+        elif theta is self.theta:
             output = self.module(x, task, **options)
         else:
             buffers = {name: value.clone() for name, value in self.buffers.items()}
@@ -108,25 +117,45 @@ class Flat:
         ]
         return torch.cat(parts)
 
-    def clear_gradients(self) -> None:
-        """Before a backward pass."""
+    @contextmanager
+    def descent(self) -> Iterator[None]:
+        """Around a loss whose gradient at the live theta is asked for, and its backward pass."""
         for p in (self.theta, *self.parameters):
             p.grad = None
+        self.descending = self.by_hand
+        try:
+            with torch.enable_grad():
+                yield
+        finally:
+            self.descending = False
 
-    def gradient(self, out: Tensor) -> Tensor:
-        """What the backward passes since then have left, written into `out` [P]."""
+    def gradient(self) -> Tensor:
+        """What the backward passes of the last descent have left, [P]."""
+        own = self.theta.grad
+        if all(p.grad is None for p in self.parameters):
+            return torch.zeros_like(self.theta, requires_grad=False) if own is None else own
         parts = [
             torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
             for p in self.parameters
         ]
-        torch.cat(parts, out=out)
-        return out if self.theta.grad is None else out.add_(self.theta.grad)
+        joined = torch.cat(parts)
+        return joined if own is None else joined.add_(own)
 
     @torch.no_grad()
     def commit(self, theta: Tensor) -> Tensor:
-        """Write theta [P] into the storage and return the leaf."""
-        if theta is not self.theta:
+        """Make theta [P] the live one, and return the leaf.
+
+        Its memory becomes the storage, unless that must stay: nothing else may write into it.
+        """
+        if theta is self.theta:
+            return self.theta
+        if self.stays:
             self.theta.copy_(theta)
+        else:
+            self.theta.data = theta.detach()
+            views = _unflatten_dense_tensors(self.theta.data, self.parameters)
+            for p, view in zip(self.parameters, views, strict=True):
+                p.data = view
         return self.theta
 
 

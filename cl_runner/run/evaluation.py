@@ -12,7 +12,8 @@ from cl_runner.functional.losses import mask_logits
 from cl_runner.strategies.base import Strategy
 from cl_runner.training.env import Env
 
-EVALUATION_CHUNK = 2000  # images per forward pass
+LARGEST_CHUNK = 2000  # images per forward pass
+CHUNK_BYTES = 2**23  # of its largest activation, which more fall out of the caches
 Rows = dict[tuple[str, str], list[float]]  # (split, reading) -> accuracy on each task
 See = Callable[[tuple[str, str], int, Tensor, Tensor], None]  # (split, reading), task, scores, y
 
@@ -25,6 +26,11 @@ def readings(scenario: str) -> tuple[str, ...]:
     return ("class", "task") if scenario == "class" else (scenario,)
 
 
+def evaluation_chunk(env: Env) -> int:
+    """Images per forward pass, by what the network makes of one."""
+    return max(1, min(LARGEST_CHUNK, CHUNK_BYTES // (4 * env.largest_activation)))
+
+
 @torch.no_grad()
 def evaluate(strategy: Strategy, s: TrainState, env: Env, see: See | None = None) -> Rows:
     """Accuracy on the held-out samples of every task, as fractions, by split and reading.
@@ -32,6 +38,7 @@ def evaluate(strategy: Strategy, s: TrainState, env: Env, see: See | None = None
     The splits are `test` and, where there is one, `validation`. One transfer to the host in all.
     see: is shown the scores [B, K] of each batch, and the classes [B].
     """
+    chunk = evaluation_chunk(env)
     env.flat.module.eval()
     stream, counts, keys, sizes = env.stream, [], [], []
     for split in ("test", "validation") if len(stream[0].validation) else ("test",):
@@ -39,10 +46,8 @@ def evaluate(strategy: Strategy, s: TrainState, env: Env, see: See | None = None
             images, y = stream.held_out(split, task)
             own = env.own_classes[task.index]
             hits = torch.zeros(len(readings(stream.scenario)), dtype=torch.int64, device=env.device)
-            for x, target in zip(
-                images.split(EVALUATION_CHUNK), y.split(EVALUATION_CHUNK), strict=True
-            ):
-                inputs = s, stream.normalise(x), task.index, env
+            for x, target in zip(images.split(chunk), y.split(chunk), strict=True):
+                inputs = s, env.inputs(x), task.index, env
                 logits = env.meter.predicted(task.index, len(x), strategy.predict, *inputs)
                 for i, reading in enumerate(readings(stream.scenario)):
                     scores = mask_logits(logits, own if reading == "task" else None)

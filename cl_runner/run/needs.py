@@ -21,7 +21,7 @@ from cl_runner.data.datasets import Arrays
 from cl_runner.errors import check, exhausted
 from cl_runner.machine.ram import available, size
 from cl_runner.nn.networks import Network, activation_shapes
-from cl_runner.run.evaluation import EVALUATION_CHUNK
+from cl_runner.run.evaluation import evaluation_chunk
 from cl_runner.strategies.base import Strategy
 from cl_runner.training import optim
 from cl_runner.training.env import Env
@@ -82,7 +82,7 @@ def of_activations(config: Config, strategy: Strategy, env: Env) -> Parts:
     shapes = (stream.input_shape, *activation_shapes(net, stream.input_shape))
     units = [torch.Size(shape).numel() for shape in shapes]  # of one sample, by layer
     largest = max(a + b for a, b in pairwise(units))
-    shown = min(EVALUATION_CHUNK, max(len(task.test) for task in stream)) * largest * 4
+    shown = min(evaluation_chunk(env), max(len(task.test) for task in stream)) * largest * 4
     batch = min(config.training.batch_size, max(len(task.train) for task in stream))
     width = 2 if config.precision == "bfloat16" else 4
     trained = batch * sum(units[:-1]) * width if strategy.whole_batches else 0

@@ -72,6 +72,7 @@ def unstack(stacked: TrainState, members: int) -> list[TrainState]:
 def with_tables(env: Env, own: dict[str, Tensor]) -> Env:
     """The environment with a member's tables in the place of the first member's."""
     env = shallow(env)
+    env.layout = torch.contiguous_format  # vmap knows no other
     env.stream = dataclasses.replace(env.stream, tables=own)
     return env
 

@@ -177,7 +177,7 @@ def stacked_batches(
     images = len(sources) * sources[0].env.training.batch_size * sources[0].env.stream.x[0].nbytes
     most = max(1, WINDOW_BYTES // images)
     for parts in zip(
-        *(source.windows(epoch, steps, most, done) for source in sources), strict=True
+        *(source.stackable(epoch, steps, most, done) for source in sources), strict=True
     ):
         whole = stack(parts)  # [M, steps, B, ...]
         for i in range(whole["y"].shape[1]):

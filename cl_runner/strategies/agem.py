@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
 from cl_runner.core import Batch, TrainState
 from cl_runner.errors import check
+from cl_runner.functional.buffers import Slots
 from cl_runner.functional.projection import project_half_space
 from cl_runner.strategies.base import Aux
 from cl_runner.strategies.er import ER
@@ -33,11 +34,9 @@ class AGEM(ER):
             f"strategy.weighting has no meaning for strategy={self.name}: replay sets a limit",
         )
 
-    def draw(self, s: TrainState, batch: Batch, env: Env, which: str = "") -> Batch:
+    def drawable(self, held: Slots, t: Tensor) -> Tensor:
         """Samples of the previous tasks alone."""
-        past = torch.where(s.memory["buffer_task"] < s.t, s.memory["buffer_index"], -1)
-        s = s._replace(memory=s.memory | {"buffer_index": past})
-        return super().draw(s, batch, env, which)
+        return (held["index"] >= 0) & (held["task"] < t)
 
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         gradient = env.grad_and_value(self.loss)

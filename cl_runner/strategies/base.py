@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_runner.config.schema import SCENARIOS
-from cl_runner.core import Batch, Stream, Task, TrainState
+from cl_runner.core import Batch, Stream, Task, TrainState, Window
 from cl_runner.errors import check
 from cl_runner.functional.losses import cross_entropy
 from cl_runner.training.env import Env
@@ -48,6 +48,17 @@ class Strategy:
     def noise(self, batch_size: int, env: Env) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the uniforms in [0, 1) that each step needs, in `batch.noise`."""
         return {}
+
+    def plan(
+        self, memory: dict[str, Tensor], t: Tensor, window: Window, env: Env
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What W steps need and no network changes, worked out at once: `batch.plan`, [W, ...].
+
+        window: the steps' y, task and index [W, B] and noise [W, ...], without inputs; t: 0-d, the
+        current task. The second result is what the steps, by that plan, will make of `memory`: as
+        much of it as the plan of the next window starts from.
+        """
+        return {}, {}
 
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
         """The strategy's memory before the first task, every tensor at its full size.
@@ -95,7 +106,7 @@ class Strategy:
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         """One training step; aux holds the `loss`."""
         grad, (loss, aux) = env.grad_and_value(self.loss)(s.theta, s, batch, env)
-        return env.update(s, grad), {**aux, "loss": loss}
+        return env.update(s, grad, spent=True), {**aux, "loss": loss}
 
     def predict(self, s: TrainState, x: Tensor, task: int, env: Env) -> Tensor:
         """Logits [B, K] for inputs of a task; only task-incremental learning may use `task`."""

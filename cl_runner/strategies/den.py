@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cl_runner.core import Batch, Task, TrainState, generator_for
+from cl_runner.core import Batch, Task, TrainState, Window, generator_for
 from cl_runner.errors import UserError, check
 from cl_runner.functional import growing
 from cl_runner.functional.growing import as_vector, touching, within
@@ -18,7 +18,7 @@ from cl_runner.nn.growing import hidden_sizes, indices, layers, stamped, units, 
 from cl_runner.nn.networks import MLP
 from cl_runner.strategies.base import Aux, Strategy
 from cl_runner.strategies.parts.frozen import only
-from cl_runner.training.engines import Learner
+from cl_runner.training.engines import Learner, Memory
 from cl_runner.training.env import Env
 from cl_runner.training.fit import fit
 
@@ -208,6 +208,9 @@ class Expansion:
 
     def noise(self, batch_size: int, env: Env) -> dict[str, tuple[int, ...]]:
         return {}
+
+    def plan(self, memory: Memory, t: Tensor, window: Window, env: Env) -> tuple[Memory, Memory]:
+        return {}, {}
 
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         new, aux = self.den.step(s, batch, env)

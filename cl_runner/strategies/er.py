@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cl_runner.core import Batch, Task, TrainState, concatenate
+from cl_runner.core import Batch, Task, TrainState, Window, concatenate
 from cl_runner.errors import check, one_of
 from cl_runner.functional.buffers import Slots
 from cl_runner.strategies.base import Aux, Strategy
@@ -20,6 +20,7 @@ from cl_runner.strategies.parts.replay import (
     empty_rows,
     offered,
     places,
+    planned,
     refilled,
     store,
 )
@@ -82,6 +83,13 @@ class ER(Strategy):
             "reservoir": (batch_size,),
         }
 
+    def plan(self, memory: Slots, t: Tensor, window: Window, env: Env) -> tuple[Slots, Slots]:
+        return planned(memory, t, window, self.policy, self.replayed(env), self.drawable, env)
+
+    def drawable(self, held: Slots, t: Tensor) -> Tensor:
+        """Which slots [..., K] may be drawn from, in task t."""
+        return held["index"] >= 0
+
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
         check_room(self.places(env), self.policy, env)
         slots = empty_rows(self.places(env), env) | self.empty_slots(theta, env)
@@ -111,7 +119,7 @@ class ER(Strategy):
 
         `which` names the noise of a second, independent draw; noise["slot"] tells the slots.
         """
-        return drawn(s, batch, self.replayed(env), env, which)
+        return drawn(s, batch, env, which)
 
     def join(self, s: TrainState, batch: Batch, replay: Batch) -> Batch:
         """One batch of both, weighted as `weighting` says."""
@@ -126,7 +134,7 @@ class ER(Strategy):
         """The state after the batch's samples have been offered to the buffer."""
         if self.policy in REFILLED:
             return s
-        return offered(s, batch, self.keep(s, batch, aux, env), self.policy, env)
+        return offered(s, batch.plan, self.keep(s, batch, aux, env))
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
         if self.policy not in REFILLED:

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from cl_runner.config.schema import SGD
-from cl_runner.core import Batch, TrainState
+from cl_runner.core import Batch, TrainState, Window
 from cl_runner.errors import check
+from cl_runner.functional import buffers
+from cl_runner.functional.buffers import Slots
 from cl_runner.strategies.base import Aux
 from cl_runner.strategies.er import ER
-from cl_runner.strategies.parts.replay import load
+from cl_runner.strategies.parts.replay import load, store
 from cl_runner.training.env import Env
 from cl_runner.training.fit import plan
 
@@ -66,6 +68,9 @@ class MER(ER):
     def noise(self, batch_size: int, env: Env) -> dict[str, tuple[int, ...]]:
         drawn = (batch_size, self.batches * self.replayed(env))
         return {"draw": drawn, "replay_augment": (*drawn, 3), "reservoir": (batch_size,)}
+
+    def plan(self, memory: Slots, t: Tensor, window: Window, env: Env) -> tuple[Slots, Slots]:
+        return {}, {}
 
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
         optimizer = env.optimizer
@@ -137,6 +142,14 @@ class MER(ER):
                 theta = theta - lr * grad
             theta = torch.lerp(before_batch, theta, self.beta)
         return torch.lerp(before_sample, theta, self.gamma), loss
+
+    def remember(self, s: TrainState, batch: Batch, aux: Aux, env: Env) -> TrainState:
+        slots, seen = load(s.memory), s.memory["seen"]
+        target = buffers.reservoir_targets(seen.sum(), self.places(env), batch.noise["reservoir"])
+        slots = buffers.add(slots, {"index": batch.index, "task": batch.task}, target)
+        bins = env.bins(batch.y, batch.task)
+        seen = seen.scatter_add(0, bins, torch.ones_like(bins))
+        return s._replace(memory=s.memory | store(slots) | {"seen": seen})
 
     def draw(self, s: TrainState, batch: Batch, env: Env, which: str = "") -> Batch:
         """The samples of all batches for one incoming sample, [batches * replayed]."""

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_runner.core import Batch, TrainState, generator_for
+from cl_runner.core import Batch, TrainState, Window, generator_for
 from cl_runner.data.augment import crop_flip
 from cl_runner.training.engines import Learner
 from cl_runner.training.env import Env
 
 CPU = torch.device("cpu")
 NOISE_WINDOW = 64  # steps whose uniforms are drawn at once
+LARGEST_PLAN = 2**22  # elements of one of its tensors
+PREPARED_BYTES = 2**21  # of inputs that lie ready for the coming steps
 TrainingSet = tuple[Tensor, int | Tensor]  # rows [n] of the training set; their task, or tasks [n]
 
 
@@ -35,68 +37,95 @@ class Source:
         self.tasks = torch.full_like(index, task) if isinstance(task, int) else task
         self.y = env.stream.labels(index, task)
         self.learner, self.phase = learner, phase
+        self.memory = s.memory  # as plans go on from it
 
     def epoch(self, epoch: int, steps: int, done: int = 0) -> Iterator[Batch]:
-        """The first `steps` batches of an epoch, in its own random order, with their noise.
+        """The first `steps` batches of an epoch, in its own random order, with noise and plan.
 
         Those that are `done` are left out, which changes nothing about the others.
         """
-        env, n, size = self.env, len(self.index), self.env.training.batch_size
-        index, y, tasks = self.shuffled(epoch)
-        shown = env.active(tasks[:1], self.seen) if isinstance(self.task, int) else None
-        noise: dict[str, Tensor] = {}
-        for step in range(done, steps):
-            if step % NOISE_WINDOW == 0 or step == done:
-                noise = self.noise(epoch, step // NOISE_WINDOW)
-            part = slice(step * size, min((step + 1) * size, n))
-            B = part.stop - part.start
-            uniforms = {name: values[step % NOISE_WINDOW] for name, values in noise.items()}
-            augment = uniforms["augment"][:B] if "augment" in uniforms else None
-            if isinstance(self.task, int):  # one task, as a rule: nothing is looked up per sample
-                images = env.stream.images(index[part], self.task)
-                active = None if shown is None else shown.expand(B, -1)
-            else:
-                images = env.stream.images(index[part], tasks[part])
-                active = env.active(tasks[part], self.seen)
-            x = env.inputs(images, augment)
-            yield Batch(x, y[part], tasks[part], active, None, index[part], uniforms)
+        for window, plan in self.windows(epoch, steps, NOISE_WINDOW, done):
+            noise, plans = by_step(window.noise), by_step(plan)
+            active = self.env.active(window.task.flatten(), self.seen)
+            shown = None if active is None else active.unflatten(0, window.y.shape).unbind()
+            fields = (v.unbind() for v in (window.y, window.task, window.index))
+            batches = zip(self.inputs(window), *fields, strict=True)
+            for i, (x, y, task, index) in enumerate(batches):
+                yield Batch(
+                    x=x,
+                    y=y,
+                    task=task,
+                    active=shown[i] if shown else None,
+                    weight=None,
+                    index=index,
+                    noise=noise[i] if noise else {},
+                    plan=plans[i] if plans else {},
+                )
 
-    def windows(
+    def inputs(self, window: Window) -> Iterator[Tensor]:
+        """The network's inputs [B, C, H, W] of the steps of a window, several prepared at once."""
+        B, each = window.y.shape[1], 4 * self.env.stream.x[0].numel()
+        for at in range(0, len(window.y), several := max(1, PREPARED_BYTES // (B * each))):
+            part = slice(at, at + several)
+            augment = window.noise.get("augment")
+            uniforms = None if augment is None else augment[part, :B].flatten(0, 1)
+            x = self.env.inputs(self.images(window, part), uniforms)
+            yield from x.unflatten(0, (-1, B)).unbind()
+
+    def images(self, window: Window, part: slice = slice(None)) -> Tensor:
+        """The images [steps * B, C, H, W] of some of a window's steps, raw."""
+        task = self.task if isinstance(self.task, int) else window.task[part].flatten()
+        return self.env.stream.images(window.index[part].flatten(), task)
+
+    def stackable(
         self, epoch: int, steps: int, length: int, done: int = 0
     ) -> Iterator[dict[str, Any]]:
         """The same batches, up to `length` at once, as fields [steps, B, ...] without None.
 
-        The images are raw: what remains to be done is Stream.normalise. The batches of a window are
-        of one size.
+        The images are raw: what remains to be done is Stream.normalise.
         """
+        env = self.env
+        for window, plan in self.windows(epoch, steps, length, done):
+            W, B = window.y.shape
+            images = self.images(window)
+            if "augment" in window.noise:
+                images = crop_flip(images, window.noise["augment"][:, :B].flatten(0, 1))
+            fields = window._asdict() | {"x": images.unflatten(0, (W, B)), "plan": plan}
+            if (active := env.active(window.task.flatten(), self.seen)) is not None:
+                fields["active"] = active.unflatten(0, (W, B))
+            yield fields
+
+    def windows(
+        self, epoch: int, steps: int, length: int, done: int
+    ) -> Iterator[tuple[Window, dict[str, Tensor]]]:
+        """Up to `length` steps at once, their batches of one size, and what is planned for them."""
         env, n, size = self.env, len(self.index), self.env.training.batch_size
-        index, y, tasks = self.shuffled(epoch)
+        order = self.shuffled(epoch)
         noise: dict[str, Tensor] = {}
         step = done
         while step < steps:
+            if step % NOISE_WINDOW == 0 or step == done:
+                noise = self.noise(epoch, step // NOISE_WINDOW)
+                largest = max((v[0].numel() for v in noise.values()), default=1)
             B = min(size, n - step * size)
             count = min(length, steps - step, NOISE_WINDOW - step % NOISE_WINDOW)
             count = min(count, max(1, n // size - step))  # the last batch may be smaller
-            if step % NOISE_WINDOW == 0 or step == done:
-                noise = self.noise(epoch, step // NOISE_WINDOW)
+            count = min(count, max(1, LARGEST_PLAN // largest))
             part = slice(step * size, step * size + count * B)
             at = slice(step % NOISE_WINDOW, step % NOISE_WINDOW + count)
-            task = self.task if isinstance(self.task, int) else tasks[part]
-            images = env.stream.images(index[part], task)
-            if "augment" in noise:
-                images = crop_flip(images, noise["augment"][at, :B].flatten(0, 1))
-            fields = {"x": images, "y": y[part], "task": tasks[part], "index": index[part]}
-            if (active := env.active(tasks[part], self.seen)) is not None:
-                fields["active"] = active
-            window: dict[str, Any] = {k: v.unflatten(0, (count, B)) for k, v in fields.items()}
-            yield window | {"noise": {name: values[at] for name, values in noise.items()}}
+            y, task, index = (v[part].view(count, B) for v in order)
+            uniforms = {name: values[at] for name, values in noise.items()}
+            window = Window(y, task, index, uniforms)
+            plan, after = self.learner.plan(self.memory, self.seen, window, env)
+            self.memory = self.memory | after
+            yield window, plan
             step += count
 
     def shuffled(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows, classes and tasks [n] in the order of an epoch."""
+        """Classes, tasks and rows [n] in the order of an epoch."""
         generator = generator_for(CPU, self.env.seed, f"order{self.phase}", self.t, epoch)
         order = self.env.on_device(torch.randperm(len(self.index), generator=generator))
-        return self.index[order], self.y[order], self.tasks[order]
+        return self.y[order], self.tasks[order], self.index[order]
 
     def noise(self, epoch: int, window: int) -> dict[str, Tensor]:
         """Uniforms [NOISE_WINDOW, ...] for a window of steps, each name from a seed of its own."""
@@ -111,3 +140,9 @@ class Source:
             return self.env.on_device(torch.rand(NOISE_WINDOW, *shape, generator=generator))
 
         return {name: draw(name, shape) for name, shape in shapes.items()}
+
+
+def by_step(values: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Tensors [W, ...] by name as those of each step; nothing, if there are none."""
+    steps = zip(*(v.unbind() for v in values.values()), strict=True)
+    return [dict(zip(values, own, strict=True)) for own in steps]

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from cl_runner.core import Batch, TrainState
+from cl_runner.core import Batch, TrainState, Window
 from cl_runner.errors import UserError, check
 from cl_runner.training.env import Env
 
 Leaves = list[Tensor]
+Memory = dict[str, Tensor]
 Function = Callable[[Leaves, Leaves], tuple[Sequence[Tensor], Tensor]]
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Tensor]]  # -> the committed state, the loss
@@ -24,6 +25,9 @@ class Learner(Protocol):
     """What takes the steps: a strategy, or a phase of one."""
 
     def noise(self, batch_size: int, env: Env) -> dict[str, tuple[int, ...]]: ...
+    def plan(
+        self, memory: Memory, t: Tensor, window: Window, env: Env
+    ) -> tuple[Memory, Memory]: ...
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, dict[str, Any]]: ...
 
 
@@ -88,6 +92,7 @@ def recorded(step: Step, env: Env, record: Recorder) -> Step:
     """
     recordings: dict[Any, Recording] = {}
     leaves: Leaves = []
+    env.flat.stays = True
 
     def take(s: TrainState, batch: Batch) -> tuple[TrainState, Tensor]:
         given, form = tree_flatten(s)

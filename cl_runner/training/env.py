@@ -12,7 +12,7 @@ from cl_runner.config.schema import Budget, Optimizer, Training
 from cl_runner.core import Batch, Stream, Task, TrainState, generator_for, seed_for
 from cl_runner.data.augment import crop_flip
 from cl_runner.nn.flat import Flat
-from cl_runner.nn.networks import build
+from cl_runner.nn.networks import build, largest_activation, layout
 from cl_runner.training import optim
 from cl_runner.training.meter import Meter
 
@@ -25,8 +25,8 @@ FOLD_CHUNK = 1000  # samples per chunk of a pass that takes no steps
 class Env:
     """Stream, network, optimizer and seeds of one run.
 
-    Nothing in it changes during the run but the storage behind the live `theta` (see `Flat`), the
-    gradient buffers and the meter.
+    Nothing in it changes during the run but the storage behind the live `theta` (see `Flat`) and
+    the meter.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class Env:
         self.active_table = active_table(stream, training.active_classes)
         network = build(lambda: make_net(self), seed_for(seed, "init")).to(self.device)
         self.flat = Flat(network, mixed=precision == "bfloat16")
+        self.layout = layout(network, self.input_shape, self.device)
+        self.largest_activation = largest_activation(network, self.input_shape)
         # The network draws from torch's global generator, which is then seeded at each step.
         self.stochastic = any(getattr(m, "dropout", 0) for m in self.flat.module.modules())
-        self._gradients: list[Tensor] = []
-        self._gradients_used = 0
 
     # The network and its gradient.
 
@@ -97,31 +97,24 @@ class Env:
     def grad_and_value(self, loss: Loss) -> Gradient:
         """f(theta, ...) -> (gradient [P], (loss, aux)) for loss(theta, s, batch, env).
 
-        With the live theta it is plain autograd into flat storage, which costs what a hand-written
-        loop costs, and the gradient is valid until the step is committed. With any other theta,
-        under vmap for instance, it is torch.func's.
+        With the live theta it is plain autograd, which costs what a hand-written loop costs, or
+        less (`nn.by_hand`). With any other theta, under vmap for instance, it is torch.func's.
         """
 
         def function(theta: Tensor, s: TrainState, batch: Batch, env: Env) -> Any:
             if theta is not self.flat.theta:
                 return torch.func.grad_and_value(loss, has_aux=True)(theta, s, batch, env)
-            self.flat.clear_gradients()
-            with torch.enable_grad():
+            with self.flat.descent():
                 value, aux = loss(theta, s, batch, env)
-            torch.autograd.backward(value)
-            return self.flat.gradient(self._next_gradient()), (value.detach(), aux)
+                torch.autograd.backward(value)
+            return self.flat.gradient(), (value.detach(), aux)
 
         return function
 
-    def _next_gradient(self) -> Tensor:
-        if self._gradients_used == len(self._gradients):
-            self._gradients.append(torch.empty_like(self.flat.theta, requires_grad=False))
-        self._gradients_used += 1
-        return self._gradients[self._gradients_used - 1]
-
-    def update(self, s: TrainState, grad: Tensor) -> TrainState:
-        """The state after the optimizer's step along `grad` [P]."""
-        theta, opt = optim.update(self.optimizer, s.theta.detach(), grad, s.opt)
+    def update(self, s: TrainState, grad: Tensor, *, spent: bool = False) -> TrainState:
+        """The state after the optimizer's step along `grad` [P], whose memory it takes if spent."""
+        spent = spent and s.theta is self.flat.theta
+        theta, opt = optim.update(self.optimizer, s.theta.detach(), grad, s.opt, spent=spent)
         return s._replace(theta=theta, opt=opt)
 
     def restart(self, s: TrainState, theta: Tensor) -> TrainState:
@@ -129,8 +122,7 @@ class Env:
         return s._replace(theta=theta, opt=optim.init(self.optimizer, theta.detach()))
 
     def commit(self, s: TrainState) -> TrainState:
-        """The state with theta written into the live storage; gradients of the step are void."""
-        self._gradients_used = 0
+        """The state with its theta as the live one; the memory of theta is then the network's."""
         return s._replace(theta=self.flat.commit(s.theta))
 
     # Data.
@@ -158,13 +150,16 @@ class Env:
         x = self.inputs(self.stream.images(index, task), augment)
         y = self.stream.labels(index, task)
         tasks = torch.full_like(index, task) if isinstance(task, int) else task
-        return Batch(x, y, tasks, self.active(tasks, t), weight, index, {})
+        return Batch(x, y, tasks, self.active(tasks, t), weight, index, {}, {})
 
-    def inputs(self, images: Tensor, augment: Tensor | None) -> Tensor:
+    def inputs(self, images: Tensor, augment: Tensor | None = None) -> Tensor:
         """Network inputs from images [B, C, H, W]; augmented with uniforms [B, 3] if the run is."""
         if self.training.augment == "crop_flip" and augment is not None:
             images = crop_flip(images, augment)
-        return self.stream.normalise(images)
+        x = self.stream.normalise(images)
+        if self.layout == torch.channels_last:
+            x = x.contiguous(memory_format=self.layout)
+        return x
 
     def active(self, task: Tensor, t: Tensor) -> Tensor | None:
         """The classes [B, K] on which samples of tasks [B] are scored in training; None: all."""

@@ -27,8 +27,13 @@ def init(config: Optimizer, theta: Tensor) -> Slots:
     return slots
 
 
-def update(config: Optimizer, theta: Tensor, grad: Tensor, slots: Slots) -> tuple[Tensor, Slots]:
-    """One step: (new theta [P], new slots); no tensor that was passed in is changed."""
+def update(
+    config: Optimizer, theta: Tensor, grad: Tensor, slots: Slots, *, spent: bool = False
+) -> tuple[Tensor, Slots]:
+    """One step: (new theta [P], new slots); no tensor that was passed in is changed.
+
+    But `grad`, where it is `spent`: its memory may become theta's, so that a step moves less.
+    """
     decoupled = config.name == "adamw"
     if config.weight_decay and not decoupled:
         grad = torch.add(grad, theta, alpha=config.weight_decay)
@@ -39,7 +44,8 @@ def update(config: Optimizer, theta: Tensor, grad: Tensor, slots: Slots) -> tupl
         velocity = torch.add(grad, slots["momentum"], alpha=config.momentum)
         slots = slots | {"momentum": velocity}
         grad = torch.add(grad, velocity, alpha=config.momentum) if config.nesterov else velocity
-    return torch.addcmul(theta, grad, slots["lr"], value=-1), slots
+    plain = spent and not config.momentum and not config.weight_decay
+    return torch.addcmul(theta, grad, slots["lr"], value=-1, out=grad if plain else None), slots
 
 
 def _adam(

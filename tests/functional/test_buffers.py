@@ -173,6 +173,36 @@ def test_whatever_is_kept_per_sample_is_written_with_it() -> None:
     assert not written["logits"][[1, 3]].any()
 
 
+@pytest.mark.parametrize("policy", ["reservoir", "ring"])
+@pytest.mark.parametrize("seen", [0, 3, 40])
+def test_the_course_of_a_window_is_that_of_its_steps_one_after_another(policy, seen) -> None:
+    """Slots that are written twice in a step, in several steps, and in none."""
+    W, B, K, generator = 9, 5, 6, torch.Generator().manual_seed(seen)
+    uniform = torch.rand(W, B, generator=generator)
+    bins = torch.randint(2, (W, B), generator=generator)
+    rows = torch.arange(100, 100 + W * B).view(W, B)
+    counts = torch.tensor([seen // 2, seen - seen // 2])
+    held = torch.where(torch.arange(K) < seen, torch.arange(K), -1)
+
+    def targets(w: slice) -> Tensor:
+        if policy == "ring":
+            before = counts + torch.stack([(bins[: w.start] == b).sum() for b in (0, 1)])
+            return buffers.ring_targets(before, K // 2, bins[w].flatten())
+        before = torch.tensor(seen + w.start * B)
+        return buffers.reservoir_targets(before, K, uniform[w].flatten())
+
+    source = buffers.sources(targets(slice(0, W)).view(W, B), K)
+    course = buffers.course(held, rows, source)
+    assert course.shape == (W + 1, K)
+    slots = {"index": held}
+    for w in range(W):
+        assert torch.equal(course[w], slots["index"])
+        slots = buffers.add(slots, {"index": rows[w]}, targets(slice(w, w + 1)))
+        assert torch.equal(course[w + 1], buffers.write(course[w], rows[w], source[w]))
+    assert torch.equal(course[W], slots["index"])
+    assert not torch.equal(course[0], course[W])
+
+
 def test_a_ring_is_filled_from_its_first_place() -> None:
     bins = torch.tensor([0, 1, 0, 0, 0])
     targets = buffers.ring_targets(torch.tensor([0, 0]), 3, bins)
@@ -189,7 +219,9 @@ def test_what_a_training_step_calls_stays_on_its_arguments_device() -> None:
         buffers.ring_targets(index, 1, index[:2]),
     ):
         assert buffers.add(slots, new, target)["index"].device == index.device
-    drawn, filled = buffers.draw(index, torch.zeros(3, device="meta"), 2)
+    source = buffers.sources(index[None, :2], 3)
+    assert buffers.course(index, index[None, :2], source).device == index.device
+    drawn, filled = buffers.draw(index >= 0, torch.zeros(3, device="meta"), 2)
     assert drawn.device == filled.device == index.device
 
 
@@ -198,7 +230,7 @@ def test_drawn_slots_are_filled_distinct_and_uniform() -> None:
     filled_slots = [0, 2, 3, 5, 6]
     pairs: Counter[tuple[int, ...]] = Counter()
     for uniform in torch.rand(4000, len(index), generator=torch.Generator().manual_seed(0)):
-        slots, filled = buffers.draw(index, uniform, 2)
+        slots, filled = buffers.draw(index >= 0, uniform, 2)
         assert bool(filled.all())
         pairs[tuple(sorted(slots.tolist()))] += 1
     assert set(pairs) == set(combinations(filled_slots, 2))  # without replacement, none is left out
@@ -209,7 +241,7 @@ def test_drawn_slots_are_filled_distinct_and_uniform() -> None:
 def test_a_buffer_with_fewer_than_asked_gives_each_of_them_once(filled_slots: list[int]) -> None:
     index = torch.full((6,), -1)
     index[filled_slots] = 5
-    slots, filled = buffers.draw(index, torch.rand(6, generator=torch.Generator()), 4)
+    slots, filled = buffers.draw(index >= 0, torch.rand(6, generator=torch.Generator()), 4)
     assert len(slots) == 4
     assert sorted(slots[filled].tolist()) == filled_slots
 

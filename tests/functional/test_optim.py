@@ -119,3 +119,23 @@ def test_schedules_are_those_of_torch(schedule: str, keys: dict[str, Any]) -> No
         assert rate == pytest.approx(scheduler.get_last_lr()[0], rel=1e-9)
         optimizer.step()
         scheduler.step()
+
+
+@pytest.mark.parametrize(("name", "keys"), CASES)
+def test_nothing_is_overwritten_but_a_gradient_that_is_spent(
+    name: str, keys: dict[str, Any]
+) -> None:
+    config, results = configure(name, **keys), []
+    for spent in (False, True):
+        theta, grad = start(), gradient(start(), 0)
+        slots = optim.init(config, theta)
+        before = {key: value.clone() for key, value in slots.items()}
+        new, after = optim.update(config, theta, grad, slots, spent=spent)
+        assert torch.equal(theta, start())
+        assert spent or torch.equal(grad, gradient(start(), 0))
+        assert all(torch.equal(slots[key], value) for key, value in before.items())
+        later = {key: value.clone() for key, value in after.items()}
+        optim.update(config, new, gradient(new, 1), after, spent=True)
+        assert all(torch.equal(after[key], value) for key, value in later.items())
+        results.append(new)
+    assert torch.equal(*results)

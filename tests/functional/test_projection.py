@@ -272,7 +272,7 @@ def linear(active: Tensor | None = None) -> tuple[TrainState, Tensor, Tensor, Si
         assert of is s
         for rows in torch.arange(samples).split(4):
             tasks = torch.full_like(rows, task.index)
-            total = function(total, Batch(x[rows], y[rows], tasks, None, None, rows, {}))
+            total = function(total, Batch(x[rows], y[rows], tasks, None, None, rows, {}, {}))
         return total, samples
 
     def active_of(task: Tensor, t: Tensor) -> Tensor | None:

@@ -95,10 +95,10 @@ def test_penalty_and_network_accumulate_into_one_gradient_once(make_net) -> None
         return network + quadratic(theta, anchor, importance)
 
     expected = torch.func.grad(loss)(flat.theta.detach().clone())
-    gradient = torch.full_like(expected, 9.0)  # what an earlier step may have left
-    flat.clear_gradients()
-    loss(flat.theta).backward()
-    flat.gradient(gradient)
+    for _ in range(2):  # the second time after what the first has left
+        with flat.descent():
+            loss(flat.theta).backward()
+        gradient = flat.gradient()
     torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
     network_alone = expected - importance * (flat.theta.detach() - anchor)
     assert network_alone.abs().max() > 1e-3  # both parts matter to the comparison above
@@ -109,19 +109,40 @@ def test_a_second_gradient_keeps_the_first(make_net) -> None:
     # A-GEM needs two gradients within one step.
     flat = flat_of(make_net)
     flat.module.eval()
-    first, second = (torch.zeros_like(flat.theta, requires_grad=False) for _ in range(2))
-    for gradient, factor in ((first, 1.0), (second, 3.0)):
-        flat.clear_gradients()
-        (factor * flat.call(flat.theta, inputs(), 0).square().sum()).backward()
-        flat.gradient(gradient)
+    gradients = []
+    for factor in (1.0, 3.0):
+        with flat.descent():
+            (factor * flat.call(flat.theta, inputs(), 0).square().sum()).backward()
+        gradients.append(flat.gradient())
+    first, second = gradients
     torch.testing.assert_close(second, 3 * first, rtol=1e-4, atol=1e-4)
     assert first.abs().max() > 0
 
 
 @pytest.mark.parametrize("make_net", NETWORKS)
-def test_commit_writes_into_the_live_storage(make_net) -> None:
+def test_commit_makes_another_theta_the_live_one(make_net) -> None:
+    """And writes nothing: whoever has the memory of the old one keeps what is in it."""
     flat = flat_of(make_net)
     flat.module.eval()
+    theta, leaf = other_theta(flat), flat.theta
+    old = flat.theta.detach()
+    before = old.clone()
+    expected = flat.call(theta, inputs(), 0)
+    assert flat.commit(theta) is leaf is flat.theta
+    assert leaf.is_leaf
+    assert leaf.requires_grad
+    assert torch.equal(leaf, theta)
+    assert torch.equal(flat.module(inputs()), expected)
+    assert torch.equal(old, before)
+    assert flat.commit(leaf) is leaf
+    assert torch.equal(flat.module(inputs()), expected)
+
+
+@pytest.mark.parametrize("make_net", NETWORKS)
+def test_where_the_storage_must_stay_commit_copies_into_it(make_net) -> None:
+    flat = flat_of(make_net)
+    flat.module.eval()
+    flat.stays = True
     theta = other_theta(flat)
     leaf, address = flat.theta, flat.theta.data_ptr()
     expected = flat.call(theta, inputs(), 0)

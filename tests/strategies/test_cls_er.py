@@ -91,9 +91,12 @@ def test_places_without_a_sample_have_no_say(mid_run):
     torch.testing.assert_close(loss, F.cross_entropy(logits, batch.y))
 
 
-def test_of_a_buffer_with_few_samples_the_distance_is_the_mean_over_those(mid_run, holding):
+def test_of_a_buffer_with_few_samples_the_distance_is_the_mean_over_those(
+    mid_run, holding, replanned
+):
     strategy, env, s, (batch, *_) = mid_run(*TOY, "strategy.lambda=0.7", tasks=2)
     s = differing(holding(s, 3))
+    batch = replanned(strategy, s, batch, env)
     both = strategy.join(s, batch, strategy.draw(s, batch, env))
     assert int((both.weight > 0).sum()) == 16 + 3
     loss, _ = strategy.loss(s.theta, s, both, env)

@@ -49,9 +49,12 @@ def test_der_is_cross_entropy_plus_mean_squared_distance(mid_run):
     assert torch.equal(held, replay.index)  # logits and sample are of the same slot
 
 
-def test_of_a_buffer_with_few_samples_the_distance_is_the_mean_over_those(mid_run, holding):
+def test_of_a_buffer_with_few_samples_the_distance_is_the_mean_over_those(
+    mid_run, holding, replanned
+):
     strategy, env, s, (batch, *_) = run(mid_run, "strategy=der", "strategy.alpha=0.7")
     s = holding(s, 3)
+    batch = replanned(strategy, s, batch, env)
     loss, _ = strategy.loss(s.theta, s, batch, env)
     held = env.gather(s.memory["buffer_index"][:3], s.memory["buffer_task"][:3], s.t)
     expected = F.cross_entropy(env.net(s.theta, batch.x, batch.task), batch.y)

@@ -18,11 +18,12 @@ TOY = (
 
 @pytest.mark.parametrize("scenario", ["class", "task"])
 @pytest.mark.parametrize("held", [40, 3])
-def test_derpp_adds_cross_entropy_on_a_draw_of_its_own(mid_run, holding, scenario, held):
+def test_derpp_adds_cross_entropy_on_a_draw_of_its_own(mid_run, holding, replanned, scenario, held):
     """Over the outputs of the samples' own tasks; of a buffer with few samples, over those."""
     own = ("strategy=derpp", "strategy.beta=0.3", f"scenario={scenario}")
     strategy, env, s, (batch, *_) = mid_run(*TOY, *own, tasks=2)
     s = holding(s, held)
+    batch = replanned(strategy, s, batch, env)
     first, second = strategy.draw(s, batch, env), strategy.draw(s, batch, env, "_labels")
     if held == 40:
         assert set(first.index.tolist()) != set(second.index.tolist())

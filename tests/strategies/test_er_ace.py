@@ -18,11 +18,14 @@ TOY = (
 
 @pytest.mark.parametrize("scenario", ["class", "task"])
 @pytest.mark.parametrize("held", [40, 3])
-def test_er_ace_scores_incoming_samples_on_their_own_classes_only(mid_run, holding, scenario, held):
+def test_er_ace_scores_incoming_samples_on_their_own_classes_only(
+    mid_run, holding, replanned, scenario, held
+):
     """And replayed ones over their own task's outputs; of a buffer with few samples, those few."""
     own = ("strategy=er_ace", f"scenario={scenario}")
     strategy, env, s, (batch, *_) = mid_run(*TOY, *own, tasks=2)
     s = holding(s, held)
+    batch = replanned(strategy, s, batch, env)
     replay = strategy.draw(s, batch, env)
     both = strategy.join(s, batch, replay)
     loss, aux = strategy.loss(s.theta, s, both, env)

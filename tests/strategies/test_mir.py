@@ -53,7 +53,7 @@ def interference(env, s, batch, candidates) -> list[float]:
 
 @pytest.mark.parametrize("scenario", ["class", "task"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_the_most_interfered_candidates_are_replayed(mid_run, scenario, optimizer):
+def test_the_most_interfered_candidates_are_replayed(mid_run, replanned, scenario, optimizer):
     """The virtual step is one of SGD, and so long that the rise is not what first order says."""
     strategy, env, s, batches = mid_run(
         *TOY,
@@ -64,7 +64,7 @@ def test_the_most_interfered_candidates_are_replayed(mid_run, scenario, optimize
         tasks=2,
     )
     s = s._replace(opt=s.opt | {"lr": torch.tensor(1.0)})
-    for batch in batches[:3]:
+    for batch in (replanned(strategy, s, b, env) for b in batches[:3]):
         drawn = candidates_of(strategy, s, batch, env)
         score = interference(env, s, batch, drawn)
         best = sorted(range(40), key=lambda i: -score[i])[:10]
@@ -87,7 +87,7 @@ def test_an_empty_buffer_changes_nothing(mid_run):
     torch.testing.assert_close(new.theta, expected.theta)
 
 
-def test_places_without_a_sample_come_after_every_sample(mid_run):
+def test_places_without_a_sample_come_after_every_sample(mid_run, replanned):
     """Even after those that the step would do good, which have a lower score than no change."""
     strategy, env, s, (batch, *_) = mid_run(*TOY, "strategy=mir", tasks=2)
     held = s.memory["buffer_index"]
@@ -97,6 +97,7 @@ def test_places_without_a_sample_come_after_every_sample(mid_run):
     index[places] = held[places]
     s = s._replace(memory=s.memory | {"buffer_index": index})
     batch = env.gather(held[y == 0][4:], 0, s.t)._replace(noise=batch.noise)  # helps class 0
+    batch = replanned(strategy, s, batch, env)
     drawn = candidates_of(strategy, s, batch, env)
     score = torch.tensor(interference(env, s, batch, drawn))
     assert (score[drawn.weight == 1] < 0).all()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cl_runner.core import Batch, Task, TrainState, generator_for
+from cl_runner.core import Batch, Task, TrainState, Window, generator_for
 from cl_runner.errors import UserError, check, one_of
 from cl_runner.functional import buffers
 from cl_runner.functional.buffers import Slots
@@ -24,6 +24,8 @@ PREFIX = "buffer_"
 LARGEST = 1_000_000  # samples; drawing from a buffer takes time in proportion to its size
 REFILLED = ("class_balanced", "herding")  # at the end of each task, not after each step
 POLICIES = ("reservoir", "ring", *REFILLED)
+# Rows and tasks that are held [..., K], the current task -> which of them may be drawn, bool
+Drawable = Callable[[Slots, Tensor], Tensor]
 # What is held of a batch's samples besides row and task, [B, ...]: (s, batch, aux, env) -> ...
 Keep = Callable[[TrainState, Batch, dict[str, Any], Env], Slots]
 
@@ -107,46 +109,108 @@ def store(slots: Slots) -> dict[str, Tensor]:
     return {PREFIX + k: v for k, v in slots.items()}
 
 
+# In a window of W steps, worked out before them.
+
+
+def planned(
+    memory: Slots,
+    t: Tensor,
+    window: Window,
+    policy: str,
+    size: int,
+    drawable: Drawable,
+    env: Env,
+) -> tuple[Slots, Slots]:
+    """What the buffer does in the steps of task t: `batch.plan` of each, and the memory after them.
+
+    For each uniform "draw..." of the window's noise: `size` samples of those that are drawable.
+    """
+    slots, seen = load(memory), memory["seen"]
+    source, counted = entering(slots, seen, window, policy, env)
+    held = {
+        name: buffers.course(slots[name], values, source)
+        for name, values in (("index", window.index), ("task", window.task))
+    }
+    plan = {name: rows[1:] for name, rows in held.items()} | {"seen": counted, "source": source}
+    before = {name: rows[:-1] for name, rows in held.items()}
+    for name, uniform in window.noise.items():
+        if name.startswith("draw"):
+            samples = draws(before, drawable(before, t), uniform, size, window, env)
+            plan |= {f"{name}.{key}": values for key, values in samples.items()}
+    after = store({name: rows[-1] for name, rows in held.items()}) | {"seen": counted[-1]}
+    return plan, after
+
+
+def entering(
+    slots: Slots, seen: Tensor, window: Window, policy: str, env: Env
+) -> tuple[Tensor, Tensor]:
+    """Which of the batch's samples each slot takes in each step, [W, K], or -1: none.
+
+    And what has been `seen` after it, [W, bins].
+    """
+    (W, B), K, bins = window.y.shape, len(slots["index"]), env.bins(window.y, window.task)
+    if policy in REFILLED:
+        return torch.full((W, K), -1, device=bins.device), seen.expand(W, -1)
+    if policy == "ring":
+        target = buffers.ring_targets(seen, K // env.num_bins, bins.flatten())
+    else:
+        target = buffers.reservoir_targets(
+            seen.sum(), K, window.noise["reservoir"][:, :B].flatten()
+        )
+    each = seen.new_zeros(W, len(seen)).scatter_add(1, bins, torch.ones_like(bins))
+    return buffers.sources(target.view(W, B), K), seen + each.cumsum(0)
+
+
+def draws(
+    held: Slots, drawable: Tensor, uniform: Tensor, size: int, window: Window, env: Env
+) -> Slots:
+    """`size` samples for each step: their "slot", "index", "task", class "y" and "filled", [W, R].
+
+    held: rows and tasks [W, K] before each step, of which those that are drawable [W, K] are drawn,
+    uniformly. Where these are fewer than asked for, samples of the batch are shown again, so that
+    BatchNorm sees nothing else; they are not `filled`.
+    """
+    slot, filled = buffers.draw(drawable, uniform, size)
+    again = torch.arange(size, device=slot.device) % window.y.shape[1]
+    index = torch.where(filled, held["index"].gather(1, slot), window.index[:, again])
+    task = torch.where(filled, held["task"].gather(1, slot), window.task[:, again])
+    y = env.stream.labels(index, task)
+    return {"slot": slot, "index": index, "task": task, "y": y, "filled": filled}
+
+
 # In each step.
 
 
-def drawn(s: TrainState, batch: Batch, size: int, env: Env, which: str = "") -> Batch:
-    """`size` samples of the buffer, uniformly; weight 0 where it holds fewer than asked for.
+def drawn(s: TrainState, batch: Batch, env: Env, which: str = "") -> Batch:
+    """The samples of the buffer that are planned; weight 0 where it holds fewer than asked for.
 
-    `which` names the noise of a second, independent draw; noise["slot"] tells the slots.
-    Places without a sample show one of the batch again, so that BatchNorm sees nothing else.
+    `which` names a second, independent draw; noise["slot"] tells the slots.
     """
-    slots = load(s.memory)
-    chosen, filled = buffers.draw(slots["index"], batch.noise["draw" + which], size)
-    again = torch.arange(size, device=chosen.device) % len(batch.y)
-    index = torch.where(filled, slots["index"][chosen], batch.index[again])
-    task = torch.where(filled, slots["task"][chosen], batch.task[again])
-    augment = batch.noise["replay_augment" + which]
-    replay = env.gather(index, task, s.t, weight=filled.float(), augment=augment)
-    replay.noise["slot"] = chosen
-    return replay
+    name = f"draw{which}."
+    own = {k.removeprefix(name): v for k, v in batch.plan.items() if k.startswith(name)}
+    images = env.stream.images(own["index"], own["task"])
+    x = env.inputs(images, batch.noise["replay_augment" + which])
+    active, weight = env.active(own["task"], s.t), own["filled"].float()
+    noise = {"slot": own["slot"]}
+    return Batch(x, own["y"], own["task"], active, weight, own["index"], noise, {})
 
 
 def held_of(s: TrainState, replay: Batch, name: str) -> Tensor:
-    """What the buffer holds as `name` of the samples that `drawn` gave, [B, ...]."""
+    """What the buffer holds as `name` of samples that were drawn from it, [B, ...]."""
     return load(s.memory)[name][replay.noise["slot"]]
 
 
-def offered(s: TrainState, batch: Batch, kept: Slots, policy: str, env: Env) -> TrainState:
-    """The state after a batch's samples were offered to the buffer, a reservoir or a ring.
+def offered(s: TrainState, plan: Slots, kept: Slots) -> TrainState:
+    """The state after a batch's samples were offered to the buffer, as it was `planned`.
 
     kept: what is held of them besides row and task, [B, ...].
     """
-    slots, seen, bins = load(s.memory), s.memory["seen"], env.bins(batch.y, batch.task)
-    size = len(slots["index"])
-    if policy == "ring":
-        target = buffers.ring_targets(seen, size // env.num_bins, bins)
-    else:
-        uniform = batch.noise["reservoir"][: len(bins)]
-        target = buffers.reservoir_targets(seen.sum(), size, uniform)
-    slots = buffers.add(slots, {"index": batch.index, "task": batch.task, **kept}, target)
-    seen = seen.scatter_add(0, bins, torch.ones_like(bins))
-    return s._replace(memory=s.memory | store(slots) | {"seen": seen})
+    slots = {
+        name: buffers.write(s.memory[PREFIX + name], values, plan["source"])
+        for name, values in kept.items()
+    }
+    slots |= {"index": plan["index"], "task": plan["task"]}
+    return s._replace(memory=s.memory | store(slots) | {"seen": plan["seen"]})
 
 
 # At the end of a task.

@@ -1,0 +1,67 @@
+"""Where the channels of an image lie in memory, and how many images are evaluated at once."""
+
+import pytest
+import torch
+
+from cl_runner.nn.networks import CNN, MLP, ResNet, largest_activation, layout
+from cl_runner.run import evaluation
+from cl_runner.run.evaluation import evaluate
+from cl_runner.run.tasks import initial_state
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def resnet(channels=3):
+    return ResNet(channels, (1, 1), 2, 3, "projection")
+
+
+def test_convolutions_on_a_cpu_have_the_channels_of_a_pixel_together():
+    assert layout(resnet(), (3, 8, 8), CPU) == torch.channels_last
+    assert layout(CNN((3, 8, 8), [3], 5, 3), (3, 8, 8), CPU) == torch.channels_last
+    assert layout(resnet(), (3, 8, 8), GPU) == torch.contiguous_format
+    assert layout(MLP(192, [5], 3, "default", 0.0), (3, 8, 8), CPU) == torch.contiguous_format
+    assert layout(torch.nn.Conv2d(3, 3, 3), (3, 8, 8), CPU) == torch.contiguous_format
+
+
+def test_one_channel_has_no_other_layout():
+    """On strides that pass for both, torch's backward pass has corrupted memory."""
+    assert layout(resnet(1), (1, 8, 8), CPU) == torch.contiguous_format
+
+
+@pytest.mark.parametrize("network", [resnet(), CNN((3, 8, 8), [4, 3], 5, 3)])
+def test_both_layouts_compute_the_same(network):
+    x = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    together = x.contiguous(memory_format=torch.channels_last)
+    assert together.stride() != x.stride()
+    results = []
+    for images in (x, together):
+        network.zero_grad()
+        logits = network(images)
+        logits.square().sum().backward()
+        results.append((logits.detach(), [p.grad.clone() for p in network.parameters()]))
+    (a, grads), (b, others) = results
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    for grad, other in zip(grads, others, strict=True):
+        torch.testing.assert_close(grad, other, rtol=1e-3, atol=1e-4)
+
+
+def test_the_largest_activation_is_that_of_any_module():
+    assert largest_activation(MLP(16, [40, 5], 3, "default", 0.0), (1, 4, 4)) == 40
+    assert largest_activation(MLP(16, [4], 3, "default", 0.0), (1, 4, 4)) == 16  # the input
+    network = ResNet(3, (1, 1), 20, 10, "projection")
+    network.train()
+    assert largest_activation(network, (3, 32, 32)) == 20 * 32 * 32
+    assert network.training and not network._forward_hooks
+    assert int(network.bn.num_batches_tracked) == 0
+
+
+def test_the_rule_for_chunks_changes_no_accuracy(prepared, monkeypatch):
+    """In chunks of one image, of a few with a rest, and of all."""
+    strategy, env = prepared("strategy=naive", "benchmark=split_digits")[1:]
+    s, rows = initial_state(strategy, env), []
+    monkeypatch.setattr(evaluation, "LARGEST_CHUNK", 2000)
+    for size in (1, 7, 2000):
+        monkeypatch.setattr(evaluation, "CHUNK_BYTES", size * 4 * env.largest_activation)
+        assert evaluation.evaluation_chunk(env) == size
+        rows.append(evaluate(strategy, s, env))
+    assert rows[0] == rows[1] == rows[2]
