@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -72,14 +73,20 @@ def strategy(work: str):  # noqa: ANN201 - the same
     return Replay(mem_size=500, **options)
 
 
-def main() -> None:
-    """Run one work and print its ACC."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("work", choices=WORKS)
+def parsed(doc: str, works: Iterable[str]) -> argparse.Namespace:
+    """The command line of a peer; its threads are set."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("work", choices=works)
     parser.add_argument("--data", type=Path, required=True, help="the folder with MNIST/raw")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    return arguments
+
+
+def main() -> None:
+    """Run one work and print its ACC."""
+    arguments = parsed(__doc__, WORKS)
     torch.manual_seed(0)
     import_torchvision()
     stream, learner = benchmark(arguments.work, arguments.data), strategy(arguments.work)

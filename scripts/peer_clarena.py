@@ -18,15 +18,13 @@ samples a step. Its output layer grows by two classes with each task.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 import sys
 import tempfile
 from pathlib import Path
 
-import torch
-from peer_avalanche import import_torchvision
+from peer_avalanche import import_torchvision, parsed
 
 ENTRANCE = """defaults:
   - _self_
@@ -125,12 +123,7 @@ def command(*arguments: str) -> None:
 
 def main() -> None:
     """Run one work and print its ACC."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("work", choices=WORKS)
-    parser.add_argument("--data", type=Path, required=True, help="the folder with MNIST/raw")
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = parsed(__doc__, WORKS)
     import_torchvision()
     with tempfile.TemporaryDirectory() as folder:
         configure(arguments.work, arguments.data, Path(folder))

@@ -1,12 +1,15 @@
 """Where the channels of an image lie in memory, and how many images are evaluated at once."""
 
+import numpy as np
 import pytest
 import torch
 
+from cl_runner import strategies
 from cl_runner.nn.networks import CNN, MLP, ResNet, largest_activation, layout
 from cl_runner.run import evaluation
 from cl_runner.run.evaluation import evaluate
-from cl_runner.run.tasks import initial_state
+from cl_runner.run.prepare import prepare
+from cl_runner.run.tasks import initial_state, train_task
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -26,6 +29,45 @@ def test_convolutions_on_a_cpu_have_the_channels_of_a_pixel_together():
 def test_one_channel_has_no_other_layout():
     """On strides that pass for both, torch's backward pass has corrupted memory."""
     assert layout(resnet(1), (1, 8, 8), CPU) == torch.contiguous_format
+
+
+@pytest.fixture
+def coloured(configure, tmp_path):
+    """coloured("strategy=er"): a run on small random images of three channels."""
+    draw = np.random.default_rng(0).integers
+    arrays = {
+        name: draw(256, size=(n, 8, 8, 3), dtype=np.uint8)
+        for name, n in (("x_train", 96), ("x_test", 24))
+    }
+    arrays |= {"y_train": np.arange(96) % 4, "y_test": np.arange(24) % 4}
+    np.savez(tmp_path / "own.npz", **arrays)
+
+    def function(*overrides):
+        config = configure(
+            *(f"data.path={tmp_path / 'own.npz'}", "benchmark=split_npz", "benchmark.num_tasks=2"),
+            *("model=cnn", "training.batch_size=12", "training.augment=crop_flip", *overrides),
+        )
+        strategy = strategies.build(config.strategy)
+        return strategy, prepare(config, strategy)
+
+    return function
+
+
+@pytest.mark.parametrize(
+    "name", ["der", "ewc", "gpm", "icarl", "latent_replay", "lwf", "mas", "packnet", "si"]
+)
+def test_the_layout_changes_nothing_but_last_digits(coloured, name):
+    """What strategies do with images and activations, some of which see them by their strides."""
+    states, scenario = [], "class" if name == "icarl" else "task"
+    for layout_of_images in (None, torch.contiguous_format):
+        strategy, env = coloured(f"strategy={name}", f"scenario={scenario}")
+        assert env.layout == torch.channels_last
+        env.layout = layout_of_images or env.layout
+        s = initial_state(strategy, env)
+        for task in env.stream:
+            s = train_task(strategy, s, task, env)
+        states.append(s.theta.detach().clone())
+    torch.testing.assert_close(*states, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("network", [resnet(), CNN((3, 8, 8), [4, 3], 5, 3)])

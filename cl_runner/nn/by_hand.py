@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from cl_runner.nn.networks import MLP
 
 
-def has_one(module: object) -> bool:
+def applies_to(module: object) -> bool:
     """Whether a network's backward pass is written out here: a plain MLP's is."""
     if type(module) is not MLP or module.dropout:
         return False

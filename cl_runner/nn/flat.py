@@ -39,7 +39,7 @@ class Flat:
             p.data = view
         self.theta = storage.requires_grad_()  # [P]
         self.stays = False  # whether the storage must stay where it is: a recording reads it
-        self.by_hand = by_hand.has_one(module) and not mixed
+        self.by_hand = by_hand.applies_to(module) and not mixed
         self.descending = False  # whether a gradient for a step is being computed
         self.answering = in_evaluation_mode(module)
 

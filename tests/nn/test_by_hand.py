@@ -85,15 +85,15 @@ def test_in_a_step_inputs_that_ask_for_a_gradient_get_it():
     assert flat.gradient().abs().max() > 0
 
 
-def test_only_a_plain_mlp_has_one():
+def test_it_applies_to_a_plain_mlp_alone():
     class Own(MLP):
         def forward(self, x, task=None, first=0, last=None):
             return super().forward(2 * x, task, first, last)
 
-    assert by_hand.has_one(MLP(4, [3], 2, "default", 0.0))
-    assert not by_hand.has_one(MLP(4, [3], 2, "default", 0.5))
-    assert not by_hand.has_one(Own(4, [3], 2, "default", 0.0))
-    assert not by_hand.has_one(CNN((1, 4, 4), [3], 5, 3))
+    assert by_hand.applies_to(MLP(4, [3], 2, "default", 0.0))
+    assert not by_hand.applies_to(MLP(4, [3], 2, "default", 0.5))
+    assert not by_hand.applies_to(Own(4, [3], 2, "default", 0.0))
+    assert not by_hand.applies_to(CNN((1, 4, 4), [3], 5, 3))
     frozen = MLP(4, [3], 2, "default", 0.0)
     frozen.layers[0].weight.requires_grad_(False)
-    assert not by_hand.has_one(frozen)
+    assert not by_hand.applies_to(frozen)

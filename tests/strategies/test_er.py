@@ -13,6 +13,7 @@ from cl_runner.errors import UserError
 from cl_runner.run.tasks import initial_state, train_task
 from cl_runner.strategies.er import ER
 from cl_runner.strategies.parts.replay import bins_of, places
+from cl_runner.training import batches
 from cl_runner.training.batches import Source
 
 TOY = (
@@ -380,3 +381,18 @@ def test_an_empty_buffer_changes_nothing(prepared):
 def test_what_cannot_be_is_refused(prepared, overrides, message):
     with pytest.raises(UserError, match=message):
         prepared(*TOY, *overrides)
+
+
+@pytest.mark.parametrize("policy", ["reservoir", "ring"])
+def test_how_many_steps_are_planned_at_once_changes_nothing(prepared, monkeypatch, policy):
+    """One step, a few, or as many as there are."""
+    states = []
+    for steps in (1, 3, 64):
+        monkeypatch.setattr(batches, "LARGEST_PLAN", steps * 60)
+        monkeypatch.setattr(batches, "PREPARED_BYTES", steps * 4000)
+        own = (f"strategy.policy={policy}", "strategy.buffer_size=60", "training.epochs=2")
+        _, _, _, s = run(prepared, *own)
+        states.append((s.theta.detach().clone(), s.memory))
+    for theta, memory in states[1:]:
+        assert torch.equal(theta, states[0][0])
+        assert all(torch.equal(memory[key], value) for key, value in states[0][1].items())
