@@ -132,7 +132,7 @@ class Stream:
 
     def normalise(self, x: Tensor) -> Tensor:
         """The network's input [B, C, H, W] float32 from images."""
-        x = x * self.scale
+        x = x * self.scale if x.is_floating_point() else x.float().mul_(self.scale)
         return x if self.shift is None else x.add_(self.shift)
 
     def labels(self, index: Tensor, task: int | Tensor) -> Tensor:

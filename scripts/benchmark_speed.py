@@ -22,10 +22,11 @@ The loops of scripts/lean_loops.py do the same and nothing else. Both need the d
 folder (`data.root` or CL_RUNNER_DATA); the first run of `cl-run benchmark=permuted_mnist`, or of
 `benchmark=split_cifar10`, puts it there. The two take turns, so that a machine whose speed drifts
 does so for both; what counts is the ratio. Both wait for their threads in the same way
-(GOMP_SPINCOUNT=1000, which cl-run sets for itself).
+(GOMP_SPINCOUNT=1000, which cl-run sets for itself). With --spinning, a third takes its turns: the
+loop as OpenMP waits by itself, which is faster on an idle machine and slower on a busy one.
 
 A peer is run by the Python that has it, through scripts/peer_NAME.py, which takes the same command
-line as lean_loops.py; it takes its turns with the two others.
+line as lean_loops.py; it takes its turns with the others, and waits as OpenMP does by itself.
 """
 
 from __future__ import annotations
@@ -63,12 +64,17 @@ DATA = {"W1": "mnist", "W2": "mnist", "W3": "mnist", "W4": "cifar10"}  # the fil
 FIRST_RUN = {"mnist": "permuted_mnist", "cifar10": "split_cifar10"}  # the benchmark that makes it
 PEERS = ("avalanche", "clarena")
 PEER_WORKS = ("W1", "W3")
+SPINS = "1000"  # as cl-run sets it for itself
 
 
-def timed(command: list[str], folder: Path) -> tuple[float, float]:
-    """Wall and processor seconds of a process. Raises RuntimeError if it fails."""
+def timed(command: list[str], folder: Path, spins: str | None) -> tuple[float, float]:
+    """Wall and processor seconds of a process. Raises RuntimeError if it fails.
+
+    spins: how often its threads look before they sleep, GOMP_SPINCOUNT; None: as OpenMP likes it.
+    """
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    environment = os.environ | {"GOMP_SPINCOUNT": "1000"}  # as cl-run sets it for itself
+    environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"}
+    environment |= {"GOMP_SPINCOUNT": spins} if spins else {}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
@@ -89,6 +95,8 @@ def compare(work: str, arguments: argparse.Namespace, level: str) -> None:
             *(f"data.root={arguments.data}", f"threads={arguments.threads}"),
         ],
     }
+    if arguments.spinning:
+        commands["spinning loop"] = commands["lean loop"]
     peers = arguments.peers if work in PEER_WORKS else {}
     for name, python in peers.items():
         commands[name] = [python, str(lean.with_name(f"peer_{name}.py")), work, *shared]
@@ -96,15 +104,17 @@ def compare(work: str, arguments: argparse.Namespace, level: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(arguments.repeat):
             for name, command in commands.items():
-                seconds[name].append(timed(command, Path(folder)))
+                spins = SPINS if name in ("lean loop", "cl-run") else None
+                seconds[name].append(timed(command, Path(folder), spins))
     for name, runs in seconds.items():
         wall, cpu = ([run[i] for run in runs] for i in (0, 1))
         print(
-            f"{work} {name:10} median {statistics.median(wall):6.2f} s wall "
+            f"{work} {name:13} median {statistics.median(wall):6.2f} s wall "
             f"({min(wall):.2f} to {max(wall):.2f}), {statistics.median(cpu):6.2f} s CPU, "
             f"n = {len(runs)}"
         )
-    for a, b in (("cl-run", "lean loop"), *((name, "cl-run") for name in peers)):
+    pairs_shown = [("cl-run", loop) for loop in ("lean loop", "spinning loop") if loop in commands]
+    for a, b in (*pairs_shown, *((name, "cl-run") for name in peers)):
         pairs = zip(seconds[a], seconds[b], strict=True)
         ratios = sorted(x[0] / y[0] for x, y in pairs)
         print(
@@ -138,6 +148,9 @@ def parsed() -> argparse.Namespace:
         type=lambda text: Path(text).expanduser().resolve(),
         default=os.environ.get("CL_RUNNER_DATA", "~/.cache/cl_runner"),
         help="the folder that holds mnist.npz and cifar10.npz",
+    )
+    parser.add_argument(
+        "--spinning", action="store_true", help="the loop once more, its threads never asleep"
     )
     parser.add_argument("--replay", action="store_true", help="replay steps by hand against ours")
     parser.add_argument("--steps", action="store_true", help="costs of steps and of Fishers")

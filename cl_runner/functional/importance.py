@@ -151,6 +151,18 @@ def add_sizes(
         bias += size(delta.sum(2)).sum(0)
 
 
+def add_product(sums: dict[int, Tensor], layer: nn.Module, delta: Tensor, factor: Tensor) -> None:
+    """The same where there is one position and the sizes are given; [B, O] and [B, I]."""
+    if (weight := sums.get(id(layer.weight))) is not None:
+        if weight.dim() > 1:
+            matrix = weight.view(len(weight), -1)
+            torch.addmm(matrix, delta.T, factor, out=matrix)
+        else:
+            weight += (delta * factor).sum(0)
+    if (bias := sums.get(id(layer.bias))) is not None:
+        bias += delta.sum(0)
+
+
 def derivatives(logits: Tensor, uses: list[Use], g: Tensor) -> Sequence[Tensor | None]:
     """Those of <g, f> with respect to the outputs of layers; None where f does not depend on it."""
     outputs = [use.output for use in uses]
@@ -185,9 +197,8 @@ def add_gradient_sizes(
             else:
                 single[layer] = size(delta)
     for layer, _, factor in uses:
-        if layer in single:  # the samples take the place of the positions: [1, O, B] and [1, I, B]
-            swapped = size(factor).transpose(0, 2)
-            add_sizes(sums, layer, single[layer].transpose(0, 2), swapped, lambda v: v)
+        if layer in single:
+            add_product(sums, layer, single[layer][..., 0], size(factor[..., 0]))
 
 
 def merge_quadratics(

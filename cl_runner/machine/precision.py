@@ -26,9 +26,10 @@ def choose(precision: str, device: torch.device) -> str:
     """Set torch up for a run on `device`; what it computes with, for the results.
 
     - `float32`: torch's default kernels; on a CPU those of MKL, as a rule.
-    - `float32_onednn`: on a CPU, those of oneDNN, still in float32. On AMD they are about twice as
-      fast. They are what torch calls "medium" precision: it permits bfloat16, which oneDNN uses
-      where the CPU has AMX. So their error is probed, and a CPU that fails is refused.
+    - `float32_onednn`: on a CPU, those of oneDNN, still in float32. On AMD they are up to twice as
+      fast for large products; small ones of a plain MLP's steps stay MKL's (`nn.kernels`). They are
+      what torch calls "medium" precision: it permits bfloat16, which oneDNN uses where the CPU has
+      AMX. So their error is probed, and a CPU that fails is refused.
     - `auto`: `float32_onednn` on an AMD CPU with AVX2 that passes, else `float32`.
     - `tf32` (CUDA) and `bfloat16` (training by autocast) round more, and are never chosen
       unless asked for.

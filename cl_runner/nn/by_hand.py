@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._utils import _unflatten_dense_tensors
 from torch.autograd.function import once_differentiable
 
+from cl_runner.nn.kernels import by_size
 from cl_runner.nn.networks import MLP
 
 
@@ -23,12 +25,17 @@ def applies_to(module: object) -> bool:
     return all(p.requires_grad and p.dtype == torch.float32 for p in module.parameters())
 
 
-def logits(theta: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+def logits(
+    theta: Tensor, x: Tensor, parameters: Sequence[Tensor], threads: int | None = None
+) -> Tensor:
     """A plain MLP's logits [B, K] for x [B, ...]; the gradient flows to theta [P], not to x.
 
-    parameters: the layers' weights and biases in turn, views of theta.
+    parameters: the layers' weights and biases in turn, views of theta. threads: for products that
+    are large enough (see `nn.kernels`).
     """
-    result: Tensor = Backpropagation.apply(theta, x, parameters)  # type: ignore[no-untyped-call]
+    result: Tensor = Backpropagation.apply(  # type: ignore[no-untyped-call]
+        theta, x, parameters, threads
+    )
     return result
 
 
@@ -36,27 +43,31 @@ class Backpropagation(torch.autograd.Function):
     """`logits`, forward and backward."""
 
     @staticmethod
-    def forward(ctx: Any, theta: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    def forward(
+        ctx: Any, theta: Tensor, x: Tensor, parameters: Sequence[Tensor], threads: int | None
+    ) -> Tensor:
         """A product and a ReLU per layer; of the last one, a product."""
         inputs = [x.flatten(1)]
-        weights, biases = parameters[::2], parameters[1::2]
-        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-            inputs.append(torch.addmm(bias, inputs[-1], weight.t()).relu_())
-        ctx.weights, ctx.inputs, ctx.like = weights, inputs, theta
-        return torch.addmm(biases[-1], inputs[-1], weights[-1].t())
+        ctx.inputs, ctx.parameters, ctx.like, ctx.threads = inputs, parameters, theta, threads
+        for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
+            with by_size(len(x) * weight.numel(), threads):
+                output = torch.addmm(bias, inputs[-1], weight.t())
+            if 2 * len(inputs) < len(parameters):
+                inputs.append(output.relu_())
+        return output
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, delta: Tensor) -> tuple[Tensor, None, None, None]:
         """From the last layer to the first, each gradient written to its place."""
         gradient = torch.empty_like(ctx.like)
-        end = len(gradient)
-        for i in reversed(range(len(ctx.weights))):
-            weight, given = ctx.weights[i], ctx.inputs[i]
-            middle, begin = end - len(weight), end - len(weight) - weight.numel()
-            torch.sum(delta, 0, out=gradient[middle:end])
-            torch.mm(delta.t(), given, out=gradient[begin:middle].view_as(weight))
-            if i:
-                delta = torch.ops.aten.threshold_backward(delta.mm(weight), given, 0)
-            end = begin
-        return gradient, None, None
+        parts = _unflatten_dense_tensors(gradient, ctx.parameters)
+        for i in reversed(range(len(ctx.inputs))):
+            weight, given = ctx.parameters[2 * i], ctx.inputs[i]
+            torch.sum(delta, 0, out=parts[2 * i + 1])
+            with by_size(len(given) * weight.numel(), ctx.threads):
+                torch.mm(delta.t(), given, out=parts[2 * i])
+                above = delta.mm(weight) if i else None
+            if above is not None:
+                delta = torch.ops.aten.threshold_backward(above, given, 0)
+        return gradient, None, None, None

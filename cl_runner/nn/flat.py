@@ -40,7 +40,8 @@ class Flat:
         self.theta = storage.requires_grad_()  # [P]
         self.stays = False  # whether the storage must stay where it is: a recording reads it
         self.by_hand = by_hand.applies_to(module) and not mixed
-        self.descending = False  # whether a gradient for a step is being computed
+        self.descending = False  # whether a gradient for a step is being computed, by hand
+        self.threads: int | None = None  # of the CPU, in that
         self.answering = in_evaluation_mode(module)
 
     @property
@@ -79,6 +80,7 @@ class Flat:
         Dropout is off; BatchNorm uses the statistics in `buffers`, or the module's own ones, and
         moves none.
         """
+        self._need_threads()
         values = self.views(theta.detach()) | self.buffers | dict(buffers or {})
         mixed = self.mixed and self.module.training
         with torch.no_grad(), torch.autocast(theta.device.type, torch.bfloat16, enabled=mixed):
@@ -88,8 +90,9 @@ class Flat:
     def _call(self, theta: Tensor, x: Tensor, task: Tensor | int, **options: Any) -> Tensor:
         output: Tensor
         if theta is self.theta and self.descending and not options and not x.requires_grad:
-            output = by_hand.logits(theta, x, self.parameters)
-        elif theta is self.theta:
+            return by_hand.logits(theta, x, self.parameters, self.threads)
+        self._need_threads()
+        if theta is self.theta:
             output = self.module(x, task, **options)
         else:
             buffers = {name: value.clone() for name, value in self.buffers.items()}
@@ -119,15 +122,30 @@ class Flat:
 
     @contextmanager
     def descent(self) -> Iterator[None]:
-        """Around a loss whose gradient at the live theta is asked for, and its backward pass."""
+        """Around a loss whose gradient at the live theta is asked for, and its backward pass.
+
+        By hand, all but the large products is done by one thread of a CPU: a batch's outputs and
+        losses are few numbers, for which torch wakes all threads again and again. Whatever else
+        goes through the network has them all, and so has its backward pass.
+        """
         for p in (self.theta, *self.parameters):
             p.grad = None
+        threads = torch.get_num_threads()
         self.descending = self.by_hand
+        if self.by_hand and self.theta.device.type == "cpu":
+            self.threads = threads
+            torch.set_num_threads(1)
         try:
             with torch.enable_grad():
                 yield
         finally:
-            self.descending = False
+            self.descending, self.threads = False, None
+            torch.set_num_threads(threads)
+
+    def _need_threads(self) -> None:
+        """From here on to the end of the descent, if there is one, all threads take part."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
 
     def gradient(self) -> Tensor:
         """What the backward passes of the last descent have left, [P]."""

@@ -473,9 +473,10 @@ def test_the_memory_bounds_change_nothing(
 def test_the_classes_share_one_matrix_product_per_linear_layer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calls, outer = [], formulas.outer
-    counted = (formulas.linear_factor, lambda *args: calls.append(None) or outer(*args))
-    monkeypatch.setitem(formulas.RULES, nn.Linear, counted)
+    calls, add_product = [], formulas.add_product
+    monkeypatch.setattr(
+        formulas, "add_product", lambda *args: calls.append(None) or add_product(*args)
+    )
     env, s = environment(mlp)
     fisher_diagonal(s, env.stream[0], env, labels="exact", samples=None)
     assert len(calls) == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cl_runner.core import Batch, Task, TrainState
 from cl_runner.errors import check, one_of
@@ -13,6 +13,7 @@ from cl_runner.functional.importance import (
     FACTOR_BYTES,
     LABEL_RULES,
     Cotangents,
+    Forward,
     Size,
     add_gradient_sizes,
     ruled_layers,
@@ -50,19 +51,16 @@ def mean_gradient_sizes(
     def forward(batch: Batch) -> Tensor:
         return env.net(s.theta, batch.x, batch.task)
 
+    layers, at_once = by_rules(s, task, env, forward)
+
     def add(total: Tensor, batch: Batch) -> Tensor:
-        layers = ruled_layers(env.flat.module)
-        _, uses = traced(layers, forward, next(split(batch, 1)))
-        each_once = sorted(id(use.layer) for use in uses) == sorted(id(layer) for layer in layers)
-        as_ruled = all(use.factor.dim() == 3 and len(use.factor) == 1 for use in uses)
-        if not (layers and each_once and as_ruled):
-            return total + sample_by_sample(batch)
-        sums = torch.zeros_like(total)
-        views = env.flat.views(sums).values()
-        sums_of = {id(p): view for p, view in zip(env.flat.parameters, views, strict=True)}
-        for part in split(batch, FACTOR_BYTES // sum(use.factor.nbytes for use in uses)):
-            add_gradient_sizes(sums_of, layers, forward, part, cotangents_of, size)
-        return total + sums
+        if not layers:
+            return total.add_(sample_by_sample(batch))
+        views = env.flat.views(total).values()
+        sums = {id(p): view for p, view in zip(env.flat.parameters, views, strict=True)}
+        for part in split(batch, at_once):
+            add_gradient_sizes(sums, layers, forward, part, cotangents_of, size)
+        return total
 
     def sample_by_sample(batch: Batch) -> Tensor:
         def score(theta: Tensor, x: Tensor, task: Tensor, g: Tensor) -> Tensor:
@@ -81,6 +79,19 @@ def mean_gradient_sizes(
     total = torch.zeros_like(s.theta, requires_grad=False)
     total, count = env.fold(add, total, s, task, samples=samples)
     return total / count
+
+
+def by_rules(s: TrainState, task: Task, env: Env, forward: Forward) -> tuple[list[nn.Module], int]:
+    """The layers whose gradients follow RULES, if all do, and how many samples to take at once."""
+    env.flat.module.eval()
+    layers = ruled_layers(env.flat.module)
+    _, uses = traced(layers, forward, env.gather(task.train[:1], task.index, s.t))
+    env.flat.module.train()
+    each_once = sorted(id(use.layer) for use in uses) == sorted(id(layer) for layer in layers)
+    as_ruled = all(use.factor.dim() == 3 and len(use.factor) == 1 for use in uses)
+    if not (layers and each_once and as_ruled):
+        return [], 0
+    return layers, FACTOR_BYTES // sum(use.factor.nbytes for use in uses)
 
 
 def fisher_diagonal(

@@ -54,5 +54,5 @@ def descend(s: TrainState, grad: Tensor, penalty: Quadratic, how: str, env: Env)
     """
     if how == "loss":
         grad = penalty.pull(grad, s.theta)
-    s = env.update(s, grad)
+    s = env.update(s, grad, spent=True)
     return penalty.proximal_step(s) if how == "proximal" else s
