@@ -28,7 +28,8 @@ def state(theta: Tensor) -> TrainState:
     return TrainState(theta, {}, {"lr": torch.tensor(LR)}, {}, torch.tensor(0))
 
 
-def sgd(s: TrainState, grad: Tensor) -> TrainState:
+def sgd(s: TrainState, grad: Tensor, *, spent: bool) -> TrainState:
+    assert spent  # nobody needs the gradient any more, so that its memory may become theta's
     return s._replace(theta=s.theta - LR * grad)
 
 
