@@ -22,8 +22,9 @@ The loops of scripts/lean_loops.py do the same and nothing else. Both need the d
 folder (`data.root` or CL_RUNNER_DATA); the first run of `cl-run benchmark=permuted_mnist`, or of
 `benchmark=split_cifar10`, puts it there. The two take turns, so that a machine whose speed drifts
 does so for both; what counts is the ratio. Both wait for their threads in the same way
-(GOMP_SPINCOUNT=1000, which cl-run sets for itself). With --spinning, a third takes its turns: the
-loop as OpenMP waits by itself, which is faster on an idle machine and slower on a busy one.
+(GOMP_SPINCOUNT=1000, which cl-run sets for itself). With --tuned, a third takes its turns: the loop
+with threads that spin, as OpenMP does by itself, which is faster on an idle machine and slower on a
+busy one; W4's also with the channels of a pixel together (torch.channels_last), as cl-run has them.
 
 A peer is run by the Python that has it, through scripts/peer_NAME.py, which takes the same command
 line as lean_loops.py; it takes its turns with the others, and waits as OpenMP does by itself.
@@ -95,8 +96,9 @@ def compare(work: str, arguments: argparse.Namespace, level: str) -> None:
             *(f"data.root={arguments.data}", f"threads={arguments.threads}"),
         ],
     }
-    if arguments.spinning:
-        commands["spinning loop"] = commands["lean loop"]
+    if arguments.tuned:
+        layout = ["--channels-last"] if work == "W4" else []
+        commands["tuned loop"] = [*commands["lean loop"], *layout]
     peers = arguments.peers if work in PEER_WORKS else {}
     for name, python in peers.items():
         commands[name] = [python, str(lean.with_name(f"peer_{name}.py")), work, *shared]
@@ -109,12 +111,13 @@ def compare(work: str, arguments: argparse.Namespace, level: str) -> None:
     for name, runs in seconds.items():
         wall, cpu = ([run[i] for run in runs] for i in (0, 1))
         print(
-            f"{work} {name:13} median {statistics.median(wall):6.2f} s wall "
+            f"{work} {name:10} median {statistics.median(wall):6.2f} s wall "
             f"({min(wall):.2f} to {max(wall):.2f}), {statistics.median(cpu):6.2f} s CPU, "
             f"n = {len(runs)}"
         )
-    pairs_shown = [("cl-run", loop) for loop in ("lean loop", "spinning loop") if loop in commands]
-    for a, b in (*pairs_shown, *((name, "cl-run") for name in peers)):
+    loops = [name for name in commands if name.endswith("loop")]
+    shown = [*(("cl-run", loop) for loop in loops), *((name, "cl-run") for name in peers)]
+    for a, b in shown:
         pairs = zip(seconds[a], seconds[b], strict=True)
         ratios = sorted(x[0] / y[0] for x, y in pairs)
         print(
@@ -150,7 +153,7 @@ def parsed() -> argparse.Namespace:
         help="the folder that holds mnist.npz and cifar10.npz",
     )
     parser.add_argument(
-        "--spinning", action="store_true", help="the loop once more, its threads never asleep"
+        "--tuned", action="store_true", help="the loop once more, tuned to an idle machine"
     )
     parser.add_argument("--replay", action="store_true", help="replay steps by hand against ours")
     parser.add_argument("--steps", action="store_true", help="costs of steps and of Fishers")

@@ -1,6 +1,7 @@
 """The works of benchmark_speed.py as one would write them by hand, and nothing else.
 
     python scripts/lean_loops.py W1 --data FOLDER [--threads 2] [--precision medium]
+                                 [--channels-last]
 
 nn.Module and autograd; no configuration, no files but the data set, no library but torch and numpy.
 """
@@ -224,9 +225,9 @@ def resnet18(width: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, outputs))
 
 
-def normalised(x: Tensor) -> Tensor:
+def normalised(x: Tensor, layout: torch.memory_format) -> Tensor:
     """The network's input from images of CIFAR-10."""
-    return x.float().div_(255).sub_(MEAN).div_(STD)
+    return x.float().div_(255).sub_(MEAN).div_(STD).contiguous(memory_format=layout)
 
 
 def cropped(x: Tensor) -> Tensor:
@@ -238,16 +239,21 @@ def cropped(x: Tensor) -> Tensor:
     return torch.where(torch.rand(B, 1, 1, 1) < 0.5, x.flip(3), x)
 
 
-def split_cifar10(data: Path) -> list[float]:
+def split_cifar10(data: Path, layout: torch.memory_format) -> list[float]:
     """W4: two tasks of five classes, class-incremental, 2,000 training samples of each."""
+
+    def inputs(images: Tensor) -> Tensor:
+        return normalised(images, layout)
+
     x, y, x_test, y_test = arrays(data / "cifar10.npz")
     x, x_test = (images.permute(0, 3, 1, 2).contiguous() for images in (x, x_test))
     net = resnet18(20, 10)
+    net.to(memory_format=layout)  # type: ignore[call-overload]
     tests = [(x_test[y_test // 5 == t], y_test[y_test // 5 == t]) for t in range(2)]
     tasks = [rows[torch.randperm(len(rows))[:2000]] for rows in by_classes(y, 2)]
     return replay(
-        *(net, lambda rows: normalised(cropped(x[rows])), y, tasks),
-        lambda: evaluate(net, tests, normalised, CIFAR_CHUNK),
+        *(net, lambda rows: inputs(cropped(x[rows])), y, tasks),
+        lambda: evaluate(net, tests, inputs, CIFAR_CHUNK),
     )
 
 
@@ -258,7 +264,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder with the .npz files")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", default="highest", help="of float32 matrix products")
+    parser.add_argument("--channels-last", action="store_true", help="the layout of W4's images")
     arguments = parser.parse_args()
+    layout = torch.channels_last if arguments.channels_last else torch.contiguous_format
     torch.set_num_threads(arguments.threads)
     torch.set_float32_matmul_precision(arguments.precision)
     torch.manual_seed(0)
@@ -266,7 +274,7 @@ def main() -> None:
         "W1": lambda data: permuted(data, ewc=False),
         "W2": lambda data: permuted(data, ewc=True),
         "W3": split_mnist,
-        "W4": split_cifar10,
+        "W4": lambda data: split_cifar10(data, layout),
     }
     row = works[arguments.work](arguments.data)
     print(f"ACC {sum(row) / len(row):.4f}")

@@ -16,7 +16,7 @@ from cl_runner.training.env import Env
 CPU = torch.device("cpu")
 NOISE_WINDOW = 64  # steps whose uniforms are drawn at once
 LARGEST_PLAN = 2**20  # elements of one of its tensors: of a large buffer fewer steps are planned
-PREPARED_BYTES = 2**21  # of inputs that lie ready for the coming steps
+PREPARED_BYTES = 2**22  # of inputs that lie ready for the coming steps
 TrainingSet = tuple[Tensor, int | Tensor]  # rows [n] of the training set; their task, or tasks [n]
 
 
