@@ -152,7 +152,11 @@ def add_sizes(
 
 
 def add_product(sums: dict[int, Tensor], layer: nn.Module, delta: Tensor, factor: Tensor) -> None:
-    """The same where there is one position and the sizes are given; [B, O] and [B, I]."""
+    """Add sum_n delta_n factor_n^T to the weight's sums, and sum_n delta_n to the bias's.
+
+    The sizes of a layer that was used at one position: delta [B, O], factor [B, I]. A weight that
+    is a vector, BatchNorm's, has one factor for each output.
+    """
     if (weight := sums.get(id(layer.weight))) is not None:
         if weight.dim() > 1:
             matrix = weight.view(len(weight), -1)

@@ -67,7 +67,7 @@ def keep_freed_memory() -> None:
 
 
 def on_amd() -> bool:
-    """Whether this is an AMD CPU with AVX2, on which oneDNN is faster than MKL."""
+    """Whether this is an AMD CPU with AVX2, on which oneDNN's large products are faster."""
     info = Path("/proc/cpuinfo")
     vendor = info.read_text(encoding="utf-8") if info.exists() else platform.processor()
     return "AuthenticAMD" in vendor and torch.backends.cpu.get_cpu_capability() in {

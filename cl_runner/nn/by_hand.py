@@ -25,13 +25,11 @@ def applies_to(module: object) -> bool:
     return all(p.requires_grad and p.dtype == torch.float32 for p in module.parameters())
 
 
-def logits(
-    theta: Tensor, x: Tensor, parameters: Sequence[Tensor], threads: int | None = None
-) -> Tensor:
+def logits(theta: Tensor, x: Tensor, parameters: Sequence[Tensor], threads: int | None) -> Tensor:
     """A plain MLP's logits [B, K] for x [B, ...]; the gradient flows to theta [P], not to x.
 
-    parameters: the layers' weights and biases in turn, views of theta. threads: for products that
-    are large enough (see `nn.kernels`).
+    parameters: the layers' weights and biases in turn, views of theta. threads: of the CPU, for
+    products that are large enough; None: as they are (see `nn.kernels`).
     """
     result: Tensor = Backpropagation.apply(  # type: ignore[no-untyped-call]
         theta, x, parameters, threads

@@ -41,7 +41,7 @@ class Flat:
         self.stays = False  # whether the storage must stay where it is: a recording reads it
         self.by_hand = by_hand.applies_to(module) and not mixed
         self.descending = False  # whether a gradient for a step is being computed, by hand
-        self.threads: int | None = None  # of the CPU, in that
+        self.threads: int | None = None  # of the CPU, for what is worth them, in that
         self.answering = in_evaluation_mode(module)
 
     @property
@@ -80,7 +80,7 @@ class Flat:
         Dropout is off; BatchNorm uses the statistics in `buffers`, or the module's own ones, and
         moves none.
         """
-        self._need_threads()
+        self._wake_threads()
         values = self.views(theta.detach()) | self.buffers | dict(buffers or {})
         mixed = self.mixed and self.module.training
         with torch.no_grad(), torch.autocast(theta.device.type, torch.bfloat16, enabled=mixed):
@@ -91,7 +91,7 @@ class Flat:
         output: Tensor
         if theta is self.theta and self.descending and not options and not x.requires_grad:
             return by_hand.logits(theta, x, self.parameters, self.threads)
-        self._need_threads()
+        self._wake_threads()
         if theta is self.theta:
             output = self.module(x, task, **options)
         else:
@@ -142,7 +142,7 @@ class Flat:
             self.descending, self.threads = False, None
             torch.set_num_threads(threads)
 
-    def _need_threads(self) -> None:
+    def _wake_threads(self) -> None:
         """From here on to the end of the descent, if there is one, all threads take part."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -14,32 +15,23 @@ ONE_THREAD = 2**22
 TORCH_DEFAULT = 2**24
 
 
-class by_size:  # noqa: N801 - used as a statement
+@contextmanager
+def by_size(size: int, threads: int | None) -> Iterator[None]:
     """Around a product of `size` multiply-adds, for which there are so many `threads`.
 
-    A small one takes one of them, and torch's default kernels where the run's are oneDNN's (see
-    `machine.precision`). threads None: nothing is changed, as on a GPU.
+    A small one takes one of them, and torch's default kernels where the run's are oneDNN's, which
+    torch calls "medium" precision (see `machine.precision`). Afterwards all is as before. threads
+    None: nothing is changed, as on a GPU.
     """
-
-    __slots__ = ("before", "level", "size", "threads")
-
-    def __init__(self, size: int, threads: int | None) -> None:
-        self.size, self.threads = size, threads
-
-    def __enter__(self) -> None:
-        if self.threads is None:
-            return
-        self.before, self.level = torch.get_num_threads(), torch.get_float32_matmul_precision()
-        torch.set_num_threads(1 if self.size <= ONE_THREAD else self.threads)
-        if self.level == "medium" and self.size <= TORCH_DEFAULT:
-            torch.set_float32_matmul_precision("highest")
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.threads is not None:
-            torch.set_num_threads(self.before)
-            torch.set_float32_matmul_precision(self.level)
+    if threads is None:
+        yield
+        return
+    before, level = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(1 if size <= ONE_THREAD else threads)
+    if level == "medium" and size <= TORCH_DEFAULT:
+        torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        torch.set_float32_matmul_precision(level)

@@ -312,6 +312,17 @@ def test_normalisation_by_the_datas_own_moments(floating: bool, one_for_all: boo
 
 
 @pytest.mark.parametrize("floating", [False, True])
+def test_inputs_are_made_beside_the_images(floating: bool) -> None:
+    """The held-out images are kept, so that an input made in their place would change them."""
+    stream = stream_of(data=arrays(floating=floating), mean=[0.5], std=[0.25])
+    images = stream.held_out("test", stream[0])[0]
+    before = images.clone()
+    first, second = stream.normalise(images), stream.normalise(images)
+    assert torch.equal(images, before)
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("floating", [False, True])
 def test_without_normalisation_inputs_lie_in_0_to_1(floating: bool) -> None:
     data = arrays(floating=floating)
     stream, before = stream_of(data=data), data.x_train.clone()
