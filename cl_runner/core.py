@@ -73,6 +73,12 @@ class Task:
     train: Tensor  # [n] rows of Stream.x
     validation: Tensor  # [n] rows of Stream.x, disjoint from train; empty unless asked for
     test: Tensor  # [n] rows of Stream.x_test
+    name: str = ""  # what the data call it, such as a month; "": nothing
+
+    @property
+    def title(self) -> str:
+        """What it is called in words."""
+        return self.name or f"task {self.index + 1}"
 
 
 # (images [B, C, H, W], task index of all of them or of each [B], the stream's tables) -> images

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from cl_runner import strategies
 from cl_runner.cli import choices
-from cl_runner.config import schema
+from cl_runner.config import benchmarks, schema
 from cl_runner.config.parse import parse, validate
 from cl_runner.config.schema import Config
 from cl_runner.data.benchmarks import KINDS
@@ -106,9 +106,9 @@ BENCHMARK: Node = {
 }
 BASES: dict[type, Node] = {
     schema.Benchmark: BENCHMARK,
-    schema.Split: BENCHMARK,
-    schema.Permuted: BENCHMARK,
-    schema.Rotated: BENCHMARK,
+    benchmarks.Split: BENCHMARK,
+    benchmarks.Permuted: BENCHMARK,
+    benchmarks.Rotated: BENCHMARK,
     schema.MLP: {"name": "mlp"},
     schema.CNN: {"name": "cnn"},
     schema.ResNet: {"name": "resnet18", "width": 8, "init": "default"},
@@ -124,7 +124,7 @@ NAN = float("nan")
 WRONG: list[tuple[type, Node, str]] = [
     *(
         (schema, keys, key)
-        for schema in (schema.Split, schema.Permuted, schema.Rotated)
+        for schema in (benchmarks.Split, benchmarks.Permuted, benchmarks.Rotated)
         for keys, key in (
             ({"default_scenario": "classes"}, "benchmark.default_scenario"),
             ({"num_tasks": 0}, "benchmark.num_tasks"),
@@ -141,11 +141,11 @@ WRONG: list[tuple[type, Node, str]] = [
             ({"mean": [0.5, 0.5], "std": [1.0, -1.0]}, "benchmark.std"),
         )
     ),
-    (schema.Split, {"class_order": "random"}, "benchmark.class_order"),
-    (schema.Rotated, {"angle_spacing": "odd"}, "benchmark.angle_spacing"),
-    (schema.Rotated, {"angles": [1.0]}, "benchmark.angles"),
-    (schema.Rotated, {"angles": []}, "benchmark.angles"),
-    (schema.Rotated, {"angles": [1.0, 2.0, 3.0]}, "benchmark.angles"),
+    (benchmarks.Split, {"class_order": "random"}, "benchmark.class_order"),
+    (benchmarks.Rotated, {"angle_spacing": "odd"}, "benchmark.angle_spacing"),
+    (benchmarks.Rotated, {"angles": [1.0]}, "benchmark.angles"),
+    (benchmarks.Rotated, {"angles": []}, "benchmark.angles"),
+    (benchmarks.Rotated, {"angles": [1.0, 2.0, 3.0]}, "benchmark.angles"),
     (schema.MLP, {"init": "he"}, "model.init"),
     (schema.MLP, {"hidden_sizes": [10, 0]}, "model.hidden_sizes"),
     (schema.MLP, {"dropout": 1.0}, "model.dropout"),
@@ -203,7 +203,7 @@ RIGHT: list[tuple[type, Node]] = [
     *((schema, {}) for schema in BASES),
     (schema.Benchmark, {"num_tasks": 1, "train_fraction": 0.001, "validation_fraction": 0.999}),
     (schema.Benchmark, {"train_samples": 1, "mean": [0.0], "std": [1e-9]}),
-    (schema.Rotated, {"angles": [-90.0, 400.0], "angle_spacing": "random"}),
+    (benchmarks.Rotated, {"angles": [-90.0, 400.0], "angle_spacing": "random"}),
     (schema.MLP, {"hidden_sizes": [], "dropout": 0.999, "init": "xavier"}),
     (schema.CNN, {"channels": [1], "hidden_size": 1}),
     (schema.Optimizer, {"milestones": [0.001, 0.999], "schedule": "step"}),
@@ -386,8 +386,8 @@ def test_there_is_a_file_for_each_name_and_a_name_for_each_file() -> None:
     assert names["model"] == set(MODELS)
     assert names["optimizer"] == set(schema.OPTIMIZERS)
     assert names["strategy"] == set(strategies.available())
-    kinds = {name.partition("_")[0] for name in names["benchmark"]}
-    assert kinds == set(KINDS)
+    files = [OmegaConf.load(CONF / "benchmark" / f"{name}.yaml") for name in names["benchmark"]]
+    assert {file.kind for file in files} == set(KINDS)
 
 
 @pytest.mark.parametrize("name", strategies.available())

@@ -13,8 +13,9 @@ from zipfile import is_zipfile
 
 from omegaconf import DictConfig
 
+from cl_runner.config.benchmarks import Split
 from cl_runner.config.parse import parse, validate
-from cl_runner.config.schema import Config, Split
+from cl_runner.config.schema import Config
 from cl_runner.config.without_torch import names, source
 from cl_runner.errors import UserError, check
 

@@ -2,8 +2,8 @@
 
 YAML files and the command line fill these classes through Hydra (`config.parse`). Which benchmark
 and which model has which class says the table beside the functions that build them: `KINDS` in
-`data.benchmarks`, `MODELS` in `nn.networks`. The strategies' dataclasses are their own schema
-(`cl_runner.strategies`). No torch in here.
+`data.benchmarks` (the classes are in `config.benchmarks`), `MODELS` in `nn.networks`. The
+strategies' dataclasses are their own schema (`cl_runner.strategies`). No torch in here.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class Benchmark:
     def __post_init__(self) -> None:
         one_of("benchmark.default_scenario", self.default_scenario, SCENARIOS)
         check(self.seed >= 0, f"benchmark.seed must be at least 0, got {self.seed}")
-        check(self.num_tasks >= 1, f"benchmark.num_tasks must be at least 1, got {self.num_tasks}")
+        one = self.num_tasks is None or self.num_tasks >= 1  # None: `config.benchmarks.Slices`
+        check(one, f"benchmark.num_tasks must be at least 1, got {self.num_tasks}")
         check(
             0 < self.train_fraction <= 1,
             f"benchmark.train_fraction must lie in (0, 1], got {self.train_fraction}",
@@ -80,42 +81,6 @@ class Benchmark:
         check(
             self.std is None or all(s > 0 for s in self.std),
             f"benchmark.std must be positive, got {self.std}",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split(Benchmark):
-    """The classes are divided among the tasks."""
-
-    class_order: str = "natural"  # natural | shuffled (by benchmark.seed)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("benchmark.class_order", self.class_order, ("natural", "shuffled"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Permuted(Benchmark):
-    """Every task shows all classes, its pixels permuted in a way of its own."""
-
-    first_identity: bool = False  # the first task's pixels stay where they are
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rotated(Benchmark):
-    """Every task shows all classes, rotated by an angle of its own."""
-
-    angles: list[float] | None = None  # degrees, one per task; overrides the two below
-    max_angle: float = 180.0  # degrees
-    angle_spacing: str = "even"  # even: i * max_angle / num_tasks | random: uniform, by seed
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("benchmark.angle_spacing", self.angle_spacing, ("even", "random"))
-        check(
-            self.angles is None or len(self.angles) == self.num_tasks,
-            f"benchmark.angles must hold one angle per task: {self.num_tasks} are needed, "
-            f"got {len(self.angles or [])}",
         )
 
 

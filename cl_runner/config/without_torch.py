@@ -16,7 +16,7 @@ from typing import Any
 
 FREE_OF_TORCH = (
     *("dataclasses", "typing", "cl_runner.errors"),
-    *("cl_runner.config.plugins", "cl_runner.config.schema"),
+    *("cl_runner.config.benchmarks", "cl_runner.config.plugins", "cl_runner.config.schema"),
 )
 
 

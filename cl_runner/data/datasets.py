@@ -86,6 +86,9 @@ class Arrays(NamedTuple):
     x_test: Tensor  # [M, C, H, W]  as x_train
     y_test: Tensor  # [M]           as y_train
     classes: tuple[str, ...]  # names
+    slice_train: Tensor | None = None  # [N] int64, which slice a sample belongs to; None: no slices
+    slice_test: Tensor | None = None  # [M] likewise
+    slices: tuple[str, ...] = ()  # their names, in the order of the tasks
 
 
 def load(

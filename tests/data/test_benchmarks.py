@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cl_runner.config.schema import Benchmark, Permuted, Rotated, Split
+from cl_runner.config.benchmarks import Permuted, Rotated, Split
+from cl_runner.config.schema import Benchmark
 from cl_runner.core import Stream
-from cl_runner.data.benchmarks import KINDS, build_stream, pad
+from cl_runner.data.benchmarks import KINDS, build_stream
 from cl_runner.data.datasets import Arrays
+from cl_runner.data.streams import pad
 from cl_runner.errors import UserError
 
 N, M = 120, 40  # training and test samples
@@ -130,7 +132,7 @@ def test_split_benchmarks_leave_the_images_alone() -> None:
 
 
 def test_an_unknown_kind_is_refused_and_says_what_there_is() -> None:
-    message = r"benchmark\.kind must be one of split, permuted, rotated, got 'k'; is it in a pack"
+    message = r"benchmark\.kind must be one of split, permuted, rotated.*, got 'k'; is it in a "
     with pytest.raises(UserError, match=message):
         stream_of(kind="k")
 

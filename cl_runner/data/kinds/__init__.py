@@ -1,0 +1,1 @@
+"""One file for each kind of benchmark: from a data set to a Stream."""

@@ -1,0 +1,121 @@
+"""What the kinds of benchmarks have in common: a Stream from labels and rows, subsets, padding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cl_runner.config.schema import Benchmark
+from cl_runner.core import Stream, Task, Transform, generator_for
+from cl_runner.data.datasets import Arrays
+from cl_runner.errors import UserError, check
+
+CPU = torch.device("cpu")
+
+
+def stream_of(
+    config: Benchmark,
+    arrays: Arrays,
+    scenario: str,
+    label: Tensor,
+    *,
+    transform: Transform | None = None,
+    tables: Mapping[str, Tensor] | None = None,
+    sliced: bool = False,
+) -> Stream:
+    """The stream of a label table [T, classes of the data set], on the CPU.
+
+    A task has the samples of those classes whose label is not -1; if `sliced`, those of its slice
+    of the data only. transform: what a task does to the images, which may use `tables`, [T, ...]
+    each. Raises UserError for subsets that the data set cannot give.
+    """
+    channels = arrays.x_train.shape[1]
+    unit = 1 / 255 if arrays.x_train.dtype == torch.uint8 else 1.0
+    std = per_channel("benchmark.std", config.std, channels)
+    mean = per_channel("benchmark.mean", config.mean, channels)
+    train, validation = subsets(config, len(arrays.x_train))
+    return Stream(
+        x=arrays.x_train,
+        y=arrays.y_train,
+        x_test=arrays.x_test,
+        y_test=arrays.y_test,
+        tasks=tuple(
+            task_of(t, row, train, validation, arrays, sliced=sliced) for t, row in enumerate(label)
+        ),
+        tables={**(tables or {}), "label": label.contiguous()},
+        num_classes=int(label.max()) + 1,
+        scenario=scenario,
+        scale=torch.full((channels, 1, 1), unit) if std is None else unit / std,
+        shift=None if mean is None or std is None else -mean / std,
+        transform=transform,
+    )
+
+
+def every_class(config: Benchmark, arrays: Arrays, scenario: str) -> Tensor:
+    """The label table [T, K] of tasks that show all classes: outputs of their own, or shared."""
+    K, T = len(arrays.classes), config.num_tasks
+    first = 0 if scenario == "domain" else K * torch.arange(T)[:, None]
+    return torch.arange(K).expand(T, K) + first
+
+
+def subsets(config: Benchmark, total: int) -> tuple[Tensor, Tensor]:
+    """Rows for training and rows for validation: disjoint, sorted, chosen by benchmark.seed."""
+    number = config.train_samples or round(config.train_fraction * total)
+    check(
+        number <= total,
+        f"benchmark.train_samples={number} is more than the {total} samples of {config.dataset}",
+    )
+    order = torch.randperm(total, generator=generator_for(CPU, config.seed, "subset"))[:number]
+    held_out = round(config.validation_fraction * number)
+    return order[held_out:].sort().values, order[:held_out].sort().values
+
+
+def task_of(
+    t: int, label: Tensor, train: Tensor, validation: Tensor, arrays: Arrays, *, sliced: bool
+) -> Task:
+    """Task t, whose classes' global ids are `label` [classes of the data set], -1 of the others."""
+    order = label.argsort()
+    members = order[label[order] >= 0]
+
+    def own(rows: Tensor, y: Tensor, part: Tensor | None) -> Tensor:
+        there = torch.isin(y[rows], members)
+        if sliced:
+            assert part is not None
+            there &= part[rows] == t
+        return rows[there]
+
+    return Task(
+        index=t,
+        classes=tuple(label[members].tolist()),
+        names=tuple(arrays.classes[c] for c in members),
+        train=own(train, arrays.y_train, arrays.slice_train),
+        validation=own(validation, arrays.y_train, arrays.slice_train),
+        test=own(torch.arange(len(arrays.y_test)), arrays.y_test, arrays.slice_test),
+        name=arrays.slices[t] if sliced else "",
+    )
+
+
+def per_channel(key: str, values: list[float] | None, channels: int) -> Tensor | None:
+    """A value for each channel [C, 1, 1], of as many or of one for all. Raises UserError."""
+    if values is None:
+        return None
+    if len(values) not in (1, channels):
+        raise UserError(f"{key} must hold 1 or {channels} numbers, got {len(values)}")
+    return torch.tensor(values).expand(channels)[:, None, None].clone()
+
+
+def pad(x: Tensor, size: int | None) -> Tensor:
+    """Images [N, C, H, W] with zeros around them, to [N, C, size, size]."""
+    if size is None:
+        return x
+    height, width = x.shape[2:]
+    check(height > 1, "benchmark.pad_to needs images; the data are feature vectors")
+    check(
+        size >= max(height, width),
+        f"benchmark.pad_to={size} is less than the images' {height}x{width} pixels",
+    )
+    left, top = (size - width) // 2, (size - height) // 2
+    return F.pad(x, (left, size - width - left, top, size - height - top))
