@@ -14,8 +14,9 @@ from torch import nn
 
 from cl_runner.config.outline import check_scenario
 from cl_runner.config.schema import Config
+from cl_runner.data import sources
 from cl_runner.data.benchmarks import build_stream
-from cl_runner.data.datasets import Arrays, load
+from cl_runner.data.datasets import Arrays
 from cl_runner.errors import UserError
 from cl_runner.machine import cores_and_gpus, ram
 from cl_runner.machine.precision import choose, keep_freed_memory
@@ -34,7 +35,7 @@ def read(config: Config) -> Arrays:
     """The data set of a run. Raises UserError."""
     path = None if config.data.path is None else Path(config.data.path)
     say = partial(print_and_log, config)
-    return load(config.benchmark.dataset, Path(config.data.root), path, say)
+    return sources.read(config.benchmark, Path(config.data.root), path, say)
 
 
 def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) -> Env:
