@@ -6,7 +6,6 @@ that is read. sklearn, torchvision and filelock are imported only where they are
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from cl_runner.data.arrays import (
     tensors,
     told,
 )
-from cl_runner.data.npz import read
+from cl_runner.data.npz import read, save
 from cl_runner.errors import check
 
 FASHION = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
@@ -90,7 +89,7 @@ def named(dataset: str, root: Path, tell: Callable[[str], None]) -> Arrays:
         if damage:
             tell(f"{damage}: it is made again")
         if not obstacle:
-            _save(cached, arrays)
+            save(cached, arrays)
         return tensors(arrays, CLASSES[dataset])
     finally:
         lock.release()
@@ -101,20 +100,6 @@ def _cached(dataset: str, file: Path) -> Arrays:
     arrays = read(file, DELETE)
     check_arrays(arrays, file, DELETE, CLASSES[dataset])
     return tensors(arrays, CLASSES[dataset])
-
-
-def _save(file: Path, arrays: Decoded) -> None:
-    """Write the decoded copy, whole or not at all: a disk that is full costs no more than that."""
-    part = file.with_name(f".{file.name}.part")
-    try:
-        with part.open("wb") as stream:
-            np.savez(stream, **arrays)  # type: ignore[arg-type]  # no key is allow_pickle
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(file)
-    except OSError:
-        with suppress(OSError):
-            part.unlink()
 
 
 def _digits() -> Decoded:

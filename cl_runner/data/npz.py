@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -58,9 +60,17 @@ def npz(file: Path) -> Arrays:
 
 
 def read(file: Path, remedy: str) -> Decoded:
-    """The four arrays of an .npz file.
+    """The four arrays of an .npz file. Raises Damaged, or UserError where it lacks one."""
+    arrays = members(file, KEYS)
+    missing = [key for key in KEYS if key not in arrays]
+    check(not missing, f"{file} lacks {', '.join(missing)}: {remedy}")
+    return arrays
 
-    Raises Damaged, or UserError where it lacks one. Each is read to its end, where its checksum is.
+
+def members(file: Path, keys: Sequence[str]) -> Decoded:
+    """Those of the arrays `keys` that an .npz file has. Raises Damaged.
+
+    Each is read to its end, where its checksum is.
     """
     arrays: Decoded = {}
     with regular(file) as stream:
@@ -69,9 +79,9 @@ def read(file: Path, remedy: str) -> Decoded:
         try:
             with zipfile.ZipFile(stream) as archive:
                 there = set(archive.namelist())
-                members = {k: archive.getinfo(f"{k}.npy") for k in KEYS if f"{k}.npy" in there}
-                _check_sizes(file, list(members.values()))
-                for key, info in members.items():
+                wanted = {k: archive.getinfo(f"{k}.npy") for k in keys if f"{k}.npy" in there}
+                _check_sizes(file, list(wanted.values()))
+                for key, info in wanted.items():
                     with archive.open(info) as member:
                         arrays[key] = _array(key, member, info.file_size)
         except (UserError, PermissionError):
@@ -80,9 +90,21 @@ def read(file: Path, remedy: str) -> Decoded:
             if exhausted(error):  # what does not fit into memory is not damaged
                 raise
             raise Damaged(f"{file} cannot be read ({reason(error)})") from None
-    missing = [key for key in KEYS if key not in arrays]
-    check(not missing, f"{file} lacks {', '.join(missing)}: {remedy}")
     return arrays
+
+
+def save(file: Path, arrays: Decoded) -> None:
+    """Write an .npz file, whole or not at all: a disk that is full costs no more than that."""
+    part = file.with_name(f".{file.name}.part")
+    try:
+        with part.open("wb") as stream:
+            np.savez(stream, **arrays)  # type: ignore[arg-type]  # no key is allow_pickle
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(file)
+    except OSError:
+        with suppress(OSError):
+            part.unlink()
 
 
 def _check_sizes(file: Path, members: Sequence[zipfile.ZipInfo]) -> None:
