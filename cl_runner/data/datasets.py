@@ -6,18 +6,21 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from cl_runner.data.arrays import Arrays, reason, told
+from cl_runner.data.arrays import Arrays, expanded, reading
+from cl_runner.data.folders import FOLDERS
 from cl_runner.data.images import FOLDER, folder
 from cl_runner.data.named import CLASSES, named
 from cl_runner.data.npz import npz
-from cl_runner.errors import UserError, check, exhausted, one_of
+from cl_runner.errors import check, one_of
 
 __all__ = ["CLASSES", "OWN", "Arrays", "load"]
 
 OWN = {
     "npz": "an .npz file that holds x_train, y_train, x_test and y_test",
     "folder": FOLDER,
+    "folders": FOLDERS,
 }
+FILES: dict[str, Callable[[Path], Arrays]] = {"npz": npz, "folder": folder}
 log = logging.getLogger(__name__)
 
 
@@ -29,29 +32,14 @@ def load(
     Downloads what is neither embedded nor below root, and makes a damaged copy in root again, which
     it tells. Raises UserError, in one line, for data that is missing, damaged or of the wrong kind.
     """
-    one_of("benchmark.dataset", dataset, (*CLASSES, *OWN))
-    try:
+    one_of("benchmark.dataset", dataset, (*CLASSES, *FILES))
+    with reading(dataset):
         if dataset in CLASSES:
             check(path is None, f"data.path must not be set: {dataset} is read from data.root")
-            return named(dataset, _expanded(root), tell)
+            return named(dataset, expanded(root), tell)
         check(path is not None, f"data.path must be set: {OWN[dataset]}")
-        path = _expanded(Path(path or ""))
+        path = expanded(Path(path or ""))
         found = "is something else" if path.exists() else "does not exist"
         right = path.is_file() if dataset == "npz" else path.is_dir()
         check(right, f"data.path must be {OWN[dataset]}; {path} {found}")
-        return npz(path) if dataset == "npz" else folder(path)
-    except (OSError, MemoryError, RuntimeError, ImportError) as error:
-        if exhausted(error):
-            message = f"not enough memory to read {dataset}: free some, or take a smaller data set"
-            raise UserError(message) from None
-        if not isinstance(error, OSError):
-            raise
-        # A folder that may not be entered, a disk that fails.
-        message = f"cannot read the data ({reason(error)}): check data.root and data.path"
-        raise UserError(message) from None
-
-
-def _expanded(path: Path) -> Path:
-    """The path with ~ replaced. Raises UserError for the home of somebody unknown."""
-    with told(f"{path} is no path", "correct data.root or data.path"):
-        return path.expanduser()
+        return FILES[dataset](path)
