@@ -8,12 +8,15 @@ from typing import Any
 
 from cl_runner.config.schema import Benchmark
 from cl_runner.data.datasets import Arrays, load
+from cl_runner.data.sequences import read_sequence
 
 Tell = Callable[[str], None]  # says a line to the user
 
 # benchmark.dataset -> (configuration, data.root, data.path, tell) -> the data, in slices.
 # Raises UserError for data that are missing, damaged or of the wrong kind.
-READERS: dict[str, Callable[[Any, Path, Path | None, Tell], Arrays]] = {}
+READERS: dict[str, Callable[[Any, Path, Path | None, Tell], Arrays]] = {
+    "sequence": read_sequence,
+}
 
 
 def read(config: Benchmark, root: Path, path: Path | None, tell: Tell) -> Arrays:
