@@ -11,7 +11,7 @@ from torch import Tensor
 from cl_runner.config.benchmarks import Sequence
 from cl_runner.data.datasets import CLASSES, Arrays, load
 from cl_runner.data.streams import distinct
-from cl_runner.errors import check, one_of
+from cl_runner.errors import one_of
 
 
 def read_sequence(
@@ -20,14 +20,13 @@ def read_sequence(
     """The data sets of benchmark.datasets one after another, each as a slice of that name.
 
     Images are padded with zeros to the largest height and width; where some have colours, a grey
-    one gets three equal channels. The names of classes begin with that of their data set: "mnist/0".
-    Raises UserError.
+    one gets three equal channels. Classes are named after their data set, too: "mnist/0". Raises
+    UserError.
     """
     for dataset in config.datasets:
         one_of("benchmark.datasets", dataset, tuple(CLASSES))
-    check(path is None, f"data.path must not be set: {config.name} is read from data.root")
     chosen = config.datasets[: config.num_tasks]
-    found = {dataset: load(dataset, root, None, tell) for dataset in dict.fromkeys(chosen)}
+    found = {dataset: load(dataset, root, path, tell) for dataset in dict.fromkeys(chosen)}
     parts, names = [found[dataset] for dataset in chosen], distinct(chosen)
     first = [sum(len(part.classes) for part in parts[:i]) for i in range(len(parts))]
     return Arrays(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
 from dataclasses import replace
 
 import torch
@@ -33,7 +32,8 @@ def stream_of(
 
     A task has the samples of those classes whose label is not -1; if `sliced`, those of its slice
     of the data only. transform: what a task does to the images, which may use `tables`, [T, ...]
-    each. names: what the tasks are called; by default as their slices, or nothing. Raises UserError for subsets that the data set cannot give.
+    each. names: what the tasks are called; by default as their slices, or nothing. Raises UserError
+    for subsets that the data set cannot give.
     """
     channels = arrays.x_train.shape[1]
     unit = 1 / 255 if arrays.x_train.dtype == torch.uint8 else 1.0
@@ -42,17 +42,15 @@ def stream_of(
     train, validation = subsets(config, len(arrays.x_train))
     train = long_tailed(config, train, arrays)
     names = names or (arrays.slices if sliced else [""] * len(label))
-    tasks = (
-        task_of(t, row, train, validation, arrays, sliced=sliced) for t, row in enumerate(label)
-    )
+    tasks = [task_of(t, v, train, validation, arrays, sliced=sliced) for t, v in enumerate(label)]
     return Stream(
         x=arrays.x_train,
         y=arrays.y_train,
         x_test=arrays.x_test,
         y_test=arrays.y_test,
         tasks=tuple(
-            replace(task, name=names[task.index], train=drawn(config, task.index, task.train))
-            for task in tasks
+            replace(task, name=names[t], train=drawn(config, t, task.train))
+            for t, task in enumerate(tasks)
         ),
         tables={**(tables or {}), "label": label.contiguous()},
         num_classes=int(label.max()) + 1,
@@ -63,14 +61,9 @@ def stream_of(
     )
 
 
-def every_class(
-    config: Benchmark, arrays: Arrays, scenario: str, num_tasks: int | None = None
-) -> Tensor:
-    """The label table [T, K] of tasks that show all classes: outputs of their own, or shared.
-
-    num_tasks: where that is not the configuration's.
-    """
-    K, T = len(arrays.classes), num_tasks or config.num_tasks
+def every_class(config: Benchmark, arrays: Arrays, scenario: str) -> Tensor:
+    """The label table [T, K] of tasks that show all classes: outputs of their own, or shared."""
+    K, T = len(arrays.classes), config.num_tasks
     first = 0 if scenario == "domain" else K * torch.arange(T)[:, None]
     return torch.arange(K).expand(T, K) + first
 
@@ -92,7 +85,7 @@ def long_tailed(config: Benchmark, rows: Tensor, arrays: Arrays) -> Tensor:
 
     The class of rank c among K, in an order that benchmark.seed draws, keeps n_max r^(-c / (K - 1))
     of its rows, at random, at least one; n_max is the size of the largest class. Cui et al. 2019,
-    arXiv 1901.05555, section 5.1.
+    arXiv 1901.05555.
     """
     if config.imbalance is None or config.imbalance == 1:
         return rows

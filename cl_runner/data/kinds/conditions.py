@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +28,9 @@ def conditions_stream(config: Conditions, arrays: Arrays, scenario: str) -> Stre
     - blur: a Gaussian of standard deviation s/8 min(H, W) pixels, the border repeated.
     - occlusion: zeros in a rectangle of s H by s W pixels at a place that benchmark.seed draws for
       the task.
-    As the corruptions of Hendrycks & Dietterich 2019, arXiv 1903.12261, in measures of ours; streams
-    of them: Mai et al. 2021, arXiv 2101.10423. uint8 images are cut to 0 .. 255; floating ones,
-    which are taken to lie in [0, 1], are not cut.
+    After the corruptions of Hendrycks & Dietterich 2019, arXiv 1903.12261, in measures of ours;
+    streams of them: Mai et al. 2021, arXiv 2101.10423. uint8 images are cut to 0 .. 255; floating
+    ones, which are taken to lie in [0, 1], are not cut.
     """
     height, width = arrays.x_train.shape[2:]
     check(height > 1, f"{config.name} needs images; the data are feature vectors")
@@ -58,7 +59,7 @@ def conditions_stream(config: Conditions, arrays: Arrays, scenario: str) -> Stre
             for t in range(T)
         ]
         tables["noise"] = torch.stack(fields) * of("noise")[:, None] / 2
-    label = every_class(config, arrays, scenario, T)
+    label = every_class(replace(config, num_tasks=T), arrays, scenario)
     names = distinct(conditions)
     return stream_of(
         config, arrays, scenario, label, transform=conditioned, tables=tables, names=names
@@ -126,7 +127,7 @@ def gaussian(sigma: Tensor) -> Tensor:
 
 
 def occluders(severity: Tensor, height: int, width: int, seed: int) -> Tensor:
-    """Rectangles [T, H, W] of ones, of `severity` [T] of the height and width, each at its place."""
+    """Rectangles of ones [T, H, W], each `severity` [T] of the height and of the width."""
     masks = torch.zeros(len(severity), height, width)
     for t, s in enumerate(severity.tolist()):
         h, w = round(s * height), round(s * width)
