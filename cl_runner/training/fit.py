@@ -187,12 +187,14 @@ def plan(
     times: int = 1,
     epochs: int | None = None,
     steps: int | None = None,
+    batch_size: int | None = None,
 ) -> Plan:
     """How long a phase over so many samples is: `steps` steps, or `epochs` epochs.
 
-    Without either, `training.epochs` or `training.iterations`, the latter `times` over.
+    Without either, `training.epochs` or `training.iterations`, the latter `times` over. batch_size:
+    in the place of `training.batch_size`.
     """
-    per_epoch = -(-samples // training.batch_size)
+    per_epoch = -(-samples // (batch_size or training.batch_size))
     if not per_epoch:
         return Plan(0, 0, 0)
     total = (epochs or training.epochs) * per_epoch
