@@ -5,8 +5,9 @@
     python scripts/reproduce.py --from multirun/...      finished sweeps, instead of running
 
 Each is `cl-run -m experiment=NAME seed=0,1,2,3,4`. Writes results/reproduction.csv and the table
-in docs/reproduction.md between its two markers, of named ones their rows; exits with 1 if a mean lies outside its interval,
-which is the published mean +- max(0.02, 3 SD sqrt(1/5 + 1/n)), narrower near chance and ceiling.
+in docs/reproduction.md between its two markers, or the rows of those that are named; exits with 1
+if a mean lies outside its interval, which is the published mean +- max(0.02, 3 SD sqrt(1/5 + 1/n)),
+narrower near chance and ceiling.
 """
 
 from __future__ import annotations

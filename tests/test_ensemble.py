@@ -124,6 +124,11 @@ def test_each_members_stream_is_its_own(prepared, stream):
     assert_equal_runs(prepared, (*case, "seed=0"), (*case, "seed=1"))
 
 
+def test_batches_may_grow_from_task_to_task(prepared):
+    case = ("strategy=cumulative", "strategy.growing_batch=true")
+    assert_equal_runs(prepared, (*case, "seed=0"), (*case, "seed=1"))
+
+
 def test_a_member_that_diverges_leaves_the_others(prepared):
     good = ("strategy=ewc", "strategy.lambda=1")
     bad = ("strategy=ewc", "strategy.lambda=1e9")

@@ -154,7 +154,6 @@ class RunFiles:
         silent = {"verbose", "plots", "checkpoint"}
         resolved = {k: v for k, v in self.config.resolved.items() if k not in silent}
         flat = identity.flatten(resolved)
-        flat["benchmark.num_tasks"] = self.env.num_tasks  # null: as many as there are
         names = {
             group: flat.pop(f"{group}.name")
             for group in ("benchmark", "strategy", "model", "optimizer")

@@ -166,8 +166,10 @@ def fit(
     Of `epochs` epochs, or `steps` steps, unless the budget ends before. Its name (`phase`) gives it
     random orders of its own. Raises Diverged if the loss or theta is no longer finite.
     """
-    length = plan(len(samples[0]), env.training, epochs=epochs, steps=steps)
-    alone = Alone(s, env, learner, Progress(samples), int(s.t), phase)
+    t, number = int(s.t), len(samples[0])
+    size = learner.batch_size(t, env)
+    length = plan(number, env.training, epochs=epochs, steps=steps, batch_size=size)
+    alone = Alone(s, env, learner, Progress(samples), t, phase)
     return train(alone, length, 0, None)
 
 
