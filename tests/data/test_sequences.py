@@ -147,3 +147,20 @@ def test_what_is_no_sequence_is_refused_without_torch(configure, overrides, line
     with pytest.raises(UserError) as caught:
         outline.check_data(configure("benchmark=sequence", *overrides))
     assert line in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_the_command_runs_on_a_sequence_and_under_conditions(cl_run, tmp_path: Path) -> None:
+    tiny = ("training.iterations=3", "model.hidden_sizes=[8]", "device=cpu", "data.root=data")
+    streams = {
+        "sequence": ("benchmark.datasets=[digits,digits]", 2, 20),
+        "conditions_digits": ("benchmark.num_tasks=null", 6, 10),
+    }
+    for benchmark, (key, tasks, classes) in streams.items():
+        own = (f"benchmark={benchmark}", key, "eval.calibration=true", f"hydra.run.dir={benchmark}")
+        done = cl_run(*own, "strategy=er", *tiny, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        lines = (tmp_path / benchmark / "accuracy_matrix.csv").read_text().splitlines()
+        assert len(lines) == tasks + 2 and len(lines[-1].split(",")) == tasks + 1
+        counts = (tmp_path / benchmark / "confusion.csv").read_text().splitlines()[1:]
+        assert all(int(line.split(",")[3]) < classes for line in counts)
