@@ -143,7 +143,7 @@ class Case:
         s = strategy.begin_task(s._replace(t=torch.full_like(s.t, 1)), env.stream[1], env)
         source = Source(env, s, 1, env.stream[1].train, 1, strategy)
         batches = list(source.epoch(0, 3))
-        steps = -(-len(source.index) // env.training.batch_size)
+        steps = -(-len(source.index) // source.size)
         (last,) = source.epoch(0, steps, done=steps - 1)
         return Step(strategy, snapshot(s), batches, last, env)
 

@@ -5,8 +5,9 @@
     python scripts/reproduce.py --from multirun/...      finished sweeps, instead of running
 
 Each is `cl-run -m experiment=NAME seed=0,1,2,3,4`. Writes results/reproduction.csv and the table
-in docs/reproduction.md between its two markers; exits with 1 if a mean lies outside its interval,
-which is the published mean +- max(0.02, 3 SD sqrt(1/5 + 1/n)), narrower near chance and ceiling.
+in docs/reproduction.md between its two markers, or the rows of those that are named; exits with 1
+if a mean lies outside its interval, which is the published mean +- max(0.02, 3 SD sqrt(1/5 + 1/n)),
+narrower near chance and ceiling.
 """
 
 from __future__ import annotations
@@ -72,6 +73,13 @@ def compare(published: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).drop(columns="Index")
 
 
+def merged(table: pd.DataFrame, old: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """The old table with the rows of `table` in the place of its own, ordered as published."""
+    kept = old[~old.experiment.isin(table.experiment)]
+    rows = pd.concat([kept, table], ignore_index=True).set_index("experiment")
+    return rows.loc[[name for name in published.experiment if name in rows.index]].reset_index()
+
+
 def same_runs(experiment: str) -> list[str]:
     """The experiments whose runs are those of one: itself, and that which it takes whole.
 
@@ -113,7 +121,7 @@ def main() -> None:
     parser.add_argument("--from", dest="folders", nargs="+", type=Path, help="finished sweeps")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run")
     arguments = parser.parse_args()
-    published = pd.read_csv(ROOT / "results" / "published.csv")
+    everything = published = pd.read_csv(ROOT / "results" / "published.csv")
     unknown = set(arguments.experiments) - set(published.experiment)
     if unknown:
         parser.error(f"unknown {', '.join(sorted(unknown))}; see results/published.csv")
@@ -125,9 +133,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             run(list(published.experiment), Path(folder), arguments.threads)
             table = compare(published, read([Path(folder)]))
-    if not arguments.experiments:
-        table.to_csv(ROOT / "results" / "reproduction.csv", index=False)
-        into_page(MARKERS, markdown(table))
+    file = ROOT / "results" / "reproduction.csv"
+    whole = merged(table, pd.read_csv(file), everything) if arguments.experiments else table
+    whole.to_csv(file, index=False)
+    into_page(MARKERS, markdown(whole))
     print(markdown(table))
     sys.exit(0 if table.inside.all() else 1)
 

@@ -107,6 +107,28 @@ def test_augmentation_is_each_members_own(prepared):
     assert_equal_runs(prepared, (*case, "seed=0"), (*case, "seed=1"))
 
 
+@pytest.mark.parametrize(
+    "stream",
+    [
+        "benchmark=conditions_digits benchmark.conditions=[noise,blur]",
+        "benchmark=random_labels_digits",
+        "benchmark=label_permuted_digits",
+        "benchmark=sequence benchmark.datasets=[digits,digits] benchmark.samples_per_task=40",
+        "benchmark=rotated_digits benchmark.samples_per_task=40 benchmark.fresh=true",
+        "benchmark=permuted_digits benchmark.imbalance=5 benchmark.samples_per_task=40",
+    ],
+)
+def test_each_members_stream_is_its_own(prepared, stream):
+    """Its noise, its labels and its samples, in the replayed part of a batch as well."""
+    case = ("strategy=er", "strategy.buffer_size=60", *stream.split())
+    assert_equal_runs(prepared, (*case, "seed=0"), (*case, "seed=1"))
+
+
+def test_batches_may_grow_from_task_to_task(prepared):
+    case = ("strategy=cumulative", "strategy.growing_batch=true")
+    assert_equal_runs(prepared, (*case, "seed=0"), (*case, "seed=1"))
+
+
 def test_a_member_that_diverges_leaves_the_others(prepared):
     good = ("strategy=ewc", "strategy.lambda=1")
     bad = ("strategy=ewc", "strategy.lambda=1e9")

@@ -39,6 +39,18 @@ def test_a_reading_is_held_against_the_run_that_it_is_of() -> None:
     assert means == pytest.approx({whole: 0.2, reading: 0.85, other: 0.7})
 
 
+def test_rows_of_named_experiments_take_the_place_of_theirs() -> None:
+    published = pd.read_csv(RESULTS / "published.csv")
+    old = pd.read_csv(RESULTS / "reproduction.csv")
+    first, second, *_ = published.experiment
+    table = old[old.experiment == second].assign(our_mean=0.5)
+    new = reproduce.merged(table, old[old.experiment != first], published)
+    assert list(new.experiment) == [e for e in published.experiment if e in set(old.experiment)][1:]
+    changed = new.set_index("experiment").our_mean != old.set_index("experiment").our_mean[1:]
+    assert list(changed[changed].index) == [second]
+    assert list(new.columns) == list(old.columns)
+
+
 def test_a_sweep_of_old_names_is_read_as_of_the_new_ones(tmp_path: Path) -> None:
     out = tmp_path / "job"
     out.mkdir()

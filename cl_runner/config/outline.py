@@ -13,11 +13,11 @@ from zipfile import is_zipfile
 
 from omegaconf import DictConfig
 
-from cl_runner.config.benchmarks import Split
+from cl_runner.config.benchmarks import Sequence, Split
 from cl_runner.config.parse import parse, validate
 from cl_runner.config.schema import Config
 from cl_runner.config.without_torch import names, source
-from cl_runner.errors import UserError, check
+from cl_runner.errors import UserError, check, one_of
 
 
 def check_strategy(node: Mapping[str, Any], scenario: str) -> None:
@@ -44,12 +44,16 @@ def check_data(config: Config) -> None:
     """
     known, benchmark = names("cl_runner.data.datasets"), config.benchmark
     dataset, path = benchmark.dataset, config.data.path
-    if dataset in known["CLASSES"]:
+    several = benchmark.datasets if isinstance(benchmark, Sequence) else []
+    for one in several:
+        one_of("benchmark.datasets", one, tuple(known["CLASSES"]))
+    if several or dataset in known["CLASSES"]:
         message = (
             f"data.path goes with your own data, such as benchmark=split_npz; {benchmark.name} is "
             "read from data.root"
         )
         check(path is None, message)
+    if dataset in known["CLASSES"]:
         tasks, classes = benchmark.num_tasks, len(known["CLASSES"][dataset])
         enough = not isinstance(benchmark, Split) or tasks <= classes
         check(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, ClassVar
 
 from cl_runner.errors import check, one_of
 
@@ -39,16 +39,21 @@ class Data:
 class Benchmark:
     """What all benchmarks have in common: a data set, turned into a sequence of tasks."""
 
+    divides: ClassVar[bool] = False  # each sample is in one task only; else in every one
+
     name: str
     kind: str
     dataset: str
     num_tasks: int
     default_scenario: str  # for `scenario` and `training.epochs`, where the user sets neither
     default_epochs: int
-    seed: int  # class order, permutations, random angles, subsets
+    seed: int  # all that a stream draws: class order, permutations, random angles, subsets
     train_fraction: float = 1.0  # share of the training samples that is used
     train_samples: int | None = None  # or their number
     validation_fraction: float = 0.0  # carved from the training samples
+    imbalance: float | None = None  # samples of the first class for one of the last; None: all
+    samples_per_task: int | None = None  # training samples of each task, drawn anew for each
+    fresh: bool = False  # which no other task has drawn, as long as there are any
     pad_to: int | None = None  # zero padding to this height and width, in pixels
     mean: list[float] | None = None  # per channel, of inputs in [0, 1]
     std: list[float] | None = None
@@ -73,6 +78,22 @@ class Benchmark:
         check(
             0 <= self.validation_fraction < 1,
             f"benchmark.validation_fraction must lie in [0, 1), got {self.validation_fraction}",
+        )
+        check(
+            self.imbalance is None or self.imbalance >= 1,
+            f"benchmark.imbalance must be at least 1, or null, got {self.imbalance}",
+        )
+        check(
+            self.samples_per_task is None or self.samples_per_task >= 1,
+            f"benchmark.samples_per_task must be at least 1, or null, got {self.samples_per_task}",
+        )
+        check(
+            not self.fresh or self.samples_per_task is not None,
+            "benchmark.fresh=true needs benchmark.samples_per_task",
+        )
+        check(
+            not (self.fresh and self.divides),
+            f"benchmark.fresh has no meaning for {self.name}, whose tasks share no samples",
         )
         check(
             (self.mean is None) == (self.std is None),

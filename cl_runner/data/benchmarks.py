@@ -9,18 +9,33 @@ of that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import abc
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from cl_runner.config.benchmarks import Folders, Permuted, Rotated, Slices, Split
+from cl_runner.config.benchmarks import (
+    Conditions,
+    Folders,
+    LabelPermuted,
+    Permuted,
+    RandomLabels,
+    Rotated,
+    Sequence,
+    Slices,
+    Split,
+)
 from cl_runner.config.plugins import BENCHMARK, theirs
 from cl_runner.config.schema import Benchmark
 from cl_runner.core import Stream
 from cl_runner.data.datasets import Arrays
+from cl_runner.data.kinds.conditions import conditions_stream
+from cl_runner.data.kinds.label_permuted import label_permuted_stream
 from cl_runner.data.kinds.permuted import permuted_stream
+from cl_runner.data.kinds.random_labels import random_labels_stream
 from cl_runner.data.kinds.rotated import rotated_stream
+from cl_runner.data.kinds.sequence import sequence_stream
 from cl_runner.data.kinds.slices import slices_stream
 from cl_runner.data.kinds.split import split_stream
 from cl_runner.data.streams import pad
@@ -32,8 +47,12 @@ KINDS: dict[str, tuple[type[Benchmark], Callable[[Any, Arrays, str], Stream]]] =
     "split": (Split, split_stream),
     "permuted": (Permuted, permuted_stream),
     "rotated": (Rotated, rotated_stream),
+    "conditions": (Conditions, conditions_stream),
+    "label_permuted": (LabelPermuted, label_permuted_stream),
+    "random_labels": (RandomLabels, random_labels_stream),
     "slices": (Slices, slices_stream),
     "folders": (Folders, slices_stream),
+    "sequence": (Sequence, sequence_stream),
 }
 
 
@@ -44,7 +63,7 @@ def build_stream(
     device: torch.device,
     *,
     augmented: bool,
-    plugins: Sequence[str] = (),
+    plugins: abc.Sequence[str] = (),
 ) -> Stream:
     """The stream of tasks that a benchmark's configuration describes, its tensors on `device`.
 

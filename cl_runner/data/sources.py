@@ -10,6 +10,7 @@ from cl_runner.config.schema import Benchmark
 from cl_runner.data.arrays import expanded, reading
 from cl_runner.data.datasets import Arrays, load
 from cl_runner.data.folders import folders
+from cl_runner.data.sequences import read_sequence
 
 Tell = Callable[[str], None]  # says a line to the user
 
@@ -17,6 +18,7 @@ Tell = Callable[[str], None]  # says a line to the user
 # Raises UserError for data that are missing, damaged or of the wrong kind.
 READERS: dict[str, Callable[[Any, Path, Path | None, Tell], Arrays]] = {
     "folders": folders,
+    "sequence": read_sequence,
 }
 
 

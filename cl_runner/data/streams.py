@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -24,26 +25,32 @@ def stream_of(
     *,
     transform: Transform | None = None,
     tables: Mapping[str, Tensor] | None = None,
+    names: Sequence[str] = (),
     sliced: bool = False,
 ) -> Stream:
     """The stream of a label table [T, classes of the data set], on the CPU.
 
     A task has the samples of those classes whose label is not -1; if `sliced`, those of its slice
     of the data only. transform: what a task does to the images, which may use `tables`, [T, ...]
-    each. Raises UserError for subsets that the data set cannot give.
+    each. names: what the tasks are called; by default as their slices, or nothing. Raises UserError
+    for subsets that the data set cannot give.
     """
     channels = arrays.x_train.shape[1]
     unit = 1 / 255 if arrays.x_train.dtype == torch.uint8 else 1.0
     std = per_channel("benchmark.std", config.std, channels)
     mean = per_channel("benchmark.mean", config.mean, channels)
     train, validation = subsets(config, len(arrays.x_train))
+    train = long_tailed(config, train, arrays)
+    names = names or (arrays.slices if sliced else [""] * len(label))
+    tasks = [task_of(t, v, train, validation, arrays, sliced=sliced) for t, v in enumerate(label)]
     return Stream(
         x=arrays.x_train,
         y=arrays.y_train,
         x_test=arrays.x_test,
         y_test=arrays.y_test,
         tasks=tuple(
-            task_of(t, row, train, validation, arrays, sliced=sliced) for t, row in enumerate(label)
+            replace(task, name=names[t], train=drawn(config, t, task.train))
+            for t, task in enumerate(tasks)
         ),
         tables={**(tables or {}), "label": label.contiguous()},
         num_classes=int(label.max()) + 1,
@@ -73,6 +80,49 @@ def subsets(config: Benchmark, total: int) -> tuple[Tensor, Tensor]:
     return order[held_out:].sort().values, order[:held_out].sort().values
 
 
+def long_tailed(config: Benchmark, rows: Tensor, arrays: Arrays) -> Tensor:
+    """Of training rows [n] those that a long tail leaves, for benchmark.imbalance = r; sorted.
+
+    The class of rank c among K, in an order that benchmark.seed draws, keeps n_max r^(-c / (K - 1))
+    of its rows, at random, at least one; n_max is the size of the largest class. Cui et al. 2019,
+    arXiv 1901.05555.
+    """
+    if config.imbalance is None or config.imbalance == 1:
+        return rows
+    K, y = len(arrays.classes), arrays.y_train
+    generator = generator_for(CPU, config.seed, "imbalance")
+    rows = rows[torch.randperm(len(rows), generator=generator)]
+    order = torch.randperm(K, generator=generator).tolist()
+    largest = int(y[rows].bincount().max()) if len(rows) else 0
+    kept = [
+        rows[y[rows] == c][: max(1, round(largest * config.imbalance ** (-rank / max(1, K - 1))))]
+        for rank, c in enumerate(order)
+    ]
+    return torch.cat(kept).sort().values
+
+
+def drawn(config: Benchmark, t: int, rows: Tensor) -> Tensor:
+    """The rows [samples_per_task] that task t draws of those it may train on; by default all.
+
+    Fresh ones are a part of an order of all rows, the next task's the next part; when fewer are
+    left than a task takes, they are put into another order, and a new pass begins.
+    """
+    n, there = config.samples_per_task, len(rows)
+    if n is None:
+        return rows
+    message = f"benchmark.samples_per_task={n} is more than the {there} training samples of task"
+    check(n <= there, f"{message} {t + 1}")
+    lap, place = divmod(t, there // n) if config.fresh else (t, 0)
+    order = torch.randperm(there, generator=generator_for(CPU, config.seed, "samples", lap))
+    return rows[order[place * n : (place + 1) * n].sort().values]
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names, from its second time on each with a number: a, b, a 2."""
+    times = [names[: i + 1].count(name) for i, name in enumerate(names)]
+    return [name if n == 1 else f"{name} {n}" for name, n in zip(names, times, strict=True)]
+
+
 def task_of(
     t: int, label: Tensor, train: Tensor, validation: Tensor, arrays: Arrays, *, sliced: bool
 ) -> Task:
@@ -90,11 +140,10 @@ def task_of(
     return Task(
         index=t,
         classes=tuple(label[members].tolist()),
-        names=tuple(arrays.classes[c] for c in members),
+        names=tuple(arrays.classes[c] for c in members.tolist()),
         train=own(train, arrays.y_train, arrays.slice_train),
         validation=own(validation, arrays.y_train, arrays.slice_train),
         test=own(torch.arange(len(arrays.y_test)), arrays.y_test, arrays.slice_test),
-        name=arrays.slices[t] if sliced else "",
     )
 
 

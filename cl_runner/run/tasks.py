@@ -73,13 +73,15 @@ def train_task(
         s, progress = begin_task(strategy, s, task, env)
     alone = Alone(s, env, strategy, progress, task.index)
     with observe(alone) as after:
-        s = train(alone, length(strategy, env, progress), progress.step, after)
+        s = train(alone, length(strategy, env, progress, task.index), progress.step, after)
     return end_task(strategy, s, task, env)
 
 
-def length(strategy: Strategy, env: Env, progress: Progress) -> Plan:
-    """How long the training on a task is."""
-    return plan(len(progress.samples[0]), env.training, times(strategy, env))
+def length(strategy: Strategy, env: Env, progress: Progress, t: int) -> Plan:
+    """How long the training on task t is."""
+    batch_size = strategy.batch_size(t, env)
+    samples = len(progress.samples[0])
+    return plan(samples, env.training, times(strategy, env), batch_size=batch_size)
 
 
 def times(strategy: Strategy, env: Env) -> int:

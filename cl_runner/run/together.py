@@ -150,7 +150,7 @@ def train_task(
     ]
     first = begun[0][1]
     together = Together(members, [s for s, _ in begun], [p for _, p in begun], t, step)
-    plan, done = length(*members[0], first), first.step
+    plan, done = length(*members[0], first, t), first.step
     for m in members:
         m.env.meter.begin(t, plan.epochs, plan.steps - done, resumed=done > 0)
     with observe(together) as after, torch.no_grad():

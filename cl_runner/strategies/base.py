@@ -79,6 +79,10 @@ class Strategy:
         """What task t trains on: rows [n] of the training set, and their task or tasks [n]."""
         return stream[t].train, t
 
+    def batch_size(self, t: int, env: Env) -> int:
+        """Samples of the stream in each step of task t."""
+        return env.training.batch_size
+
     def begin_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
         """Before a task's first step."""
         return s

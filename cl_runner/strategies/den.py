@@ -206,6 +206,9 @@ class Expansion:
 
     den: DEN
 
+    def batch_size(self, t: int, env: Env) -> int:
+        return self.den.batch_size(t, env)
+
     def noise(self, batch_size: int, env: Env) -> dict[str, tuple[int, ...]]:
         return {}
 

@@ -37,6 +37,7 @@ class Source:
         self.tasks = torch.full_like(index, task) if isinstance(task, int) else task
         self.y = env.stream.labels(index, task)
         self.learner, self.phase = learner, phase
+        self.size = learner.batch_size(t, env)
         self.memory = s.memory  # as plans go on from it
 
     def epoch(self, epoch: int, steps: int, done: int = 0) -> Iterator[Batch]:
@@ -99,7 +100,7 @@ class Source:
         self, epoch: int, steps: int, length: int, done: int
     ) -> Iterator[tuple[Window, dict[str, Tensor]]]:
         """Up to `length` steps at once, their batches of one size, and what is planned for them."""
-        env, n, size = self.env, len(self.index), self.env.training.batch_size
+        env, n, size = self.env, len(self.index), self.size
         order = self.shuffled(epoch)
         noise: dict[str, Tensor] = {}
         step = done
@@ -129,10 +130,9 @@ class Source:
 
     def noise(self, epoch: int, window: int) -> dict[str, Tensor]:
         """Uniforms [NOISE_WINDOW, ...] for a window of steps, each name from a seed of its own."""
-        size = self.env.training.batch_size
-        shapes = self.learner.noise(min(size, len(self.index)), self.env)
+        shapes = self.learner.noise(min(self.size, len(self.index)), self.env)
         if self.env.training.augment != "none":
-            shapes["augment"] = (size, 3)
+            shapes["augment"] = (self.size, 3)
 
         def draw(name: str, shape: tuple[int, ...]) -> Tensor:
             key = (name + self.phase, self.t, epoch, window)

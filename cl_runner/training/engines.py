@@ -24,6 +24,7 @@ WARM_UP = 3  # steps before a recording: libraries set themselves up in the firs
 class Learner(Protocol):
     """What takes the steps: a strategy, or a phase of one."""
 
+    def batch_size(self, t: int, env: Env) -> int: ...
     def noise(self, batch_size: int, env: Env) -> dict[str, tuple[int, ...]]: ...
     def plan(
         self, memory: Memory, t: Tensor, window: Window, env: Env

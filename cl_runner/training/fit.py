@@ -166,8 +166,10 @@ def fit(
     Of `epochs` epochs, or `steps` steps, unless the budget ends before. Its name (`phase`) gives it
     random orders of its own. Raises Diverged if the loss or theta is no longer finite.
     """
-    length = plan(len(samples[0]), env.training, epochs=epochs, steps=steps)
-    alone = Alone(s, env, learner, Progress(samples), int(s.t), phase)
+    t, number = int(s.t), len(samples[0])
+    size = learner.batch_size(t, env)
+    length = plan(number, env.training, epochs=epochs, steps=steps, batch_size=size)
+    alone = Alone(s, env, learner, Progress(samples), t, phase)
     return train(alone, length, 0, None)
 
 
@@ -187,12 +189,14 @@ def plan(
     times: int = 1,
     epochs: int | None = None,
     steps: int | None = None,
+    batch_size: int | None = None,
 ) -> Plan:
     """How long a phase over so many samples is: `steps` steps, or `epochs` epochs.
 
-    Without either, `training.epochs` or `training.iterations`, the latter `times` over.
+    Without either, `training.epochs` or `training.iterations`, the latter `times` over. batch_size:
+    in the place of `training.batch_size`.
     """
-    per_epoch = -(-samples // training.batch_size)
+    per_epoch = -(-samples // (batch_size or training.batch_size))
     if not per_epoch:
         return Plan(0, 0, 0)
     total = (epochs or training.epochs) * per_epoch

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cl_runner.config.benchmarks import Permuted, Rotated, Split
+from cl_runner.config.benchmarks import Conditions, Permuted, Rotated, Split
 from cl_runner.config.schema import Benchmark
 from cl_runner.core import Stream
 from cl_runner.data.benchmarks import KINDS, build_stream
@@ -43,7 +43,7 @@ def stream_of(
     augmented: bool = False,
     **keys: Any,
 ) -> Stream:
-    kind = schema.__name__.lower()
+    kind = next(kind for kind, (own, _) in KINDS.items() if own is schema)
     common = {"name": "b", "kind": kind, "dataset": "d", "num_tasks": 5, "seed": 0}
     defaults = {"default_scenario": "class", "default_epochs": 1}
     config = schema(**{**common, **defaults, **keys})
@@ -162,7 +162,7 @@ def test_more_tasks_than_classes_are_refused() -> None:
 # What all benchmarks have in common.
 
 
-@pytest.mark.parametrize("schema", [Permuted, Rotated])
+@pytest.mark.parametrize("schema", [Permuted, Rotated, Conditions])
 @pytest.mark.parametrize("scenario", ["task", "domain", "class"])
 def test_domains_share_all_samples_and_only_in_domain_il_the_outputs(
     schema: type[Benchmark], scenario: str
@@ -183,7 +183,7 @@ def test_domains_share_all_samples_and_only_in_domain_il_the_outputs(
     assert torch.equal(labels, expected)
 
 
-@pytest.mark.parametrize("schema", [Split, Permuted, Rotated])
+@pytest.mark.parametrize("schema", [Split, Permuted, Rotated, Conditions])
 @pytest.mark.parametrize(
     ("keys", "train", "validation"),
     [
@@ -261,7 +261,7 @@ def test_a_task_without_test_samples_is_refused() -> None:
     assert "task 5" in refused(data=data)
 
 
-@pytest.mark.parametrize("schema", [Permuted, Rotated])
+@pytest.mark.parametrize("schema", [Permuted, Rotated, Conditions])
 def test_augmentation_is_for_split_benchmarks(schema: type[Benchmark]) -> None:
     assert "training.augment" in refused(schema, augmented=True)
     assert len(stream_of(Split, augmented=True)) == 5
@@ -378,7 +378,7 @@ def test_permutations_are_decided_by_the_benchmarks_seed() -> None:
     assert torch.equal(longer.images(rows, 1), first)
 
 
-@pytest.mark.parametrize("schema", [Permuted, Rotated])
+@pytest.mark.parametrize("schema", [Permuted, Rotated, Conditions])
 @pytest.mark.parametrize("floating", [False, True])
 def test_one_task_for_all_or_one_for_each_give_the_same_images(
     schema: type[Benchmark], floating: bool
@@ -394,7 +394,7 @@ def test_one_task_for_all_or_one_for_each_give_the_same_images(
     assert not torch.equal(mixed[0], mixed[1])
 
 
-@pytest.mark.parametrize("schema", [Permuted, Rotated])
+@pytest.mark.parametrize("schema", [Permuted, Rotated, Conditions])
 def test_transforms_take_an_empty_batch(schema: type[Benchmark]) -> None:
     stream = stream_of(schema)
     none = torch.zeros(0, dtype=torch.int64)

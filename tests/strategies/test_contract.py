@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 PER_CLASS = "strategy.buffer_size=null strategy.per_class=5"
 VARIANTS = {
     "cls_er": ("scenario=task strategy.stable_rate=0.5",),
+    "cumulative": ("strategy.growing_batch=true",),
     "derpp": (f"strategy.policy=class_balanced {PER_CLASS}",),
     "icarl": (f"{PER_CLASS} strategy.temperature=2",),
     "er_ewc": ("strategy.policy=class_balanced", "strategy.penalty=loss"),

@@ -1,0 +1,52 @@
+"""The contract of strategies on streams that do more to a sample than to move its pixels."""
+
+from __future__ import annotations
+
+import pytest
+from test_contract import LARGER, QUICK
+
+from cl_runner import strategies
+from cl_runner.testing import CHECKS, OF_ONE_GRAPH, Case
+
+pytestmark = pytest.mark.slow
+
+SMALL = ("benchmark.train_samples=120", "model.hidden_sizes=[12]")
+STREAMS = {  # of three tasks; the noise and the blur are in the second, where steps are looked at
+    "conditions": "benchmark=conditions_digits benchmark.conditions=[noise,blur,occlusion]",
+    "random labels": "benchmark=random_labels_digits",
+    "sequence": (
+        "benchmark=sequence benchmark.datasets=[digits,digits,digits] "
+        "benchmark.train_samples=500 benchmark.samples_per_task=100 scenario=class"
+    ),
+    "fresh": (
+        "benchmark=label_permuted_digits benchmark.train_samples=300 "
+        "benchmark.samples_per_task=100 benchmark.fresh=true"
+    ),
+}
+# Those in which the stream has a part.
+PROMISES = ("resumed equals unbroken", *list(CHECKS)[-1:], *OF_ONE_GRAPH)
+
+
+def cases() -> list[tuple[str, str]]:
+    """Every strategy under conditions, and those of each family on all streams."""
+    some = ("naive", "er", "derpp", "gem")
+    return [
+        (name, stream)
+        for name in strategies.available()
+        for stream in STREAMS
+        if stream == "conditions" or name in some
+    ]
+
+
+@pytest.fixture(scope="module", params=cases(), ids=" ".join)
+def case(request, prepared) -> Case:
+    name, stream = request.param
+    own = QUICK.get(name, LARGER)
+    return Case(name, (*SMALL, *STREAMS[stream].split(), *own), prepared)
+
+
+@pytest.mark.parametrize("promise", PROMISES)
+def test_it_keeps_its_promise_on_other_streams(case: Case, promise: str) -> None:
+    if promise not in case.checks():
+        pytest.skip(f"a step of {case.name} is not one graph; its docstring says why")
+    case.checks()[promise](case)
