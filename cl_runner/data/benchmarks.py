@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from cl_runner.config.benchmarks import Permuted, Rotated, Slices, Split
+from cl_runner.config.benchmarks import Files, Permuted, Rotated, Slices, Split, Table
 from cl_runner.config.plugins import BENCHMARK, theirs
 from cl_runner.config.schema import Benchmark
 from cl_runner.core import Stream
@@ -33,6 +33,8 @@ KINDS: dict[str, tuple[type[Benchmark], Callable[[Any, Arrays, str], Stream]]] =
     "permuted": (Permuted, permuted_stream),
     "rotated": (Rotated, rotated_stream),
     "slices": (Slices, slices_stream),
+    "files": (Files, slices_stream),
+    "table": (Table, slices_stream),
 }
 
 

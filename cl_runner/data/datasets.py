@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cl_runner.data.arrays import Arrays, reason, told
@@ -30,16 +31,23 @@ def load(
     it tells. Raises UserError, in one line, for data that is missing, damaged or of the wrong kind.
     """
     one_of("benchmark.dataset", dataset, (*CLASSES, *OWN))
-    try:
+    with reading(dataset):
         if dataset in CLASSES:
             check(path is None, f"data.path must not be set: {dataset} is read from data.root")
-            return named(dataset, _expanded(root), tell)
+            return named(dataset, expanded(root), tell)
         check(path is not None, f"data.path must be set: {OWN[dataset]}")
-        path = _expanded(Path(path or ""))
+        path = expanded(Path(path or ""))
         found = "is something else" if path.exists() else "does not exist"
         right = path.is_file() if dataset == "npz" else path.is_dir()
         check(right, f"data.path must be {OWN[dataset]}; {path} {found}")
         return npz(path) if dataset == "npz" else folder(path)
+
+
+@contextmanager
+def reading(dataset: str) -> Iterator[None]:
+    """Turn what keeps a data set from being read, such as a lack of memory, into one line."""
+    try:
+        yield
     except (OSError, MemoryError, RuntimeError, ImportError) as error:
         if exhausted(error):
             message = f"not enough memory to read {dataset}: free some, or take a smaller data set"
@@ -51,7 +59,7 @@ def load(
         raise UserError(message) from None
 
 
-def _expanded(path: Path) -> Path:
+def expanded(path: Path) -> Path:
     """The path with ~ replaced. Raises UserError for the home of somebody unknown."""
     with told(f"{path} is no path", "correct data.root or data.path"):
         return path.expanduser()
