@@ -42,19 +42,13 @@ def check_data(config: Config) -> None:
 
     Of your own data only the path is looked at: reading them is `data.datasets.load`'s.
     """
-    known = {
-        key: value
-        for module in ("datasets", "table", "files")
-        for key, value in names(f"cl_runner.data.{module}").items()
-    }
+    known, benchmark = names("cl_runner.data.datasets"), config.benchmark
+    dataset, path = benchmark.dataset, config.data.path
     classes_of = known["CLASSES"] | known["EMBEDDED"]
-    own = known["OWN"] | {"table": known["TABLE"], "files": known["FILES"]}
-    benchmark, path = config.benchmark, config.data.path
-    dataset = benchmark.dataset
     if dataset in classes_of:
         message = (
-            f"data.path goes with your own data, such as benchmark=split_npz; {benchmark.name} is "
-            "read from data.root"
+            "data.path goes with your own data, such as benchmark=split_npz; "
+            f"{benchmark.name} needs none"
         )
         check(path is None, message)
         tasks, classes = benchmark.num_tasks, len(classes_of[dataset])
@@ -62,8 +56,8 @@ def check_data(config: Config) -> None:
         check(
             enough, f"benchmark.num_tasks={tasks} is more than the {classes} classes of {dataset}"
         )
-    elif dataset in own:
-        wanted = f"data.path must be {own[dataset]}"
+    elif dataset in known["OWN"]:
+        wanted = f"data.path must be {known['OWN'][dataset]}"
         check(path is not None, f"{wanted}: set it for benchmark={benchmark.name}")
         file = Path(path or "").expanduser()
         check(file.exists(), f"{wanted}; {file} does not exist")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,7 @@ SPLITS = ("train", "test")
 DELETE = "delete it, so that it is made again"
 CORRECT = "correct the file that data.path names"
 Tell = Callable[[str], None]  # says a line to the user
+UNTOLD = {"Cc", "Cs", "Zl", "Zp"}  # kinds of characters that no line of text holds
 Decoded = dict[str, NDArray[Any]]  # by KEYS: x [N, H, W], [N, H, W, C] or [N, D]; y [N] integers
 
 
@@ -99,6 +102,39 @@ def told(fault: str, remedy: str) -> Iterator[None]:
         if exhausted(error):
             raise
         raise UserError(f"{fault} ({reason(error)}): {remedy}") from None
+
+
+@contextmanager
+def reading(dataset: str) -> Iterator[None]:
+    """Tell in one line that memory does not suffice, or that a folder or a disk fails."""
+    try:
+        yield
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
+        if exhausted(error):
+            message = f"not enough memory to read {dataset}: free some, or take a smaller data set"
+            raise UserError(message) from None
+        if not isinstance(error, OSError):
+            raise
+        message = f"cannot read the data ({reason(error)}): check data.root and data.path"
+        raise UserError(message) from None
+
+
+def expanded(path: Path) -> Path:
+    """The path with ~ replaced. Raises UserError for the home of somebody unknown."""
+    with told(f"{path} is no path", "correct data.root or data.path"):
+        return path.expanduser()
+
+
+def natural(name: str) -> tuple[list[str | int], str]:
+    """What names are sorted by: month_2 comes before month_10."""
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+
+
+def check_name(name: str, where: str) -> None:
+    """Raise UserError for the name of a task or a class that no line of text can hold."""
+    told = all(unicodedata.category(character) not in UNTOLD for character in name)
+    check(told, f"{where}: the name {name!r} holds control characters or bytes that are no text")
 
 
 def reason(error: Exception) -> str:

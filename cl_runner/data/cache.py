@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def cached(
-    sources: Sequence[Path],
+    sources: Sequence[Path | str],
     options: Mapping[str, Any],
     path: Path,
     root: Path,
@@ -76,10 +76,11 @@ def _places(path: Path, root: Path) -> tuple[tuple[Path, str], ...]:
     return inside, (root, f".cl_runner-{_digest(os.fspath(path.resolve()))}")
 
 
-def _state(sources: Sequence[Path], path: Path) -> str:
+def _state(sources: Sequence[Path | str], path: Path) -> str:
     """A digest of names relative to path, sizes and times of files."""
     above, lines = len(os.fspath(path)), [f"{VERSION}"]
-    for source in map(os.fspath, sources):
+    for file in sources:
+        source = os.fspath(file)
         about = os.stat(source)  # noqa: PTH116 - of 60,000 files
         lines.append(f"{source[above:]}\0{about.st_size}\0{about.st_mtime_ns}")
     return _digest("\n".join(lines))

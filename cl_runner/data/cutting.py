@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from cl_runner.config.benchmarks import Table
 from cl_runner.core import generator_for
+from cl_runner.data.arrays import natural
 from cl_runner.errors import UserError, check
 
 if TYPE_CHECKING:
@@ -27,12 +27,6 @@ class Numbered(NamedTuple):
 
     place: NDArray[np.int64]  # [N], 0 .. len(names) - 1
     names: tuple[str, ...]
-
-
-def natural(name: str) -> list[tuple[int, int, str]]:
-    """A key that sorts names as people do: week 2 before week 10."""
-    parts = re.split("([0-9]+)", name)
-    return [(0, int(p), p) if p.isdigit() else (1, 0, p) for p in parts if p]
 
 
 def numbered(values: Series) -> Numbered:

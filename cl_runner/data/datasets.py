@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-from cl_runner.data.arrays import Arrays, reason, told
+from cl_runner.data.arrays import Arrays, expanded, reading
+from cl_runner.data.files import TASK_FILES
+from cl_runner.data.folders import FOLDERS
 from cl_runner.data.images import FOLDER, folder
 from cl_runner.data.named import CLASSES, named
 from cl_runner.data.npz import npz
-from cl_runner.errors import UserError, check, exhausted, one_of
+from cl_runner.data.table import EMBEDDED, TABLE
+from cl_runner.errors import check, one_of
 
-__all__ = ["CLASSES", "OWN", "Arrays", "load"]
+__all__ = ["CLASSES", "EMBEDDED", "OWN", "Arrays", "load"]
 
 OWN = {
     "npz": "an .npz file that holds x_train, y_train, x_test and y_test",
     "folder": FOLDER,
+    "folders": FOLDERS,
+    "files": TASK_FILES,
+    "table": TABLE,
 }
+FILES: dict[str, Callable[[Path], Arrays]] = {"npz": npz, "folder": folder}
 log = logging.getLogger(__name__)
 
 
@@ -30,7 +36,7 @@ def load(
     Downloads what is neither embedded nor below root, and makes a damaged copy in root again, which
     it tells. Raises UserError, in one line, for data that is missing, damaged or of the wrong kind.
     """
-    one_of("benchmark.dataset", dataset, (*CLASSES, *OWN))
+    one_of("benchmark.dataset", dataset, (*CLASSES, *FILES))
     with reading(dataset):
         if dataset in CLASSES:
             check(path is None, f"data.path must not be set: {dataset} is read from data.root")
@@ -40,26 +46,4 @@ def load(
         found = "is something else" if path.exists() else "does not exist"
         right = path.is_file() if dataset == "npz" else path.is_dir()
         check(right, f"data.path must be {OWN[dataset]}; {path} {found}")
-        return npz(path) if dataset == "npz" else folder(path)
-
-
-@contextmanager
-def reading(dataset: str) -> Iterator[None]:
-    """Turn what keeps a data set from being read, such as a lack of memory, into one line."""
-    try:
-        yield
-    except (OSError, MemoryError, RuntimeError, ImportError) as error:
-        if exhausted(error):
-            message = f"not enough memory to read {dataset}: free some, or take a smaller data set"
-            raise UserError(message) from None
-        if not isinstance(error, OSError):
-            raise
-        # A folder that may not be entered, a disk that fails.
-        message = f"cannot read the data ({reason(error)}): check data.root and data.path"
-        raise UserError(message) from None
-
-
-def expanded(path: Path) -> Path:
-    """The path with ~ replaced. Raises UserError for the home of somebody unknown."""
-    with told(f"{path} is no path", "correct data.root or data.path"):
-        return path.expanduser()
+        return FILES[dataset](path)

@@ -19,16 +19,18 @@ from cl_runner.data.arrays import (
     Tell,
     check_arrays,
     check_free,
+    check_name,
+    natural,
     tensors,
 )
 from cl_runner.data.cache import cached
-from cl_runner.data.cutting import Numbered, held_out, natural
+from cl_runner.data.cutting import Numbered, held_out
 from cl_runner.data.frames import read_frame
 from cl_runner.data.npz import in_float32, members
 from cl_runner.data.table import in_slices, shaping
 from cl_runner.errors import UserError, check
 
-FILES = "a folder of files <task>.npz, or <task>.csv or .csv.gz, one for each task"
+TASK_FILES = "a folder of files <task>.npz, or <task>.csv or .csv.gz, one for each task"
 SUFFIXES = (".npz", ".csv.gz", ".csv")
 Found = Mapping[str, Path]  # the tasks' files by their names, in order
 
@@ -36,8 +38,8 @@ Found = Mapping[str, Path]  # the tasks' files by their names, in order
 def files(config: Benchmark, root: Path, path: Path | None, tell: Tell) -> Arrays:
     """The user's own files, each a slice, in the natural order of their names. Raises UserError."""
     folder = Path(path or "")
-    check(path is not None, f"data.path must be set: {FILES}")
-    check(folder.is_dir(), f"data.path must be {FILES}; {folder} is no folder")
+    check(path is not None, f"data.path must be set: {TASK_FILES}")
+    check(folder.is_dir(), f"data.path must be {TASK_FILES}; {folder} is no folder")
     if not isinstance(config, Files):
         message = f"benchmark.dataset=files needs benchmark.kind=files, not {config.kind}"
         raise UserError(message)
@@ -58,8 +60,9 @@ def listing(folder: Path) -> Found:
             continue
         name = file.name[: -len(suffix)]
         check(name not in found, f"{file} and {found.get(name)} are one task's: delete one of them")
+        check_name(name, f"{folder}")
         found[name] = file
-    check(bool(found), f"data.path must be {FILES}; {folder} holds none")
+    check(bool(found), f"data.path must be {TASK_FILES}; {folder} holds none")
     first = next(iter(found.values()))
     for file in found.values():
         alike = (file.suffix == ".npz") == (first.suffix == ".npz")

@@ -1,23 +1,32 @@
-"""Images in folders as a data set."""
+"""Images in folders as a data set; each is decoded as its suffix says, or not at all."""
 
 from __future__ import annotations
 
 import math
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from cl_runner.data.arrays import SPLITS, Arrays, Decoded, check_free, tensors, told
+from cl_runner.data.arrays import SPLITS, Arrays, check_free, told
 from cl_runner.errors import UserError, check
+from cl_runner.machine.cores_and_gpus import cores
 from cl_runner.machine.reading import regular
 
 FOLDER = "a folder with images in train/<class>/ and test/<class>/"
-SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP"}  # what they promise
+KINDS = "PNG .png", "JPEG .jpg .jpeg", "BMP .bmp", "WEBP .webp"
+SUFFIXES = {s: kind.split()[0] for kind in KINDS for s in kind.split()[1:]}  # what they promise
+AT_ONCE = 64  # images that a thread decodes in a row
+ONE_SIZE = "bring all images of data.path to one size"
+GREY = ("1", "L")  # Pillow's modes
 MOST_PIXELS = 2**26  # of one image
 TOO_LARGE = f"has more than {MOST_PIXELS} pixels (8192x8192): make it smaller"
 
@@ -27,55 +36,89 @@ def folder(path: Path) -> Arrays:
 
     Classes and files are sorted by name. Raises UserError where sizes differ or a file is damaged.
     """
-    found = {split: _listing(path / split) for split in SPLITS}
-    classes = tuple(dict.fromkeys(file.parent.name for file in found["train"]))
-    first, grey = found["train"][0], True
-    sizes: dict[Path, tuple[int, int]] = {}
-    for file in (*found["train"], *found["test"]):  # all headers, before any pixel
-        name = file.parent.name
-        check(name in classes, f"{file.parent}: class {name!r} is missing in {path / 'train'}")
-        with _opened(file) as image:
-            (w, h), grey = image.size, grey and image.mode in ("1", "L")
-        sizes[file] = w, h
-        differ = f"{file} has {w}x{h} pixels, but {first} has {sizes[first][0]}x{sizes[first][1]}"
-        check((w, h) == sizes[first], f"{differ}: bring all images of data.path to one size")
-    check_free(f"the images of {path}", len(sizes) * w * h * (1 if grey else 3))
-    images = {file: _image(file) for file in sizes}
-    if any(image.ndim == 3 for image in images.values()):
-        images = {f: i if i.ndim == 3 else np.stack([i] * 3, axis=-1) for f, i in images.items()}
-    arrays: Decoded = {}
-    for split, files in found.items():
-        arrays[f"x_{split}"] = np.stack([images[file] for file in files])
-        arrays[f"y_{split}"] = np.array([classes.index(file.parent.name) for file in files])
-    return tensors(arrays, classes)
+    train, test = (_listing(path / split) for split in SPLITS)
+    for name in test:
+        known = f"{path / 'test' / name}: class {name!r} is missing in {path / 'train'}"
+        check(name in train, known)
+    classes, parts = tuple(train), (train, test)
+    x = decoded([file for part in parts for files in part.values() for file in files], path)
+    y_train, y_test = (
+        torch.tensor([classes.index(name) for name, files in part.items() for _ in files])
+        for part in parts
+    )
+    return Arrays(x[: len(y_train)], y_train, x[len(y_train) :], y_test, classes)
 
 
-def _listing(folder: Path) -> list[Path]:
-    """All images in the class folders of `folder`, sorted, hidden ones left out."""
+def _listing(folder: Path) -> dict[str, list[str]]:
+    """The images in the class folders of `folder`, by class, hidden ones left out."""
     check(folder.is_dir(), f"data.path must be {FOLDER}; {folder} is missing")
-    files: list[Path] = []
-    for sub in sorted(f for f in folder.iterdir() if f.is_dir() and f.name[0] != "."):
-        images = sorted(f for f in sub.iterdir() if f.suffix.lower() in SUFFIXES)
-        images = [f for f in images if f.name[0] != "." and not f.is_dir()]
-        check(bool(images), f"{sub} holds no image ({', '.join(SUFFIXES)}): add some or delete it")
-        files += images
-    check(bool(files), f"data.path must be {FOLDER}; {folder} holds no class")
-    return files
+    names = sorted(f.name for f in folder.iterdir() if f.is_dir() and f.name[0] != ".")
+    check(bool(names), f"data.path must be {FOLDER}; {folder} holds no class")
+    return {name: images_in(folder / name) for name in names}
+
+
+def images_in(folder: Path) -> list[str]:
+    """The paths of a folder's images, sorted, hidden ones left out. Raises UserError for none."""
+    with os.scandir(folder) as entries:
+        found = sorted(e.name for e in entries if is_image(e.name) and not e.is_dir())
+    kinds = ", ".join(SUFFIXES)
+    check(bool(found), f"{folder} holds no image ({kinds}): add some or delete it")
+    return [f"{folder}{os.sep}{name}" for name in found]  # a Path for each would take seconds
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is taken for an image, by its name."""
+    return name[0] != "." and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - speed
+
+
+def decoded(
+    files: Sequence[str], path: Path, resize: int | None = None, remedy: str = ONE_SIZE
+) -> Tensor:
+    """The images [N, C, H, W] uint8: one channel where all are grey, else RGB.
+
+    resize: height and width that each is brought to, by Pillow's bilinear filter, which takes the
+    mean over all pixels that one stands for where an image becomes smaller; proportions are not
+    kept. Several are decoded at once. Raises UserError where a file is damaged, where sizes differ
+    and nothing is resized (remedy: what to do then), and where memory has no room for all of them,
+    which are those below `path`.
+    """
+    from PIL import Image
+
+    with warnings.catch_warnings():  # for all threads
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # told otherwise
+        grey, first = True, (0, 0)
+        for i, file in enumerate(files):  # all headers, before any pixel
+            with _opened(file) as image:
+                (w, h), grey = image.size, grey and image.mode in GREY
+            first = first if i else (w, h)
+            differ = f"{file} has {w}x{h} pixels, but {files[0]} has {first[0]}x{first[1]}"
+            fitting = (w, h) == first or resize is not None
+            check(fitting, f"{differ}: {remedy}")
+        width, height = first if resize is None else (resize, resize)
+        shape = len(files), 1 if grey else 3, height, width
+        check_free(f"the images of {path}", math.prod(shape))
+        x = np.empty(shape, np.uint8)
+
+        def fill(start: int) -> None:
+            for i, file in enumerate(files[start : start + AT_ONCE], start):
+                x[i] = _image(file, grey, (width, height))
+
+        with ThreadPoolExecutor(max_workers=cores()) as pool:
+            list(pool.map(fill, range(0, len(files), AT_ONCE)))
+    return torch.from_numpy(x)
 
 
 @contextmanager
-def _opened(file: Path) -> Iterator[Any]:
+def _opened(file: str) -> Iterator[Any]:
     """An image of which no pixel is decoded yet, of the format that its suffix promises.
 
     Pillow knows many more formats, and hands some of them to other programs. Raises UserError.
     """
     from PIL import Image
 
-    kind = SUFFIXES[file.suffix.lower()]
-    fault = f"{file} is damaged, or no {kind} image"
-    damage = told(fault, "replace or delete it")
-    with damage, regular(file) as stream, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # told below
+    kind = SUFFIXES[os.path.splitext(file)[1].lower()]  # noqa: PTH122
+    damage = told(f"{file} is damaged, or no {kind} image", "replace or delete it")
+    with damage, regular(Path(file)) as stream:
         try:
             image = Image.open(stream, formats=(kind,))
         except Image.DecompressionBombError:
@@ -84,11 +127,18 @@ def _opened(file: Path) -> Iterator[Any]:
         yield image
 
 
-def _image(file: Path) -> NDArray[np.uint8]:
-    """One image, [H, W] if it is grey, else [H, W, 3]. Raises UserError."""
+def _image(file: str, grey: bool, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """One image [C, H, W] of a size (width, height). Raises UserError."""
+    from PIL import Image
+
     with _opened(file) as image:
         deep = image.mode.startswith(("I", "F"))
         check(not deep, f"{file} has more than 8 bits per pixel ({image.mode}): convert it to 8")
         # A palette goes by way of RGBA, because it may hold transparency.
         plain = image.convert("RGBA") if image.mode == "P" else image
-        return np.asarray(plain.convert("L" if image.mode in ("1", "L") else "RGB"))
+        plain = plain.convert("L" if image.mode in GREY else "RGB")
+        if plain.size != size:
+            plain = plain.resize(size, Image.Resampling.BILINEAR)
+        pixels = np.asarray(plain.convert("L" if grey else "RGB"))
+        channels_first: NDArray[np.uint8] = np.atleast_3d(pixels).transpose(2, 0, 1)
+        return channels_first

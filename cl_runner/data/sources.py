@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from cl_runner.config.schema import Benchmark
-from cl_runner.data.arrays import Arrays, Tell
-from cl_runner.data.datasets import expanded, load, reading
+from cl_runner.data.arrays import Arrays, Tell, expanded, reading
+from cl_runner.data.datasets import CLASSES, OWN, load
 from cl_runner.data.files import files
+from cl_runner.data.folders import folders
 from cl_runner.data.table import EMBEDDED, embedded, table
+from cl_runner.errors import one_of
 
 # benchmark.dataset -> (configuration, data.root, data.path, tell) -> the data, in slices.
 # Raises UserError for data that are missing, damaged or of the wrong kind.
 READERS: dict[str, Callable[[Any, Path, Path | None, Tell], Arrays]] = {
+    "folders": folders,
     "table": table,
     "files": files,
     **dict.fromkeys(EMBEDDED, embedded),
@@ -23,6 +26,7 @@ READERS: dict[str, Callable[[Any, Path, Path | None, Tell], Arrays]] = {
 
 def read(config: Benchmark, root: Path, path: Path | None, tell: Tell) -> Arrays:
     """The data of a benchmark, of which it makes a stream. Raises UserError."""
+    one_of("benchmark.dataset", config.dataset, (*CLASSES, *OWN, *EMBEDDED))
     reader = READERS.get(config.dataset)
     if reader is None:
         return load(config.dataset, root, path, tell)

@@ -12,7 +12,7 @@ import torch
 
 from cl_runner.config.benchmarks import Files, Table
 from cl_runner.config.schema import Benchmark
-from cl_runner.data.arrays import Arrays, Decoded, Tell, tensors
+from cl_runner.data.arrays import Arrays, Decoded, Tell, check_name, tensors
 from cl_runner.data.cache import cached
 from cl_runner.data.cutting import Numbered, Where, cut, held_out
 from cl_runner.data.encoding import features, labels
@@ -72,7 +72,7 @@ def as_table(config: Benchmark) -> Table:
 
 def shaping(config: Files) -> dict[str, Any]:
     """The keys that say what is made of a table."""
-    keys = ["label", "test_fraction", "categories", "text", "text_features", "drop"]
+    keys = ["dataset", "label", "test_fraction", "categories", "text", "text_features", "drop"]
     keys += ["slice", "slice_by"] if isinstance(config, Table) else []
     keys += ["num_tasks"] if isinstance(config, Table) and config.slice is None else []
     return {key: value for key, value in asdict(config).items() if key in keys}
@@ -94,6 +94,8 @@ def in_slices(
     """The rows of a table as vectors and labels, of which each slice holds out a share."""
     label = labels(frame[config.label], where)
     others = [name for name in (config.label, getattr(config, "slice", None)) if name is not None]
+    for name in (*label.names, *slices.names):
+        check_name(name, source)
     test = held_out(slices, label.place, config.test_fraction, source)
     x = features(frame.drop(columns=others), config, (slices.place == 0) & ~test, where, tell)
     decoded: Decoded = {"x_train": x[~test], "y_train": label.place[~test]}
