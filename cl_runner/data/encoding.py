@@ -116,10 +116,10 @@ def standardised(values: Series, first: NDArray[np.bool], where: Where) -> Float
     Raises UserError for infinite numbers.
     """
     x = values.to_numpy().astype(np.float64)
-    scale = 0.0 if is_constant(values[first]) else x[first].std()
     with np.errstate(over="ignore", invalid="ignore"):
+        scale = 0.0 if is_constant(values[first]) else x[first].std()
         unit: Floats = ((x - x[first].mean()) / scale if scale else 0 * x).astype(np.float32)
-    wrong = ~np.isfinite(x) if not np.isfinite(x).all() else ~np.isfinite(unit)
+    wrong = ~np.isfinite(unit) if np.isfinite(x).all() else ~np.isfinite(x)
     if wrong.any():
         row = int(wrong.argmax())
         message = f"{where(row)}: {values.iloc[row]} in column {values.name} is too large"
