@@ -30,8 +30,8 @@ def labels(values: Series, where: Where) -> Numbered:
     decimals = is_number(values) and bool((values % 1 != 0).any())
     check(
         K <= N / 2 and not (decimals and K > MOST_QUANTITIES),
-        f"{name}: {K} different values in {N} rows are no classes (such as {values.iloc[0]} in "
-        f"{where(0)}); regression is not offered: put the values into classes",
+        f"{name}: {K} different values in {N} rows are no classes (such as {str(values.iloc[0])!r} "
+        f"in {where(0)}); regression is not offered: put the values into classes",
     )
     check(K > 1, f"{name}: all {N} rows are of class {found.names[0]}: there is nothing to learn")
     return found
@@ -91,6 +91,8 @@ def kind(values: Series, config: Files, where: Where) -> str:
         return "number"
     wrong = pd.to_numeric(values, errors="coerce").isna().to_numpy()
     how = f"benchmark.categories=[{name}] or benchmark.drop=[{name}]"
+    if not wrong.any():  # whole numbers too long for a machine's, or of several files
+        return "number"
     if wrong.mean() < 0.5:
         row = int(wrong.argmax())
         message = f"{where(row)}: {values.iloc[row]!r} in column {name} is no number"

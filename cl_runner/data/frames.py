@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cl_runner.config.benchmarks import Files
-from cl_runner.data.arrays import check_free, told
+from cl_runner.data.arrays import check_free, check_name, told
 from cl_runner.data.npz import DENSEST, SMALL
 from cl_runner.errors import UserError, check
 from cl_runner.machine import ram
@@ -57,6 +57,8 @@ def read_frame(file: Path, config: Files) -> DataFrame:
 
 def check_names(file: Path, names: list[str]) -> None:
     """Raise UserError unless the first line names columns, each by a name of its own."""
+    for name in names:
+        check_name(name, f"{file}")
     twice = next((name for i, name in enumerate(names) if name in names[:i]), "")
     check(not twice, f"{file} has two columns {twice}: give each a name of its own")
     other = next((mark for mark in ";\t|" if len(names) == 1 and mark in names[0]), "")

@@ -16,6 +16,7 @@ import torch
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from cl_runner.config.benchmarks import Files, Split, Table
+from cl_runner.data import cutting
 from cl_runner.data import table as module
 from cl_runner.data.arrays import Arrays
 from cl_runner.data.benchmarks import build_stream
@@ -155,6 +156,28 @@ def test_the_slice_column_is_no_feature(write, tmp_path):
     assert rows(table(write(columns), tmp_path, slice="s")).shape == (20, 1)
 
 
+def test_words_are_categories_if_few_else_text(write, tmp_path):
+    for different, width in ((256, 256), (257, 8)):
+        words = [f"w{i % different}" for i in range(600)]
+        columns = {"a": words, "y": [0, 1] * 300}
+        arrays = table(write(columns), tmp_path, num_tasks=2, text_features=8)
+        assert arrays.x_train.shape[3] == width
+
+
+def test_numbers_too_long_for_a_machine_are_numbers(write, tmp_path):
+    columns = {"a": [10**30 * i for i in range(20)], "y": [0, 1] * 10}
+    assert rows(table(write(columns), tmp_path, num_tasks=1)).std() == pytest.approx(1, abs=0.2)
+
+
+def test_features_that_do_not_fit_into_memory_are_refused(write, tmp_path, monkeypatch):
+    file = write({"a": [f"w{i}" for i in range(600)], "y": [0, 1] * 300})
+    monkeypatch.setattr(ram, "available", lambda _: 100_000)
+    message = refused(lambda: table(file, tmp_path, num_tasks=2))
+    assert (
+        message == "not enough memory: 600 rows of 4096 features take 9.83 MB, and 0.1 MB are free"
+    )
+
+
 # Slices
 
 
@@ -192,6 +215,14 @@ def test_times_are_cut_by_days_or_by_each_value(write, tmp_path):
     assert days.slices == ("2024-01-31", "2024-02-01")
     each = table(write(columns), tmp_path, slice="t")
     assert each.slices[::3] == ("2024-01-31 22:00:00", "2024-02-01 01:00:00")
+
+
+def test_there_is_a_limit_to_the_number_of_tasks(write, tmp_path, monkeypatch):
+    columns = {"s": np.arange(80) // 4, "y": [0, 1] * 40, "a": range(80)}
+    assert len(table(write(columns), tmp_path, slice="s").slices) == 20
+    monkeypatch.setattr(cutting, "MOST_SLICES", 19)
+    message = refused(lambda: table(write(columns), tmp_path / "other", slice="s", drop=["a"]))
+    assert "has 20 different values in 80 rows, too many tasks: choose a column" in message
 
 
 def test_equal_parts_go_by_the_order_of_the_rows(write, tmp_path):
