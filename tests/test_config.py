@@ -109,6 +109,8 @@ BASES: dict[type, Node] = {
     benchmarks.Split: BENCHMARK,
     benchmarks.Permuted: BENCHMARK,
     benchmarks.Rotated: BENCHMARK,
+    benchmarks.Files: BENCHMARK,
+    benchmarks.Table: BENCHMARK | {"label": "y", "slice": "month"},
     schema.MLP: {"name": "mlp"},
     schema.CNN: {"name": "cnn"},
     schema.ResNet: {"name": "resnet18", "width": 8, "init": "default"},
@@ -146,6 +148,29 @@ WRONG: list[tuple[type, Node, str]] = [
     (benchmarks.Rotated, {"angles": [1.0]}, "benchmark.angles"),
     (benchmarks.Rotated, {"angles": []}, "benchmark.angles"),
     (benchmarks.Rotated, {"angles": [1.0, 2.0, 3.0]}, "benchmark.angles"),
+    *(
+        (schema, keys, key)
+        for schema in (benchmarks.Files, benchmarks.Table)
+        for keys, key in (
+            ({"num_tasks": 0}, "benchmark.num_tasks"),
+            ({"test_fraction": 0.0}, "benchmark.test_fraction"),
+            ({"test_fraction": 1.0}, "benchmark.test_fraction"),
+            ({"test_fraction": NAN}, "benchmark.test_fraction"),
+            ({"text_features": 0}, "benchmark.text_features"),
+            ({"text_features": 2**20 + 1}, "benchmark.text_features"),
+            (
+                {"label": "y", "drop": ["y"]},
+                "benchmark.label and benchmark.drop both",
+            ),
+            ({"text": ["a"], "drop": ["a"]}, "benchmark.text and benchmark.drop both name"),
+            ({"text": ["a", "a"]}, "benchmark.text and benchmark.text both name column a"),
+        )
+    ),
+    (benchmarks.Table, {"label": None}, "benchmark.label must name the column"),
+    (benchmarks.Table, {"slice": None, "num_tasks": None}, "benchmark.slice=COLUMN (a task for"),
+    (benchmarks.Table, {"slice_by": "week"}, "benchmark.slice_by must be one of"),
+    (benchmarks.Table, {"slice": None, "slice_by": "day"}, "needs benchmark.slice=COLUMN"),
+    (benchmarks.Table, {"slice": "y"}, "benchmark.label and benchmark.slice both name column y"),
     (schema.MLP, {"init": "he"}, "model.init"),
     (schema.MLP, {"hidden_sizes": [10, 0]}, "model.hidden_sizes"),
     (schema.MLP, {"dropout": 1.0}, "model.dropout"),
@@ -204,6 +229,9 @@ RIGHT: list[tuple[type, Node]] = [
     (schema.Benchmark, {"num_tasks": 1, "train_fraction": 0.001, "validation_fraction": 0.999}),
     (schema.Benchmark, {"train_samples": 1, "mean": [0.0], "std": [1e-9]}),
     (benchmarks.Rotated, {"angles": [-90.0, 400.0], "angle_spacing": "random"}),
+    (benchmarks.Files, {"num_tasks": None, "test_fraction": 1e-9, "text_features": 1}),
+    (benchmarks.Table, {"slice": None, "num_tasks": 1}),
+    (benchmarks.Table, {"slice_by": "day", "categories": ["a"], "text": ["b"], "drop": ["c"]}),
     (schema.MLP, {"hidden_sizes": [], "dropout": 0.999, "init": "xavier"}),
     (schema.CNN, {"channels": [1], "hidden_size": 1}),
     (schema.Optimizer, {"milestones": [0.001, 0.999], "schedule": "step"}),
@@ -347,6 +375,7 @@ def schema_of(group: str, node: Mapping[str, Any]) -> type:
     }[group]()
 
 
+NEEDED = {"table": ("benchmark.label=y", "benchmark.slice=month")}  # what has no default
 GROUPS = ("benchmark", "model", "optimizer", "training", "strategy")
 FILES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 EXPERIMENTS = sorted(
@@ -359,7 +388,7 @@ EXPERIMENTS = sorted(
 def test_a_yaml_file_holds_exactly_its_schema(
     configure: Callable[..., Config], group: str, name: str
 ) -> None:
-    cfg = configure(f"{group}={name}")
+    cfg = configure(f"{group}={name}", *NEEDED.get(name, ()))
     node = cfg.resolved[group]
     schema = schema_of(group, node)
     assert set(node) == {f.name.rstrip("_") for f in dataclasses.fields(schema)}

@@ -49,7 +49,9 @@ def test_the_wheel_holds_every_module_and_every_yaml(wheel: Path) -> None:
     assert {Path("cl_runner/conf", path) for path in EVERY_YAML} <= names
     modules = {path.relative_to(REPOSITORY) for path in REPOSITORY.glob("cl_runner/**/*.py")}
     page = {path.relative_to(REPOSITORY) for path in REPOSITORY.glob("cl_runner/compare/page/*")}
+    tables = {path.relative_to(REPOSITORY) for path in REPOSITORY.glob("cl_runner/data/tables/*")}
     assert page and modules | page <= names
+    assert len(tables) == 3 and tables <= names
     assert not [name for name in names if name.parts[0] == "tests"]
 
 

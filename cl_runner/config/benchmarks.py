@@ -75,6 +75,69 @@ class Folders(Slices):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Files(Slices):
+    """Each file of a folder is a task: arrays (.npz) or tables (.csv, .csv.gz)."""
+
+    label: str | None = None  # of tables: the column that holds the classes
+    test_fraction: float = 0.2  # of each task's rows, where the data have no test part of their own
+    categories: list[str] = field(default_factory=list)  # columns whose values are names, if digits
+    text: list[str] = field(default_factory=list)  # columns that are hashed
+    text_features: int = 4096  # hashes of each of these
+    drop: list[str] = field(default_factory=list)  # columns that are left out
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            0 < self.test_fraction < 1,
+            f"benchmark.test_fraction must lie in (0, 1), got {self.test_fraction}",
+        )
+        check(
+            1 <= self.text_features <= 2**20,
+            f"benchmark.text_features must lie in 1 .. {2**20}, got {self.text_features}",
+        )
+        seen: dict[str, str] = {}
+        for key, columns in self.columns().items():
+            for column in columns:
+                both = f"benchmark.{seen.get(column)} and benchmark.{key} both name column {column}"
+                check(column not in seen, f"{both}: leave it out of one of them")
+                seen[column] = key
+
+    def columns(self) -> dict[str, list[str]]:
+        """The columns that each key names."""
+        single = {key: getattr(self, key, None) for key in ("label", "slice")}
+        several = {key: getattr(self, key) for key in ("categories", "text", "drop")}
+        return {key: [name] for key, name in single.items() if name is not None} | several
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table(Files):
+    """The rows of one table, cut by a column or into equal parts."""
+
+    slice: str | None = None  # the column whose values are the tasks; None: num_tasks equal parts
+    slice_by: str | None = None  # year | month | day, of a column of dates; None: by each value
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self.label is not None,
+            "benchmark.label must name the column that holds the classes: benchmark.label=COLUMN",
+        )
+        check(
+            self.slice is not None or self.num_tasks is not None,
+            "benchmark.slice=COLUMN (a task for each value) or benchmark.num_tasks=N (equal parts "
+            "in the order of the rows) must be set",
+        )
+        check(
+            self.slice_by in (None, "year", "month", "day"),
+            f"benchmark.slice_by must be one of year, month, day, or null, got {self.slice_by!r}",
+        )
+        check(
+            self.slice_by is None or self.slice is not None,
+            f"benchmark.slice_by={self.slice_by} needs benchmark.slice=COLUMN, a column of dates",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Conditions(Benchmark):
     """Every task shows all classes under a condition of its own."""
 

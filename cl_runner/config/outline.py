@@ -44,17 +44,18 @@ def check_data(config: Config) -> None:
     """
     known, benchmark = names("cl_runner.data.datasets"), config.benchmark
     dataset, path = benchmark.dataset, config.data.path
+    classes_of = known["CLASSES"] | known["EMBEDDED"]
     several = benchmark.datasets if isinstance(benchmark, Sequence) else []
     for one in several:
         one_of("benchmark.datasets", one, tuple(known["CLASSES"]))
-    if several or dataset in known["CLASSES"]:
+    if several or dataset in classes_of:
         message = (
-            f"data.path goes with your own data, such as benchmark=split_npz; {benchmark.name} is "
-            "read from data.root"
+            "data.path goes with your own data, such as benchmark=split_npz; "
+            f"{benchmark.name} needs none"
         )
         check(path is None, message)
-    if dataset in known["CLASSES"]:
-        tasks, classes = benchmark.num_tasks, len(known["CLASSES"][dataset])
+    if dataset in classes_of:
+        tasks, classes = benchmark.num_tasks, len(classes_of[dataset])
         enough = not isinstance(benchmark, Split) or tasks <= classes
         check(
             enough, f"benchmark.num_tasks={tasks} is more than the {classes} classes of {dataset}"

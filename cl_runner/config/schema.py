@@ -29,7 +29,7 @@ class Data:
     """Where data sets are kept."""
 
     root: str  # the cache folder
-    path: str | None = None  # your own data: an .npz file or a folder of images
+    path: str | None = None  # your own data, a file or a folder, as the benchmark says
 
     def __post_init__(self) -> None:
         check(bool(self.root.strip()), "data.root must not be empty (nor CL_RUNNER_DATA)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ KEYS = ("x_train", "y_train", "x_test", "y_test")
 SPLITS = ("train", "test")
 DELETE = "delete it, so that it is made again"
 CORRECT = "correct the file that data.path names"
+Tell = Callable[[str], None]  # says a line to the user
 UNTOLD = {"Cc", "Cs", "Zl", "Zp"}  # kinds of characters that no line of text holds
 Decoded = dict[str, NDArray[Any]]  # by KEYS: x [N, H, W], [N, H, W, C] or [N, D]; y [N] integers
 

@@ -17,14 +17,15 @@ import torch
 
 from cl_runner.config.benchmarks import (
     Conditions,
+    Files,
     Folders,
     LabelPermuted,
     Permuted,
     RandomLabels,
     Rotated,
     Sequence,
-    Slices,
     Split,
+    Table,
 )
 from cl_runner.config.plugins import BENCHMARK, theirs
 from cl_runner.config.schema import Benchmark
@@ -50,9 +51,10 @@ KINDS: dict[str, tuple[type[Benchmark], Callable[[Any, Arrays, str], Stream]]] =
     "conditions": (Conditions, conditions_stream),
     "label_permuted": (LabelPermuted, label_permuted_stream),
     "random_labels": (RandomLabels, random_labels_stream),
-    "slices": (Slices, slices_stream),
     "folders": (Folders, slices_stream),
     "sequence": (Sequence, sequence_stream),
+    "files": (Files, slices_stream),
+    "table": (Table, slices_stream),
 }
 
 

@@ -7,18 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cl_runner.data.arrays import Arrays, expanded, reading
+from cl_runner.data.files import TASK_FILES
 from cl_runner.data.folders import FOLDERS
 from cl_runner.data.images import FOLDER, folder
 from cl_runner.data.named import CLASSES, named
 from cl_runner.data.npz import npz
+from cl_runner.data.table import EMBEDDED, TABLE
 from cl_runner.errors import check, one_of
 
-__all__ = ["CLASSES", "OWN", "Arrays", "load"]
+__all__ = ["CLASSES", "EMBEDDED", "OWN", "Arrays", "load"]
 
 OWN = {
     "npz": "an .npz file that holds x_train, y_train, x_test and y_test",
     "folder": FOLDER,
     "folders": FOLDERS,
+    "files": TASK_FILES,
+    "table": TABLE,
 }
 FILES: dict[str, Callable[[Path], Arrays]] = {"npz": npz, "folder": folder}
 log = logging.getLogger(__name__)

@@ -44,12 +44,7 @@ def npz(file: Path) -> Arrays:
     except Damaged as error:
         raise UserError(f"{error}: {CORRECT}") from None
     check_arrays(arrays, file, CORRECT)
-    for key in ("x_train", "x_test"):
-        if arrays[key].dtype != np.uint8:
-            with np.errstate(over="ignore"):
-                arrays[key] = arrays[key].astype(np.float32, copy=False)
-            finite = bool(np.isfinite(arrays[key]).all())
-            check(finite, f"{file}: {key} must be finite in float32; {CORRECT}")
+    arrays = in_float32(arrays, file)
     values = np.unique(arrays["y_train"])
     unknown = np.setdiff1d(arrays["y_test"], values)
     some = ", ".join(str(value) for value in unknown[:5])
@@ -57,6 +52,18 @@ def npz(file: Path) -> Arrays:
     for key in ("y_train", "y_test"):
         arrays[key] = np.searchsorted(values, arrays[key])
     return tensors(arrays, tuple(str(value) for value in values))
+
+
+def in_float32(arrays: Decoded, file: Path) -> Decoded:
+    """The same, what is no image of bytes as float32. Raises UserError for what does not fit it."""
+    found = dict(arrays)
+    for key in ("x_train", "x_test"):
+        if arrays[key].dtype != np.uint8:
+            with np.errstate(over="ignore"):
+                found[key] = arrays[key].astype(np.float32, copy=False)
+            finite = bool(np.isfinite(found[key]).all())
+            check(finite, f"{file}: {key} must be finite in float32; {CORRECT}")
+    return found
 
 
 def read(file: Path, remedy: str) -> Decoded:

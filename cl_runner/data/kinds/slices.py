@@ -18,7 +18,8 @@ def slices_stream(config: Slices, arrays: Arrays, scenario: str) -> Stream:
     A class is one by its name, whichever slices have it. In domain- and class-incremental learning
     it has one output for all tasks; in task-incremental learning each task has outputs of its own.
     """
-    assert arrays.slice_train is not None
+    message = f"benchmark.kind={config.kind} needs data in slices; {config.dataset} has none"
+    check(arrays.slice_train is not None, message)
     T = config.num_tasks or len(arrays.slices)
     there = len(arrays.slices)
     check(there >= T, f"benchmark.num_tasks={T} is more than the {there} slices of the data")
