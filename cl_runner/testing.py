@@ -277,13 +277,13 @@ def check_recorded(case: Case) -> None:
     start = snapshot(s)
     batches.insert(1, smaller)
 
-    def run(take: Callable[..., tuple[TrainState, Tensor]]) -> tuple[TrainState, Tensor]:
+    def run(take: Callable[..., tuple[TrainState, list[Tensor]]]) -> tuple[TrainState, Tensor]:
         s, losses = restored(snapshot(start), env), []
         with torch.no_grad():
             for i, batch in enumerate(batches):
                 if i == 2:  # as a schedule does
                     s = s._replace(opt=s.opt | {"lr": s.opt["lr"] / 2})
-                s, loss = take(s, batch)
+                s, (loss,) = take(s, batch)
                 losses.append(loss)
         return snapshot(s), torch.stack(losses)
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import cl_runner
+from cl_runner.config.schema import Eval
 from cl_runner.core import TrainState
 from cl_runner.errors import UserError
 from cl_runner.results.columns import task_costs
@@ -68,9 +69,9 @@ def frame(saved: Saved, **changes: object) -> Frame:
         y=torch.tensor([0, 1, 2, 1, 2, 0, 2, 2, 2]),
         label=torch.tensor([[0, 1, -1], [-1, -1, 2]]),
         steps=lambda samples: 3 * samples,
-        idle=(0,),
+        idle=lambda task: task == 0,
         budget=(),
-        within=True,
+        evaluation=Eval(every=5),
     )
     return usual._replace(**changes)
 
@@ -393,11 +394,11 @@ def test_only_a_task_without_samples_of_its_own_may_train_on_none(tmp_path):
     none = torch.empty(0, dtype=torch.int64)
     saved = a_run(Progress((none, 1)))
     tensors, content = honest(tmp_path, saved)
-    assert_same(load(tmp_path, CONFIG, frame(saved, idle=(1,))), saved)
+    assert_same(load(tmp_path, CONFIG, frame(saved, idle=lambda task: task == 1)), saved)
     assert "samples.index is empty in task 2" in refusal(tmp_path, own=frame(saved))
     content["step"] = 1
     forged(tmp_path, tensors, content)
-    said = refusal(tmp_path, own=frame(saved, idle=(1,)))
+    said = refusal(tmp_path, own=frame(saved, idle=lambda task: task == 1))
     assert "step must lie in 0 .. 0, got 1" in said
 
 
@@ -493,8 +494,9 @@ def test_the_frame_of_a_run_says_what_it_may_hold(prepared):
     config, strategy, env = prepared("benchmark=split_digits", "strategy=er", *options, *budget)
     own = frame_of(config, strategy, initial_state(strategy, env), env)
     assert own.keys == tuple((s, r) for s in ("test", "validation") for r in ("class", "task"))
-    assert (own.tasks, own.rows, own.steps(100), own.idle) == (5, len(env.stream.x), 3, [])
-    assert (list(own.budget), own.calibration, own.within) == (["flops"], True, True)
+    assert (own.tasks, own.rows, own.steps(100)) == (5, len(env.stream.x), 3)
+    assert not any(own.idle(t) for t in range(5))
+    assert (list(own.budget), own.evaluation, own.classes) == (["flops"], config.eval, 10)
     assert torch.equal(own.label, env.stream.label)
     assert torch.equal(own.y, env.stream.y)
     for name, steps, idle in (("joint", 3 * 5, [1, 2, 3, 4]), ("gdumb", 3, [0, 1, 2, 3, 4])):
@@ -502,4 +504,4 @@ def test_the_frame_of_a_run_says_what_it_may_hold(prepared):
             "benchmark=split_digits", f"strategy={name}", "training.iterations=3"
         )
         own = frame_of(config, strategy, initial_state(strategy, env), env)
-        assert (own.steps(100), own.idle) == (steps, idle)
+        assert (own.steps(100), [t for t in range(5) if own.idle(t)]) == (steps, idle)

@@ -42,7 +42,6 @@ def known(error: Exception, out: Path, cfg: DictConfig) -> Exception:
 
 def failed(error: Exception, out: Path, *, fail_fast: bool) -> float:
     """Conclude a failed job of a sweep (see `app`)."""
-    hydra_ = HydraConfig.get()
     if not isinstance(error, Busy):  # then the other process tells how it went
         try:
             record(out, error)
@@ -52,11 +51,17 @@ def failed(error: Exception, out: Path, *, fail_fast: bool) -> float:
         except (UserError, OSError):  # what writes no reason writes no results: the sweep ends
             raise SystemExit(1) from error
         if fail_fast:
-            folders.stop(Path(hydra_.sweep.dir))
+            folders.stop(Path(HydraConfig.get().sweep.dir))
     print_error(error)
-    if not hydra_.sweeper._target_.endswith((".BasicSweeper", ".ListingSweeper")):
+    if searched():
         raise error from None
     return math.nan
+
+
+def searched() -> bool:
+    """Whether this is a job of an optimiser, which reads what it returns."""
+    sweeper = HydraConfig.get().sweeper._target_
+    return not sweeper.endswith((".BasicSweeper", ".ListingSweeper"))
 
 
 def record(out: Path, error: Exception) -> None:
