@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from cl_runner.cli.messages import one_line, print_error, reason
 from cl_runner.config.plugins import place
-from cl_runner.errors import Bug, Diverged, UserError
+from cl_runner.config.schema import Config
+from cl_runner.errors import Bug, Diverged, UserError, check
 from cl_runner.machine.locks import Busy
 from cl_runner.results import status
 from cl_runner.results.names import JOBS, TRACEBACK
@@ -56,6 +57,13 @@ def failed(error: Exception, out: Path, *, fail_fast: bool) -> float:
     if searched():
         raise error from None
     return math.nan
+
+
+def check_search(config: Config) -> None:
+    """Raise UserError where an optimiser asks for ACC and the run would not measure it."""
+    acc = f"a search needs ACC, which eval.tasks={config.eval.tasks} does not measure"
+    measured = config.eval.whole(config.benchmark.num_tasks)
+    check(measured or not searched(), f"{acc}: use eval.tasks=seen")
 
 
 def searched() -> bool:
