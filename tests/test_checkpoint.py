@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from cl_runner.run import checkpoint
 from cl_runner.run.checkpoint import Saved, check_same, load, remove, save
 from cl_runner.run.frame import Frame, frame_of, named
 from cl_runner.run.tasks import initial_state, restored
+from cl_runner.training import online
 from cl_runner.training.fit import Progress
 from cl_runner.training.meter import Meter
 
@@ -505,3 +507,77 @@ def test_the_frame_of_a_run_says_what_it_may_hold(prepared):
         )
         own = frame_of(config, strategy, initial_state(strategy, env), env)
         assert (own.steps(100), [t for t in range(5) if own.idle(t)]) == (steps, idle)
+
+
+# With eval.tasks and eval.online
+
+
+def test_cells_are_empty_exactly_where_eval_tasks_leaves_them(tmp_path):
+    saved, last = a_run(), Eval(every=5, tasks="last:1")
+    R = saved.matrices["test", "class"]
+    assert honest(tmp_path, saved)
+    where = " where eval.tasks=last:1 measures, up to row 1"
+    assert where in refusal(tmp_path, own=frame(saved, evaluation=last))
+    R[0, 1] = np.nan  # after no task only the first is looked at
+    honest(tmp_path, saved)
+    assert "must hold fractions up to row 1" in refusal(tmp_path, own=frame(saved))
+    assert "curve.test.class must hold" in refusal(tmp_path, own=frame(saved, evaluation=last))
+    curves = {("test", "class"): [[0, 5, 0.25, np.nan], [1, 5, 0.5, 1.0]]}
+    honest(tmp_path, saved._replace(curves=curves))
+    found = load(tmp_path, CONFIG, frame(saved, evaluation=last))
+    np.testing.assert_equal(found.curves, curves)
+    R[1, 0] = np.nan
+    honest(tmp_path, saved._replace(curves=curves))
+    assert where in refusal(tmp_path, own=frame(saved, evaluation=last))
+
+
+def online_run(predictions: Sequence[Tensor]) -> Saved:
+    """In the second task, of three samples in batches of two."""
+    saved = a_run(Progress((torch.tensor([4, 2, 8]), 1), 2, (), predictions))
+    return saved._replace(tables=saved.tables | {"online": [online.row(1, 3, 5, 2)]})
+
+
+def online_frame(saved: Saved) -> Frame:
+    return frame(saved, evaluation=Eval(every=5, online=True), classes=3, batch_size=2)
+
+
+def test_what_the_steps_predicted_comes_back(tmp_path):
+    saved = online_run([torch.tensor([2, 0]), torch.tensor([1])])
+    save(tmp_path, saved, CONFIG)
+    found = load(tmp_path, CONFIG, online_frame(saved))
+    assert torch.cat(list(found.progress.predictions)).tolist() == [2, 0, 1]
+    assert found.tables == saved.tables
+
+
+@pytest.mark.parametrize(
+    "predictions",
+    [[], [torch.tensor([2, 0])], [torch.tensor([2, 0, 3])], [torch.tensor([2, 0, -1])],
+     [torch.tensor([2.0, 0, 1])], [torch.tensor([[2, 0, 1]])]],
+    ids=str,
+)  # fmt: skip
+def test_predictions_that_no_step_made_are_refused(tmp_path, predictions):
+    saved = online_run(predictions)
+    honest(tmp_path, saved)
+    assert "predictions must" in refusal(tmp_path, own=online_frame(saved))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"task": 2}, {"task": 0}, {"hits": 6}, {"samples": -5}, {"accuracy": 0.5}, {"step": 1.5},
+     {"more": 1}],
+    ids=str,
+)  # fmt: skip
+def test_a_row_of_online_that_no_run_writes_is_refused(tmp_path, change):
+    saved = online_run([torch.tensor([2, 0]), torch.tensor([1])])
+    saved.tables["online"][0].update(change)
+    honest(tmp_path, saved)
+    assert "online" in refusal(tmp_path, own=online_frame(saved))
+
+
+def test_predictions_and_rows_are_there_only_where_they_were_asked_for(tmp_path):
+    saved = online_run([torch.tensor([2, 0]), torch.tensor([1])])
+    honest(tmp_path, saved)
+    assert "tables must be costs;" in refusal(tmp_path, own=frame(saved))
+    saved.tables.pop("online")
+    honest(tmp_path, saved)
+    assert "predictions is no tensor of such a run" in refusal(tmp_path, own=frame(saved))
