@@ -150,10 +150,15 @@ class Stream:
         tasks = tuple(replace(task, **_on(device, vars(task))) for task in self.tasks)
         return replace(self, **_on(device, vars(self) | {"tasks": tasks}))
 
+    def forget(self, kept: range) -> None:
+        """Keep the held-out samples of these tasks only: those of others are not needed soon."""
+        for key in [key for key in self.cache if key[1] not in kept]:
+            del self.cache[key]
+
     def held_out(self, split: str, task: Task) -> tuple[Tensor, Tensor]:
         """Images and global class ids of a task's `test` or `validation` samples.
 
-        Kept, because they are needed after each task.
+        Kept until `forget`, because they are needed after each task.
         """
         key = (split, task.index)
         if key in self.cache:

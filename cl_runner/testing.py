@@ -238,11 +238,34 @@ def check_functional(case: Case) -> None:
     assert_near(s.theta.detach(), functional.theta)
 
 
+def check_logits(case: Case) -> None:
+    """As `eval.online` reads them: no label of the batch is in them, nor another sample."""
+
+    def logits_of(change: Callable[[Batch], Batch]) -> Tensor | None:
+        strategy, s, batches, _, env = case.step()
+        with torch.no_grad():
+            _, aux = strategy.step(s, change(batches[0]), env)
+        return aux["logits"][: len(batches[0].y)] if "logits" in aux else None
+
+    def other(batch: Batch) -> Batch:
+        return batch._replace(x=torch.cat([batch.x[1:2], batch.x[1:]]))
+
+    logits = logits_of(lambda batch: batch)
+    without_labels = logits_of(lambda batch: batch._replace(y=batch.y.flip(0)))
+    without_first = logits_of(other)
+    if logits is None or without_labels is None or without_first is None:
+        return  # eval.online is refused for it
+    assert_near(without_labels, logits)
+    assert_near(without_first[1:], logits[1:])
+    assert not torch.equal(without_first[0], logits[0]), "they are not in the order of the batch"
+
+
 CHECKS: dict[str, Callable[[Case], None]] = {
     "two runs are identical and hold only tensors": check_identical,
     "the seed reaches the result": check_seed,
     "resumed equals unbroken": check_resumed,
     "the state keeps its size": check_size,
+    "a step's logits are those of its batch, from before it learns": check_logits,
     "plain autograd and torch.func take the same step": check_functional,
 }
 
@@ -277,13 +300,13 @@ def check_recorded(case: Case) -> None:
     start = snapshot(s)
     batches.insert(1, smaller)
 
-    def run(take: Callable[..., tuple[TrainState, Tensor]]) -> tuple[TrainState, Tensor]:
+    def run(take: Callable[..., tuple[TrainState, list[Tensor]]]) -> tuple[TrainState, Tensor]:
         s, losses = restored(snapshot(start), env), []
         with torch.no_grad():
             for i, batch in enumerate(batches):
                 if i == 2:  # as a schedule does
                     s = s._replace(opt=s.opt | {"lr": s.opt["lr"] / 2})
-                s, loss = take(s, batch)
+                s, (loss,) = take(s, batch)
                 losses.append(loss)
         return snapshot(s), torch.stack(losses)
 

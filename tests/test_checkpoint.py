@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import cl_runner
+from cl_runner.config.schema import Eval
 from cl_runner.core import TrainState
 from cl_runner.errors import UserError
 from cl_runner.results.columns import task_costs
@@ -25,6 +27,7 @@ from cl_runner.run import checkpoint
 from cl_runner.run.checkpoint import Saved, check_same, load, remove, save
 from cl_runner.run.frame import Frame, frame_of, named
 from cl_runner.run.tasks import initial_state, restored
+from cl_runner.training import online
 from cl_runner.training.fit import Progress
 from cl_runner.training.meter import Meter
 
@@ -68,9 +71,9 @@ def frame(saved: Saved, **changes: object) -> Frame:
         y=torch.tensor([0, 1, 2, 1, 2, 0, 2, 2, 2]),
         label=torch.tensor([[0, 1, -1], [-1, -1, 2]]),
         steps=lambda samples: 3 * samples,
-        idle=(0,),
+        idle=lambda task: task == 0,
         budget=(),
-        within=True,
+        evaluation=Eval(every=5),
     )
     return usual._replace(**changes)
 
@@ -393,11 +396,11 @@ def test_only_a_task_without_samples_of_its_own_may_train_on_none(tmp_path):
     none = torch.empty(0, dtype=torch.int64)
     saved = a_run(Progress((none, 1)))
     tensors, content = honest(tmp_path, saved)
-    assert_same(load(tmp_path, CONFIG, frame(saved, idle=(1,))), saved)
+    assert_same(load(tmp_path, CONFIG, frame(saved, idle=lambda task: task == 1)), saved)
     assert "samples.index is empty in task 2" in refusal(tmp_path, own=frame(saved))
     content["step"] = 1
     forged(tmp_path, tensors, content)
-    said = refusal(tmp_path, own=frame(saved, idle=(1,)))
+    said = refusal(tmp_path, own=frame(saved, idle=lambda task: task == 1))
     assert "step must lie in 0 .. 0, got 1" in said
 
 
@@ -493,8 +496,9 @@ def test_the_frame_of_a_run_says_what_it_may_hold(prepared):
     config, strategy, env = prepared("benchmark=split_digits", "strategy=er", *options, *budget)
     own = frame_of(config, strategy, initial_state(strategy, env), env)
     assert own.keys == tuple((s, r) for s in ("test", "validation") for r in ("class", "task"))
-    assert (own.tasks, own.rows, own.steps(100), own.idle) == (5, len(env.stream.x), 3, [])
-    assert (list(own.budget), own.calibration, own.within) == (["flops"], True, True)
+    assert (own.tasks, own.rows, own.steps(100)) == (5, len(env.stream.x), 3)
+    assert not any(own.idle(t) for t in range(5))
+    assert (list(own.budget), own.evaluation, own.classes) == (["flops"], config.eval, 10)
     assert torch.equal(own.label, env.stream.label)
     assert torch.equal(own.y, env.stream.y)
     for name, steps, idle in (("joint", 3 * 5, [1, 2, 3, 4]), ("gdumb", 3, [0, 1, 2, 3, 4])):
@@ -502,4 +506,78 @@ def test_the_frame_of_a_run_says_what_it_may_hold(prepared):
             "benchmark=split_digits", f"strategy={name}", "training.iterations=3"
         )
         own = frame_of(config, strategy, initial_state(strategy, env), env)
-        assert (own.steps(100), own.idle) == (steps, idle)
+        assert (own.steps(100), [t for t in range(5) if own.idle(t)]) == (steps, idle)
+
+
+# With eval.tasks and eval.online
+
+
+def test_cells_are_empty_exactly_where_eval_tasks_leaves_them(tmp_path):
+    saved, last = a_run(), Eval(every=5, tasks="last:1")
+    R = saved.matrices["test", "class"]
+    assert honest(tmp_path, saved)
+    where = " where eval.tasks=last:1 measures, up to row 1"
+    assert where in refusal(tmp_path, own=frame(saved, evaluation=last))
+    R[0, 1] = np.nan  # after no task only the first is looked at
+    honest(tmp_path, saved)
+    assert "must hold fractions up to row 1" in refusal(tmp_path, own=frame(saved))
+    assert "curve.test.class must hold" in refusal(tmp_path, own=frame(saved, evaluation=last))
+    curves = {("test", "class"): [[0, 5, 0.25, np.nan], [1, 5, 0.5, 1.0]]}
+    honest(tmp_path, saved._replace(curves=curves))
+    found = load(tmp_path, CONFIG, frame(saved, evaluation=last))
+    np.testing.assert_equal(found.curves, curves)
+    R[1, 0] = np.nan
+    honest(tmp_path, saved._replace(curves=curves))
+    assert where in refusal(tmp_path, own=frame(saved, evaluation=last))
+
+
+def online_run(predictions: Sequence[Tensor]) -> Saved:
+    """In the second task, of three samples in batches of two."""
+    saved = a_run(Progress((torch.tensor([4, 2, 8]), 1), 2, (), predictions))
+    return saved._replace(tables=saved.tables | {"online": [online.row(1, 3, 5, 2)]})
+
+
+def online_frame(saved: Saved) -> Frame:
+    return frame(saved, evaluation=Eval(every=5, online=True), classes=3, batch_size=lambda _: 2)
+
+
+def test_what_the_steps_predicted_comes_back(tmp_path):
+    saved = online_run([torch.tensor([2, 0]), torch.tensor([1])])
+    save(tmp_path, saved, CONFIG)
+    found = load(tmp_path, CONFIG, online_frame(saved))
+    assert torch.cat(list(found.progress.predictions)).tolist() == [2, 0, 1]
+    assert found.tables == saved.tables
+
+
+@pytest.mark.parametrize(
+    "predictions",
+    [[], [torch.tensor([2, 0])], [torch.tensor([2, 0, 3])], [torch.tensor([2, 0, -1])],
+     [torch.tensor([2.0, 0, 1])], [torch.tensor([[2, 0, 1]])]],
+    ids=str,
+)  # fmt: skip
+def test_predictions_that_no_step_made_are_refused(tmp_path, predictions):
+    saved = online_run(predictions)
+    honest(tmp_path, saved)
+    assert "predictions must" in refusal(tmp_path, own=online_frame(saved))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"task": 2}, {"task": 0}, {"hits": 6}, {"samples": -5}, {"accuracy": 0.5}, {"step": 1.5},
+     {"more": 1}],
+    ids=str,
+)  # fmt: skip
+def test_a_row_of_online_that_no_run_writes_is_refused(tmp_path, change):
+    saved = online_run([torch.tensor([2, 0]), torch.tensor([1])])
+    saved.tables["online"][0].update(change)
+    honest(tmp_path, saved)
+    assert "online" in refusal(tmp_path, own=online_frame(saved))
+
+
+def test_predictions_and_rows_are_there_only_where_they_were_asked_for(tmp_path):
+    saved = online_run([torch.tensor([2, 0]), torch.tensor([1])])
+    honest(tmp_path, saved)
+    assert "tables must be costs;" in refusal(tmp_path, own=frame(saved))
+    saved.tables.pop("online")
+    honest(tmp_path, saved)
+    assert "predictions is no tensor of such a run" in refusal(tmp_path, own=frame(saved))

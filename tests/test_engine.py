@@ -109,8 +109,18 @@ def test_active_classes(prepared):
     seen = active_table(env.stream, "seen")
     current = active_table(env.stream, "current")
     assert active_table(env.stream, "all") is None and seen is not None and current is not None
-    assert seen[1, 0].tolist() == [True] * 4 + [False] * 6
-    assert current[3, 1].tolist() == [c in (2, 3) for c in range(10)]
+    assert seen[1].tolist() == [True] * 4 + [False] * 6
+    assert current[1].tolist() == [c in (2, 3) for c in range(10)]
+
+
+@pytest.mark.parametrize("active_classes", ["seen", "current"])
+def test_active_classes_of_samples_of_several_tasks(prepared, active_classes):
+    """Within task 3: of new and of replayed samples."""
+    _, _, env = prepared(*TOY, f"training.active_classes={active_classes}")
+    found = env.active(torch.tensor([2, 0]), torch.tensor(2))
+    new = range(6) if active_classes == "seen" else (4, 5)
+    old = range(6) if active_classes == "seen" else (0, 1)
+    assert found.tolist() == [[c in of for c in range(10)] for of in (new, old)]
 
 
 def test_inactive_classes_get_no_gradient(counted_run):

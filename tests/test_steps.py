@@ -67,9 +67,13 @@ def test_compiled_steps_reach_what_plain_ones_do(configure, tmp_path):
     case = (
         *("strategy=er", "strategy.replay_batch_size=8", "training.batch_size=8"),
         *("benchmark.num_tasks=2", "benchmark.train_samples=320", "verbose=false"),
+        "eval.online=true",
     )  # batches of one size: each shape is compiled
     for engine in ("eager", "compile"):
         run(configure(*case, f"engine={engine}"), tmp_path / engine)
     plain, fast = (read_matrix(tmp_path / e / "accuracy_matrix.csv") for e in ("eager", "compile"))
     assert abs(plain - fast).max() < 0.02
     assert read_rows(tmp_path / "compile" / "summary.csv")[0]["used_engine"] == "compile"
+    own, theirs = (read_rows(tmp_path / e / "online.csv") for e in ("eager", "compile"))
+    pairs = zip(own, theirs, strict=True)
+    assert max(abs(float(a["accuracy"]) - float(b["accuracy"])) for a, b in pairs) < 0.02

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cl_runner import __version__
 from cl_runner.cli import catalogue, overview
-from cl_runner.cli.failures import failed, known
+from cl_runner.cli.failures import check_search, failed, known
 from cl_runner.cli.messages import SHOW_TRACEBACK, explain, print_error
 from cl_runner.cli.resume import continued, said
 from cl_runner.cli.search_path import compose_once, with_yaml_of_plugins
@@ -67,6 +67,7 @@ def app(cfg: DictConfig) -> float | None:
         if not (in_sweep or cfg.resume):
             check_free(out)
         config = checked(cfg)
+        check_search(config)
         with locked(out):
             if not (in_sweep or cfg.resume):
                 check_free(out)  # again, now that nobody else can fill it

@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from cl_runner.cli.messages import one_line, print_error, reason
 from cl_runner.config.plugins import place
-from cl_runner.errors import Bug, Diverged, UserError
+from cl_runner.config.schema import Config
+from cl_runner.errors import Bug, Diverged, UserError, check
 from cl_runner.machine.locks import Busy
 from cl_runner.results import status
 from cl_runner.results.names import JOBS, TRACEBACK
@@ -42,7 +43,6 @@ def known(error: Exception, out: Path, cfg: DictConfig) -> Exception:
 
 def failed(error: Exception, out: Path, *, fail_fast: bool) -> float:
     """Conclude a failed job of a sweep (see `app`)."""
-    hydra_ = HydraConfig.get()
     if not isinstance(error, Busy):  # then the other process tells how it went
         try:
             record(out, error)
@@ -52,11 +52,24 @@ def failed(error: Exception, out: Path, *, fail_fast: bool) -> float:
         except (UserError, OSError):  # what writes no reason writes no results: the sweep ends
             raise SystemExit(1) from error
         if fail_fast:
-            folders.stop(Path(hydra_.sweep.dir))
+            folders.stop(Path(HydraConfig.get().sweep.dir))
     print_error(error)
-    if not hydra_.sweeper._target_.endswith((".BasicSweeper", ".ListingSweeper")):
+    if searched():
         raise error from None
     return math.nan
+
+
+def check_search(config: Config) -> None:
+    """Raise UserError where an optimiser asks for ACC and the run would not measure it."""
+    acc = f"a search needs ACC, which eval.tasks={config.eval.tasks} does not measure"
+    measured = config.eval.whole(config.benchmark.num_tasks)
+    check(measured or not searched(), f"{acc}: use eval.tasks=seen")
+
+
+def searched() -> bool:
+    """Whether this is a job of an optimiser, which reads what it returns."""
+    sweeper = HydraConfig.get().sweeper._target_
+    return not sweeper.endswith((".BasicSweeper", ".ListingSweeper"))
 
 
 def record(out: Path, error: Exception) -> None:

@@ -19,7 +19,8 @@ from cl_runner.results.names import CALIBRATION_TABLE, STATUS, SUMMARY
 LONGEST = 60  # characters of a cell in a message
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a terminal may take it for an order
 OTHER_FILES = re.compile(
-    r"(accura.*|costs|tasks|calibration|confusion|statistics|comparison.*|fisher_overlap)\.csv"
+    r"(accura.*|costs|tasks|calibration|confusion|online|statistics|comparison.*|fisher_overlap)"
+    r"\.csv"
 )  # of runs, and our own
 NEEDED = ("benchmark", "scenario", "strategy", "seed", "ACC")  # of a run that is complete
 ROUNDING = 1e-9  # by which a mean of accuracies may exceed the largest
@@ -186,7 +187,8 @@ def shortest(cell: str) -> str:
 def _check_run(run: Run) -> None:
     if not run.complete:
         return
-    missing = [name for name in NEEDED if not run.row.get(name)]
+    there = {*run.row} if status.measures_acc(run.row) else {*run.row} - {"ACC"}
+    missing = [n for n in NEEDED if n not in run.row or (n in there and not run.row[n])]
     what = "has no column" if missing and missing[0] not in run.row else "is complete but has no"
     check(not missing, f"{run.source}: {run.name} {what} {missing[0] if missing else ''}")
     for name, cell in run.row.items():
@@ -214,11 +216,12 @@ def shown(cell: str) -> str:
 def calibrated(run: Run) -> Run:
     """With columns for calibration.csv: the means over all tasks, after the last of them.
 
-    They are named as the metrics are, with the split and the reading where those are not the usual.
-    Raises UserError for a file that is none of cl-run.
+    There are none where eval.tasks leaves out some task then. They are named as the metrics are,
+    with the split and the reading where those are not the usual. Raises UserError for a file that
+    is none of cl-run.
     """
     path = run.folder / CALIBRATION_TABLE
-    if not run.complete or not path.exists():
+    if not run.complete or not path.exists() or not status.measures_acc(run.row):
         return run
     found: dict[str, list[float]] = {}
     own_reading = run.row["scenario"]

@@ -16,7 +16,7 @@ from cl_runner.compare.table import (
     candidates,
     counterpart,
 )
-from cl_runner.results.columns import column_of, is_cost, kept_bytes, larger_is_better
+from cl_runner.results.columns import column_of, is_cost, kept_bytes, larger_is_better, shown
 
 PREFIXES = {1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k"}
 PRICES = {"flops": "FLOPs", "seconds": "time"}  # of training; the first that was measured counts
@@ -30,10 +30,16 @@ def verdict(of: Comparison | StreamGroup) -> list[str]:
         title = f"{stream.title}: " if len(streams) > 1 else ""
         best = next((g for g in stream.groups if g.best), None)
         if best is None:
-            found.append(f"{title}No complete run has {words(stream.metric)}.")
+            found.append(f"{title}No complete run has {words(stream.metric)}{instead(stream)}.")
         else:
             found += [f"{title}{outcome(best, stream)}.", f"{price(best, stream)}."]
     return found
+
+
+def instead(stream: StreamGroup) -> str:
+    """What there is to ask for instead, where runs have other metrics."""
+    there = [n for n in shown("metric") if any(g.values.get(n) for g in stream.groups)]
+    return f"; --metric can be {listed(there)}" if there else ""
 
 
 # Who is best, by how much, how surely.

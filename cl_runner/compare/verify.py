@@ -12,6 +12,7 @@ import numpy as np
 
 from cl_runner.compare.runs import Run, is_setting, read_runs
 from cl_runner.config.identity import IMMATERIAL, config_hash, flatten
+from cl_runner.config.schema import Eval
 from cl_runner.errors import UserError, check
 from cl_runner.machine.reading import yaml_values
 from cl_runner.results.columns import is_metric, of_kind, task_costs
@@ -29,6 +30,7 @@ from cl_runner.results.names import (
     ACCURACY_TABLE,
     CONFIG,
     COST_TABLE,
+    ONLINE_TABLE,
     STATES,
     STATISTICS,
     SUMMARY,
@@ -70,7 +72,13 @@ def of_run(run: Run) -> Iterator[str]:
         yield str(error)
         return
     yield from of_shapes(matrices, row)
-    yield from of_metrics(matrices, row, read_within(run.folder))
+    within = read_within(run.folder, matrices)
+    try:
+        rows = read_online(run.folder)
+    except (UserError, ValueError, KeyError) as error:
+        yield unreadable(run.folder / ONLINE_TABLE, error)
+        rows = None
+    yield from of_metrics(matrices, row, within, rows)
     yield from of_tidy(run.folder, matrices)
 
 
@@ -84,12 +92,27 @@ def read_matrices(folder: Path, scenario: str) -> Matrices:
     }
 
 
-def read_within(folder: Path) -> Curves | None:
+def read_within(folder: Path, matrices: Matrices) -> Curves | None:
     """What was measured within the tasks, if it was; what cannot be read `of_tidy` tells."""
     try:
-        return read_curves(folder / ACCURACY_TABLE)
+        tasks = max((R.shape[1] for R in matrices.values()), default=0)
+        return read_curves(folder / ACCURACY_TABLE, tasks)
     except (UserError, ValueError, KeyError):
         return None
+
+
+def read_online(folder: Path) -> list[dict[str, str]] | None:
+    """The rows of online.csv, if there is one. Raises ValueError if they contradict themselves."""
+    path = folder / ONLINE_TABLE
+    if not path.exists():
+        return None
+    rows = read_rows(path)
+    for i, row in enumerate(rows, 1):
+        samples, hits = int(row["samples"]), int(row["hits"])
+        said = number(row["accuracy"]) if row["accuracy"] else None
+        if not 0 <= hits <= samples or said != (hits / samples if samples else None):
+            raise ValueError(f"row {i}: {hits} hits of {samples} samples are not {said}")
+    return rows
 
 
 def of_costs(row: Mapping[str, str]) -> Iterator[str]:
@@ -191,22 +214,42 @@ def same_cell(cell: str, value: Any) -> bool:
 
 
 def of_shapes(matrices: Matrices, row: Mapping[str, str]) -> Iterator[str]:
-    """A complete run has measured every cell, of as many tasks as its benchmark has."""
+    """A complete run has measured the cells it was asked for, of its benchmark's tasks."""
     scenario, T = row.get("scenario", ""), row.get("benchmark.num_tasks", "")
-    complete = row["status"] == "complete"
+    complete, asked = row["status"] == "complete", row.get("eval.tasks") or "all"
+    try:
+        Eval(tasks=asked)
+    except UserError as error:
+        yield str(error)
+        return
     if complete and ("test", scenario) not in matrices:
         yield "accuracy_matrix.csv is missing"
     for (split, reading), R in matrices.items():
         name = matrix_name(split, reading, scenario)
         if T and str(R.shape[1]) != T:
             yield f"{name} has {R.shape[1]} tasks, {SUMMARY} says {T}"
-        if complete and np.isnan(R).any():
+        if not complete:
+            continue
+        if asked == "all" and np.isnan(R).any():
             yield f"{name} has empty cells, but the run is complete"
+        elif (there := ~np.isnan(R)).tolist() != cells_of(asked, R.shape[1]):
+            yield f"{name} has {there.sum()} cells, not those of eval.tasks={asked}"
 
 
-def of_metrics(matrices: Matrices, row: Mapping[str, str], curves: Curves | None) -> Iterator[str]:
-    """Every metric is what the matrix gives, and there is none without a matrix."""
-    expected = metric_columns(matrices, row.get("scenario", ""), curves)
+def cells_of(asked: str, T: int) -> list[list[bool]]:
+    """Which cells [T + 1, T] a run with this eval.tasks measures."""
+    rows = [Eval(tasks=asked).shown(done, T) for done in range(T + 1)]
+    return [[task in shown for task in range(T)] for shown in rows]
+
+
+def of_metrics(
+    matrices: Matrices,
+    row: Mapping[str, str],
+    curves: Curves | None,
+    online: Sequence[Mapping[str, str]] | None,
+) -> Iterator[str]:
+    """Every metric is what the matrix or online.csv gives, and there is none without them."""
+    expected = metric_columns(matrices, row.get("scenario", ""), curves, online)
     for name in dict.fromkeys([*expected, *filter(is_metric, row)]):
         cell, value = row.get(name, ""), expected.get(name)
         if value is None or math.isnan(value):

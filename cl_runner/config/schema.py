@@ -255,14 +255,54 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """What is measured besides the accuracies after each task."""
+    """What is measured, and how often."""
 
+    tasks: str = "all"  # all | seen | last:N | none: see `shown`
     every: int | None = None  # optimizer steps between evaluations within a task
     calibration: bool = False  # NLL, Brier score, calibration error and confusion matrices
+    online: bool = False  # what the steps themselves predict, each before it learns
+    online_window: int | None = None  # steps of a row of online.csv; None: a task's
 
     def __post_init__(self) -> None:
+        right = self.tasks in ("all", "seen", "none") or self._last() is not None
+        message = "eval.tasks must be all, seen, last:N with N of at least 1, or none"
+        check(right, f"{message}, got {self.tasks!r}")
         message = f"eval.every must be at least 1 step, or null, got {self.every}"
         check(self.every is None or self.every >= 1, message)
+        for name in ("every", "calibration"):
+            message = f"eval.{name} has no meaning with eval.tasks=none: leave it out"
+            check(self.tasks != "none" or not getattr(self, name), message)
+        window = self.online_window
+        message = f"eval.online_window must be at least 1 step, or null, got {window}"
+        check(window is None or window >= 1, message)
+        message = f"eval.online_window={window} needs eval.online=true"
+        check(window is None or self.online, message)
+
+    def _last(self) -> int | None:
+        """N of last:N; None for anything else."""
+        word, _, number = self.tasks.partition(":")
+        right = word == "last" and number.isascii() and number.isdecimal() and len(number) < 10
+        return int(number) if right and int(number) else None
+
+    def shown(self, done: int, num_tasks: int) -> range:
+        """The indices of the tasks that are evaluated when `done` of num_tasks are trained.
+
+        `all`; `seen`, those that are trained, and the coming one (within a task: the one under
+        way); `last:N`, the last N of these, and the coming one; `none`.
+        """
+        if self.tasks in ("all", "none"):
+            return range(num_tasks if self.tasks == "all" else 0)
+        first = 0 if self.tasks == "seen" else max(0, done - (self._last() or 0))
+        return range(first, min(done + 1, num_tasks))
+
+    def whole(self, num_tasks: int | None) -> bool:
+        """Whether all tasks are evaluated after the last one, which ACC needs.
+
+        num_tasks: None where the data tell it.
+        """
+        if self.tasks in ("all", "seen"):
+            return True
+        return num_tasks is not None and (self._last() or 0) >= num_tasks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,12 @@
-"""Metrics of continual learning, each a function of the accuracy matrix R alone.
+"""Metrics of continual learning, nearly all of them functions of the accuracy matrix R alone.
 
 R has shape (T + 1, T): R[i, j] is the accuracy (a fraction) on task j after training on i tasks;
 row 0 is the untrained network, and tasks are columns 0 .. T - 1 (so the papers' R_{i,i} of task i
-is R[i, i - 1]). A cell that was not measured is NaN, and what depends on it is NaN.
+is R[i, i - 1]). A cell that was not measured is NaN, and what depends on it is NaN: nothing is a
+mean over those cells of its formula that happen to be there. A run with `eval.tasks=last:5` thus
+has the diagonal and the cells above it, and what takes only those.
 
-The metrics of the last part also need the curve: what was measured within the tasks. It has shape
+Some metrics also need the curve: what was measured within the tasks. It has shape
 (n, 2 + T): each row tells how many tasks were done, how many steps of the next one, and the
 accuracies on the T tasks, in the order in which they were measured.
 """
@@ -64,6 +66,15 @@ def forgetting(R: ArrayLike) -> float:
 def learning_accuracy(R: ArrayLike) -> float:
     """LA = mean_i R[i, i], on each task just trained (Riemer et al. 2019, arXiv 1810.11910)."""
     return float(np.diag(_matrix(R)[1:]).mean())
+
+
+def next_task_accuracy(R: ArrayLike) -> float:
+    """mean_{k < T} R[k, k + 1], on each task before it is trained; NaN for one task.
+
+    How well what was learnt serves the next task, as when each month is predicted from those before
+    it. Row 0, of the untrained network, does not count. FWT subtracts what that network reaches.
+    """
+    return _mean(np.diag(_matrix(R)[1:-1, 1:]))
 
 
 def average_incremental_accuracy(R: ArrayLike) -> float:
@@ -129,6 +140,17 @@ def average_anytime_accuracy(R: ArrayLike, curve: ArrayLike) -> float:
     """
     k, A = evaluations(R, curve)
     return float(np.mean([row[:n].mean() for n, row in zip(k, A, strict=True)]))
+
+
+def online_accuracy(counts: ArrayLike) -> float:
+    """mean_n [f_{n-1}(x_n) = y_n] over the samples of the stream, each predicted, then learnt.
+
+    counts: (m, 2), samples and hits of parts of the stream. f_{n-1} has learnt from the batches
+    before that of sample n. Known as prequential, Gama et al. 2013 (Machine Learning 90, 317), or
+    average online accuracy, Cai et al. 2021 (arXiv 2108.09020). NaN without samples.
+    """
+    samples, hits = np.asarray(counts, dtype=np.float64).reshape(-1, 2).sum(0)
+    return float(hits / samples) if samples else float("nan")
 
 
 def _mean(values: Matrix) -> float:

@@ -22,11 +22,13 @@ from cl_runner.functional.metrics import (
     intransigence,
     learning_accuracy,
     min_acc,
+    next_task_accuracy,
+    online_accuracy,
     worst_case_acc,
 )
 
 Kind = Literal["metric", "calibration", "cost", "group"]
-Needs = Literal["matrix", "curve", "bound"]
+Needs = Literal["matrix", "curve", "bound", "online"]
 LARGEST = 1e30  # of what is counted: no machine has come near, and its square is a number
 
 
@@ -60,12 +62,14 @@ class Column:
     kind: Kind
     unit: Unit
     formula: Callable[..., float] | None = None  # of a metric
-    needs: Needs = "matrix"  # what the formula takes: R alone, R and the curve, R and a bound
+    # What the formula takes: R alone, R and the curve, R and a bound; the counts of online.csv.
+    needs: Needs = "matrix"
     better: Literal["more", "less"] = "less"
     # The tables of cl-compare. Where they are too wide, the columns in the last places leave.
     place: int | None = None  # None: only where it is asked for
     brief: bool = False  # also where there is little room: at a sweep's end, on a paper's page
     compared: bool = True  # whether it is in comparison.csv when nobody asks for it
+    told: bool = True  # whether a run's last table shows it, if it needs R alone: in 80 columns
     # Costs. costs.csv has a row for each task, summary.csv the total.
     by_task: bool = True  # whether it is a column of costs.csv
     total: Literal["sum", "last", "largest"] = "sum"  # of a run by its tasks
@@ -100,6 +104,25 @@ COLUMNS = (
         needs="curve",
         better="more",
         place=6,
+    ),
+    Column(
+        "next_task_accuracy",
+        "metric",
+        FRACTION,
+        next_task_accuracy,
+        better="more",
+        place=12,
+        told=False,
+    ),
+    Column(
+        "online_accuracy",
+        "metric",
+        FRACTION,
+        online_accuracy,
+        needs="online",
+        better="more",
+        place=13,
+        told=False,
     ),
     Column("NLL", "calibration", NATS, place=8),
     Column("Brier", "calibration", SQUARES, place=9),
@@ -214,5 +237,6 @@ def compared() -> list[str]:
 
 
 def printed() -> list[str]:
-    """The metrics that a run tells at its end: the compared ones of those that need R alone."""
-    return [name for name in compared() if name in formulas("matrix")]
+    """The metrics in a run's last table: of the compared ones, those told that need R alone."""
+    told = {column.name for column in COLUMNS if column.told}
+    return [name for name in compared() if name in formulas("matrix") and name in told]

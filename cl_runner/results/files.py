@@ -16,6 +16,7 @@ from typing import Any
 
 from cl_runner.errors import UserError, check
 from cl_runner.machine.reading import LONG, read_text
+from cl_runner.results.titles import Titles, titled
 
 Row = Mapping[str, Any]
 FORMULA = tuple("=+-@\t\r")  # what a spreadsheet takes for a formula at the beginning of a cell
@@ -84,19 +85,31 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
     write_text(path, csv_text(rows))
 
 
+# Lines of a run's files by what they tell: written again after each task, and formatted once.
+Lines = dict[tuple[object, ...], str]
+
+
+def write_grown(path: Path, rows: Sequence[Row], titles: Titles, made: Lines) -> None:
+    """Write rows with the same columns each; those that were there the last time are `made`."""
+    for i in range(len(rows)):
+        if (path.name, i) not in made:
+            made[path.name, i] = line(list(titled([rows[i]], titles)[0].values()))
+    head = line(list(titled(rows[:1], titles)[0]))
+    write_text(path, head + "".join(made[path.name, i] for i in range(len(rows))))
+
+
 def csv_text(rows: Sequence[Row]) -> str:
     """Rows as CSV, columns in order of first appearance; None and NaN are empty cells."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    header = [_cell(column) for column in columns]
-    lines = [header, *([_cell(row.get(column)) for column in columns] for row in rows)]
-    return "".join(f"{_line(cells)}\n" for cells in lines)
+    return line(columns) + "".join(line([row.get(c) for c in columns]) for row in rows)
 
 
-def _line(cells: Sequence[str]) -> str:
+def line(values: Sequence[object]) -> str:
+    """A line of CSV."""
     # A cell is quoted if it has a character of the line's end: both kinds of a line break shall be.
     text = io.StringIO()
-    csv.writer(text, lineterminator="\r\n").writerow(cells)
-    return text.getvalue().removesuffix("\r\n")
+    csv.writer(text, lineterminator="\r\n").writerow(map(_cell, values))
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _cell(value: object) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from cl_runner.errors import UserError
 from cl_runner.functional.metrics import Matrix
 from cl_runner.machine.reading import LONG, read_text
 from cl_runner.results.columns import column_name, formulas
-from cl_runner.results.files import Row, read_rows, write_rows
+from cl_runner.results.files import Lines, Row, line, read_rows, write_text
 from cl_runner.results.names import ACCURACY_TABLE
 from cl_runner.results.titles import TASKS, UNNAMED, Titles, columns, titled
 
@@ -50,31 +51,50 @@ def write_matrices(
     own_reading: str,
     curves: Curves | None = None,
     titles: Titles = UNNAMED,
+    made: Lines | None = None,
 ) -> None:
     """One `accuracy_matrix*.csv` per split and reading, and `accuracies.csv` with all of them tidy.
 
     In both, `after_task` 0 is the untrained network and tasks count from 1. curves: where there may
     be some, the tidy table has a column `step` and their rows among the others, in order of time:
     so many optimizer steps into the task that follows; 0 is the matrices' rows. titles: where tasks
-    have names, these are the columns of the matrices, and further columns say them in both.
+    have names, these are the columns of the matrices, and further columns say them in both. made:
+    the lines of a run that writes them again when it has measured more.
     """
-    tidy: list[Row] = []
+    made = {} if made is None else made
+    when = ["after_task"] if curves is None else ["after_task", "step"]
+    counted = cells(dict.fromkeys([*when, "eval_task"]), titles)
+    tidy = [line([*counted, "reading", "split", "accuracy"])]
     for (split, reading), R in matrices.items():
-        rows = [
-            {"after_task": i} | dict(zip(columns_of(R, titles), row, strict=True))
-            for i, row in enumerate(R.tolist())
-        ]
-        write_rows(out / matrix_name(split, reading, own_reading), titled(rows, titles))
-        measured = [[i, 0, *row] for i, row in enumerate(R.tolist())]
+        T, there = R.shape[1], [not np.isnan(row).all() for row in R]
+        name = matrix_name(split, reading, own_reading)
+        lines = [line([*cells({"after_task": None}, titles), *columns_of(R, titles)])]
+        for i in range(T + 1):
+            after = cells({"after_task": i}, titles).values()
+            if there[i] and (name, i) not in made:
+                made[name, i] = line([*after, *R[i].tolist()])
+            lines.append(made[name, i] if there[i] else f"{line([*after])[:-1]}{',' * T}\n")
+        write_text(out / name, "".join(lines))
+        measured = [[i, 0, *R[i].tolist()] for i in np.flatnonzero(there).tolist()]
         within = (curves or {}).get((split, reading), [])
         for i, step, *row in sorted([*measured, *within], key=lambda row: row[:2]):
-            at = {"after_task": int(i)} | ({} if curves is None else {"step": int(step)})
-            tidy += [
-                {**at, "eval_task": j + 1, "reading": reading, "split": split, "accuracy": value}
-                for j, value in enumerate(row)
-                if not math.isnan(value)
-            ]
-    write_rows(out / ACCURACY_TABLE, titled(tidy, titles))
+            key = (ACCURACY_TABLE, split, reading, i, step)
+            if key not in made:
+                at = dict(zip(when, (int(i), int(step)), strict=False))
+                made[key] = "".join(
+                    line(
+                        [*cells(at | {"eval_task": j + 1}, titles).values(), reading, split, value]
+                    )
+                    for j, value in enumerate(row)
+                    if not math.isnan(value)
+                )
+            tidy.append(made[key])
+    write_text(out / ACCURACY_TABLE, "".join(tidy))
+
+
+def cells(row: Row, titles: Titles) -> Row:
+    """A row with the names of what it counts."""
+    return titled([row], titles)[0]
 
 
 def columns_of(R: Matrix, titles: Titles) -> list[str]:
@@ -82,10 +102,10 @@ def columns_of(R: Matrix, titles: Titles) -> list[str]:
     return columns(titles.tasks) if titles.tasks else [f"task_{j + 1}" for j in range(R.shape[1])]
 
 
-def read_curves(path: Path) -> Curves | None:
+def read_curves(path: Path, num_tasks: int) -> Curves | None:
     """What accuracies.csv holds besides the matrices; None if it has no column `step`.
 
-    Raises KeyError or ValueError if it is not such a table.
+    Cells that are not there are NaN. Raises KeyError or ValueError if it is not such a table.
     """
     rows = read_rows(path)
     if rows and "step" not in rows[0]:
@@ -93,11 +113,13 @@ def read_curves(path: Path) -> Curves | None:
     curves: Curves = {}
     for row in rows:
         own = curves.setdefault((row["split"], row["reading"]), [])
-        at = [float(row["after_task"]), float(row["step"])]
+        at, task = [float(row["after_task"]), float(row["step"])], int(row["eval_task"])
+        if not 1 <= task <= num_tasks:
+            raise ValueError(f"eval_task {task} is none of {num_tasks} tasks")
         if at[1]:
             if not own or own[-1][:2] != at:
-                own.append(at)
-            own[-1].append(float(row["accuracy"]))
+                own.append([*at, *[math.nan] * num_tasks])
+            own[-1][1 + task] = float(row["accuracy"])
     return curves
 
 
@@ -155,12 +177,15 @@ def summarise(R: ArrayLike, curve: ArrayLike | None = None) -> dict[str, float]:
 
 
 def metric_columns(
-    matrices: Matrices, own_reading: str, curves: Curves | None = None
+    matrices: Matrices,
+    own_reading: str,
+    curves: Curves | None = None,
+    online: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, float | None]:
     """Every metric of every matrix; the scenario's own reading of the test data without prefix.
 
     The metrics that need a joint bound have none in a single run. Those that need curves are there
-    where curves are.
+    where curves are, and those of the rows of online.csv where these are.
     """
     columns: dict[str, float | None] = {}
     for (split, reading), R in matrices.items():
@@ -169,4 +194,7 @@ def metric_columns(
         columns |= {column_name(name, split, reading, own_reading): value for name, value in values}
         if (split, reading) == ("test", own_reading):
             columns |= dict.fromkeys(formulas("bound"))
+    if online is not None:
+        counts = [(float(row["samples"]), float(row["hits"])) for row in online]
+        columns |= {name: formula(counts) for name, formula in formulas("online").items()}
     return columns

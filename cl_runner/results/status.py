@@ -7,6 +7,7 @@ asked for, with its overrides. So a job that has not begun is known as missing.
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path, PurePath
 from typing import Any
 
-from cl_runner.config.schema import Config
+from cl_runner.config.schema import Config, Eval
 from cl_runner.errors import UserError
 from cl_runner.machine.locks import held
 from cl_runner.machine.reading import json_values
@@ -102,7 +103,8 @@ def _json(path: Path) -> dict[str, Any]:
 def finished(out: Path) -> float | None:
     """What `run.loop.run` returned for the complete run in a folder; None if there is none.
 
-    That is ACC on the validation data where there are any. Raises UserError for a damaged summary.
+    That is ACC on the validation data where there are any; NaN where eval.tasks leaves it
+    unmeasured. Raises UserError for a damaged summary.
     """
     if read(out).get("state") != "complete" or not (out / SUMMARY).exists():
         return None
@@ -110,10 +112,18 @@ def finished(out: Path) -> float | None:
     if len(rows) != 1:
         return None
     try:
-        return float(rows[0].get("validation_ACC") or rows[0]["ACC"])
+        cell = rows[0].get("validation_ACC") or rows[0]["ACC"]
+        return math.nan if not cell and not measures_acc(rows[0]) else float(cell)
     except (KeyError, ValueError):
         message = f"{out / 'summary.csv'} is complete but has no ACC; {DAMAGED}"
         raise UserError(message) from None
+
+
+def measures_acc(row: Mapping[str, str]) -> bool:
+    """Whether the complete run of a row of summary.csv has its ACC. Raises UserError."""
+    T = row.get("benchmark.num_tasks", "")
+    tasks = int(T) if T.isascii() and T.isdecimal() else None
+    return Eval(tasks=row.get("eval.tasks") or "all").whole(tasks)
 
 
 def going_on(config: Config, out: Path) -> Config:

@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from cl_runner.functional.metrics import Matrix
-from cl_runner.results.columns import printed, shown
+from cl_runner.results.columns import of_kind, printed, shown
+from cl_runner.results.names import ACCURACY_MATRIX
 
+MOST_TASKS = 50  # whose matrix is shown
 LONGEST = 24  # characters of a task's name
 
 
@@ -20,15 +22,18 @@ def shortened(text: str, most: int) -> str:
 def format_matrix(R: Matrix, tasks: Sequence[str] = ()) -> str:
     """R as text, one row per `after_task`, in thousandths without the leading zero.
 
-    tasks: their names, where they have some, stand before the rows.
+    tasks: their names, where they have some, stand before the rows. Of a long stream only how long
+    it is.
     """
+    T = R.shape[1]
+    if T > MOST_TASKS:
+        return f"{T} tasks: the accuracies are in {ACCURACY_MATRIX}"
 
     def cell(value: float) -> str:
         if math.isnan(value):
             return "    "
         return f"{value:.3f}".removeprefix("0").rjust(5)
 
-    T = R.shape[1]
     titles = [shortened(name, LONGEST) for name in ("", *tasks)] if tasks else [""] * (T + 1)
     width = max(map(len, titles)) + bool(tasks)
     lines = [" " * width + "after \\ task " + " ".join(f"{j + 1:>5}" for j in range(T))]
@@ -44,6 +49,13 @@ def in_words(columns: Mapping[str, float | None]) -> str:
     values = {name: columns.get(name) for name in shown("metric", only_brief=True)}
     known = {name: v for name, v in values.items() if v is not None and not math.isnan(v)}
     return ", ".join(f"{name} {v:.3f}" for name, v in known.items())
+
+
+def further(columns: Mapping[str, float | None]) -> str:
+    """The metrics that `format_metrics` leaves out, in a line; empty where none was measured."""
+    values = {c.name: columns.get(c.name) for c in of_kind("metric") if not c.told}
+    known = {name: v for name, v in values.items() if v is not None and not math.isnan(v)}
+    return " · ".join(f"{name} {v:.4f}" for name, v in known.items())
 
 
 def format_metrics(columns: Mapping[str, float | None], readings: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TASKS = {  # columns of numbers from 1, and of the tasks' names beside them
+    "task": "task_name",
     "after_task": "after_name",
     "eval_task": "eval_name",
     "task_a": "name_a",

@@ -229,10 +229,11 @@ def to_tensors(saved: Saved) -> dict[str, Tensor]:
     for (split, reading), rows in saved.curves.items():
         found[f"curve.{split}.{reading}"] = torch.tensor(rows, dtype=torch.float64)
     if saved.progress is not None:
-        (index, label), losses = saved.progress.samples, saved.progress.losses
+        (index, label), _, losses, predictions = saved.progress
         found["samples.index"] = index
         found |= {"samples.task": label} if isinstance(label, Tensor) else {}
         found |= {"losses": torch.stack(list(losses))} if losses else {}
+        found |= {"predictions": torch.cat(list(predictions))} if predictions else {}
     return {k: found[k].detach().cpu().contiguous().clone() for k in sorted(found)}
 
 
@@ -257,7 +258,9 @@ def from_tensors(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> S
     if content["step"] is not None:
         label = content["label"] if content["label"] is not None else tensors["samples.task"]
         losses: Sequence[Tensor] = tensors["losses"].unbind() if "losses" in tensors else ()
-        progress = Progress((tensors["samples.index"], label), content["step"], losses)
+        predictions = (tensors["predictions"],) if "predictions" in tensors else ()
+        samples = tensors["samples.index"], label
+        progress = Progress(samples, content["step"], losses, predictions)
     at = content["task"], progress
     return Saved(state, matrices, content["counts"], content["tables"], curves, *at)
 

@@ -1,13 +1,14 @@
-"""The accuracy on the held-out samples of every task."""
+"""The accuracy on the held-out samples of the tasks."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from cl_runner.core import TrainState
+from cl_runner.core import Stream, TrainState
 from cl_runner.functional.losses import mask_logits
 from cl_runner.strategies.base import Strategy
 from cl_runner.training.env import Env
@@ -31,18 +32,33 @@ def evaluation_chunk(env: Env) -> int:
     return max(1, min(LARGEST_CHUNK, CHUNK_BYTES // (4 * env.largest_activation)))
 
 
+def splits(stream: Stream) -> tuple[str, ...]:
+    """Which held-out samples a stream has."""
+    return ("test", "validation") if len(stream[0].validation) else ("test",)
+
+
 @torch.no_grad()
-def evaluate(strategy: Strategy, s: TrainState, env: Env, see: See | None = None) -> Rows:
-    """Accuracy on the held-out samples of every task, as fractions, by split and reading.
+def evaluate(
+    strategy: Strategy,
+    s: TrainState,
+    env: Env,
+    see: See | None = None,
+    shown: range | None = None,
+) -> Rows:
+    """Accuracy on the held-out samples of the tasks, as fractions, by split and reading.
 
     The splits are `test` and, where there is one, `validation`. One transfer to the host in all.
-    see: is shown the scores [B, K] of each batch, and the classes [B].
+    see: is shown the scores [B, K] of each batch, and the classes [B]. shown: the indices of the
+    tasks that are evaluated, all by default; the accuracies on the others are NaN, and their
+    samples are no longer kept ready.
     """
     chunk = evaluation_chunk(env)
     env.flat.module.eval()
     stream, counts, keys, sizes = env.stream, [], [], []
-    for split in ("test", "validation") if len(stream[0].validation) else ("test",):
-        for task in stream:
+    shown = range(len(stream)) if shown is None else shown
+    stream.forget(shown)
+    for split in splits(stream):
+        for task in stream[shown.start : shown.stop]:
             images, y = stream.held_out(split, task)
             own = env.own_classes[task.index]
             hits = torch.zeros(len(readings(stream.scenario)), dtype=torch.int64, device=env.device)
@@ -55,11 +71,13 @@ def evaluate(strategy: Strategy, s: TrainState, env: Env, see: See | None = None
                     if see:
                         see((split, reading), task.index, scores, target)
             counts.append(hits)
-            keys.append(split)
+            keys.append((split, task.index))
             sizes.append(len(y))
     env.flat.module.train()
-    rows: Rows = {}
-    for split, size, hits_of_task in zip(keys, sizes, torch.stack(counts).tolist(), strict=True):
+    read = [(split, own) for split in splits(stream) for own in readings(stream.scenario)]
+    rows: Rows = {key: [math.nan] * len(stream) for key in read}
+    found = torch.stack(counts).tolist() if counts else []
+    for (split, index), size, hits_of_task in zip(keys, sizes, found, strict=True):
         for reading, hit in zip(readings(stream.scenario), hits_of_task, strict=True):
-            rows.setdefault((split, reading), []).append(hit / size)
+            rows[split, reading][index] = hit / size
     return rows

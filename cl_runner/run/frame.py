@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cl_runner.config.schema import Config
+from cl_runner.config.schema import Config, Eval
 from cl_runner.core import TrainState
 from cl_runner.errors import UserError
 from cl_runner.results.columns import of_kind, task_costs
-from cl_runner.run.evaluation import readings
+from cl_runner.run.evaluation import readings, splits
 from cl_runner.run.tasks import times
 from cl_runner.strategies.base import Strategy
+from cl_runner.training import online
 from cl_runner.training.env import Env
 from cl_runner.training.fit import plan
 from cl_runner.training.meter import COUNTS, SECONDS
@@ -33,6 +34,7 @@ TABLES = {  # of calibration and confusion, which are there with eval.calibratio
     "calibration": {*WHERE, "eval_task", *(column.name for column in of_kind("calibration"))},
     "confusion": {*WHERE, "class", "predicted", "count"},
 }
+EVERYTHING = Eval()
 
 
 class Unfit(UserError):
@@ -53,10 +55,11 @@ class Frame(NamedTuple):
     y: Tensor  # [N] the classes of the training set
     label: Tensor  # [T, classes] the output that stands for each in a task; -1: it has none
     steps: Callable[[int], int]  # of a task that trains on so many samples
-    idle: Collection[int]  # the tasks that train on nothing between their beginning and their end
+    idle: Callable[[int], bool]  # of a task: whether it has no step of its own
     budget: Collection[str]  # what is limited
-    calibration: bool = False  # whether eval.calibration has tables
-    within: bool = False  # whether eval.every has curves
+    evaluation: Eval = EVERYTHING  # which tables, curves and cells of the matrices there are
+    classes: int = 1  # K
+    batch_size: Callable[[int], int] = lambda _: 1  # of a task
 
     @property
     def tasks(self) -> int:
@@ -72,27 +75,35 @@ class Frame(NamedTuple):
         """No checkpoint of the run is longer."""
         steps = self.steps(self.rows * self.tasks)
         state = sum(v.nbytes for v in named(self.state).values())
-        samples = 2 * 8 * self.rows * self.tasks
-        rows = (self.tasks + 1) + self.within * self.tasks * steps
+        samples = (2 + self.evaluation.online) * 8 * self.rows * self.tasks
+        rows = (self.tasks + 1) + (self.evaluation.every is not None) * self.tasks * steps
         tables = 8 * len(self.keys) * rows * (self.tasks + 2)
         return HEADER + state + samples + tables + 8 * steps
+
+    def measured(self, done: int) -> Tensor:
+        """[T + 1, T] bool: the cells of a matrix that are there after `done` tasks."""
+        cells = torch.zeros(self.tasks + 1, self.tasks, dtype=torch.bool)
+        for i in range(done + 1):
+            shown = self.evaluation.shown(i, self.tasks)
+            cells[i, shown.start : shown.stop] = True
+        return cells
 
 
 def frame_of(config: Config, strategy: Strategy, s: TrainState, env: Env) -> Frame:
     """The frame of a run that begins with the state `s`."""
     stream = env.stream
-    splits = ("test", "validation") if len(stream[0].validation) else ("test",)
-    sizes = [len(strategy.training_set(s, stream, t, env)[0]) for t in range(len(stream))]
+    read = readings(config.scenario)
     return Frame(
         state=s,
-        keys=tuple((split, reading) for split in splits for reading in readings(config.scenario)),
+        keys=tuple((split, reading) for split in splits(stream) for reading in read),
         y=stream.y.cpu(),
         label=stream.label.cpu(),
         steps=lambda samples: plan(samples, env.training, times(strategy, env))[2],
-        idle=[t for t, size in enumerate(sizes) if not size],
+        idle=lambda t: not len(strategy.training_set(s, stream, t, env)[0]),
         budget=env.meter.budget.keys(),
-        calibration=config.eval.calibration,
-        within=config.eval.every is not None,
+        evaluation=config.eval,
+        classes=stream.num_classes,
+        batch_size=lambda t: strategy.batch_size(t, env),
     )
 
 
@@ -158,7 +169,9 @@ def check_counts(counts: Any, frame: Frame) -> None:
 
 def check_tables(tables: Any, task: int, frame: Frame) -> None:
     """Raise Unfit unless the tables are files that the run writes, with their columns."""
-    columns = {"costs": {"after_task", *task_costs()}} | (TABLES if frame.calibration else {})
+    columns = {"costs": {"after_task", *task_costs()}}
+    columns |= TABLES if frame.evaluation.calibration else {}
+    columns |= {"online": {*online.row(0, 0, 0, 0)}} if frame.evaluation.online else {}
     right = isinstance(tables, dict) and tables.keys() == columns.keys()
     expect(right, f"tables must be {', '.join(columns)}")
     for name, rows in tables.items():
@@ -179,6 +192,11 @@ def check_tables(tables: Any, task: int, frame: Frame) -> None:
         numbers = (v for k, v in row.items() if k not in {"reading", "split"})
         right = (row["split"], row["reading"]) in frame.keys and all(map(is_cell, numbers))
         expect(right, f"a row of calibration or confusion is {short(row)}")
+    for row in tables.get("online", ()):
+        counts = {name: value for name, value in row.items() if name != "accuracy"}
+        right = all(map(is_count, counts.values())) and 1 <= row["task"] <= task
+        right = right and row["hits"] <= row["samples"] and row == online.row(**counts)
+        expect(right, f"a row of online is {short(row)}")
 
 
 def is_count(value: Any, most: float = LARGEST) -> bool:
@@ -227,21 +245,27 @@ def check_tensors(tensors: Mapping[str, Tensor], content: Mapping[str, Any], fra
             check_range(f"memory.{name}", tensors[f"memory.{name}"], low, high)
     check_buffer(tensors, frame)
     names = {f"R.{split}.{reading}" for split, reading in frame.keys}
+    shown = frame.evaluation.tasks
+    which = "" if shown == "all" else f" where eval.tasks={shown} measures,"
     for name in sorted(names):
         R = tensors.get(name)
         right = R is not None and (R.dtype, R.shape) == (torch.float64, (T + 1, T))
         expect(right, f"{name} must be float64 [{T + 1}, {T}]")
         assert R is not None
-        right = bool(R[task + 1 :].isnan().all()) and is_fraction(R[: task + 1])
-        expect(right, f"{name} must hold fractions up to row {task}, and none below it")
-    names |= {f"curve.{split}.{reading}" for split, reading in frame.keys if frame.within}
+        there = frame.measured(task)
+        right = torch.equal(~R.isnan(), there) and is_fraction(R[there])
+        expect(right, f"{name} must hold fractions{which} up to row {task}, and none below it")
+    within_tasks = frame.evaluation.every is not None
+    names |= {f"curve.{split}.{reading}" for split, reading in frame.keys if within_tasks}
     for name in sorted(tensors.keys() & names):
         if name.startswith("curve.") and (rows := tensors[name]).numel():
             right = rows.dtype == torch.float64 and rows.ndim == 2 and rows.shape[1] == T + 2
             expect(right, f"{name} must be float64 [n, {T + 2}]")
             check_range(f"{name}, after_task", rows[:, 0], 0, T - 1)
             check_range(f"{name}, step", rows[:, 1], 1, LARGEST)
-            expect(is_fraction(rows[:, 2:]), f"{name} must hold fractions")
+            there = frame.measured(T)[rows[:, 0].long()]
+            right = torch.equal(~rows[:, 2:].isnan(), there) and is_fraction(rows[:, 2:][there])
+            expect(right, f"{name} must hold fractions{which}")
     if within:
         names |= check_samples(tensors, content, frame)
     unknown = sorted(tensors.keys() - state.keys() - names)
@@ -282,7 +306,7 @@ def check_samples(
         check_range(name, v, 0, most - 1)
         expect(len(v) == len(tensors["samples.index"]), "samples.task must be as long as the index")
     task, step, index = content["task"], content["step"], tensors["samples.index"]
-    expect(len(index) > 0 or task in frame.idle, f"samples.index is empty in task {task + 1}")
+    expect(len(index) > 0 or frame.idle(task), f"samples.index is empty in task {task + 1}")
     label = tensors["samples.task"] if content["label"] is None else content["label"]
     right = has_classes(index, label, frame)
     expect(right, "samples.index holds a row whose class is not in its task")
@@ -292,6 +316,14 @@ def check_samples(
         right = losses.is_floating_point() and losses.ndim == 1 and len(losses) <= step
         expect(right, f"losses must be of at most {step} steps")
         names.add("losses")
+    predicted = min(step * frame.batch_size(task), len(index)) if frame.evaluation.online else 0
+    if predicted:
+        v = tensors.get("predictions")
+        right = v is not None and v.dtype == torch.int64 and v.shape == (predicted,)
+        expect(right, f"predictions must be int64 [{predicted}]")
+        assert v is not None
+        check_range("predictions", v, 0, frame.classes - 1)
+        names.add("predictions")
     return names
 
 

@@ -57,10 +57,10 @@ def run(config: Config, out: Path, overrides: Sequence[str] = (), job: str = "")
     job: the name of a job of many; it says a line in the place of the tables of a run alone.
 
     Returns the final ACC: on the validation data where there are any, so that a search never sees
-    the test data. With `resume` it goes on where the run in that folder was stopped, or returns its
-    ACC if it is complete. Raises UserError before anything is written, or when memory or disk are
-    full; Diverged, KeyboardInterrupt and unforeseen errors after what was measured so far is
-    written with its status.
+    the test data; NaN where `eval.tasks` leaves it unmeasured. With `resume` it goes on where the
+    run in that folder was stopped, or returns its ACC if it is complete. Raises UserError before
+    anything is written, or when memory or disk are full; Diverged, KeyboardInterrupt and unforeseen
+    errors after what was measured so far is written with its status.
     """
     try:
         if config.resume:
@@ -92,8 +92,11 @@ def run_alone(config: Config, out: Path, overrides: Sequence[str], job: str) -> 
     if config.verbose and job:
         say(f"{job} · {text.in_words(one.files.columns())} · {one.files.seconds:.1f} s")
     elif config.verbose:
+        columns = one.files.columns()
         say(text.format_matrix(one.files.matrices["test", own], one.files.titles.tasks))
-        say(text.format_metrics(one.files.columns(), [own, *others]))
+        say(text.format_metrics(columns, [own, *others]))
+        if config.eval.online or config.eval.tasks != "all":
+            say(text.further(columns))
         say(f"{one.files.seconds:.1f} s · results in {near(out)}")
     if config.plots:
         draw_pictures(config, out)
@@ -245,6 +248,9 @@ def observed(runs: Sequence[Run], stop: Stop, t: int, steps: Steps) -> Iterator[
         yield after
     for run in runs:
         run.files.drop(t, last)
+    if config.eval.online:
+        for place, counts in steps.online().items():
+            runs[place].files.add_online(t, counts)
 
 
 def save(runs: Sequence[tuple[Run, TrainState, Progress | None]], task: int) -> None:
@@ -284,6 +290,9 @@ def draw_pictures(config: Config, out: Path) -> None:
 
 
 def final_acc(own: RunFiles) -> float:
-    """The final ACC of a run; of its validation data where there are any."""
+    """The final ACC of a run; of its validation data where there are any.
+
+    NaN where eval.tasks leaves out some task after the last one: nothing takes its place.
+    """
     split = "validation" if ("validation", own.own) in own.matrices else "test"
     return acc(own.matrices[split, own.own])

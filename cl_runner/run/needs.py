@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from cl_runner.config.schema import Config
+from cl_runner.config.schema import Config, Eval
 from cl_runner.core import Stream
 from cl_runner.data.datasets import Arrays
 from cl_runner.errors import check, exhausted
@@ -113,9 +113,12 @@ def saved(device: torch.device) -> int:
     return 3 if device.type == "cpu" else 1  # itself, a copy, and the bytes of the file
 
 
-def of_data(stream: Stream, arrays: Arrays | None) -> Parts:
-    """Of the data set, and of the test images as each task shows them."""
-    shown = sum(len(task.test) for task in stream) * stream.x_test[0].nbytes
+def of_data(stream: Stream, arrays: Arrays | None, evaluation: Eval) -> Parts:
+    """Of the data set, and of the test images as the tasks that are evaluated at once show them."""
+    T, sizes = len(stream), [len(task.test) for task in stream]
+    at_once = (evaluation.shown(done, T) for done in range(T + 1))
+    most = max(sum(sizes[tasks.start : tasks.stop]) for tasks in at_once)
+    shown = most * stream.x_test[0].nbytes
     return {"data": shown + sum(v.nbytes for v in arrays[:4]) if arrays else shown}
 
 
@@ -135,10 +138,10 @@ def shortage(error: BaseException) -> str | None:
     return f"not enough memory: {REMEDY}" if exhausted(error) else None
 
 
-def fitting(strategy: Strategy, env: Env) -> int:
+def fitting(strategy: Strategy, env: Env, evaluation: Eval) -> int:
     """How many stacked members fit into half of the memory that is free."""
     memory = strategy.init(env.flat.theta, env)
     state = 4 * env.flat.theta.nbytes + sum(v.nbytes for v in memory.values())
-    (shown,) = of_data(env.stream, None).values()
+    (shown,) = of_data(env.stream, None, evaluation).values()
     free = available(env.device)
     return 2**16 if free is None else max(1, int(free / 2 / (STATE_COPIES * state + shown)))

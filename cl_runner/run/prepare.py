@@ -17,7 +17,7 @@ from cl_runner.config.schema import Config
 from cl_runner.data import sources
 from cl_runner.data.benchmarks import build_stream
 from cl_runner.data.datasets import Arrays
-from cl_runner.errors import UserError
+from cl_runner.errors import UserError, check
 from cl_runner.machine import cores_and_gpus, ram
 from cl_runner.machine.precision import choose, keep_freed_memory
 from cl_runner.nn.networks import factory
@@ -44,6 +44,10 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     arrays: the data set, where several runs share it.
     """
     check_scenario(strategy.name, strategy.scenarios, config.scenario)
+    single = (
+        f"eval.online=true: strategy={strategy.name} predicts no batch of the stream as a whole"
+    )
+    check(strategy.whole_batches or not config.eval.online, f"{single} before it learns from it")
     device = choose_device(config.device)
     free = ram.available(device)
     torch.set_num_threads(config.threads or DEFAULT_THREADS)
@@ -59,7 +63,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
         plugins=config.plugins,
     )
     make_net = factory(config.model, stream.input_shape, stream.num_classes, config.plugins)
-    parts = needs.of_data(stream, data if arrays is None else None)
+    parts = needs.of_data(stream, data if arrays is None else None, config.eval)
 
     def network(env: Env) -> nn.Module:
         needs.require(parts | needs.of_network(config, strategy, env, make_net, free), free)
@@ -73,6 +77,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
         optimizer=config.optimizer,
         training=config.training,
         seed=config.seed,
+        online=config.eval.online,
     )
     parts |= needs.of_parameters(config, env.flat.module, device)
     parts |= needs.of_strategy(strategy, env)  # with its checks against the stream

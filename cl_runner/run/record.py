@@ -31,8 +31,10 @@ from cl_runner.run.calibration import Calibration
 from cl_runner.run.checkpoint import Saved
 from cl_runner.run.evaluation import evaluate, readings
 from cl_runner.strategies.base import Strategy
+from cl_runner.training import online
 from cl_runner.training.env import Env
 from cl_runner.training.fit import Progress
+from cl_runner.training.online import Counted
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +60,8 @@ class RunFiles:
         self.titles = titles_of(env.stream)
         self.matrices: matrices.Matrices = {}
         self.memory: dict[str, int | None] = {}
-        self.tables: matrices.Tables = {"costs": []}
+        self.tables: matrices.Tables = {"costs": [], **({"online": []} if env.online else {})}
+        self.made: files.Lines = {}
         self.curves: matrices.Curves = {}
         self.seconds = 0.0
         self.saved_at = started
@@ -107,7 +110,8 @@ class RunFiles:
         self.env.meter.lap()
         T = len(self.env.stream)
         seen = Calibration(after_task) if self.config.eval.calibration else None
-        for key, row in evaluate(strategy, s, self.env, seen.see if seen else None).items():
+        shown = self.config.eval.shown(after_task, T)
+        for key, row in evaluate(strategy, s, self.env, seen.see if seen else None, shown).items():
             R = self.matrices.setdefault(key, np.full((T + 1, T), np.nan))
             R[after_task] = row
         for name, rows in seen.rows().items() if seen else ():
@@ -115,9 +119,7 @@ class RunFiles:
         self.env.meter.lap("evaluation_seconds")
         self.memory = footprint(strategy, s, self.env)
         self.add_costs(after_task)
-        shown = self.matrices["test", self.own][after_task][: after_task or None]
-        name = self.env.stream[after_task - 1].name if after_task else ""
-        log.info("after task %s: mean accuracy %.4f", name or after_task, shown.mean())
+        self.log_accuracy(after_task)
         if after_task:
             for name, images in strategy.pictures(s, self.env).items():
                 write_grid(self.out / "pictures" / f"{name}_{after_task}.png", images)
@@ -126,12 +128,26 @@ class RunFiles:
         self.at(after_task, 0)
         self.write("running")
 
+    def log_accuracy(self, after_task: int) -> None:
+        """Log the mean accuracy on the tasks seen, or on those of them that were evaluated."""
+        seen = self.matrices["test", self.own][after_task][: after_task or None]
+        there = seen[~np.isnan(seen)]
+        of = "" if len(there) == len(seen) else f" on {len(there)} of {len(seen)} tasks"
+        if len(there):
+            name = self.env.stream[after_task - 1].name if after_task else ""
+            log.info("after task %s: mean accuracy %.4f%s", name or after_task, there.mean(), of)
+
+    def add_online(self, task: int, steps: Sequence[Counted]) -> None:
+        """What the steps of task `task` (its index) predicted right."""
+        self.tables["online"] += online.rows(task + 1, steps, self.config.eval.online_window)
+
     def evaluated_within(self, task: int, step: int, strategy: Strategy, s: TrainState) -> None:
         """Evaluate after a step of a task; not again if a run goes on from there."""
         if self.measured_at((task, step)):
             return
         self.env.meter.lap()
-        for key, row in evaluate(strategy, s, self.env).items():
+        shown = self.config.eval.shown(task, len(self.env.stream))
+        for key, row in evaluate(strategy, s, self.env, shown=shown).items():
             self.curves.setdefault(key, []).append([task, step, *row])
         self.env.meter.lap("evaluation_seconds")
 
@@ -165,7 +181,8 @@ class RunFiles:
             for group in ("benchmark", "strategy", "model", "optimizer")
         }
         costs = self.tables["costs"]
-        metrics = matrices.metric_columns(self.matrices, self.own, self.within)
+        found = self.matrices, self.own, self.within, self.tables.get("online")
+        metrics = matrices.metric_columns(*found)
         return {
             "benchmark": names["benchmark"],
             "scenario": flat.pop("scenario"),
@@ -205,10 +222,10 @@ class RunFiles:
         self.seconds = self.elapsed()
         if self.matrices:
             measured = self.matrices, self.own, self.within, self.titles
-            matrices.write_matrices(self.out, *measured)
+            matrices.write_matrices(self.out, *measured, self.made)
             for name, rows in self.tables.items():
                 if rows:  # no task was seen yet
-                    files.write_rows(self.out / f"{name}.csv", titled(rows, self.titles))
+                    files.write_grown(self.out / f"{name}.csv", rows, self.titles, self.made)
         files.write_rows(self.out / SUMMARY, [{"status": state, **self.columns()}])
 
     def ended(self, error: BaseException) -> None:

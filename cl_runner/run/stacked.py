@@ -22,7 +22,7 @@ from cl_runner.errors import UserError
 from cl_runner.run.stacked_graph import Layout, by_layer
 from cl_runner.run.tasks import Member
 from cl_runner.strategies.base import Strategy
-from cl_runner.training.engines import Leaves, Recorder, Recording, copy, cuda_graph
+from cl_runner.training.engines import Leaves, Recorder, Recording, copy, cuda_graph, told
 from cl_runner.training.env import Env
 from cl_runner.training.flops import FlopCounter
 
@@ -112,8 +112,8 @@ class StackedStep:
         self.rate = len(before)  # where the learning rates are among the parts
         self.recordings = {}  # they are bound to the parts
 
-    def __call__(self, batch: dict[str, Any]) -> Tensor:
-        """Take a step on raw batches [M, B, ...]; the losses [M]."""
+    def __call__(self, batch: dict[str, Any]) -> Leaves:
+        """Take a step on raw batches [M, B, ...]: the losses [M] and what else is `told`."""
         own, spec = tree_flatten((batch, self.tables, self.hyper))
         key = (spec, *(v.shape for v in own))
         if key not in self.graphs:
@@ -124,13 +124,15 @@ class StackedStep:
                 graph(*(v.clone() for v in self.parts), *inputs)
             self.known[key] = counter.flops // self.members
         self.flops = self.known[key]
+        n = len(self.parts)
         if self.record is None:
-            *self.parts, losses = graph(*self.parts, *inputs)
-            return losses
+            results = graph(*self.parts, *inputs)
+            self.parts = results[:n]
+            return results[n:]
 
-        def function(parts: Leaves, inputs: Leaves) -> tuple[Leaves, Tensor]:
-            *after, losses = graph(*parts, *inputs)
-            return after, losses
+        def function(parts: Leaves, inputs: Leaves) -> tuple[Leaves, Leaves]:
+            results = graph(*parts, *inputs)
+            return results[:n], results[n:]
 
         if key not in self.recordings:
             self.recordings[key] = Recording(function, self.parts, inputs, self.record)
@@ -155,13 +157,13 @@ class StackedStep:
             x = env.stream.normalise(raw["x"])
             batch = Batch(**{"active": None, "weight": None} | raw | {"x": x})
             s, aux = with_numbers(self.member.strategy, hyper).step(s, batch, env)
-            return s, aux["loss"]
+            return s, told(aux, batch, env, online=env.online)
 
         def step(*flat: Tensor) -> list[Tensor]:
             n = len(self.like)
             s = tree_unflatten(list(flat[:n]), self.spec)
-            s, losses = torch.func.vmap(one)(s, *tree_unflatten(list(flat[n:]), spec))
-            return [*tree_flatten(s)[0], losses]
+            s, results = torch.func.vmap(one)(s, *tree_unflatten(list(flat[n:]), spec))
+            return [*tree_flatten(s)[0], *results]
 
         graph = make_fx(step)(*self.like, *own)
         graph.graph.eliminate_dead_code()

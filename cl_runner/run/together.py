@@ -16,6 +16,7 @@ from cl_runner.run.tasks import Member, Observer, begin_task, end_task, length, 
 from cl_runner.training import optim
 from cl_runner.training.batches import Source
 from cl_runner.training.fit import Progress, Snapshot, check_finite, take_steps
+from cl_runner.training.online import Counted, counted
 
 WINDOW_BYTES = 2**26  # of images that lie ready for the coming steps
 
@@ -44,6 +45,9 @@ class Together:
         ]
         losses = zip(*(p.losses for p in progress), strict=True)
         self.pending = [torch.stack(own) for own in losses]  # of the epoch under way, [M] each
+        predictions = zip(*(p.predictions for p in progress), strict=True)
+        self.predictions = [torch.stack(own) for own in predictions]  # of the first one, [M, B]
+        self.counted: dict[int, list[Counted]] = {}  # of those that left, by place
         self.rows: Tensor | None = None  # of the batches, those of the members still together
         self.step = step
         step.begin(stack(states))
@@ -75,8 +79,10 @@ class Together:
 
     def take(self, batch: dict[str, Any], epoch: int, i: int) -> None:
         """See Steps."""
-        losses, size = self.step(batch), batch["y"].shape[1]
+        (losses, *predicted), size = self.step(batch), batch["y"].shape[1]
         self.pending.append(losses)
+        if epoch == 0:
+            self.predictions += predicted
         for m in self.members:
             meter = m.env.meter
             meter.known.setdefault(size, self.step.flops)
@@ -105,6 +111,8 @@ class Together:
         states = unstack(self.step.states(), len(self.members))
         for i, end in gone.items():
             self.left[self.places[i]] = end or states[i]
+            if end is None:
+                self.counted |= self.counted_of(i)
         kept = [i for i in range(len(self.members)) if i not in gone]
         index = torch.tensor(kept, dtype=torch.int64, device=self.env.device)
         self.rows = index if self.rows is None else self.rows[index]
@@ -112,6 +120,7 @@ class Together:
         self.sources = [self.sources[i] for i in kept]
         self.places = [self.places[i] for i in kept]
         self.pending = [losses[index] for losses in self.pending]
+        self.predictions = [own[index] for own in self.predictions]
         if kept:
             self.step = StackedStep(self.members, self.step.record)
             self.step.begin(stack([states[i] for i in kept]))
@@ -122,8 +131,19 @@ class Together:
         states = unstack(self.step.states(), len(self.members)) if self.members else []
         for i, (place, m, s) in enumerate(zip(self.places, self.members, states, strict=True)):
             losses = tuple(own[i] for own in self.pending)
-            found[place] = m.env.commit(s), Progress(self.samples[place], step, losses)
+            predictions = tuple(own[i] for own in self.predictions)
+            progress = Progress(self.samples[place], step, losses, predictions)
+            found[place] = m.env.commit(s), progress
         return found
+
+    def online(self) -> dict[int, list[Counted]]:
+        """See Steps."""
+        there = [self.counted_of(i) for i in range(len(self.members))]
+        return {place: own for found in (self.counted, *there) for place, own in found.items()}
+
+    def counted_of(self, i: int) -> dict[int, list[Counted]]:
+        """What the i-th of those still together has predicted right, by its place."""
+        return {self.places[i]: counted(self.sources[i], [own[i] for own in self.predictions])}
 
     def ends(self) -> list[TrainState | Diverged]:
         """What each ended with, in the order of all."""

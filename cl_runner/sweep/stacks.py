@@ -60,7 +60,7 @@ def train_stacked(jobs: Sequence[Job]) -> Sequence[Job]:
     if reason is not None:
         log.info("%d runs are not stacked: %s", len(jobs), reason)
         return jobs
-    size = needs.fitting(*first)
+    size = needs.fitting(*first, jobs[0].config.eval)
     left: list[Job] = []
     for at in range(0, len(jobs), size):
         part = jobs[at : at + size]

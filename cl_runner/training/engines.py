@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -15,9 +15,10 @@ from cl_runner.training.env import Env
 
 Leaves = list[Tensor]
 Memory = dict[str, Tensor]
-Function = Callable[[Leaves, Leaves], tuple[Sequence[Tensor], Tensor]]
+Function = Callable[[Leaves, Leaves], tuple[Sequence[Tensor], Leaves]]
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]
-Step = Callable[[TrainState, Batch], tuple[TrainState, Tensor]]  # -> the committed state, the loss
+# -> the committed state, and the loss, 0-d; online also which classes it took the batch for, [B]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Leaves]]
 WARM_UP = 3  # steps before a recording: libraries set themselves up in the first ones
 
 
@@ -56,32 +57,53 @@ def choose(engine: str, one_graph: bool, env: Env) -> tuple[str, str]:
     return engine, "asked for"
 
 
-def stepper(learner: Learner, env: Env, engine: str) -> Step:
-    """What executes the learner's steps; for one phase of training on one task."""
+def stepper(learner: Learner, env: Env, engine: str, *, online: bool = False) -> Step:
+    """What executes the learner's steps; for one phase of training on one task.
 
-    def eager(s: TrainState, batch: Batch) -> tuple[TrainState, Tensor]:
+    online: they also tell what they predicted (see `told`).
+    """
+
+    def eager(s: TrainState, batch: Batch) -> tuple[TrainState, Leaves]:
         s, aux = learner.step(s, batch, env)
-        return env.commit(s), aux["loss"]
+        return env.commit(s), told(aux, batch, env, online=online)
 
     if engine == "graph":
         return recorded(eager, env, cuda_graph)
     if engine == "compile":
-        return compiled(learner, env)
+        return compiled(learner, env, online=online)
     return eager
 
 
-def compiled(learner: Learner, env: Env) -> Step:
+def told(aux: Mapping[str, Any], batch: Batch, env: Env, *, online: bool) -> Leaves:
+    """What is read of a step besides the state: its loss and, online, its predictions [B].
+
+    These are of its own logits, which are of before its update: as evaluation reads them, of all
+    outputs the best; in task-incremental learning, of the task's own ones. Raises UserError for a
+    step that tells no logits.
+    """
+    if not online:
+        return [aux["loss"]]
+    check(
+        "logits" in aux, "eval.online=true: the strategy's step tells no logits, in aux['logits']"
+    )
+    logits = aux["logits"][: len(batch.y)]  # those of replayed samples come after them
+    own = batch.active if env.stream.scenario == "task" else None
+    scores = logits if own is None else logits.masked_fill(~own, float("-inf"))
+    return [aux["loss"], scores.argmax(1)]
+
+
+def compiled(learner: Learner, env: Env, *, online: bool = False) -> Step:
     """The step as torch.compile makes it, from a state that is not the live one."""
 
-    def pure(s: TrainState, batch: Batch) -> tuple[TrainState, Tensor]:
+    def pure(s: TrainState, batch: Batch) -> tuple[TrainState, Leaves]:
         s, aux = learner.step(s, batch, env)
-        return s, aux["loss"]
+        return s, told(aux, batch, env, online=online)
 
     function = torch.compile(pure, fullgraph=True, dynamic=False)
 
-    def step(s: TrainState, batch: Batch) -> tuple[TrainState, Tensor]:
-        after, loss = function(s._replace(theta=s.theta.detach()), batch)
-        return env.commit(after), loss
+    def step(s: TrainState, batch: Batch) -> tuple[TrainState, Leaves]:
+        after, results = function(s._replace(theta=s.theta.detach()), batch)
+        return env.commit(after), results
 
     return step
 
@@ -95,7 +117,7 @@ def recorded(step: Step, env: Env, record: Recorder) -> Step:
     leaves: Leaves = []
     env.flat.stays = True
 
-    def take(s: TrainState, batch: Batch) -> tuple[TrainState, Tensor]:
+    def take(s: TrainState, batch: Batch) -> tuple[TrainState, Leaves]:
         given, form = tree_flatten(s)
         inputs, shape = tree_flatten(batch)
         if not leaves:
@@ -103,41 +125,41 @@ def recorded(step: Step, env: Env, record: Recorder) -> Step:
             leaves.extend(v if id(v) in live else v.clone() for v in given)
         copy(leaves, given)
 
-        def function(state: Leaves, inputs: Leaves) -> tuple[Leaves, Tensor]:
-            after, loss = step(tree_unflatten(state, form), tree_unflatten(inputs, shape))
-            return tree_flatten(after)[0], loss
+        def function(state: Leaves, inputs: Leaves) -> tuple[Leaves, Leaves]:
+            after, results = step(tree_unflatten(state, form), tree_unflatten(inputs, shape))
+            return tree_flatten(after)[0], results
 
         key = (shape, *(v.shape for v in inputs if isinstance(v, Tensor)))
         if key not in recordings:
             recordings[key] = Recording(function, leaves, inputs, record)
-        loss = recordings[key](inputs)
+        results = recordings[key](inputs)
         after: TrainState = tree_unflatten(leaves, form)
-        return after, loss
+        return after, results
 
     return take
 
 
 class Recording:
-    """f(state, inputs) -> (new state, result), recorded once; it changes `state` in place."""
+    """f(state, inputs) -> (new state, results), recorded once; it changes `state` in place."""
 
     def __init__(self, function: Function, state: Leaves, inputs: Leaves, record: Recorder) -> None:
         self.inputs = [v.clone() if isinstance(v, Tensor) else v for v in inputs]
         before = [v.detach().clone() for v in state]
-        after, loss = function(state, self.inputs)  # once by itself, for comparison
+        after, results = function(state, self.inputs)  # once by itself, for comparison
         settle(state, after)
-        self.result = loss.clone()
-        expected = [v.detach().clone() for v in (*state, self.result)]
+        self.results = [v.clone() for v in results]
+        expected = [v.detach().clone() for v in (*state, *self.results)]
 
         def body() -> None:
-            after, loss = function(state, self.inputs)
+            after, results = function(state, self.inputs)
             settle(state, after)
-            self.result.copy_(loss)
+            copy(self.results, results)
 
         copy(state, before)
         self.replay = record(body)
         copy(state, before)
         self.replay()
-        for actual, wanted in zip((*state, self.result), expected, strict=True):
+        for actual, wanted in zip((*state, *self.results), expected, strict=True):
             if not torch.allclose(actual.detach(), wanted, rtol=1e-3, atol=1e-5, equal_nan=True):
                 raise UserError(
                     "engine=graph: the recorded step computes something else than the step itself "
@@ -145,11 +167,11 @@ class Recording:
                 )
         copy(state, before)
 
-    def __call__(self, inputs: Leaves) -> Tensor:
-        """Take the step on these inputs; the result."""
+    def __call__(self, inputs: Leaves) -> Leaves:
+        """Take the step on these inputs; the results."""
         copy(self.inputs, inputs)
         self.replay()
-        return self.result.clone()
+        return [v.clone() for v in self.results]
 
 
 def copy(targets: Leaves, values: Sequence[Tensor]) -> None:

@@ -39,12 +39,14 @@ class Env:
         seed: int,
         precision: str = "float32",
         budget: Budget | None = None,
+        online: bool = False,
     ) -> None:
         self.stream = stream
         self.optimizer = optimizer
         self.training = training
         self.seed = seed
         self.precision = precision  # what kernels.choose set torch up for
+        self.online = online  # whether steps also tell what they predict of their batches
         self.engine = "eager"  # how steps are executed: what steps.choose says
         self.meter = Meter(budget)
         self.device = stream.x.device
@@ -53,7 +55,8 @@ class Env:
         self.input_shape = stream.input_shape
         self.num_bins = self.num_classes * (self.num_tasks if stream.scenario == "domain" else 1)
         self.own_classes = own_classes(stream)  # [T, K] bool
-        self.active_table = active_table(stream, training.active_classes)
+        self.active_table = active_table(stream, training.active_classes)  # [T, K] bool, or None
+        self.active_by_time = stream.scenario == "class" and training.active_classes == "seen"
         network = build(lambda: make_net(self), seed_for(seed, "init")).to(self.device)
         self.flat = Flat(network, mixed=precision == "bfloat16")
         self.layout = layout(network, self.input_shape, self.device)
@@ -165,7 +168,9 @@ class Env:
         """The classes [B, K] on which samples of tasks [B] are scored in training; None: all."""
         if self.active_table is None:
             return None
-        return self.active_table.index_select(0, t.view(1))[0].index_select(0, task)
+        if self.active_by_time:
+            return self.active_table.index_select(0, t.view(1)).expand(len(task), -1)
+        return self.active_table.index_select(0, task)
 
     def bins(self, y: Tensor, task: Tensor) -> Tensor:
         """What buffers balance over, [B] in [0, num_bins): class, or (task, class) in domain-IL."""
@@ -214,7 +219,7 @@ def statistics(memory: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def active_table(stream: Stream, active_classes: str) -> Tensor | None:
-    """Classes active in training, [T (seen so far), T (a sample's task), K] bool; None: always all.
+    """Classes active in training, [T, K] bool, by a sample's task or the current one; None: all.
 
     Task-incremental: those of the sample's own task. Domain-incremental: all. Class-incremental, by
     `active_classes`: `all`; `seen`, those of the tasks up to the current one; `current`, those of
@@ -222,12 +227,9 @@ def active_table(stream: Stream, active_classes: str) -> Tensor | None:
     """
     if stream.scenario == "domain" or (stream.scenario == "class" and active_classes == "all"):
         return None
-    own, T, K = own_classes(stream), len(stream), stream.num_classes
-    if stream.scenario == "class" and active_classes == "seen":
-        table = own.cumsum(0).bool()[:, None].expand(T, T, K)
-    else:
-        table = own.expand(T, T, K)
-    return table.contiguous()
+    own = own_classes(stream)
+    by_time = stream.scenario == "class" and active_classes == "seen"
+    return own.cumsum(0).bool() if by_time else own
 
 
 def own_classes(stream: Stream) -> Tensor:

@@ -16,6 +16,7 @@ from cl_runner.training import optim
 from cl_runner.training.batches import Source, TrainingSet
 from cl_runner.training.engines import Learner, stepper
 from cl_runner.training.env import Env
+from cl_runner.training.online import Counted, counted
 
 
 class Progress(NamedTuple):
@@ -24,6 +25,7 @@ class Progress(NamedTuple):
     samples: TrainingSet
     step: int = 0  # optimizer steps done
     losses: Sequence[Tensor] = ()  # theirs, 0-d each, as far as they belong to the present epoch
+    predictions: Sequence[Tensor] = ()  # [B] each, of those of the first epoch; see online
 
 
 class Plan(NamedTuple):
@@ -70,6 +72,12 @@ class Steps(Protocol):
         Without those that have left the others: their budget is used up, or they diverged.
         """
 
+    def online(self) -> dict[int, list[Counted]]:
+        """What the steps of the first epoch predicted right, by the runs' places.
+
+        Without those that diverged.
+        """
+
 
 def take_steps(steps: Steps, plan: Plan, step: int, after: AfterStep | None) -> None:
     """Take the steps of a phase, `step` of which are done. after: called before and after each."""
@@ -108,8 +116,10 @@ class Alone:
         self.s, self.env, self.t, self.phase = s, env, t, phase
         self.samples, self.pending = progress.samples, list(progress.losses)
         self.source = Source(env, s, t, *progress.samples, learner, phase)
-        self.plain = stepper(learner, env, "eager")
-        self.engine = self.plain if phase else stepper(learner, env, env.engine)
+        self.predictions = list(progress.predictions)
+        online = env.online and not phase
+        self.plain = stepper(learner, env, "eager", online=online)
+        self.engine = self.plain if phase else stepper(learner, env, env.engine, online=online)
 
     def batches(self, epoch: int, steps: int, done: int) -> Iterator[Batch]:
         """See Steps."""
@@ -137,8 +147,10 @@ class Alone:
             key = (f"dropout{self.phase}", self.t, epoch, i)
             torch.manual_seed(seed_for(self.env.seed, *key))
         execute = self.engine if size in meter.known else self.plain  # to be counted
-        self.s, loss = meter.counted(size, execute, self.s, batch)
+        self.s, (loss, *predicted) = meter.counted(size, execute, self.s, batch)
         self.pending.append(loss)
+        if epoch == 0:
+            self.predictions += predicted
         meter.step(epoch, size, loss)
 
     def check(self, first: int) -> None:
@@ -148,7 +160,12 @@ class Alone:
 
     def snapshots(self, step: int) -> dict[int, Snapshot]:
         """See Steps."""
-        return {0: (self.s, Progress(self.samples, step, tuple(self.pending)))}
+        losses, predictions = tuple(self.pending), tuple(self.predictions)
+        return {0: (self.s, Progress(self.samples, step, losses, predictions))}
+
+    def online(self) -> dict[int, list[Counted]]:
+        """See Steps."""
+        return {0: counted(self.source, self.predictions)}
 
 
 def fit(

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from cl_runner.config.schema import Eval
 from cl_runner.functional import metrics
 from cl_runner.functional.metrics import Matrix, intransigence
 from cl_runner.results.columns import formulas
@@ -41,6 +42,7 @@ def accuracy_matrices(T: int | None = None) -> st.SearchStrategy[Matrix]:
         ("forgetting", ((0.95 - 0.60) + (0.80 - 0.50)) / 2),
         ("learning_accuracy", (0.90 + 0.80 + 0.90) / 3),
         ("average_incremental_accuracy", (0.90 + (0.95 + 0.80) / 2 + 2.0 / 3) / 3),
+        ("next_task_accuracy", (0.85 + 0.40) / 2),  # not 0.10, of the untrained network
     ],
 )
 def test_by_hand(name: str, expected: float) -> None:
@@ -73,6 +75,7 @@ def by_loops(R: Matrix) -> dict[str, float]:
         "forgetting": mean([max(at(k, j) for k in range(j, T)) - at(T, j) for j in range(1, T)]),
         "learning_accuracy": mean([at(i, i) for i in range(1, T + 1)]),
         "average_incremental_accuracy": mean(acc),
+        "next_task_accuracy": mean([at(k, k + 1) for k in range(1, T)]),
     }
 
 
@@ -127,6 +130,7 @@ CELLS: dict[str, set[tuple[int, int]]] = {  # (after task, column) that a metric
     "forgetting": {(1, 0), (2, 0), (3, 0), (2, 1), (3, 1)},  # no column of the newest task
     "learning_accuracy": {(1, 0), (2, 1), (3, 2)},
     "average_incremental_accuracy": {(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)},
+    "next_task_accuracy": {(1, 1), (2, 2)},
 }
 
 
@@ -142,6 +146,36 @@ def test_what_was_not_measured_spoils_the_metrics_that_need_it_and_no_other(name
             assert value == METRICS[name](R)
 
 
+MEASURED = {  # by eval.tasks, what is there for T = 3; FWT needs row 0
+    "all": {*METRICS},
+    "seen": {*METRICS} - {"FWT"},
+    "last:3": {*METRICS} - {"FWT"},
+    "last:2": {"learning_accuracy", "next_task_accuracy"},
+    "last:1": {"learning_accuracy", "next_task_accuracy"},
+    "none": set(),
+}
+
+
+@pytest.mark.parametrize("tasks", MEASURED)
+def test_what_is_evaluated_decides_which_metrics_there_are(tasks: str) -> None:
+    """Those that are there are what they are where everything is evaluated."""
+    cells = np.full(R.shape, np.nan)
+    for done in range(4):
+        shown = Eval(tasks=tasks).shown(done, 3)
+        cells[done, shown.start : shown.stop] = R[done, shown.start : shown.stop]
+    values = summarise(cells)
+    assert {name for name, v in values.items() if not math.isnan(v)} == MEASURED[tasks]
+    for name in MEASURED[tasks]:
+        assert values[name] == METRICS[name](R)
+    assert Eval(tasks=tasks).whole(3) == ("ACC" in MEASURED[tasks])
+
+
+def test_online_accuracy_is_a_mean_over_samples() -> None:
+    """Not over parts of the stream, which may differ in size."""
+    assert metrics.online_accuracy([(10, 1), (30, 27), (0, 0)]) == pytest.approx(28 / 40)
+    assert math.isnan(metrics.online_accuracy([])) and math.isnan(metrics.online_accuracy([(0, 0)]))
+
+
 def test_intransigence_is_nan_without_its_bound_or_its_diagonal() -> None:
     assert math.isnan(intransigence(R, [0.9, math.nan, 0.9]))
     unmeasured = R.copy()
@@ -151,7 +185,8 @@ def test_intransigence_is_nan_without_its_bound_or_its_diagonal() -> None:
 
 def test_one_task_has_accuracies_and_nothing_to_forget() -> None:
     values = summarise([[0.1], [0.8]])
-    assert all(math.isnan(values[name]) for name in ("BWT", "FWT", "forgetting"))
+    needy = ("BWT", "FWT", "forgetting", "next_task_accuracy")
+    assert all(math.isnan(values[name]) for name in needy)
     assert values["ACC"] == values["learning_accuracy"] == 0.8
     assert values["average_incremental_accuracy"] == 0.8
 

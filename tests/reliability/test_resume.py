@@ -198,6 +198,8 @@ def test_every_strategy_goes_on_in_the_middle_of_a_task(configure, monkeypatch, 
         ("training.iterations=150", "benchmark.num_tasks=2", "training.batch_size=2"),
         ("benchmark.validation_fraction=0.2", "benchmark=permuted_digits"),
         ("eval.every=2",),
+        ("eval.online=true", "eval.online_window=3", "eval.tasks=last:1", "eval.every=4"),
+        ("eval.online=true", "training.iterations=20"),  # in the third epoch
         ("budget.samples=100", "optimizer.schedule=cosine", "eval.every=1"),
         ("budget.flops=6e6", "optimizer.schedule=cosine"),
         ("eval.calibration=true",),

@@ -70,7 +70,7 @@ def raising(function: Callable[..., object], number: int) -> Callable[..., objec
 
 
 def test_every_moment_of_a_stack(configure, monkeypatch, tmp_path):
-    case = ("strategy=er", "checkpoint.every=0", "eval.every=2")
+    case = ("strategy=er", "checkpoint.every=0", "eval.every=2", "eval.online=true")
     whole = jobs_of(configure, tmp_path / "unbroken", *case)
     run_all(whole)
     expected = outcomes(whole)
@@ -163,8 +163,9 @@ def test_a_member_that_diverges_leaves_the_others_as_they_go_on(configure, monke
 @pytest.mark.parametrize(
     "options",
     [
-        ("eval.every=2",),
-        ("budget.samples=30", "optimizer.schedule=cosine"),
+        ("eval.every=2", "eval.tasks=last:1"),
+        ("budget.samples=30", "optimizer.schedule=cosine", "eval.online=true"),
+        ("eval.online=true", "eval.online_window=2", "training.iterations=12"),
         ("budget.flops=2e5", "eval.every=1"),
         ("eval.calibration=true",),
     ],
@@ -182,6 +183,9 @@ def test_a_stack_has_what_runs_alone_have(configure, tmp_path, options):
         assert mine["stacked_members"] == "3"
         for name in ("steps", "samples", "flops", "evaluation_flops", "budget_stopped"):
             assert mine.get(name) == other.get(name), name
+        if "eval.online=true" in options:
+            own, theirs = (read_rows(out / "online.csv") for out in (job.out, alone))
+            assert own == theirs != []
         own, theirs = (read_rows(out / "accuracies.csv") for out in (job.out, alone))
         assert [{**row, "accuracy": 0} for row in own] == [{**row, "accuracy": 0} for row in theirs]
         pairs = zip(own, theirs, strict=True)

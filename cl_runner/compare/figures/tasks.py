@@ -202,11 +202,10 @@ def read_course(run: Run, stream: StreamGroup) -> Course | None:
     if not all(path.is_file() for path in paths):
         return None
     try:
-        curves = read_curves(paths[0]) or {}
-        within = curves.get(("test", stream.reading), [])
-        steps = [float(row["steps"]) for row in read_rows(paths[1])][1:]
         R = read_matrix(matrix).tolist()
-        if any(len(row) != 2 + len(steps) for row in within) or len(R) != 1 + len(steps):
+        within = (read_curves(paths[0], len(R) - 1) or {}).get(("test", stream.reading), [])
+        steps = [float(row["steps"]) for row in read_rows(paths[1])][1:]
+        if len(R) != 1 + len(steps):
             raise ValueError("their tasks are not the same")
     except (ValueError, KeyError) as error:
         raise UserError(f"cannot read {paths[0]} with {paths[1].name}: {error}") from None
