@@ -7,10 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from cl_runner.cli.overview import overview
-from cl_runner.core import Task
 from cl_runner.errors import UserError
 from cl_runner.results import matrices, status, text
 from cl_runner.results.titles import UNNAMED, Titles, columns, titled
@@ -102,9 +100,8 @@ def test_the_progress_bar_names_the_task() -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    none = torch.zeros(0, dtype=torch.int64)
     for name, title in (("2021-02", "task 1/1 2021-02 epoch 1/5"), ("", "task 1/1 epoch 1/5")):
         progress = Progress(console=Console(file=io.StringIO()))
-        bar = Bar(progress, [Task(0, (), (), none, none, none, name)])
+        bar = Bar(progress, [name])
         bar.begin(0, 5, 10)
         assert progress.tasks[0].description == title

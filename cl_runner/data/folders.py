@@ -65,7 +65,10 @@ def _listed(path: Path) -> list[Samples]:
         check(set(classes) == set(SPLITS) == set(parted), f"{only}; it has {', '.join(classes)}")
         for split in SPLITS:
             inner = folder / split
-            found += [Samples(task, split, c, images_in(inner / c)) for c in _folders_in(inner, "")]
+            found += [
+                Samples(task, split, c, images_in(inner / c))
+                for c in _folders_in(inner, "<class>/")
+            ]
     return found
 
 

@@ -22,8 +22,8 @@ from cl_runner.machine.cores_and_gpus import cores
 from cl_runner.machine.reading import regular
 
 FOLDER = "a folder with images in train/<class>/ and test/<class>/"
-KINDS = "PNG .png", "JPEG .jpg .jpeg", "BMP .bmp", "WEBP .webp"
-SUFFIXES = {s: kind.split()[0] for kind in KINDS for s in kind.split()[1:]}  # what they promise
+# What the ends of names promise.
+SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".webp": "WEBP"}
 AT_ONCE = 64  # images that a thread decodes in a row
 ONE_SIZE = "bring all images of data.path to one size"
 GREY = ("1", "L")  # Pillow's modes
@@ -76,11 +76,11 @@ def decoded(
 ) -> Tensor:
     """The images [N, C, H, W] uint8: one channel where all are grey, else RGB.
 
-    resize: height and width that each is brought to, by Pillow's bilinear filter, which takes the
-    mean over all pixels that one stands for where an image becomes smaller; proportions are not
-    kept. Several are decoded at once. Raises UserError where a file is damaged, where sizes differ
-    and nothing is resized (remedy: what to do then), and where memory has no room for all of them,
-    which are those below `path`.
+    resize: height and width that each is brought to, by Pillow's bilinear filter, which weighs all
+    pixels that one stands for where an image becomes smaller; proportions are not kept. Several are
+    decoded at once. Raises UserError where a file is damaged, where sizes differ and nothing is
+    resized (remedy: what to do then), and where memory has no room for all of them, which are those
+    below `path`.
     """
     from PIL import Image
 

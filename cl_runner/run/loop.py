@@ -131,10 +131,10 @@ def train_runs(runs: Sequence[Run], aloud: Callable[[str], None] = say) -> None:
     aloud: says what is to be known about a run before it starts.
     """
     first, alive = runs[0], list(runs)
-    stream = first.member.env.stream
-    tasks = len(stream)
+    names = [task.name for task in first.member.env.stream]
+    tasks = len(names)
     try:
-        with stoppable() as stop, display(stream.tasks, first.config.verbose) as bar:
+        with stoppable() as stop, display(names, first.config.verbose) as bar:
             first.member.env.meter.display = bar
             for run in runs:
                 with run.logged():

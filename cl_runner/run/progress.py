@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from torch import Tensor
 
-    from cl_runner.core import Task
-
 
 REFRESH = 0.2  # seconds between updates: each fetches the loss from the device
 
@@ -27,8 +25,8 @@ REFRESH = 0.2  # seconds between updates: each fetches the loss from the device
 class Bar:
     """A rich progress bar over one task's optimizer steps."""
 
-    def __init__(self, progress: Progress, tasks: Sequence[Task]) -> None:
-        self.progress, self.tasks = progress, tasks
+    def __init__(self, progress: Progress, names: Sequence[str]) -> None:
+        self.progress, self.names = progress, names
         self.row = progress.add_task("", loss="", rate="")
         self.steps = self.samples = 0
         self.epochs = 1
@@ -36,8 +34,8 @@ class Bar:
 
     def begin(self, task: int, epochs: int, steps: int) -> None:
         """Start over for a task of so many epochs and steps."""
-        name = shortened(self.tasks[task].name, LONGEST)
-        self.name = f"task {task + 1}/{len(self.tasks)}{f' {name}' if name else ''}"
+        name = shortened(self.names[task], LONGEST)
+        self.name = f"task {task + 1}/{len(self.names)}{f' {name}' if name else ''}"
         self.epochs, self.steps, self.samples = epochs, 0, 0
         self.started = time.perf_counter()
         self.progress.reset(self.row, total=max(steps, 1), description=self._title(0))
@@ -63,8 +61,11 @@ class Bar:
 
 
 @contextmanager
-def display(tasks: Sequence[Task], verbose: bool) -> Iterator[Display | None]:
-    """A bar on standard error if that is a terminal and verbose is true, else nothing."""
+def display(names: Sequence[str], verbose: bool) -> Iterator[Display | None]:
+    """A bar on standard error if that is a terminal and verbose is true, else nothing.
+
+    names: of the tasks, "" where they have none.
+    """
     terminal = sys.stderr if verbose else None
     if terminal is None or not terminal.isatty():
         yield None
@@ -82,4 +83,4 @@ def display(tasks: Sequence[Task], verbose: bool) -> Iterator[Display | None]:
         console=Console(file=cast("TextIO", Unfailing(terminal))),
         transient=True,
     ) as progress:
-        yield Bar(progress, tasks)
+        yield Bar(progress, names)

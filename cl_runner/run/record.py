@@ -116,8 +116,8 @@ class RunFiles:
         self.memory = footprint(strategy, s, self.env)
         self.add_costs(after_task)
         shown = self.matrices["test", self.own][after_task][: after_task or None]
-        task = (*self.titles.tasks[max(after_task - 1, 0) : after_task], after_task)[0]
-        log.info("after task %s: mean accuracy %.4f", task, shown.mean())
+        name = self.env.stream[after_task - 1].name if after_task else ""
+        log.info("after task %s: mean accuracy %.4f", name or after_task, shown.mean())
         if after_task:
             for name, images in strategy.pictures(s, self.env).items():
                 write_grid(self.out / "pictures" / f"{name}_{after_task}.png", images)

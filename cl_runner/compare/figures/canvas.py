@@ -123,7 +123,8 @@ def short(name: str) -> str:
 def name_ticks(axis: Any, places: Sequence[int], labels: Sequence[str]) -> None:
     """Label places of the x-axis; words are turned, so that they do not cover each other."""
     turned: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
-    axis.set_xticks(places, labels, **(turned if max(map(len, labels)) > 2 else {}))
+    short_ones = all(text.isdigit() and len(text) < 4 for text in labels)
+    axis.set_xticks(places, labels, **({} if short_ones else turned))
 
 
 def wrapped(text: str, width: int = 30) -> str:

@@ -47,7 +47,9 @@ def check_tests(arrays: Arrays, label: Tensor) -> None:
     assert arrays.slice_test is not None
     within = arrays.slice_test < len(label)
     t, c = arrays.slice_test[within], arrays.y_test[within]
-    for task, k in torch.stack([t, c], 1)[label[t, c] < 0][:1].tolist():
+    unlearned = torch.stack([t, c], 1)[label[t, c] < 0]
+    if len(unlearned):
+        task, k = unlearned[0].tolist()
         raise UserError(
             f"task {arrays.slices[task]} has class {arrays.classes[k]!r} in its test data only: "
             "add training samples of it there, or leave these out"
