@@ -404,6 +404,7 @@ WRONG: list[tuple[dict[str, Any] | str, dict[str, Any], str]] = [
         "column d holds dates, such as 2024-01-01 in F, row 1: cut by it (benchmark.slice=d), or",
     ),
     ("a;y;s\n1;0;1\n", BY_S, "F has ';' between its columns: save it with commas"),
+    ('"a\tb",y,s\n1,0,1\n', BY_S, "F: the name 'a\\tb' holds control characters"),
     ("a,y,a\n1,0,1\n", BY_S, "F has two columns a: give each a name of its own"),
     (",y,s\n0,0,1\n", BY_S, "F: a column has no name: give it one, or leave it out by"),
     ("a,y,s\n", BY_S, "F has no rows below the names of its columns"),
