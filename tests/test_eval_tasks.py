@@ -232,7 +232,7 @@ def test_lines_that_were_made_before_change_no_byte(tmp_path):
     for done in range(5):
         R[done, max(0, done - 1) : done + 1] = draw.random(len(R[0, max(0, done - 1) : done + 1]))
         measured = {("test", "class"): R, ("validation", "task"): R / 2}
-        matrices.write_matrices(tmp_path, measured, "class", curves, made)
+        matrices.write_matrices(tmp_path, measured, "class", curves, made=made)
         curves["test", "class"].append([done, 3, 0.5, *[math.nan] * 3])
     curves["test", "class"].pop()
     once = tmp_path / "once"

@@ -38,7 +38,7 @@ LIGHT = (
     *(f"config.{n}" for n in ("identity", "keys", "outline", "parse", "plugins", "schema")),
     *("config.benchmarks", "config.without_torch"),
     *(f"machine.{n}" for n in ("console", "cores_and_gpus", "locks", "ram", "reading", "signals")),
-    *(f"results.{n}" for n in ("files", "names", "naming", "status")),
+    *(f"results.{n}" for n in ("files", "names", "naming", "status", "titles")),
     *("compare.cli", "compare.terminal"),
     *(f"sweep.{n}" for n in ("callback", "folders", "merge")),
     *(f"cli.{n}" for n in ("app", "catalogue", "choices", "failures", "messages", "overview")),
