@@ -18,7 +18,8 @@ from cl_runner.results.seeds import interval
 
 POSITION = "position"  # (mean - naive) / (joint - naive): of a group, not of a run
 OWN_NAME = {"model": "model", "optimizer": "optimizer"}  # groups of settings that have a name
-BOUNDS = ("cumulative", "joint")  # see data that a strategy must not; none of them is the best
+# See data that a strategy must not; none of them is the best.
+BOUNDS = ("cumulative", "from_scratch", "joint")
 LOWER, UPPER = "naive", "joint"
 
 Settings = dict[str, str]
@@ -452,9 +453,9 @@ def outside(settings: Settings) -> Settings:
 def add_intransigence(stream: StreamGroup, notes: list[str]) -> None:
     """mean_k (bound on task k - R[k, k]), seed by seed, where there is a bound.
 
-    The bound on task k is R[k, k] of the `cumulative` run, which is trained on tasks 1 .. k
-    (Chaudhry et al. 2018), or else R[T, k] of the `joint` run, trained on all. Their means over the
-    tasks are learning_accuracy of the one and ACC of the other.
+    The bound on task k is R[k, k] of the `cumulative` run, or else of the `from_scratch` run, which
+    are trained on tasks 1 .. k (Chaudhry et al. 2018), or else R[T, k] of the `joint` run, trained
+    on all. Their means over the tasks are learning_accuracy of the former and ACC of the latter.
     """
     for one in stream.groups:
         if one.strategy in BOUNDS:
@@ -464,7 +465,7 @@ def add_intransigence(stream: StreamGroup, notes: list[str]) -> None:
         if other is None:
             continue
         own = one.values["learning_accuracy"]
-        if name == "cumulative":
+        if name != UPPER:
             bound = other.values["learning_accuracy"]
         else:
             metric = name_as_read("ACC", stream)
