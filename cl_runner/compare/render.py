@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cl_runner.compare import terminal
+from cl_runner.compare.advice import advice
 from cl_runner.compare.names import display, listed
 from cl_runner.compare.runs import Run
 from cl_runner.compare.statistics import FEW, LEVEL, Paired
@@ -196,11 +197,13 @@ def display_names(comparison: Comparison) -> dict[str, str]:
 
 
 def verdicts(comparison: Comparison) -> list[str]:
-    """A paragraph on each stream, named if there are several."""
+    """On each stream, named if there are several, a paragraph; and one on updating, if asked."""
     several = len(comparison.streams) > 1
     return [
-        " ".join([*([f"{stream.title}:"] if several else []), *verdict(stream)])
+        " ".join([*([f"{stream.title}:"] if several else []), *sentences])
         for stream in comparison.streams
+        for sentences in (verdict(stream), advice(stream))
+        if sentences
     ]
 
 
