@@ -428,7 +428,7 @@ def cl_run_started(tmp_path_factory):
     )
     if find_spec("joblib"):
         late += ("joblib.externals.loky.backend.fork_exec",)
-    more = f"import {', '.join(late)}\nfrom cl_runner.data.datasets import _torchvision as r; r()"
+    more = f"import {', '.join(late)}\nfrom cl_runner.data.named import _torchvision as r; r()"
     with nursery(tmp_path_factory.mktemp("cl_run"), more) as start:
         yield lambda *args, before="", **rest: start(f"{before}\nmain()", *args, **rest)
 

@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from cl_runner.data import datasets
+from cl_runner.data import named, npz
+from cl_runner.data.arrays import KEYS
 from cl_runner.data.datasets import Arrays, load
 from cl_runner.errors import UserError
 
@@ -122,7 +123,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def tv(monkeypatch: pytest.MonkeyPatch) -> Any:
     """torchvision.datasets; its progress bar would write into the test's output."""
-    module = datasets._torchvision()
+    module = named._torchvision()
     monkeypatch.setattr(module.utils, "tqdm", lambda **_: nullcontext(SimpleNamespace(update=int)))
     return module
 
@@ -222,7 +223,7 @@ def cifar(
 @contextmanager
 def read_only(root: Path) -> Iterator[None]:
     """Nobody can write into root. The superuser always can: for that one the locks are blocked."""
-    for dataset in datasets.CLASSES if os.geteuid() == 0 else ():
+    for dataset in named.CLASSES if os.geteuid() == 0 else ():
         (root / f".{dataset}.lock").mkdir()
     root.chmod(0o555)
     try:
@@ -271,9 +272,9 @@ def run(code: str, *args: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("dataset", list(datasets.CLASSES))
+@pytest.mark.parametrize("dataset", list(named.CLASSES))
 def test_classes_have_names(dataset: str) -> None:
-    names = datasets.CLASSES[dataset]
+    names = named.CLASSES[dataset]
     assert len(set(names)) == len(names) == (100 if dataset == "cifar100" else 10)
     assert dataset[:5] != "cifar" or list(names) == sorted(names)
 
@@ -421,19 +422,19 @@ def test_torchvision_imports_beside_a_torch_it_was_not_built_for() -> None:
         "else: print('works')"
     )
     cured = (
-        "import gc; from cl_runner.data import datasets; datasets._torchvision(); gc.collect()\n"
-        "import torch, torchvision; print('fails' if datasets._kept else 'works')\n"
-        "assert datasets._torchvision() is torchvision.datasets and len(datasets._kept) <= 1\n"
+        "import gc; from cl_runner.data import named; named._torchvision(); gc.collect()\n"
+        "import torch, torchvision; print('fails' if named._kept else 'works')\n"
+        "assert named._torchvision() is torchvision.datasets and len(named._kept) <= 1\n"
         "assert torchvision.datasets.MNIST and torch.ops.torchvision.nms.default"
     )
     assert run(plain) == run(cured)  # schemas are defined where needed, and only there
 
 
 def test_torchvision_that_imports_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = list(datasets._kept)
+    kept = list(named._kept)
     monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(datasets="as it is"))
-    assert datasets._torchvision() == "as it is"
-    assert datasets._kept == kept
+    assert named._torchvision() == "as it is"
+    assert named._kept == kept
 
 
 def test_torchvision_that_is_missing_is_told(
@@ -453,7 +454,7 @@ def test_real_mnist(tmp_path_factory: pytest.TempPathFactory) -> None:
     shutil.rmtree(root / "MNIST")
     again = load("mnist", root, None)  # from the decoded copy
     parsed = {}
-    for key, name in zip(datasets.KEYS, RAW, strict=True):
+    for key, name in zip(KEYS, RAW, strict=True):
         data = gzip.decompress((PREPARE.parent / "mnist" / f"{name}.gz").read_bytes())
         skip, shape = (16, (-1, 28, 28)) if key[0] == "x" else (8, (-1,))
         parsed[key] = np.frombuffer(data, np.uint8, offset=skip).reshape(shape).copy()
@@ -567,12 +568,12 @@ def test_damaged_cifar_is_named_and_not_replaced(
 # Downloads ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dataset", list(datasets.TORCHVISION))
+@pytest.mark.parametrize("dataset", list(named.TORCHVISION))
 def test_download_that_fails_says_where_to_put_the_data(tmp_path: Path, dataset: str) -> None:
     message = fails(dataset, tmp_path)
     for words in (
         str(tmp_path / f"{dataset}.npz"),
-        str(tmp_path / datasets.TORCHVISION[dataset][1]),
+        str(tmp_path / named.TORCHVISION[dataset][1]),
         "download failed",
         "name resolution is switched off",
         "data.root=",
@@ -621,7 +622,7 @@ def test_download_gives_up_on_a_silent_server(
     tmp_path: Path, mnist: tuple[SimpleNamespace, Decoded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, _ = mnist
-    monkeypatch.setattr(datasets, "TIMEOUT", 0.2)
+    monkeypatch.setattr(named, "TIMEOUT", 0.2)
     server.gate = lambda: time.sleep(0.5)
     before = socket.getdefaulttimeout()
     assert "timed out" in fails("mnist", tmp_path)
@@ -634,12 +635,13 @@ def test_two_processes_download_once(
 ) -> None:
     server, arrays = mnist
     code = (
-        "import json, sys; from pathlib import Path; from cl_runner.data import datasets\n"
+        "import json, sys; from pathlib import Path; from cl_runner.data import named\n"
         "root, ready, url, resources = sys.argv[1:]\n"
-        "mnist = datasets._torchvision().MNIST\n"
+        "mnist = named._torchvision().MNIST\n"
         "mnist.mirrors, mnist.resources = [url], json.loads(resources)\n"
         "Path(ready).touch()\n"
-        "data = datasets.load('mnist', Path(root), None)\n"
+        "from cl_runner.data.datasets import load\n"
+        "data = load('mnist', Path(root), None)\n"
         "print(int(data.x_train.sum()), int(data.x_test.sum()))"
     )
     ready = [tmp_path / "ready0", tmp_path / "ready1"]
@@ -715,7 +717,7 @@ def test_file_that_may_not_be_read_is_not_called_damaged(
         raise PermissionError(13, "Permission denied", str(path))
 
     save(tmp_path / "mnist.npz", sample(28, 28))
-    monkeypatch.setattr(datasets, "regular", closed)  # not chmod, which does not stop the superuser
+    monkeypatch.setattr(npz, "regular", closed)  # not chmod, which does not stop the superuser
     message = fails("mnist", tmp_path)
     assert f"Permission denied: '{tmp_path / 'mnist.npz'}'" in message
     assert "delete" not in message

@@ -38,6 +38,7 @@ def overview(folders: Sequence[Path]) -> tuple[str, bool]:
             about, now = read(out), state(out)
             counts[now] += 1
             at = f"{about['task']} of {about['tasks']}" if {"task", "tasks"} <= about.keys() else ""
+            at += f" ({one_line(about['task_name'])[:40]})" if "task_name" in about else ""
             reason = about.get("reason", "") if now == "failed" else ""
             rows.append((now, at, one_line(str(out)), one_line(reason)))
     table = [("state", "task", "folder", "reason"), *rows]

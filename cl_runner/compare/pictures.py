@@ -68,7 +68,8 @@ def stream_figures(stream: StreamGroup, plt: Any) -> Iterator[tuple[str, Any]]:
     if courses := [(g, own) for g in real if (own := tasks.read_courses(g, stream))]:
         bounds = [(g, found) for g, found in matrices if g.strategy in BOUNDS]
         yield "steps", tasks.step_curves(stream, courses, bounds, plt)
-    if confusions := [(g, counts) for g in shown if (counts := tasks.read_confusion(g, stream))]:
+    confusions = [(g, tasks.read_confusion(g, stream)) for g in shown]
+    if confusions := [(g, found) for g, found in confusions if found.counts]:
         yield "confusion", tasks.confusion_matrices(stream, confusions[: tasks.CONFUSIONS], plt)
     for key, lines in settings.swept(stream).items():
         yield (

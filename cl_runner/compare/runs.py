@@ -19,7 +19,7 @@ from cl_runner.results.names import CALIBRATION_TABLE, STATUS, SUMMARY
 LONGEST = 60  # characters of a cell in a message
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a terminal may take it for an order
 OTHER_FILES = re.compile(
-    r"(accura.*|costs|calibration|confusion|statistics|comparison.*|fisher_overlap)\.csv"
+    r"(accura.*|costs|tasks|calibration|confusion|statistics|comparison.*|fisher_overlap)\.csv"
 )  # of runs, and our own
 NEEDED = ("benchmark", "scenario", "strategy", "seed", "ACC")  # of a run that is complete
 ROUNDING = 1e-9  # by which a mean of accuracies may exceed the largest
@@ -224,8 +224,11 @@ def calibrated(run: Run) -> Run:
     found: dict[str, list[float]] = {}
     own_reading = run.row["scenario"]
     try:
-        for row in read_rows(path):
-            if row["after_task"] != run.row.get("benchmark.num_tasks"):
+        rows = read_rows(path)
+        # num_tasks=null stands for as many tasks as there were.
+        last = run.row.get("benchmark.num_tasks") or str(max(int(r["after_task"]) for r in rows))
+        for row in rows:
+            if row["after_task"] != last:
                 continue
             for name in (column.name for column in of_kind("calibration")):
                 check_number(row[name], name, f"{path}: {name}")

@@ -24,7 +24,15 @@ from cl_runner.results.matrices import (
     read_curves,
     read_matrix,
 )
-from cl_runner.results.names import ACCURACY_TABLE, CONFIG, COST_TABLE, STATES, STATISTICS, SUMMARY
+from cl_runner.results.names import (
+    ACCURACY_MATRIX,
+    ACCURACY_TABLE,
+    CONFIG,
+    COST_TABLE,
+    STATES,
+    STATISTICS,
+    SUMMARY,
+)
 from cl_runner.results.seeds import interval
 
 TOLERANCE = 1e-9  # of a metric; the files hold every digit
@@ -112,7 +120,8 @@ def of_cost_table(folder: Path, row: Mapping[str, str]) -> Iterator[str]:
     except (UserError, ValueError, KeyError, IndexError, OverflowError) as error:
         yield unreadable(path, error)
         return
-    T = row.get("benchmark.num_tasks", "")
+    cell = row.get("benchmark.num_tasks")
+    T = measured_tasks(folder) if cell == "" else cell or ""  # null: as many as the data have
     if tasks != list(range(len(tasks))) or str(len(tasks) - 1) != T:
         yield f"costs.csv has the tasks {tasks}, not 0 to {T or 'the last'}, each once"
     for name, value in sums.items():
@@ -122,6 +131,14 @@ def of_cost_table(folder: Path, row: Mapping[str, str]) -> Iterator[str]:
     for name, cell in held.items():
         if cell != row.get(name, ""):
             yield f"costs.csv ends with {name} {cell!r}, {SUMMARY} says {row.get(name)!r}"
+
+
+def measured_tasks(folder: Path) -> str:
+    """How many tasks the accuracy matrix has; "" where it cannot be read, which is told apart."""
+    try:
+        return str(read_matrix(folder / ACCURACY_MATRIX).shape[1])
+    except UserError:
+        return ""
 
 
 def unreadable(path: Path, error: Exception) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from cl_runner.config.benchmarks import Permuted, Rotated, Slices, Split
+from cl_runner.config.benchmarks import Folders, Permuted, Rotated, Slices, Split
 from cl_runner.config.plugins import BENCHMARK, theirs
 from cl_runner.config.schema import Benchmark
 from cl_runner.core import Stream
@@ -33,6 +33,7 @@ KINDS: dict[str, tuple[type[Benchmark], Callable[[Any, Arrays, str], Stream]]] =
     "permuted": (Permuted, permuted_stream),
     "rotated": (Rotated, rotated_stream),
     "slices": (Slices, slices_stream),
+    "folders": (Folders, slices_stream),
 }
 
 
@@ -72,13 +73,14 @@ def check_stream(stream: Stream, config: Benchmark, *, augmented: bool) -> None:
         f"training.augment=crop_flip is for split benchmarks, not for {config.name}",
     )
     for task in stream:
+        where = f"task {task.name or task.index + 1}"
         check(
             len(task.train) > 0,
-            f"task {task.index + 1} has no training samples; benchmark.train_samples, "
+            f"{where} has no training samples; benchmark.train_samples, "
             "benchmark.train_fraction and benchmark.validation_fraction leave too few",
         )
-        check(len(task.test) > 0, f"task {task.index + 1} of {config.name} has no test samples")
+        check(len(task.test) > 0, f"{where} of {config.name} has no test samples")
         check(
             config.validation_fraction == 0 or len(task.validation) > 0,
-            f"task {task.index + 1} has no validation samples; raise benchmark.validation_fraction",
+            f"{where} has no validation samples; raise benchmark.validation_fraction",
         )

@@ -19,6 +19,7 @@ from cl_runner.machine.reading import LONG, read_text
 from cl_runner.results.columns import column_name, formulas
 from cl_runner.results.files import Row, read_rows, write_rows
 from cl_runner.results.names import ACCURACY_TABLE
+from cl_runner.results.titles import TASKS, UNNAMED, Titles, columns, titled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,21 +45,26 @@ def matrix_name(split: str, reading: str, own_reading: str) -> str:
 
 
 def write_matrices(
-    out: Path, matrices: Matrices, own_reading: str, curves: Curves | None = None
+    out: Path,
+    matrices: Matrices,
+    own_reading: str,
+    curves: Curves | None = None,
+    titles: Titles = UNNAMED,
 ) -> None:
     """One `accuracy_matrix*.csv` per split and reading, and `accuracies.csv` with all of them tidy.
 
     In both, `after_task` 0 is the untrained network and tasks count from 1. curves: where there may
     be some, the tidy table has a column `step` and their rows among the others, in order of time:
-    so many optimizer steps into the task that follows; 0 is the matrices' rows.
+    so many optimizer steps into the task that follows; 0 is the matrices' rows. titles: where tasks
+    have names, these are the columns of the matrices, and further columns say them in both.
     """
     tidy: list[Row] = []
     for (split, reading), R in matrices.items():
         rows = [
-            {"after_task": i, **{f"task_{j + 1}": value for j, value in enumerate(row)}}
+            {"after_task": i} | dict(zip(columns_of(R, titles), row, strict=True))
             for i, row in enumerate(R.tolist())
         ]
-        write_rows(out / matrix_name(split, reading, own_reading), rows)
+        write_rows(out / matrix_name(split, reading, own_reading), titled(rows, titles))
         measured = [[i, 0, *row] for i, row in enumerate(R.tolist())]
         within = (curves or {}).get((split, reading), [])
         for i, step, *row in sorted([*measured, *within], key=lambda row: row[:2]):
@@ -68,7 +74,12 @@ def write_matrices(
                 for j, value in enumerate(row)
                 if not math.isnan(value)
             ]
-    write_rows(out / ACCURACY_TABLE, tidy)
+    write_rows(out / ACCURACY_TABLE, titled(tidy, titles))
+
+
+def columns_of(R: Matrix, titles: Titles) -> list[str]:
+    """The columns of a matrix's file, one for each task."""
+    return columns(titles.tasks) if titles.tasks else [f"task_{j + 1}" for j in range(R.shape[1])]
 
 
 def read_curves(path: Path) -> Curves | None:
@@ -98,16 +109,23 @@ def read_matrix(path: str | Path) -> Matrix:
     path = Path(path)
     try:
         header, *rows = list(csv.reader(io.StringIO(read_text(path, LONG), newline="")))
-        T = len(header) - 1
-        columns = ["after_task", *(f"task_{j + 1}" for j in range(T))]
-        if T < 1 or header != columns or [row[0] for row in rows] != list(map(str, range(T + 1))):
+        first = 2 if header[1:2] == [TASKS["after_task"]] else 1  # column of a task
+        T = len(header) - first
+        wanted = ["after_task", *(f"task_{j + 1}" for j in range(T))]
+        right = header == wanted or (first == 2 and header[0] == "after_task")
+        if T < 1 or not right or [row[0] for row in rows] != list(map(str, range(T + 1))):
             raise ValueError("its rows or columns are not those of a run")
-        if any(len(row) != T + 1 for row in rows):
+        if any(len(row) != T + first for row in rows):
             raise ValueError("cells are missing")
-        R = np.array([[_fraction(cell) for cell in row[1:]] for row in rows])
+        R = np.array([[_fraction(cell) for cell in row[first:]] for row in rows])
     except (ValueError, IndexError, csv.Error) as error:
         raise UserError(f"{path} is not an accuracy matrix of cl-run: {error}") from None
     return R
+
+
+def read_titles(path: Path) -> list[str]:
+    """The names of the tasks in an `accuracy_matrix*.csv`; none where they have none."""
+    return [row[TASKS["after_task"]] for row in read_rows(path)[1:] if TASKS["after_task"] in row]
 
 
 def _fraction(cell: str) -> float:

@@ -25,7 +25,9 @@ from cl_runner.results.names import JOBS, OVERRIDES, STATES, STATUS, SUMMARY
 
 LARGEST = {STATUS: 2**16, JOBS: 2**26}  # bytes: what is larger is no file of ours
 TYPES = {  # of what status.json may say
-    **dict.fromkeys(("state", "reason", "exception", "traceback", "host", "time"), str),
+    **dict.fromkeys(
+        ("state", "reason", "exception", "traceback", "host", "time", "task_name"), str
+    ),
     **dict.fromkeys(("task", "tasks", "step", "pid", "ppid"), int),
 }
 
@@ -50,7 +52,7 @@ def fail(out: Path, error: Exception, **about: Any) -> None:
     there = read(out)
     if there.get("state") == "complete":  # the failure is of another attempt in its folder
         return
-    position = {key: there[key] for key in ("task", "tasks", "step") if key in there}
+    position = {key: there[key] for key in ("task", "tasks", "task_name", "step") if key in there}
     reason = {"reason": str(error), "exception": type(error).__name__}
     write(out, "failed", **(reason | position | about))
 

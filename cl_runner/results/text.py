@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from cl_runner.functional.metrics import Matrix
 from cl_runner.results.columns import printed, shown
 
+LONGEST = 24  # characters of a task's name
 
-def format_matrix(R: Matrix) -> str:
-    """R as text, one row per `after_task`, in thousandths without the leading zero."""
+
+def shortened(text: str, most: int) -> str:
+    """A text of so many characters at most, the middle left out: names often differ in the end."""
+    left = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:left]}…{text[len(text) - (most - 1 - left) :]}"
+
+
+def format_matrix(R: Matrix, tasks: Sequence[str] = ()) -> str:
+    """R as text, one row per `after_task`, in thousandths without the leading zero.
+
+    tasks: their names, where they have some, stand before the rows.
+    """
 
     def cell(value: float) -> str:
         if math.isnan(value):
@@ -18,8 +29,13 @@ def format_matrix(R: Matrix) -> str:
         return f"{value:.3f}".removeprefix("0").rjust(5)
 
     T = R.shape[1]
-    lines = ["after \\ task " + " ".join(f"{j + 1:>5}" for j in range(T))]
-    lines += [f"{i:>12} " + " ".join(map(cell, row)) for i, row in enumerate(R.tolist())]
+    titles = [shortened(name, LONGEST) for name in ("", *tasks)] if tasks else [""] * (T + 1)
+    width = max(map(len, titles)) + bool(tasks)
+    lines = [" " * width + "after \\ task " + " ".join(f"{j + 1:>5}" for j in range(T))]
+    lines += [
+        f"{titles[i]:{width}}{i:>12} " + " ".join(map(cell, row))
+        for i, row in enumerate(R.tolist())
+    ]
     return "\n".join(lines)
 
 

@@ -92,7 +92,7 @@ def run_alone(config: Config, out: Path, overrides: Sequence[str], job: str) -> 
     if config.verbose and job:
         say(f"{job} · {text.in_words(one.files.columns())} · {one.files.seconds:.1f} s")
     elif config.verbose:
-        say(text.format_matrix(one.files.matrices["test", own]))
+        say(text.format_matrix(one.files.matrices["test", own], one.files.titles.tasks))
         say(text.format_metrics(one.files.columns(), [own, *others]))
         say(f"{one.files.seconds:.1f} s · results in {near(out)}")
     if config.plots:
@@ -131,9 +131,10 @@ def train_runs(runs: Sequence[Run], aloud: Callable[[str], None] = say) -> None:
     aloud: says what is to be known about a run before it starts.
     """
     first, alive = runs[0], list(runs)
-    tasks = len(first.member.env.stream)
+    stream = first.member.env.stream
+    tasks = len(stream)
     try:
-        with stoppable() as stop, display(tasks, first.config.verbose) as bar:
+        with stoppable() as stop, display(stream.tasks, first.config.verbose) as bar:
             first.member.env.meter.display = bar
             for run in runs:
                 with run.logged():
@@ -181,7 +182,8 @@ def train_on(t: int, runs: Sequence[Run], stop: Stop, step: StackedStep | None) 
     for run in runs:
         run.member.env.meter.share = 1 / len(runs)
         with run.logged():
-            log.info("task %d: classes %s", t + 1, ", ".join(run.member.env.stream[t].names))
+            task = run.member.env.stream[t]
+            log.info("task %s: classes %s", task.name or t + 1, ", ".join(task.names))
     lap(runs)
     ends = trained(t, runs, partial(observed, runs, stop, t), step)
     lap(runs, "train_seconds")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 from cl_runner.config.schema import Config
+from cl_runner.core import Stream
 from cl_runner.machine.console import say
 from cl_runner.results.names import LOG
 from cl_runner.run.checkpoint import Saved
@@ -16,6 +17,7 @@ from cl_runner.strategies.base import Strategy
 from cl_runner.training.env import Env
 
 log = logging.getLogger(__name__)
+SAID = 3  # tasks, and classes of each, in the line about those that differ
 say_once = cache(say)  # of several jobs in this process, the first
 
 
@@ -34,7 +36,32 @@ def notes(strategy: Strategy, env: Env) -> Iterator[str]:
             f"strategy={strategy.name} is a pure regulariser: in class-incremental learning expect "
             "little more than strategy=naive; run that and strategy=joint, the bounds, beside it"
         )
+    yield from late_and_missing(env.stream)
     yield from strategy.notes(env)
+
+
+def late_and_missing(stream: Stream) -> Iterator[str]:
+    """Which classes appear after the first of the named tasks, and which ones later tasks lack."""
+    seen: dict[str, None] = dict.fromkeys(stream[0].names)
+    changes = []
+    for task in stream[1:] if stream[0].name else ():
+        new = [repr(name) for name in task.names if name not in seen]
+        absent = [repr(name) for name in seen if name not in task.names]
+        first = [f"is the first with {listed(new)}"] if new else []
+        without = [f"has no {listed(absent)}"] if absent else []
+        if first or without:
+            changes.append(f"{task.name} {' and '.join(first + without)}")
+        seen |= dict.fromkeys(task.names)
+    if changes:
+        more = len(changes) - SAID
+        rest = f"; and so on in {more} more tasks" if more > 0 else ""
+        yield f"not every task has the same classes: {'; '.join(changes[:SAID])}{rest}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence; of many the first ones, and how many more there are."""
+    more = len(names) - SAID
+    return ", ".join(names[:SAID]) + (f" and {more} more" if more > 0 else "")
 
 
 def print_and_log(config: Config, text: str, aloud: Callable[[str], None] = say) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 from cl_runner.machine.console import Unfailing
+from cl_runner.results.text import LONGEST, shortened
 from cl_runner.training.meter import Display
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from torch import Tensor
 
+    from cl_runner.core import Task
+
 
 REFRESH = 0.2  # seconds between updates: each fetches the loss from the device
 
@@ -24,8 +27,8 @@ REFRESH = 0.2  # seconds between updates: each fetches the loss from the device
 class Bar:
     """A rich progress bar over one task's optimizer steps."""
 
-    def __init__(self, progress: Progress, num_tasks: int) -> None:
-        self.progress, self.num_tasks = progress, num_tasks
+    def __init__(self, progress: Progress, tasks: Sequence[Task]) -> None:
+        self.progress, self.tasks = progress, tasks
         self.row = progress.add_task("", loss="", rate="")
         self.steps = self.samples = 0
         self.epochs = 1
@@ -33,12 +36,14 @@ class Bar:
 
     def begin(self, task: int, epochs: int, steps: int) -> None:
         """Start over for a task of so many epochs and steps."""
-        self.name, self.epochs, self.steps, self.samples = f"task {task + 1}", epochs, 0, 0
+        name = shortened(self.tasks[task].name, LONGEST)
+        self.name = f"task {task + 1}/{len(self.tasks)}{f' {name}' if name else ''}"
+        self.epochs, self.steps, self.samples = epochs, 0, 0
         self.started = time.perf_counter()
         self.progress.reset(self.row, total=max(steps, 1), description=self._title(0))
 
     def _title(self, epoch: int) -> str:
-        return f"{self.name}/{self.num_tasks} epoch {epoch + 1}/{self.epochs}"
+        return f"{self.name} epoch {epoch + 1}/{self.epochs}"
 
     def step(self, epoch: int, samples: int, loss: Tensor) -> None:
         """Count a step; now and then, show it."""
@@ -58,7 +63,7 @@ class Bar:
 
 
 @contextmanager
-def display(num_tasks: int, verbose: bool) -> Iterator[Display | None]:
+def display(tasks: Sequence[Task], verbose: bool) -> Iterator[Display | None]:
     """A bar on standard error if that is a terminal and verbose is true, else nothing."""
     terminal = sys.stderr if verbose else None
     if terminal is None or not terminal.isatty():
@@ -77,4 +82,4 @@ def display(num_tasks: int, verbose: bool) -> Iterator[Display | None]:
         console=Console(file=cast("TextIO", Unfailing(terminal))),
         transient=True,
     ) as progress:
-        yield Bar(progress, num_tasks)
+        yield Bar(progress, tasks)

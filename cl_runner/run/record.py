@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import platform
 import subprocess
@@ -18,13 +19,14 @@ from omegaconf import OmegaConf
 import cl_runner
 from cl_runner.config import identity
 from cl_runner.config.schema import Config
-from cl_runner.core import TrainState
+from cl_runner.core import Stream, TrainState
 from cl_runner.errors import UserError
 from cl_runner.machine.ram import peak_memory, reset_peak_memory
 from cl_runner.results import files, matrices, status
 from cl_runner.results.columns import task_costs
 from cl_runner.results.images import write_grid
-from cl_runner.results.names import CONFIG, OVERRIDES, SUMMARY
+from cl_runner.results.names import CONFIG, OVERRIDES, SUMMARY, TASK_TABLE
+from cl_runner.results.titles import UNNAMED, Titles, titled
 from cl_runner.run.calibration import Calibration
 from cl_runner.run.checkpoint import Saved
 from cl_runner.run.evaluation import evaluate, readings
@@ -53,6 +55,7 @@ class RunFiles:
         self.members = members  # the most that ever were
         self.before = 0.0  # seconds that were spent when the run went on
         self.own = readings(config.scenario)[0]
+        self.titles = titles_of(env.stream)
         self.matrices: matrices.Matrices = {}
         self.memory: dict[str, int | None] = {}
         self.tables: matrices.Tables = {"costs": []}
@@ -68,6 +71,8 @@ class RunFiles:
         if not (config.resume and (out / OVERRIDES).exists()):
             files.write_text(out / CONFIG, OmegaConf.to_yaml(dict(config.resolved)))
             files.write_text(out / OVERRIDES, OmegaConf.to_yaml(list(overrides)))
+        if self.titles.tasks:
+            files.write_rows(out / TASK_TABLE, task_rows(env.stream))
         self.write_status("running")
 
     def saved(self, s: TrainState, task: int, progress: Progress | None = None) -> Saved:
@@ -111,12 +116,13 @@ class RunFiles:
         self.memory = footprint(strategy, s, self.env)
         self.add_costs(after_task)
         shown = self.matrices["test", self.own][after_task][: after_task or None]
-        log.info("after task %d: mean accuracy %.4f", after_task, shown.mean())
+        task = (*self.titles.tasks[max(after_task - 1, 0) : after_task], after_task)[0]
+        log.info("after task %s: mean accuracy %.4f", task, shown.mean())
         if after_task:
             for name, images in strategy.pictures(s, self.env).items():
                 write_grid(self.out / "pictures" / f"{name}_{after_task}.png", images)
             for name, rows in strategy.tables(s, self.env).items():
-                files.write_rows(self.out / f"{name}.csv", rows)
+                files.write_rows(self.out / f"{name}.csv", titled(rows, self.titles))
         self.at(after_task, 0)
         self.write("running")
 
@@ -198,10 +204,11 @@ class RunFiles:
         """The matrices and the summary."""
         self.seconds = self.elapsed()
         if self.matrices:
-            matrices.write_matrices(self.out, self.matrices, self.own, self.within)
+            measured = self.matrices, self.own, self.within, self.titles
+            matrices.write_matrices(self.out, *measured)
             for name, rows in self.tables.items():
                 if rows:  # no task was seen yet
-                    files.write_rows(self.out / f"{name}.csv", rows)
+                    files.write_rows(self.out / f"{name}.csv", titled(rows, self.titles))
         files.write_rows(self.out / SUMMARY, [{"status": state, **self.columns()}])
 
     def ended(self, error: BaseException) -> None:
@@ -220,8 +227,32 @@ class RunFiles:
 
     def write_status(self, state: str) -> None:
         """Write status.json."""
-        tasks = len(self.env.stream)
-        status.write(self.out, state, task=self.task, tasks=tasks, step=self.step)
+        tasks, name = len(self.env.stream), self.env.stream[self.task - 1].name
+        about = {"task_name": name} if name else {}
+        status.write(self.out, state, task=self.task, tasks=tasks, step=self.step, **about)
+
+
+def titles_of(stream: Stream) -> Titles:
+    """The names of tasks and classes; none where the tasks have none."""
+    if not any(task.name for task in stream):
+        return UNNAMED
+    classes = {c: name for task in stream for c, name in zip(task.classes, task.names, strict=True)}
+    return Titles(tasks=[task.name for task in stream], classes=classes)
+
+
+def task_rows(stream: Stream) -> list[dict[str, Any]]:
+    """The rows of tasks.csv: a task's classes, and its numbers of samples."""
+    return [
+        {
+            "task": task.index + 1,
+            "name": task.name,
+            "classes": json.dumps(task.names, ensure_ascii=False),
+            "train": len(task.train),
+            "validation": len(task.validation),
+            "test": len(task.test),
+        }
+        for task in stream
+    ]
 
 
 def footprint(strategy: Strategy, s: TrainState, env: Env) -> dict[str, int | None]:

@@ -18,6 +18,7 @@ from cl_runner.compare.table import Comparison, Question, compare_runs
 from cl_runner.errors import UserError
 from cl_runner.results.files import read_rows, write_rows
 from cl_runner.results.matrices import read_matrix, write_matrices
+from cl_runner.results.titles import Titles, titled
 
 pytestmark = pytest.mark.slow
 
@@ -378,3 +379,44 @@ def test_intervals_are_students() -> None:
     assert mean == pytest.approx([0.6, 0.1])
     assert half == pytest.approx([12.706204736 * 0.2 / np.sqrt(2) / np.sqrt(2), 0], abs=1e-9)
     assert canvas.spread([[0.5]])[1] == pytest.approx([0])
+
+
+def named(axis) -> list[str]:
+    """What an x-axis says at its ticks."""
+    return [tick.get_text() for tick in axis.get_xticklabels()]
+
+
+def test_tasks_and_classes_are_called_by_their_names(run_folder, tmp_path: Path) -> None:
+    names = ["2021-01", "a name so long that no axis has room for it", "自転車 $x_1$"]
+    titles = Titles(tasks=names, classes={0: "bike", 1: "bus"})
+    for strategy in ("er", "joint"):
+        out = run_folder(0.5, strategy=strategy)
+        R = read_matrix(out / "accuracy_matrix.csv")
+        curve = [[0, 5, 0.2, 0.2, 0.2]]
+        found = {("test", "domain"): R}
+        write_matrices(out, found, "domain", {("test", "domain"): curve}, titles)
+        write_rows(out / "costs.csv", [{"after_task": k, "steps": 9} for k in range(4)])
+        rows = [
+            {"after_task": 3, "reading": "domain", "split": "test", "class": c, "count": 4}
+            | {"predicted": 0}
+            for c in (0, 1)
+        ]
+        write_rows(out / "confusion.csv", titled(rows, titles))
+    figures = drawn(tmp_path)
+    short = ["2021-01", "a name …m for it", "自転車 $x_1$"]
+    for kind in ("matrices", "tasks", "average_accuracy"):
+        axis = figures[kind].axes[-1 if kind == "tasks" else 0]
+        assert named(axis) == short
+        assert {tick.get_rotation() for tick in axis.get_xticklabels()} == {40}
+    assert [axis.get_ylabel() for axis in figures["tasks"].axes] == short
+    heat = figures["matrices"].axes[0]
+    assert [tick.get_text() for tick in heat.get_yticklabels()] == ["none", *short]
+    assert [text.get_text() for text in figures["steps"].axes[0].texts] == [
+        f"learns {name}" for name in short
+    ]
+    assert named(figures["confusion"].axes[0]) == ["bike", "bus"]
+    for figure in figures.values():
+        assert canvas.image(figure, "svg")  # that a font lacks a letter is no warning
+    path = tmp_path / "runs" / "toy-domain-joint-0"
+    write_matrices(path, found, "domain", None, Titles(tasks=["x", "y", "z"]))
+    assert named(drawn(tmp_path)["average_accuracy"].axes[0]) == ["1", "2", "3"]  # not the same

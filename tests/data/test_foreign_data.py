@@ -14,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cl_runner.data import datasets
-from cl_runner.data.datasets import KEYS, load
+from cl_runner.data import images as reader
+from cl_runner.data import named
+from cl_runner.data.arrays import KEYS
+from cl_runner.data.datasets import load
 from cl_runner.errors import UserError
 from cl_runner.machine import ram as free_memory
 
@@ -102,14 +104,14 @@ def test_images_that_together_fill_the_memory_are_refused_before_any_is_decoded(
     for file in images.rglob("*.png"):
         file.write_bytes(png_of(8000, 8000))
     monkeypatch.setattr(free_memory, "available", lambda _: 400_000_000)
-    monkeypatch.setattr(datasets, "_image", None)
+    monkeypatch.setattr(reader, "_image", None)
     message = f"not enough memory: the images of {images} take 512 MB, and 400 MB are free"
     assert fails("folder", images) == message
 
 
 def test_a_size_that_differs_is_told_before_any_image_is_decoded(images, monkeypatch):
     (images / "test/bee/1.png").write_bytes(png_of(9, 6))
-    monkeypatch.setattr(datasets, "_image", None)
+    monkeypatch.setattr(reader, "_image", None)
     assert "bee/1.png has 9x6 pixels, but" in fails("folder", images)
 
 
@@ -224,10 +226,10 @@ def test_a_sound_copy_stays_when_memory_is_short(tmp_path, monkeypatch, lack):
     def short(*_: object, **__: object) -> None:
         raise lack
 
-    for module, name in ((np.lib.format, "read_array"), (datasets, "_tensors")):
+    for module, name in ((np.lib.format, "read_array"), (named, "tensors")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, short)
-            patch.setattr(datasets, "_digits", None)  # not made again
+            patch.setattr(named, "_digits", None)  # not made again
             told: list[str] = []
             with pytest.raises(UserError, match=r"^not enough memory to read digits: "):
                 load("digits", tmp_path, None, told.append)
@@ -260,7 +262,7 @@ def test_torchvision_that_does_not_fit_is_neither_blamed_nor_asked_to_download(
 
     monkeypatch.setattr("sys.meta_path", [Refusing()])
     monkeypatch.delitem(__import__("sys").modules, "torchvision", raising=False)
-    monkeypatch.setattr(datasets, "_download", None)
+    monkeypatch.setattr(named, "_download", None)
     with pytest.raises(UserError, match=r"^not enough memory to read mnist: "):
         load("mnist", tmp_path, None)
 

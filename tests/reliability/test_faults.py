@@ -310,7 +310,7 @@ def server(raw: dict[str, bytes]) -> Iterator[SimpleNamespace]:
 def on_mnist(cl_run_started, server: SimpleNamespace, tmp_path: Path) -> Callable[..., Any]:
     """on_mnist(root, "seed=1"): cl-run with the MNIST of the server, its cache in root."""
     elsewhere = f"""
-from cl_runner.data.datasets import _torchvision
+from cl_runner.data.named import _torchvision
 mnist = _torchvision().MNIST
 mnist.mirrors, mnist.resources = [{server.url!r}], {server.resources!r}
 """

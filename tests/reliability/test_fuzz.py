@@ -33,7 +33,8 @@ from cl_runner.cli.messages import explain
 from cl_runner.compare.runs import read_runs
 from cl_runner.compare.verify import verify_runs
 from cl_runner.config.outline import checked
-from cl_runner.data.datasets import KEYS, load
+from cl_runner.data.arrays import KEYS
+from cl_runner.data.datasets import load
 from cl_runner.errors import UserError
 from cl_runner.results import status
 from cl_runner.results.files import read_rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from cl_runner.compare.terminal import broken
 from cl_runner.errors import UserError
 from cl_runner.functional.metrics import Matrix
 from cl_runner.results.seeds import interval
+from cl_runner.results.text import shortened
 
 # Okabe & Ito, and two of Tol's: safe for colour-blind readers; markers tell the groups apart in
 # grey, too.
@@ -23,6 +25,7 @@ COLOURS = (
 )
 MARKERS = "osD^vPX*<>"
 SHOWN = len(COLOURS)  # groups in one picture
+LONGEST = 16  # characters of a name at an axis
 DECADES = 10  # the ratio of values from which on an axis is logarithmic
 GroupMatrices = Sequence[tuple[Group, list[Matrix]]]  # of each group's runs
 STYLE: dict[Any, Any] = {
@@ -61,7 +64,9 @@ def image(figure: Any, suffix: str, *, title: bool = True) -> bytes:
         figure.suptitle("")
     file = io.BytesIO()
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix, {})
-    figure.savefig(file, format=suffix, dpi=130, metadata=metadata, bbox_inches="tight")
+    with warnings.catch_warnings():  # names may be of any script
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        figure.savefig(file, format=suffix, dpi=130, metadata=metadata, bbox_inches="tight")
     return file.getvalue()
 
 
@@ -103,6 +108,22 @@ def legend_right(figure: Any, axis: Any) -> None:
 def some(T: int) -> range:
     """The tasks that an axis names."""
     return range(1, T + 1, -(-T // 10))
+
+
+def called(task: int, names: Sequence[str]) -> str:
+    """What an axis says for a task, counted from 1: its name, or its number where it has none."""
+    return short(names[task - 1]) if names else str(task)
+
+
+def short(name: str) -> str:
+    """A name as an axis has room for it."""
+    return shortened(name, LONGEST)
+
+
+def name_ticks(axis: Any, places: Sequence[int], labels: Sequence[str]) -> None:
+    """Label places of the x-axis; words are turned, so that they do not cover each other."""
+    turned: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    axis.set_xticks(places, labels, **(turned if max(map(len, labels)) > 2 else {}))
 
 
 def wrapped(text: str, width: int = 30) -> str:

@@ -11,10 +11,13 @@ import numpy as np
 
 from cl_runner.compare.figures.canvas import (
     GroupMatrices,
+    called,
     head,
     label,
     legend_right,
     look,
+    name_ticks,
+    short,
     some,
     spread,
     wrapped,
@@ -24,8 +27,9 @@ from cl_runner.compare.table import BOUNDS, UPPER, Group, StreamGroup
 from cl_runner.errors import UserError
 from cl_runner.functional.metrics import Matrix, average_accuracy
 from cl_runner.results.files import read_rows
-from cl_runner.results.matrices import matrix_name, read_curves, read_matrix
+from cl_runner.results.matrices import matrix_name, read_curves, read_matrix, read_titles
 from cl_runner.results.names import ACCURACY_TABLE, CONFUSION_TABLE, COST_TABLE
+from cl_runner.results.titles import CLASSES
 
 PANELS = 5  # tasks with a panel of their own
 CONFUSIONS = 8  # groups with a confusion matrix
@@ -38,14 +42,28 @@ def read_group(group: Group, stream: StreamGroup) -> list[Matrix]:
     return [read_matrix(path) for path in paths if path.is_file()]
 
 
+def read_names(group: Group, stream: StreamGroup) -> list[str]:
+    """What the runs of a group call the tasks; none where they have no names, or not the same."""
+    name = matrix_name("test", stream.reading, stream.scenario)
+    paths = [run.folder / name for run in group.runs.values()]
+    found = {tuple(read_titles(path)) for path in paths if path.is_file()}
+    return [*found.pop()] if len(found) == 1 else []
+
+
+def task_names(groups: Sequence[Group], stream: StreamGroup) -> list[str]:
+    """What all these groups call the tasks, likewise."""
+    found = [read_names(group, stream) for group in groups]
+    return found[0] if all(names == found[0] for names in found) else []
+
+
 def heatmaps(stream: StreamGroup, matrices: GroupMatrices, plt: Any) -> Any:
     """The mean matrix of each group."""
     means = [(group, mean_matrix(group, found)) for group, found in matrices]
     figure, columns = tiles(means, "accuracy (fraction)", plt)
-    T = means[0][1].shape[1]
+    T, names = means[0][1].shape[1], task_names([group for group, _ in matrices], stream)
     for i, axis in enumerate(figure.axes[: len(means)]):
-        axis.set_xticks([task - 1 for task in some(T)], some(T))
-        axis.set_yticks([0, *some(T)], ["none", *some(T)])
+        name_ticks(axis, [task - 1 for task in some(T)], [called(task, names) for task in some(T)])
+        axis.set_yticks([0, *some(T)], ["none", *(called(task, names) for task in some(T))])
         if i % columns == 0:
             axis.set_ylabel("trained up to task")
         axis.set_xlabel("tested on task")
@@ -116,13 +134,15 @@ def curves(
 def task_curves(stream: StreamGroup, matrices: GroupMatrices, plt: Any) -> Any:
     """A panel per task, after figure 2A of Kirkpatrick et al. 2017 (arXiv 1612.00796)."""
     T = matrices[0][1][0].shape[1]
-    figure, panels = task_panels(T, plt)
+    names = task_names([group for group, _ in matrices], stream)
+    figure, panels = task_panels(T, names, plt)
     for task, axis in panels.items():
         axis.axvspan(0.5, task + 0.5, color="0.93", lw=0)
         after = np.arange(task + 1, T + 1)
         curves(axis, after, stream, matrices, lambda R, task=task: R[task + 1 :, task])  # type: ignore[misc]
     figure.axes[0].set(xlim=(0.5, T + 0.5))
-    figure.axes[-1].set(xlabel="tasks trained so far (grey: not yet trained)", xticks=some(T))
+    figure.axes[-1].set(xlabel="tasks trained so far (grey: not yet trained)")
+    name_ticks(figure.axes[-1], some(T), [called(task, names) for task in some(T)])
     legend_right(figure, figure.axes[0])
     head(
         figure, stream, "Accuracy on single tasks while the others are learned: mean, 95 % interval"
@@ -130,7 +150,7 @@ def task_curves(stream: StreamGroup, matrices: GroupMatrices, plt: Any) -> Any:
     return figure
 
 
-def task_panels(T: int, plt: Any) -> tuple[Any, dict[int, Any]]:
+def task_panels(T: int, names: Sequence[str], plt: Any) -> tuple[Any, dict[int, Any]]:
     """A figure of accuracies, and its panels one below the other by the indices of their tasks."""
     tasks = sorted({round(t) for t in np.linspace(0, T - 1, min(PANELS, T))})
     size = (6.4, 1.25 * len(tasks) + 0.6)
@@ -138,7 +158,8 @@ def task_panels(T: int, plt: Any) -> tuple[Any, dict[int, Any]]:
         len(tasks), 1, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
     for axis, task in zip(axes.flat, tasks, strict=True):
-        axis.set_ylabel(f"task {task + 1}")
+        title = called(task + 1, names) if names else f"task {task + 1}"
+        axis.set_ylabel(title, fontsize=8 if names else None)
         axis.grid(alpha=0.3)
     axes[0, 0].set(ylim=(-0.03, 1.03), yticks=(0, 0.5, 1))
     figure.supylabel("accuracy (fraction)", fontsize=9)
@@ -151,7 +172,9 @@ def average_curves(stream: StreamGroup, matrices: GroupMatrices, plt: Any) -> An
     T = matrices[0][1][0].shape[1]
     curves(axis, np.arange(1, T + 1), stream, matrices, average_accuracy)
     axis.set(xlabel="tasks trained so far", ylabel="mean accuracy on them (fraction)")
-    axis.set(xticks=some(T), ylim=(-0.03, 1.03))
+    names = task_names([group for group, _ in matrices], stream)
+    name_ticks(axis, some(T), [called(task, names) for task in some(T)])
+    axis.set(ylim=(-0.03, 1.03))
     axis.grid(alpha=0.3)
     legend_right(figure, axis)
     head(figure, stream, "Average accuracy on the tasks learned so far: mean, 95 % interval")
@@ -207,7 +230,8 @@ def step_curves(
     widths = steps.mean(0)
     starts = np.array([0.0, *np.cumsum(widths)])
     T = len(widths)
-    figure, panels = task_panels(T, plt)
+    names = task_names([group for group, _ in courses], stream)
+    figure, panels = task_panels(T, names, plt)
     for task, axis in panels.items():
         axis.axvspan(0, starts[task], color="0.93", lw=0)
         for border in starts[1:-1]:
@@ -233,7 +257,9 @@ def step_curves(
     for task in some(T):
         place = (starts[task - 1] + starts[task]) / 2
         height = top.get_xaxis_transform()
-        top.text(place, 1.03, f"learns {task}", transform=height, ha="center", fontsize=8)
+        turned: dict[str, Any] = {"rotation": 40, "ha": "left"} if names else {"ha": "center"}
+        text = f"learns {called(task, names)}"
+        top.text(place, 1.03, text, transform=height, fontsize=8, **turned)
     scaled = "" if (steps == steps[0]).all() else ", each task scaled to the mean of the runs"
     bottom.set_xlabel(f"optimizer steps{scaled} (grey: not yet trained)")
     legend_right(figure, top)
@@ -242,7 +268,12 @@ def step_curves(
     return figure
 
 
-Confusion = Counter[tuple[int, int]]  # (class, predicted) -> samples
+@dataclass(frozen=True, kw_only=True)
+class Confusion:
+    """What the classes were taken for, and what they are called."""
+
+    counts: Counter[tuple[int, int]]  # (class, predicted) -> samples
+    names: dict[int, str]  # of classes; of none where the tasks have no names
 
 
 def read_confusion(group: Group, stream: StreamGroup) -> Confusion:
@@ -250,7 +281,7 @@ def read_confusion(group: Group, stream: StreamGroup) -> Confusion:
 
     Raises UserError for a file that is none of cl-run.
     """
-    counts: Confusion = Counter()
+    counts, names = Counter[tuple[int, int]](), dict[int, str]()
     for run in group.runs.values():
         path = run.folder / CONFUSION_TABLE
         if not path.is_file():
@@ -264,30 +295,35 @@ def read_confusion(group: Group, stream: StreamGroup) -> Confusion:
             last = max((int(row["after_task"]) for row in rows), default=0)
             for row in (row for row in rows if int(row["after_task"]) == last):
                 counts[int(row["class"]), int(row["predicted"])] += int(row["count"])
+                for key, beside in CLASSES.items():
+                    if row.get(beside):
+                        names[int(row[key])] = row[beside]
         except (ValueError, KeyError) as error:
             raise UserError(f"cannot read {path}: {error}") from None
-    return counts
+    return Confusion(counts=counts, names=names)
 
 
 def confusion_matrices(
     stream: StreamGroup, confusions: Sequence[tuple[Group, Confusion]], plt: Any
 ) -> Any:
     """A panel per group, the rows as fractions of their class."""
-    K = 1 + max(max(pair) for _, counts in confusions for pair in counts)
+    K = 1 + max(max(pair) for _, found in confusions for pair in found.counts)
+    names = {c: name for _, found in confusions for c, name in found.names.items()}
     tables = []
-    for group, counts in confusions:
+    for group, found in confusions:
         table = np.zeros((K, K))
-        for pair, count in counts.items():
+        for pair, count in found.counts.items():
             table[pair] = count
         tables.append((group, table / np.maximum(table.sum(1, keepdims=True), 1)))
     figure, columns = tiles(tables, "fraction of the class's samples", plt, zeros=False)
-    named = range(0, K, -(-K // 10))
+    marked = range(0, K, -(-K // 10))
+    classes = [short(names.get(c, str(c))) for c in marked]
     for i, axis in enumerate(figure.axes[: len(tables)]):
-        axis.set_xticks(named)
-        axis.set_yticks(named)
+        name_ticks(axis, marked, classes)
+        axis.set_yticks(marked, classes)
         axis.set_xlabel("taken for class")
         if i % columns == 0:
-            axis.set_ylabel("class (output of the network)")
+            axis.set_ylabel("class" if names else "class (output of the network)")
     text = "Confusion after the last task, the test samples of all seeds together"
     head(figure, stream, text, len(tables))
     return figure
