@@ -16,8 +16,8 @@ from cl_runner.compare.table import BOUNDS, Group, StreamGroup, shared_values, t
 from cl_runner.compare.verdict import (
     amount,
     behind,
+    besides,
     difference,
-    kept,
     p_value,
     seeds,
     tested,
@@ -100,27 +100,26 @@ def standing(ways: Sequence[Group], metric: str) -> str:
 
 
 def prices(ways: Sequence[Group]) -> str:
-    """What the reference costs, and the others as multiples of it."""
+    """What training costs, as multiples of the reference's costs, and what has to be kept."""
     base = next(g for g in ways if g.strategy == REFERENCE)
-    costs = [name for name in COSTS if base.mean(name)]
-    amounts = [amount(base.mean(name) or 0.0, name) for name in costs]
-    first = " and ".join(amounts) or "what was not measured"
-    sentence = f"{base.name} takes {first} of training, and {keeps(base)}"
-    parts = []
-    for g in [g for g in ways if g is not base][:MANY]:
-        ratios = [
-            f"{times(own / (base.mean(name) or own))} times its {COSTS[name]}"
-            for name in costs
-            if (own := g.mean(name))
-        ]
-        parts.append(f"{g.name} {'takes ' + ' and '.join(ratios) + ', and ' if ratios else ''}")
-        parts[-1] += keeps(g)
-    return f"{sentence}; {'; '.join(parts)}."
+    shown = [base, *[g for g in ways if g is not base][:MANY]]
+    costs = [name for name in COSTS if all(g.mean(name) for g in shown)]
+    sentences = []
+    if costs:
+        whole = " and ".join(amount(base.mean(name) or 0.0, name) for name in costs)
+        others = [f"{g.name} {' and '.join(shares(g, base, costs))}" for g in shown[1:]]
+        sentences.append(f"Training {base.name} takes {whole}; {', '.join(others)} times as much.")
+    kept: dict[str, list[str]] = {}
+    for g in shown:
+        what = "all data so far" if g.strategy in BOUNDS else besides(g)
+        kept.setdefault(what or "an unmeasured amount", []).append(g.name)
+    what = ", ".join(f"{size} for {listed(names)}" for size, names in kept.items())
+    return " ".join([*sentences, f"To be kept besides the network: {what}."])
 
 
-def keeps(g: Group) -> str:
-    """What has to be kept for the next update besides the network."""
-    return "keeps all data so far" if g.strategy in BOUNDS else kept(g) or "keeps what is not known"
+def shares(group: Group, base: Group, costs: Sequence[str]) -> list[str]:
+    """A group's costs as multiples of another's."""
+    return [times((group.mean(name) or 0.0) / (base.mean(name) or 1.0)) for name in costs]
 
 
 def recommendation(ways: Sequence[Group]) -> str:
