@@ -25,7 +25,7 @@ from cl_runner.compare.verdict import (
     too_few,
     words,
 )
-from cl_runner.results.columns import larger_is_better
+from cl_runner.results.columns import is_cost, larger_is_better
 
 REFERENCE = "from_scratch"
 NEXT = "next_task_accuracy"  # what a model is worth until its next update
@@ -38,12 +38,13 @@ MANY = 5  # ways whose costs a paragraph can hold
 def advice(stream: StreamGroup) -> list[str]:
     """The paragraph's sentences; none without `from_scratch`, or with nothing beside it.
 
-    By NEXT where that was measured and ACC is what was asked for, else by the stream's metric.
+    By NEXT where that was measured and ACC is what was asked for, else by the stream's metric; none
+    either if that is a cost.
     """
     measured = stream.metric == "ACC" and any(g.values.get(NEXT) for g in stream.groups)
     metric = NEXT if measured else stream.metric
     groups = [g for g in stream.groups if g.strategy not in OF_THE_FUTURE and g.values.get(metric)]
-    if len(groups) < 2 or not any(g.strategy == REFERENCE for g in groups):
+    if is_cost(metric) or len(groups) < 2 or not any(g.strategy == REFERENCE for g in groups):
         return []
     ways = ranked(groups, metric)
     return [standing(ways, metric), prices(ways), recommendation(ways)]
@@ -80,10 +81,8 @@ def standing(ways: Sequence[Group], metric: str) -> str:
     parts = [f"{best.name} has the {most}, {amount(found['mean'], metric)} ({spread})"]
     if alike := among(ways, "no"):
         tests = [tested(g) for g in alike]
-        names, far = (
-            listed([g.name for g in alike]),
-            max(tests, key=lambda t: abs(t.difference or 0)),
-        )
+        names = listed([g.name for g in alike])
+        far = max(tests, key=lambda t: abs(t.difference or 0.0))
         how = f"{difference(far, metric)} apart{'' if len(tests) == 1 else ' at most'}"
         parts.append(f"{names} cannot be told from it ({how}, {p_value(tests)}, {seeds(tests)})")
     if unsure := among(ways, "too_few", "untested"):

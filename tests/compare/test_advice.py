@@ -158,6 +158,10 @@ def test_from_scratch_alone_is_no_choice(ask: Ask) -> None:
     assert told(ask({"from_scratch": around(0.85), "joint": around(0.9)})) == []
 
 
+def test_a_cost_says_nothing_of_what_a_way_is_worth(ask: Ask) -> None:
+    assert told(ask({"from_scratch": around(0.85), "er": around(0.9)}, metric="flops")) == []
+
+
 def test_what_was_not_measured_is_left_out(ask: Ask) -> None:
     gone = dict.fromkeys(("flops", "train_seconds", "buffer_bytes", "memory_bytes"))
     accs = {"from_scratch": around(0.83), "er": shaken(0.82)}
