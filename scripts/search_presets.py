@@ -56,6 +56,7 @@ GRIDS: dict[str, str | dict[str, str]] = {
     "naive": RATE,
     "joint": RATE,
     "cumulative": RATE,
+    "from_scratch": RATE,
     "separate": RATE,
     "frozen_features": RATE,
     "l2": "strategy.lambda=0.001,0.01,0.1,1,10",

@@ -302,7 +302,8 @@ def configuration(
 def test_every_command_is_understood(line, composed_in_parts, data_root, capsys):
     """Composed and checked as far as that goes without data and without running.
 
-    Left out are overrides of Hydra's own, whose plugins need not be installed, and resume=FOLDER.
+    Left out are overrides of Hydra's own, whose plugins need not be installed, and those that name
+    what another command has left: resume=FOLDER, init_from=FOLDER.
     """
     program, *args = shlex.split(line, comments=True)
     if program == "cl-compare":
@@ -316,7 +317,7 @@ def test_every_command_is_understood(line, composed_in_parts, data_root, capsys)
         options: Namespace = flags(understood(args))
         if options.help or options.shell_completion:
             return
-        own = [o for o in flags(args).overrides if not re.match(r"hydra[./]|resume=", o)]
+        own = [o for o in flags(args).overrides if not re.match(r"hydra[./]|resume=|init_from=", o)]
         own = [f"+{o}" if o.startswith("experiment=") else o for o in own]
         skip = "missing_keys=skip" in own
         # Somebody's data are not here; that they are there is all that is asked of them.

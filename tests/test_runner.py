@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from cl_runner import strategies
 from cl_runner.compare.verify import verify_runs
+from cl_runner.config.weights import WEIGHTS
 from cl_runner.errors import Diverged, UserError
 from cl_runner.results import status
 from cl_runner.results.columns import reproducible
@@ -282,7 +283,7 @@ def test_what_a_kill_left_of_a_complete_run_is_removed(configure, tmp_path, keep
     for name in (CHECKPOINT, ".status.json.4711.part", ".users.part"):
         (tmp_path / name).write_text("left")
     assert run(dataclasses.replace(config, resume=True), tmp_path) == expected
-    left = FILES | {".users.part"} | ({CHECKPOINT} if keep == "true" else set())
+    left = FILES | {".users.part"} | ({CHECKPOINT, WEIGHTS} if keep == "true" else set())
     assert {path.name for path in tmp_path.iterdir()} == left
 
 

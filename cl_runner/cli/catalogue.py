@@ -38,8 +38,8 @@ from cl_runner.machine.console import say, show
 
 FAMILIES = {
     "bounds and baselines": (
-        *("naive", "expandable_head", "joint", "soft_sharing", "cumulative", "separate"),
-        "frozen_features",
+        *("naive", "expandable_head", "joint", "soft_sharing", "cumulative"),
+        *("from_scratch", "separate", "frozen_features"),
     ),
     "regularisation": ("l2", "ewc", "si", "mas", "rwalk", "lwf", "imm"),
     "replay": (

@@ -20,6 +20,7 @@ NAMES = {
     "er_ewc": "ER + EWC",
     "ewc": "EWC",
     "expandable_head": "expandable head",
+    "from_scratch": "from scratch",
     "frozen_features": "frozen features",
     "gdumb": "GDumb",
     "gem": "GEM",

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cl_runner.compare import terminal
-from cl_runner.compare.names import display
+from cl_runner.compare.advice import advice
+from cl_runner.compare.names import display, listed
 from cl_runner.compare.runs import Run
 from cl_runner.compare.statistics import FEW, LEVEL, Paired
 from cl_runner.compare.table import BOUNDS, POSITION, Comparison, Group, StreamGroup
@@ -26,6 +27,7 @@ MARKS = {"best": "*", "no": "~", "untested": "?", "too_few": "?", "yes": "", "bo
 OVERALL = "all streams"  # stands for the title of a stream
 SIGNATURE = ("benchmark", "scenario", "reading", "strategy", "settings", "n")  # of comparison.csv
 HUGE = 1e9  # counts from which on three digits say more than all
+LISTED_BOUNDS = listed([display(name, {}) for name in BOUNDS])
 MANY = 60  # lines of incomplete runs that are still worth printing one by one
 Names = Sequence[str] | None  # the columns asked for; None: the usual ones
 
@@ -195,11 +197,13 @@ def display_names(comparison: Comparison) -> dict[str, str]:
 
 
 def verdicts(comparison: Comparison) -> list[str]:
-    """A paragraph on each stream, named if there are several."""
+    """On each stream, named if there are several, a paragraph; and one on updating, if asked."""
     several = len(comparison.streams) > 1
     return [
-        " ".join([*([f"{stream.title}:"] if several else []), *verdict(stream)])
+        " ".join([*([f"{stream.title}:"] if several else []), *sentences])
         for stream in comparison.streams
+        for sentences in (verdict(stream), advice(stream))
+        if sentences
     ]
 
 
@@ -215,7 +219,7 @@ def legend(groups: Sequence[Group], metric: str, *, bold: bool) -> list[str]:
     lines += ["bold: the best of a column, bounds aside"] if bold else []
     lines.append(f"* the best {metric}")
     if "bound" in marks:
-        lines.append("joint and cumulative are bounds: never the best, tested or ranked")
+        lines.append(f"{LISTED_BOUNDS} are bounds: never the best, tested or ranked")
     if "no" in marks:
         lines.append(f"~ not distinguishable from the best (paired test, Holm, p >= {LEVEL})")
     if marks & {"untested", "too_few"}:

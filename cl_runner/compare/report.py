@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cl_runner import __version__
 from cl_runner.compare import render
+from cl_runner.compare.advice import advice
 from cl_runner.compare.figures.canvas import NoMatplotlib, image, pyplot
 from cl_runner.compare.pictures import all_figures
 from cl_runner.compare.render import Names, Sheet
@@ -155,7 +156,7 @@ def stream_part(
     own = [anchors[id(g)] for g in stream.groups]
     return {
         "title": stream.title,
-        "verdict": verdict(stream),
+        "verdict": verdict(stream) + advice(stream),
         "tables": [
             table(sheet, own, key) if sheet.kind == "quality" else table(sheet)
             for sheet in sheets

@@ -31,6 +31,7 @@ TOP_SETTINGS = (
     "precision",
     "engine",
     "threads",
+    "init_from",
 )  # the others have a dot
 NO_SETTINGS = {
     *("benchmark.seed", "benchmark.default_scenario", "benchmark.default_epochs"),

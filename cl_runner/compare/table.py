@@ -18,7 +18,8 @@ from cl_runner.results.seeds import interval
 
 POSITION = "position"  # (mean - naive) / (joint - naive): of a group, not of a run
 OWN_NAME = {"model": "model", "optimizer": "optimizer"}  # groups of settings that have a name
-BOUNDS = ("cumulative", "joint")  # see data that a strategy must not; none of them is the best
+# See data that a strategy must not; none of them is the best.
+BOUNDS = ("cumulative", "from_scratch", "joint")
 LOWER, UPPER = "naive", "joint"
 
 Settings = dict[str, str]
@@ -79,11 +80,16 @@ class Group:
         """
         if self.best or self.strategy in BOUNDS:
             return "best" if self.best else "bound"
-        if self.versus_best is None or self.versus_best.p is None:
-            return "untested"
-        if self.versus_best.differs:
-            return "yes"
-        return "no" if self.versus_best.seeds_needed is None else "too_few"
+        return told_apart(self.versus_best)
+
+
+def told_apart(test: Paired | None) -> str:
+    """What a test says of two groups: yes, no, too_few, untested; see Group.distinguishable."""
+    if test is None or test.p is None:
+        return "untested"
+    if test.differs:
+        return "yes"
+    return "no" if test.seeds_needed is None else "too_few"
 
 
 @dataclass(kw_only=True)
@@ -298,7 +304,8 @@ def split(
 
 def learning_settings(run: Run) -> Settings:
     """The settings that are not about the stream."""
-    return {k: v for k, v in run.configuration.items() if not belongs_to_stream(k)}
+    found = {k: v for k, v in run.configuration.items() if not belongs_to_stream(k)}
+    return {"init_from": ""} | found  # runs that start from nothing have no such column
 
 
 def method_keys(parts: Sequence[Sequence[Run]]) -> Mapping[str, Sequence[str]]:
@@ -452,9 +459,9 @@ def outside(settings: Settings) -> Settings:
 def add_intransigence(stream: StreamGroup, notes: list[str]) -> None:
     """mean_k (bound on task k - R[k, k]), seed by seed, where there is a bound.
 
-    The bound on task k is R[k, k] of the `cumulative` run, which is trained on tasks 1 .. k
-    (Chaudhry et al. 2018), or else R[T, k] of the `joint` run, trained on all. Their means over the
-    tasks are learning_accuracy of the one and ACC of the other.
+    The bound on task k is R[k, k] of the `cumulative` run, or else of the `from_scratch` run, which
+    are trained on tasks 1 .. k (Chaudhry et al. 2018), or else R[T, k] of the `joint` run, trained
+    on all. Their means over the tasks are learning_accuracy of the former and ACC of the latter.
     """
     for one in stream.groups:
         if one.strategy in BOUNDS:
@@ -464,7 +471,7 @@ def add_intransigence(stream: StreamGroup, notes: list[str]) -> None:
         if other is None:
             continue
         own = one.values["learning_accuracy"]
-        if name == "cumulative":
+        if name != UPPER:
             bound = other.values["learning_accuracy"]
         else:
             metric = name_as_read("ACC", stream)
@@ -500,23 +507,26 @@ def add_tests(stream: StreamGroup, question: Question, sign: int) -> None:
         return
     best = ranked[0]
     best.best = True
-
-    def shared(one: Group, other: Group) -> tuple[list[float], list[float]]:
-        a, b = one.values[question.metric], other.values[question.metric]
-        seeds = sorted(a.keys() & b.keys())
-        return [sign * a[s] for s in seeds], [sign * b[s] for s in seeds]
-
     others = [g for g in ranked if g is not best]
-    pairs = [shared(g, best) for g in others]
+    pairs = [shared_values(g, best, question.metric, sign) for g in others]
     for g, result in zip(others, statistics.paired_tests(pairs, against_best=True), strict=True):
         g.versus_best = result
     if question.baseline:
         bases = [(g, counterpart(g, question.baseline, stream)) for g in ranked]
         chosen = [(g, base) for g, base in bases if base is not None and base is not g]
-        pairs = [shared(g, base) for g, base in chosen]
+        pairs = [shared_values(g, base, question.metric, sign) for g, base in chosen]
         results = statistics.paired_tests(pairs, against_best=False)
         for (g, _), result in zip(chosen, results, strict=True):
             g.versus_baseline = result
+
+
+def shared_values(
+    one: Group, other: Group, metric: str, sign: int
+) -> tuple[list[float], list[float]]:
+    """The values of two groups on the seeds that both have, times sign: more is then better."""
+    a, b = one.values[metric], other.values[metric]
+    seeds = sorted(a.keys() & b.keys())
+    return [sign * a[s] for s in seeds], [sign * b[s] for s in seeds]
 
 
 def note_too_few(stream: StreamGroup, notes: list[str]) -> None:

@@ -215,13 +215,18 @@ def training(best: Group, stream: StreamGroup) -> str:
 
 
 def kept(best: Group) -> str:
-    """What the strategy stores besides the network: its buffer and all else."""
-    sizes = [best.mean(name) for name in kept_bytes() if name != "parameter_bytes"]
+    """What the strategy stores besides the network."""
+    what = besides(best)
+    return "" if what is None else f"keeps {what} besides the network"
+
+
+def besides(group: Group) -> str | None:
+    """The bytes of a buffer and of all else that a strategy keeps; None: not measured."""
+    sizes = [group.mean(name) for name in kept_bytes() if name != "parameter_bytes"]
     there = [size for size in sizes if size is not None]
     if not there:
-        return ""
-    what = amount(sum(there), "memory_bytes") if sum(there) else "nothing"
-    return f"keeps {what} besides the network"
+        return None
+    return amount(sum(there), "memory_bytes") if sum(there) else "nothing"
 
 
 # Numbers.

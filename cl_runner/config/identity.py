@@ -9,6 +9,7 @@ from typing import Any
 
 # Top-level keys that are no part of a run.
 ABOUT_THE_COMMAND = {"seeds", "resume", "fail_fast", "missing_keys"}
+UNSET = ("plugins", "init_from")  # they are no part of a run that does not use them
 # What may change between two parts of a run. Threads and device change the last digits at most.
 IMMATERIAL = {
     *("data.root", "device", "threads", "verbose", "plots"),
@@ -17,8 +18,8 @@ IMMATERIAL = {
 
 
 def of_run(node: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that identify a run: without the keys about the command, and empty `plugins`."""
-    unset = {"plugins"} if not node.get("plugins") else set()
+    """The settings that identify a run: without the keys about the command, and what is not set."""
+    unset = {key for key in UNSET if not node.get(key)}
     return {k: v for k, v in node.items() if k not in ABOUT_THE_COMMAND | unset}
 
 

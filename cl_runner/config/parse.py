@@ -30,6 +30,7 @@ from cl_runner.config.schema import (
     Top,
     Training,
 )
+from cl_runner.config.weights import pinned
 from cl_runner.errors import UserError, check, one_of
 
 FLOAT32_MAX = 3.4028234663852886e38  # tensors are of float32; this module is without torch
@@ -124,6 +125,8 @@ def validate(cfg: DictConfig) -> Config:
     for section in SECTIONS:
         check(isinstance(node.get(section), dict), f"{section} must be a group of keys")
     top = parse(Top, {k: v for k, v in node.items() if k not in SECTIONS}, "")
+    if top.init_from is not None:
+        node["init_from"] = pinned(top.init_from)
     benchmark = schema_of(BENCHMARK, node["benchmark"].get("kind"), top.plugins)
     model = schema_of(MODEL, node["model"].get("name"), top.plugins)
     one_of("optimizer.name", node["optimizer"].get("name"), tuple(OPTIMIZERS))

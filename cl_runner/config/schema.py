@@ -344,6 +344,7 @@ class Top:
     missing_keys: str = "refuse"  # refuse | skip: of keys that some choices of a sweep lack
     plugins: list[str] = field(default_factory=list)  # packages of your own, see config.plugins
     seeds: list[int] | None = None
+    init_from: str | None = None  # trained weights to start from, see config.weights
 
     def __post_init__(self) -> None:
         one_of("scenario", self.scenario, SCENARIOS)

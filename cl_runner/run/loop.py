@@ -18,7 +18,7 @@ from cl_runner.functional.metrics import acc
 from cl_runner.machine.console import near, say
 from cl_runner.machine.signals import Stop, stoppable
 from cl_runner.results import files, status, text
-from cl_runner.run import checkpoint, needs, together
+from cl_runner.run import checkpoint, needs, together, weights
 from cl_runner.run.checkpoint import Saved
 from cl_runner.run.evaluation import readings
 from cl_runner.run.frame import frame_of
@@ -154,7 +154,10 @@ def train_runs(runs: Sequence[Run], aloud: Callable[[str], None] = say) -> None:
                 if not alive:
                     return
         for run in alive:
-            run.files.write("complete" if run.task == tasks else "interrupted")
+            complete = run.task == tasks
+            if complete and run.config.checkpoint.keep:
+                weights.save(run.files.out, run.s, run.member.env)
+            run.files.write("complete" if complete else "interrupted")
     except BaseException as error:
         for run in alive:
             with run.logged():

@@ -20,9 +20,9 @@ from cl_runner.data.datasets import Arrays
 from cl_runner.errors import UserError, check
 from cl_runner.machine import cores_and_gpus, ram
 from cl_runner.machine.precision import choose, keep_freed_memory
-from cl_runner.nn.networks import factory
-from cl_runner.run import needs
-from cl_runner.run.messages import print_and_log
+from cl_runner.nn.networks import build, factory
+from cl_runner.run import needs, weights
+from cl_runner.run.messages import print_and_log, say_once
 from cl_runner.strategies.base import Strategy
 from cl_runner.training import engines
 from cl_runner.training.env import Env
@@ -62,7 +62,10 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
         augmented=config.training.augment != "none",
         plugins=config.plugins,
     )
-    make_net = factory(config.model, stream.input_shape, stream.num_classes, config.plugins)
+    make_net = new = factory(config.model, stream.input_shape, stream.num_classes, config.plugins)
+    trained = None if config.init_from is None else weights.read(config.resolved["init_from"])
+    if trained is not None:
+        make_net = weights.starting_from(new, trained)
     parts = needs.of_data(stream, data if arrays is None else None, config.eval)
 
     def network(env: Env) -> nn.Module:
@@ -83,6 +86,8 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     parts |= needs.of_strategy(strategy, env)  # with its checks against the stream
     parts |= needs.of_activations(config, strategy, env)
     needs.require(parts, free)
+    if trained is not None:
+        print_and_log(config, weights.told(build(new, config.seed), trained), say_once)
     env.engine, reason = engines.choose(config.engine, strategy.one_graph, env)
     log.info("engine: %s (%s)", env.engine, reason)
     return env

@@ -57,7 +57,8 @@ class Env:
         self.own_classes = own_classes(stream)  # [T, K] bool
         self.active_table = active_table(stream, training.active_classes)  # [T, K] bool, or None
         self.active_by_time = stream.scenario == "class" and training.active_classes == "seen"
-        network = build(lambda: make_net(self), seed_for(seed, "init")).to(self.device)
+        self.make_net = make_net
+        network = self.network()
         self.flat = Flat(network, mixed=precision == "bfloat16")
         self.layout = layout(network, self.input_shape, self.device)
         self.largest_activation = largest_activation(network, self.input_shape)
@@ -65,6 +66,14 @@ class Env:
         self.stochastic = any(getattr(m, "dropout", 0) for m in self.flat.module.modules())
 
     # The network and its gradient.
+
+    def network(self, *purpose: str | int) -> nn.Module:
+        """The network before any training, on the run's device; each purpose has its own draw.
+
+        The weights are drawn on the host: they are the same on every device.
+        """
+        seed = seed_for(self.seed, "init", *purpose)
+        return build(lambda: self.make_net(self), seed).to(self.device)
 
     def net(
         self, theta: Tensor, x: Tensor, task: Tensor, *, first: int = 0, last: int | None = None

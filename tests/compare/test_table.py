@@ -171,7 +171,7 @@ def test_one_run_has_no_interval_and_no_test(run_folder, tmp_path) -> None:
     assert (a["distinguishable_from_best"], b["distinguishable_from_best"]) == ("untested", "best")
 
 
-@pytest.mark.parametrize("bound", ["cumulative", "joint"])
+@pytest.mark.parametrize("bound", ["cumulative", "from_scratch", "joint"])
 def test_intransigence_is_that_of_the_matrices(run_folder, tmp_path, bound: str) -> None:
     rng = np.random.default_rng(0)
     rows, expected = {}, []

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 PER_CLASS = "strategy.buffer_size=null strategy.per_class=5"
 VARIANTS = {
     "cls_er": ("scenario=task strategy.stable_rate=0.5",),
-    "cumulative": ("strategy.growing_batch=true",),
+    "cumulative": ("strategy.growing_batch=true", "strategy.restart=shrink_perturb"),
     "derpp": (f"strategy.policy=class_balanced {PER_CLASS}",),
     "icarl": (f"{PER_CLASS} strategy.temperature=2",),
     "er_ewc": ("strategy.policy=class_balanced", "strategy.penalty=loss"),
@@ -98,6 +98,7 @@ FIRST_TASK_IS_NAIVE = [
     ("ewc", "strategy.penalty=proximal"),
     ("l2",),
     ("cumulative",),
+    ("from_scratch",),
     ("agem",),
     ("gem",),
     ("ogd",),
@@ -213,6 +214,7 @@ CLAIMS = [
         0.01,
     ),
     (("strategy=cumulative",), ("benchmark=split_digits",), 0.5),
+    (("strategy=from_scratch",), ("benchmark=split_digits",), 0.5),
     (("strategy=pnn",), ("benchmark=rotated_digits", "scenario=task", "optimizer=adam"), 0.03),
     (
         ("strategy=soft_sharing",),

@@ -1,0 +1,99 @@
+"""The weights of a network as a file of named tensors: written at a run's end, and started from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from cl_runner.config.weights import WEIGHTS, pinned, weights_file
+from cl_runner.core import TrainState
+from cl_runner.errors import UserError, check
+from cl_runner.results.files import write_bytes
+from cl_runner.run.frame import kind, short
+from cl_runner.training.env import Env
+
+Tensors = Mapping[str, Tensor]
+
+
+def save(out: Path, s: TrainState, env: Env) -> None:
+    """Write the network that is trained, as `state_dict` names it, BatchNorm's statistics too."""
+    import safetensors.torch
+
+    env.commit(s)
+    named = env.flat.module.state_dict()
+    tensors = {name: v.detach().cpu().contiguous().clone() for name, v in named.items()}
+    write_bytes(out / WEIGHTS, safetensors.torch.save(tensors))
+
+
+def read(init_from: str) -> Tensors:
+    """The tensors by name. Raises UserError unless they are what `init_from` says, and finite."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = weights_file(pinned(init_from))
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"init_from: {file} is no file of safetensors: {short(error)}") from None
+    for name, v in tensors.items():
+        finite = not v.is_floating_point() or bool(v.isfinite().all())
+        check(finite, f"init_from: {short(name)} in {file} is not finite")
+    return tensors
+
+
+def starting_from(make_net: Callable[[], nn.Module], tensors: Tensors) -> Callable[[], nn.Module]:
+    """make_net, but with these weights; an output layer that does not fit stays as it was drawn.
+
+    It raises UserError if anything else does not fit.
+    """
+
+    def loaded() -> nn.Module:
+        network = make_net()
+        anew = unfitting_head(network, tensors)
+        own = {k: v for k, v in network.state_dict().items() if k not in anew}
+        check_fit(tensors.keys() - anew, own, tensors)
+        for name, v in own.items():
+            v.copy_(tensors[name])
+        return network
+
+    return loaded
+
+
+def unfitting_head(network: nn.Module, tensors: Tensors) -> set[str]:
+    """The names of the output layer's tensors if one is missing or of another shape, else none.
+
+    The output layer is the last nn.Linear.
+    """
+    layers = [name for name, m in network.named_modules() if isinstance(m, nn.Linear)]
+    names = {f"{layers[-1]}.{part}" for part in ("weight", "bias")} if layers else set()
+    own = network.state_dict()
+    shapes = [(tensors[k].shape if k in tensors else None, own[k].shape) for k in names & {*own}]
+    return names if any(there != here for there, here in shapes) else set()
+
+
+def check_fit(names: set[str], own: Tensors, tensors: Tensors) -> None:
+    """Raise UserError naming the first tensor that only one side has, or of another shape."""
+    for name in sorted(names | own.keys()):
+        here, there = own.get(name), tensors.get(name)
+        if here is None:
+            known = f"those of the network are {', '.join(own)}"
+            raise UserError(f"init_from: the network has no {short(name)}; {short(known)}")
+        if there is None:
+            raise UserError(f"init_from: {name} is missing; the network has it, {kind(here)}")
+        same = there.shape == here.shape
+        same = same and there.is_floating_point() == here.is_floating_point()
+        check(same, f"init_from: {name} is {kind(there)} there, and {kind(here)} in the network")
+
+
+def told(network: nn.Module, tensors: Tensors) -> str:
+    """One line on what a network that started from these weights has of them."""
+    anew = unfitting_head(network, tensors)
+    own = network.state_dict()
+    count = sum(v.numel() for name, v in own.items() if name not in anew)
+    line = f"init_from: starts from {count:,} trained numbers"
+    for name in sorted(anew & own.keys(), reverse=True)[:1]:
+        there = kind(tensors.get(name))
+        line += f"; the output layer is new: {name} is {there} there and {kind(own[name])} here"
+    return line
