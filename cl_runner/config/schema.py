@@ -52,9 +52,18 @@ class Benchmark:
     pad_to: int | None = None  # zero padding to this height and width, in pixels
     mean: list[float] | None = None  # per channel, of inputs in [0, 1]
     std: list[float] | None = None
+    boundaries: str = (
+        "sharp"  # between tasks in training: sharp | fuzzy | random, docs/boundaries.md
+    )
+    fuzzy_width: float = 0.5  # share of a task over which the next one comes in
 
     def __post_init__(self) -> None:
         one_of("benchmark.default_scenario", self.default_scenario, SCENARIOS)
+        one_of("benchmark.boundaries", self.boundaries, ("sharp", "fuzzy", "random"))
+        check(
+            0 < self.fuzzy_width <= 1,
+            f"benchmark.fuzzy_width must lie in (0, 1], got {self.fuzzy_width}",
+        )
         check(self.seed >= 0, f"benchmark.seed must be at least 0, got {self.seed}")
         one = self.num_tasks is None or self.num_tasks >= 1  # None: `config.benchmarks.Slices`
         check(one, f"benchmark.num_tasks must be at least 1, got {self.num_tasks}")
@@ -318,3 +327,17 @@ class Config(Top):
     checkpoint: Checkpoint
     strategy: Mapping[str, Any]  # parsed by cl_runner.strategies, which needs torch
     resolved: Mapping[str, Any]  # plain values of what config.yaml holds
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fuzzy = self.benchmark.boundaries == "fuzzy"
+        check(
+            not fuzzy or self.scenario != "task",
+            "benchmark.boundaries=fuzzy has no meaning for scenario=task, which tells the task of "
+            "each sample: use scenario=domain, scenario=class or benchmark.boundaries=sharp",
+        )
+        check(
+            not (fuzzy and self.scenario == "class" and self.training.active_classes == "seen"),
+            "training.active_classes=seen does not go with benchmark.boundaries=fuzzy, which shows "
+            "samples of the next task before its classes count as seen: use all or current",
+        )

@@ -57,6 +57,7 @@ class Frame(NamedTuple):
     budget: Collection[str]  # what is limited
     calibration: bool = False  # whether eval.calibration has tables
     within: bool = False  # whether eval.every has curves
+    longest: int = 0  # samples that a task trains on, where these are more than all there are
 
     @property
     def tasks(self) -> int:
@@ -70,9 +71,10 @@ class Frame(NamedTuple):
 
     def most_bytes(self) -> int:
         """No checkpoint of the run is longer."""
-        steps = self.steps(self.rows * self.tasks)
+        most = max(self.rows * self.tasks, self.longest)
+        steps = self.steps(most)
         state = sum(v.nbytes for v in named(self.state).values())
-        samples = 2 * 8 * self.rows * self.tasks
+        samples = 2 * 8 * most
         rows = (self.tasks + 1) + self.within * self.tasks * steps
         tables = 8 * len(self.keys) * rows * (self.tasks + 2)
         return HEADER + state + samples + tables + 8 * steps
@@ -93,6 +95,7 @@ def frame_of(config: Config, strategy: Strategy, s: TrainState, env: Env) -> Fra
         budget=env.meter.budget.keys(),
         calibration=config.eval.calibration,
         within=config.eval.every is not None,
+        longest=max(sizes),
     )
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,15 +14,18 @@ import torch
 from torch import nn
 
 from cl_runner.config.outline import check_scenario
-from cl_runner.config.schema import Config
+from cl_runner.config.schema import Config, Training
+from cl_runner.core import Stream
 from cl_runner.data import sources
 from cl_runner.data.benchmarks import build_stream
+from cl_runner.data.boundaries import ordered
 from cl_runner.data.datasets import Arrays
 from cl_runner.errors import UserError
 from cl_runner.machine import cores_and_gpus, ram
 from cl_runner.machine.precision import choose, keep_freed_memory
 from cl_runner.nn.networks import factory
 from cl_runner.run import needs
+from cl_runner.run.boundaries import check_boundaries
 from cl_runner.run.messages import print_and_log
 from cl_runner.strategies.base import Strategy
 from cl_runner.training import engines
@@ -44,6 +48,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     arrays: the data set, where several runs share it.
     """
     check_scenario(strategy.name, strategy.scenarios, config.scenario)
+    check_boundaries(config, strategy)
     device = choose_device(config.device)
     free = ram.available(device)
     torch.set_num_threads(config.threads or DEFAULT_THREADS)
@@ -58,6 +63,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
         augmented=config.training.augment != "none",
         plugins=config.plugins,
     )
+    stream, training = in_time(stream, config)
     make_net = factory(config.model, stream.input_shape, stream.num_classes, config.plugins)
     parts = needs.of_data(stream, data if arrays is None else None)
 
@@ -71,7 +77,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
         precision=precision,
         budget=config.budget,
         optimizer=config.optimizer,
-        training=config.training,
+        training=training,
         seed=config.seed,
     )
     parts |= needs.of_parameters(config, env.flat.module, device)
@@ -81,6 +87,21 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     env.engine, reason = engines.choose(config.engine, strategy.one_graph, env)
     log.info("engine: %s (%s)", env.engine, reason)
     return env
+
+
+def in_time(stream: Stream, config: Config) -> tuple[Stream, Training]:
+    """The stream with its boundaries, and how it is trained on: one in an order of time, once."""
+    training = config.training
+    if config.benchmark.boundaries == "sharp":
+        return stream, training
+    lengths = [
+        training.epochs * len(task.train)
+        if training.iterations is None
+        else training.iterations * training.batch_size
+        for task in stream
+    ]
+    once = replace(training, epochs=1, iterations=None)
+    return ordered(stream, config.benchmark, lengths, config.seed), once
 
 
 def choose_device(name: str) -> torch.device:

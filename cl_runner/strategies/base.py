@@ -77,7 +77,8 @@ class Strategy:
         self, s: TrainState, stream: Stream, t: int, env: Env
     ) -> tuple[Tensor, int | Tensor]:
         """What task t trains on: rows [n] of the training set, and their task or tasks [n]."""
-        return stream[t].train, t
+        of = stream[t].of
+        return stream[t].train, t if of is None else of
 
     def begin_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
         """Before a task's first step."""

@@ -185,17 +185,20 @@ class Env:
         Returns carry and the number of samples; `samples` asks for a random subset of that size.
         Each batch has a uniform per sample in noise["label"]. The network is in evaluation mode.
         """
-        index, t = task.train, task.index
-        generator = generator_for(torch.device("cpu"), self.seed, "fold", t)
+        index, tasks = task.samples()
+        generator = generator_for(torch.device("cpu"), self.seed, "fold", task.index)
         if samples is not None and samples < len(index):
             chosen = torch.randperm(len(index), generator=generator)[:samples].sort().values
-            index = index[chosen.to(self.device)]
+            chosen = chosen.to(self.device)
+            index, tasks = index[chosen], tasks if isinstance(tasks, int) else tasks[chosen]
         uniform = torch.rand(len(index), generator=generator).to(self.device)
         self.flat.module.eval()
         with self.meter.passing() as call:
             for at in range(0, len(index), FOLD_CHUNK):
-                batch = self.gather(index[at : at + FOLD_CHUNK], t, s.t)
-                batch.noise["label"] = uniform[at : at + FOLD_CHUNK]
+                part = slice(at, at + FOLD_CHUNK)
+                own = tasks if isinstance(tasks, int) else tasks[part]
+                batch = self.gather(index[part], own, s.t)
+                batch.noise["label"] = uniform[part]
                 carry = call(len(batch.y), function, carry, batch)
         self.flat.module.train()
         return carry, len(index)
