@@ -215,8 +215,10 @@ class Training:
     batch_size: int = 128
     active_classes: str = "all"  # class-incremental softmax during training: current | seen | all
     augment: str = "none"  # none | crop_flip: random crop (padding 4) and horizontal flip
+    boundaries: str = "known"  # what the learner is told of them: known | none, docs/boundaries.md
 
     def __post_init__(self) -> None:
+        one_of("training.boundaries", self.boundaries, ("known", "none"))
         one_of("training.active_classes", self.active_classes, ("current", "seen", "all"))
         one_of("training.augment", self.augment, ("none", "crop_flip"))
         check(self.epochs >= 1, f"training.epochs must be at least 1, got {self.epochs}")
@@ -340,4 +342,29 @@ class Config(Top):
             not (fuzzy and self.scenario == "class" and self.training.active_classes == "seen"),
             "training.active_classes=seen does not go with benchmark.boundaries=fuzzy, which shows "
             "samples of the next task before its classes count as seen: use all or current",
+        )
+        if self.training.boundaries != "known":
+            self.check_untold()
+
+    def check_untold(self) -> None:
+        """Refuse what tells the learner, all the same, where a task begins or which it is."""
+        untold = f"training.boundaries={self.training.boundaries}"
+        check(
+            self.scenario != "task",
+            f"{untold} has no meaning for scenario=task, which tells the task of each sample: use "
+            "scenario=domain or scenario=class",
+        )
+        active = self.training.active_classes
+        check(
+            active == "all" or self.scenario == "domain",
+            f"{untold} needs training.active_classes=all: {active} tells the task's classes",
+        )
+        schedule = self.optimizer.schedule
+        check(
+            schedule == "constant",
+            f"{untold} needs optimizer.schedule=constant: {schedule} tells how far a task is",
+        )
+        check(
+            not self.optimizer.reset,
+            f"{untold} needs optimizer.reset=false: a reset tells where a task begins",
         )

@@ -15,3 +15,9 @@ def check_boundaries(config: Config, strategy: Strategy) -> None:
         f"benchmark.boundaries={boundaries} does not go with strategy={strategy.name}, which "
         "chooses the samples that it trains on: use benchmark.boundaries=sharp",
     )
+    if config.training.boundaries == "none":
+        reason = strategy.needs_borders(config.scenario)
+        check(
+            not reason,
+            f"training.boundaries=none does not go with strategy={strategy.name}: {reason}",
+        )

@@ -93,15 +93,20 @@ def begin_task(
     """The state before a task's first step, and what the task trains on."""
     left = env.num_tasks - task.index
     env.meter.begin_task(task.index, 1 if strategy.whole_sequence else left)
-    s = s._replace(t=torch.full_like(s.t, task.index))
+    known = env.training.boundaries == "known"
+    if known:
+        s = s._replace(t=torch.full_like(s.t, task.index))
     if env.optimizer.reset:
         s = env.restart(s, s.theta)
     with env.meter.counting():
-        s = env.commit(strategy.begin_task(s, task, env))
+        if known:
+            s = env.commit(strategy.begin_task(s, task, env))
         return s, Progress(strategy.training_set(s, env.stream, task.index, env))
 
 
 def end_task(strategy: Strategy, s: TrainState, task: Task, env: Env) -> TrainState:
-    """The state after what a strategy does at the end of a task."""
+    """The state after what a strategy does at the end of a task, if it is told of it."""
+    if env.training.boundaries != "known":
+        return s
     with env.meter.counting(), torch.no_grad():
         return env.commit(strategy.end_task(s, task, env))

@@ -34,6 +34,9 @@ class AGEM(ER):
             f"strategy.weighting has no meaning for strategy={self.name}: replay sets a limit",
         )
 
+    def needs_borders(self, scenario: str) -> str:
+        return "it replays samples of earlier tasks alone"
+
     def drawable(self, held: Slots, t: Tensor) -> Tensor:
         """Samples of the previous tasks alone."""
         return (held["index"] >= 0) & (held["task"] < t)

@@ -71,6 +71,18 @@ class Strategy:
         """What to know about the run before it starts, a line each."""
         yield from ()
 
+    def needs_borders(self, scenario: str) -> str:
+        """Why it must be told where tasks begin, as part of a sentence; "": it need not be.
+
+        Without borders no method below is called between the first step and the last, and `s.t`
+        stays 0.
+        """
+        acts = any(
+            getattr(type(self), name) is not getattr(Strategy, name)
+            for name in ("training_set", "begin_task", "end_task")
+        )
+        return "it acts where a task begins or ends" if acts else ""
+
     # Cold: once per task. May loop, print and allocate; only what is returned persists.
 
     def training_set(

@@ -68,6 +68,15 @@ class ER(Strategy):
             f"strategy.replay_batch_size must be at least 1, got {self.replay_batch_size}",
         )
 
+    def needs_borders(self, scenario: str) -> str:
+        if self.policy in REFILLED:
+            return f"strategy.policy={self.policy} fills the buffer when a task ends"
+        if self.policy == "ring" and scenario == "domain":
+            return "strategy.policy=ring has places for each task where tasks share their classes"
+        if self.weighting == "task_share":
+            return "strategy.weighting=task_share counts the tasks"
+        return ""
+
     def places(self, env: Env) -> int:
         """How many samples the buffer has room for, K."""
         return places(self.buffer_size, self.per_class, env)

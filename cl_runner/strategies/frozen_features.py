@@ -24,6 +24,9 @@ class FrozenFeatures(Strategy):
 
     uncounted = ("output",)  # follows from the architecture
 
+    def needs_borders(self, scenario: str) -> str:
+        return "it freezes the features when the first task ends"
+
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
         every = torch.ones(env.num_classes, dtype=torch.bool, device=env.device)
         return {"output": env.flat.output_mask(every)}
