@@ -28,7 +28,7 @@ ALLOWED = {  # each room with those from which it may import; `package`: its __i
     " package",
     "sweep": "errors config machine data training strategies results compare run",
     "cli": "errors config machine results run sweep package hydra_plugins",
-    "testing": "core config run strategies training cli",
+    "testing": "errors core config run strategies training cli",
     "hydra_plugins": "errors config results",
     "package": "results",
     "__main__": "cli",
