@@ -20,7 +20,7 @@ ALLOWED = {  # each room with those from which it may import; `package`: its __i
     "functional": "core",
     "data": "errors core config machine",
     "nn": "errors functional config",
-    "training": "errors core config data nn",
+    "training": "errors core functional config data nn",
     "strategies": "errors core functional config nn training",
     "results": "errors functional config machine",
     "compare": "errors functional config machine results package",

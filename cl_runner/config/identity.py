@@ -17,8 +17,13 @@ IMMATERIAL = {
 
 
 def of_run(node: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that identify a run: without the keys about the command, and empty `plugins`."""
+    """The settings that identify a run: without the keys about the command, and what is not used.
+
+    That is empty `plugins`, and the detector of a run that detects no borders.
+    """
     unset = {"plugins"} if not node.get("plugins") else set()
+    if node.get("training", {}).get("boundaries") != "detected":
+        unset.add("detector")
     return {k: v for k, v in node.items() if k not in ABOUT_THE_COMMAND | unset}
 
 

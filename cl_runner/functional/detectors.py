@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 State = list[float]
 BURN_IN = 30  # numbers that page_hinkley only learns the mean and the deviation from
@@ -44,6 +46,12 @@ def page_hinkley(
         z = (x - mean) / math.sqrt(variance) if variance > 0 else 0.0
         g = page(g, max(-LARGEST_DEVIATION, min(z, LARGEST_DEVIATION)) - delta)
     return [*running(n, mean, variance, x, window), g], g > threshold
+
+
+def page_hinkley_whole(state: Sequence[float]) -> bool:
+    """Whether a list is a state of `page_hinkley`."""
+    n, _, variance, g = state
+    return all(map(math.isfinite, state)) and n >= 0 and variance >= 0 and g >= 0
 
 
 def page(g: float, increment: float) -> float:
@@ -93,6 +101,14 @@ def adwin(state: Sequence[float], x: float, *, confidence: float, clock: int) ->
             rise = rise or higher
             drop(s)
     return s, rise
+
+
+def adwin_whole(state: Sequence[float]) -> bool:
+    """Whether a list is a state of `adwin`."""
+    counts = state[4::WIDTH]
+    buckets = all(count in range(BUCKETS + 1) for count in counts)
+    width = sum(count * 2.0**row for row, count in enumerate(counts))
+    return all(map(math.isfinite, state)) and buckets and state[1] == width and state[3] >= 0
 
 
 def insert(s: State, x: float) -> None:
@@ -153,3 +169,26 @@ def drop(s: State) -> None:
     s[3] = max(s[3], 0.0)
     s[at + 1 : at + WIDTH] = [*s[at + 3 : at + WIDTH], 0.0, 0.0]
     s[at] -= 1
+
+
+# What became of the borders.
+
+
+def judged(borders: Sequence[int], alarms: Sequence[int]) -> list[dict[str, Any]]:
+    """A row for each border and each alarm that found none: border, alarm, delay and kind.
+
+    The first alarm after a border and not after the next has `found` it, with the steps between
+    them as delay; the others are `false`. A border without one is `missed`.
+    """
+    rows: list[dict[str, Any]] = []
+    left = list(alarms)
+    for border, after in pairwise([*borders, math.inf]):
+        own = [a for a in left if border < a <= after]
+        delay = own[0] - border if own else None
+        kind = "found" if own else "missed"
+        rows.append(
+            {"border": border, "alarm": own[0] if own else None, "delay": delay, "kind": kind}
+        )
+        left = [a for a in left if not own or a != own[0]]
+    rows += [{"border": None, "alarm": a, "delay": None, "kind": "false"} for a in left]
+    return sorted(rows, key=lambda row: row["border"] if row["alarm"] is None else row["alarm"])

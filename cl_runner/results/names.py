@@ -6,6 +6,7 @@ SUMMARY, STATISTICS, COMPARISON = "summary.csv", "statistics.csv", "comparison.c
 ACCURACY_MATRIX, ACCURACY_TABLE = "accuracy_matrix.csv", "accuracies.csv"
 COST_TABLE = "costs.csv"
 CALIBRATION_TABLE, CONFUSION_TABLE = "calibration.csv", "confusion.csv"  # with eval.calibration
+BOUNDARY_TABLE = "boundaries.csv"  # with training.boundaries=detected
 CONFIG, OVERRIDES = "config.yaml", "overrides.yaml"
 STATUS, JOBS = "status.json", "jobs.json"
 CHECKPOINT = "checkpoint.safetensors"

@@ -53,6 +53,7 @@ class Saved(NamedTuple):
     curves: Curves
     task: int  # index of the task that comes next, or that is under way
     progress: Progress | None = None  # of the training on it; None: before its beginning
+    watch: dict[str, Tensor] | None = None  # of the detector, where there is one
 
 
 def save(out: Path, saved: Saved, config: Mapping[str, Any]) -> None:
@@ -233,6 +234,7 @@ def to_tensors(saved: Saved) -> dict[str, Tensor]:
         found["samples.index"] = index
         found |= {"samples.task": label} if isinstance(label, Tensor) else {}
         found |= {"losses": torch.stack(list(losses))} if losses else {}
+    found |= {f"watch.{name}": v for name, v in (saved.watch or {}).items()}
     return {k: found[k].detach().cpu().contiguous().clone() for k in sorted(found)}
 
 
@@ -259,7 +261,8 @@ def from_tensors(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> S
         losses: Sequence[Tensor] = tensors["losses"].unbind() if "losses" in tensors else ()
         progress = Progress((tensors["samples.index"], label), content["step"], losses)
     at = content["task"], progress
-    return Saved(state, matrices, content["counts"], content["tables"], curves, *at)
+    watch = group("watch.") or None
+    return Saved(state, matrices, content["counts"], content["tables"], curves, *at, watch)
 
 
 def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:

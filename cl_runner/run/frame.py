@@ -23,6 +23,7 @@ from cl_runner.strategies.base import Strategy
 from cl_runner.training.env import Env
 from cl_runner.training.fit import plan
 from cl_runner.training.meter import COUNTS, SECONDS
+from cl_runner.training.watch import EVERY, Watch
 
 GROUPS = ("buffers", "opt", "memory")  # the fields of TrainState that are dictionaries
 HEADER = 100_000_000  # bytes; safetensors takes no longer one
@@ -57,6 +58,7 @@ class Frame(NamedTuple):
     budget: Collection[str]  # what is limited
     calibration: bool = False  # whether eval.calibration has tables
     within: bool = False  # whether eval.every has curves
+    watch: Watch | None = None  # where borders are detected, as it begins
     longest: int = 0  # samples that a task trains on, where these are more than all there are
 
     @property
@@ -77,7 +79,8 @@ class Frame(NamedTuple):
         samples = 2 * 8 * most
         rows = (self.tasks + 1) + self.within * self.tasks * steps
         tables = 8 * len(self.keys) * rows * (self.tasks + 2)
-        return HEADER + state + samples + tables + 8 * steps
+        seen = self.rows * self.tasks if self.watch else 0
+        return HEADER + state + samples + tables + 8 * steps + seen
 
 
 def frame_of(config: Config, strategy: Strategy, s: TrainState, env: Env) -> Frame:
@@ -95,6 +98,7 @@ def frame_of(config: Config, strategy: Strategy, s: TrainState, env: Env) -> Fra
         budget=env.meter.budget.keys(),
         calibration=config.eval.calibration,
         within=config.eval.every is not None,
+        watch=env.watch,
         longest=max(sizes),
     )
 
@@ -247,6 +251,8 @@ def check_tensors(tensors: Mapping[str, Tensor], content: Mapping[str, Any], fra
             expect(is_fraction(rows[:, 2:]), f"{name} must hold fractions")
     if within:
         names |= check_samples(tensors, content, frame)
+    if frame.watch is not None:
+        names |= check_watch(tensors, task, frame.watch)
     unknown = sorted(tensors.keys() - state.keys() - names)
     expect(not unknown, f"{short(next(iter(unknown), None))} is no tensor of such a run")
 
@@ -296,6 +302,31 @@ def check_samples(
         expect(right, f"losses must be of at most {step} steps")
         names.add("losses")
     return names
+
+
+def check_watch(tensors: Mapping[str, Tensor], task: int, watch: Watch) -> set[str]:
+    """The names of what a detector has seen. Raises Unfit unless it is in order."""
+    own = watch.tensors()
+    there = {k: tensors[f"watch.{k}"] for k in own if f"watch.{k}" in tensors}
+    free = {"alarms", "ends", "losses"}  # of any length
+    same = own.keys() - free
+    mine, other = ({f"watch.{k}": v[k] for k in same & v.keys()} for v in (own, there))
+    check_same_kind(other, mine)
+    for name in sorted(free):
+        v = there.get(name)
+        kind_ = v is not None and (
+            v.is_floating_point() if name == "losses" else v.dtype == torch.int64
+        )
+        expect(v is not None and kind_ and v.ndim == 1, f"watch.{name} must be a list of numbers")
+    step, ends = int(there["step"]), there["ends"]
+    check_range("watch.step", there["step"], 0, LARGEST)
+    for name in ("alarms", "ends"):
+        check_range(f"watch.{name}", there[name], 0, step)
+        expect(bool((there[name].diff() >= 0).all()), f"watch.{name} must not fall")
+    expect(len(ends) == task, f"watch.ends must be of {task} tasks")
+    expect(len(there["losses"]) <= EVERY, f"watch.losses must be of at most {EVERY} steps")
+    expect(watch.whole(there["state"].tolist()), "watch.state is that of no detector")
+    return {f"watch.{name}" for name in own}
 
 
 def is_of_state(name: str) -> bool:

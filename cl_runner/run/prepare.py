@@ -30,6 +30,7 @@ from cl_runner.run.messages import print_and_log
 from cl_runner.strategies.base import Strategy
 from cl_runner.training import engines
 from cl_runner.training.env import Env
+from cl_runner.training.watch import Watch
 
 log = logging.getLogger(__name__)
 DEFAULT_THREADS = torch.get_num_threads()  # torch's own choice, whatever an earlier job set
@@ -80,6 +81,8 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
         training=training,
         seed=config.seed,
     )
+    if training.boundaries == "detected":
+        env.watch = Watch(config.detector, stream)
     parts |= needs.of_parameters(config, env.flat.module, device)
     parts |= needs.of_strategy(strategy, env)  # with its checks against the stream
     parts |= needs.of_activations(config, strategy, env)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -26,6 +27,8 @@ class AGEM(ER):
     trained on, so `weighting` has no meaning here and must stay as it is. What is projected is the
     gradient: the step of an optimizer that is not plain SGD need not satisfy the constraint.
     """
+
+    detectable: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()

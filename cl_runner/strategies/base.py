@@ -33,6 +33,9 @@ class Strategy:
     regulariser: ClassVar[bool] = False  # no samples of the past, no parts of the network per task
     whole_batches: ClassVar[bool] = True  # a step passes a whole batch forward at once
     buffers_inputs: ClassVar[bool] = True  # a buffered sample takes the room of its input
+    # Scenarios in which a task may be what a detector makes one: samples of several tasks of the
+    # stream, each with its own, and an index that only counts.
+    detectable: ClassVar[tuple[str, ...]] = ()
     # Names in memory that the method need not keep, since the rest tells them or a table alone
     # shows them: memory_bytes leaves them out.
     uncounted: ClassVar[tuple[str, ...]] = ()
@@ -82,6 +85,12 @@ class Strategy:
             for name in ("training_set", "begin_task", "end_task")
         )
         return "it acts where a task begins or ends" if acts else ""
+
+    def needs_tasks(self, scenario: str) -> str:
+        """Why detected borders will not do, as part of a sentence; "": they will."""
+        if scenario in self.detectable or not self.needs_borders(scenario):
+            return ""
+        return f"it needs the tasks of the stream themselves where scenario={scenario}"
 
     # Cold: once per task. May loop, print and allocate; only what is returned persists.
 

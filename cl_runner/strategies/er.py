@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -53,6 +54,8 @@ class ER(Strategy):
     with equal probability.
     """
 
+    detectable: ClassVar[tuple[str, ...]] = ("domain", "class")
+
     buffer_size: int | None = 500
     replay_batch_size: int = 128
     policy: str = "reservoir"
@@ -76,6 +79,11 @@ class ER(Strategy):
         if self.weighting == "task_share":
             return "strategy.weighting=task_share counts the tasks"
         return ""
+
+    def needs_tasks(self, scenario: str) -> str:
+        if self.policy != "reservoir" and scenario == "domain":
+            return f"strategy.policy={self.policy} balances over the stream's own tasks"
+        return super().needs_tasks(scenario)
 
     def places(self, env: Env) -> int:
         """How many samples the buffer has room for, K."""

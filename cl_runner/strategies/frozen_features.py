@@ -23,6 +23,7 @@ class FrozenFeatures(Strategy):
     """
 
     uncounted = ("output",)  # follows from the architecture
+    detectable = ("domain", "class")
 
     def needs_borders(self, scenario: str) -> str:
         return "it freezes the features when the first task ends"

@@ -15,6 +15,7 @@ from cl_runner.nn.flat import Flat
 from cl_runner.nn.networks import build, largest_activation, layout
 from cl_runner.training import optim
 from cl_runner.training.meter import Meter
+from cl_runner.training.watch import Watch
 
 T = TypeVar("T")
 Loss = Callable[..., tuple[Tensor, dict[str, Any]]]
@@ -25,8 +26,8 @@ FOLD_CHUNK = 1000  # samples per chunk of a pass that takes no steps
 class Env:
     """Stream, network, optimizer and seeds of one run.
 
-    Nothing in it changes during the run but the storage behind the live `theta` (see `Flat`) and
-    the meter.
+    Nothing in it changes during the run but the storage behind the live `theta` (see `Flat`), the
+    meter and the watch.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Env:
         self.precision = precision  # what kernels.choose set torch up for
         self.engine = "eager"  # how steps are executed: what steps.choose says
         self.meter = Meter(budget)
+        self.watch: Watch | None = None  # where training.boundaries=detected
         self.device = stream.x.device
         self.num_tasks = len(stream)
         self.num_classes = stream.num_classes
