@@ -247,6 +247,16 @@ def test_no_more_borders_than_the_stream_has_are_acted_upon(
     assert (row(tmp_path)["false_alarms"], row(tmp_path)["borders_missed"]) == ("3", "0")
 
 
+def test_a_border_after_the_last_step_ends_the_last_task(prepared, monkeypatch) -> None:
+    """Nothing came after it, so that there is nothing to measure a second time."""
+    called_at(monkeypatch, 30, 60)
+    known, _ = trained(prepared, *SMALL, "strategy=ewc", DETECTED)
+    called_at(monkeypatch, 30, 90)
+    states, _ = trained(prepared, *SMALL, "strategy=ewc", DETECTED)
+    assert int(states[-1].t) == 2 and int(known[-1].t) == 2
+    assert not torch.equal(states[-1].memory["fisher"], known[-1].memory["fisher"])
+
+
 def test_the_optimizer_is_reset_where_a_border_is_found(prepared, monkeypatch) -> None:
     called_at(monkeypatch, 30, 60)
     case = (*SMALL, "optimizer=adam", "optimizer.reset=true")

@@ -99,7 +99,9 @@ def train_detecting(
     watch.ends.append(watch.step)
     if task.index < env.num_tasks - 1:
         return steps.s
-    return ended(strategy, steps.s, watch.task(int(steps.s.t), env.stream), env)
+    last = watch.task(int(steps.s.t), env.stream)
+    nothing = not len(last.train)  # since a border that was called after the last step
+    return steps.s if nothing else ended(strategy, steps.s, last, env)
 
 
 def length(strategy: Strategy, env: Env, progress: Progress) -> Plan:
