@@ -74,11 +74,21 @@ class Task:
     validation: Tensor  # [n] rows of Stream.x, disjoint from train; empty unless asked for
     test: Tensor  # [n] rows of Stream.x_test
     name: str = ""  # what the data call it, such as a month; "": nothing
+    # [n] the task that each of `train` is of, where they come in an order of their own and a row
+    # may come again; None: all are of this task, each comes once, in any order.
+    of: Tensor | None = None
 
     @property
     def title(self) -> str:
         """What it is called in words."""
         return self.name or f"task {self.index + 1}"
+
+    def samples(self) -> tuple[Tensor, int | Tensor]:
+        """Its training samples, each once: rows [n], and the task of all or of each [n]."""
+        if self.of is None:
+            return self.train, self.index
+        of, rows = torch.stack([self.of, self.train]).unique(dim=1)
+        return rows, of
 
 
 # (images [B, C, H, W], task index of all of them or of each [B], the stream's tables) -> images
@@ -105,6 +115,7 @@ class Stream:
     scale: Tensor  # [C, 1, 1] inputs are x * scale + shift
     shift: Tensor | None  # [C, 1, 1]
     transform: Transform | None = None  # what a task does to the images, by its rows of the tables
+    boundaries: str = "sharp"  # between the tasks' training samples, see data.boundaries
     cache: dict[tuple[str, int], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:

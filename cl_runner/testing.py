@@ -27,6 +27,7 @@ from cl_runner.cli.search_path import with_yaml_of_plugins
 from cl_runner.config.parse import validate
 from cl_runner.config.schema import Config
 from cl_runner.core import Batch, TrainState
+from cl_runner.errors import UserError
 from cl_runner.run.prepare import prepare
 from cl_runner.run.tasks import initial_state, restored, train_task
 from cl_runner.strategies.base import Strategy
@@ -260,12 +261,27 @@ def check_logits(case: Case) -> None:
     assert not torch.equal(without_first[0], logits[0]), "they are not in the order of the batch"
 
 
+def check_untold(case: Case) -> None:
+    """With training.boundaries=none it does what it does when it is told; or it is refused."""
+    strategy, env = case.prepared()
+    untold = "training.boundaries=none"
+    if env.stream.scenario == "task" or strategy.needs_borders(env.stream.scenario):
+        try:
+            case.prepared(untold)
+        except UserError:
+            return
+        raise AssertionError("needs_borders() says why not, and it is trained all the same")
+    told = case.unbroken[-1]
+    assert_same(case.train(untold).states[-1]._replace(t=told.t), told)
+
+
 CHECKS: dict[str, Callable[[Case], None]] = {
     "two runs are identical and hold only tensors": check_identical,
     "the seed reaches the result": check_seed,
     "resumed equals unbroken": check_resumed,
     "the state keeps its size": check_size,
     "a step's logits are those of its batch, from before it learns": check_logits,
+    "what needs no borders does not use them": check_untold,
     "plain autograd and torch.func take the same step": check_functional,
 }
 

@@ -340,6 +340,8 @@ def test_the_default_configuration(configure: Callable[..., Config]) -> None:
     )
     assert cfg.scenario == cfg.benchmark.default_scenario == "domain"
     assert cfg.strategy["name"] == "ewc"
+    assert "detector" not in cfg.resolved  # validated again, as a run that goes on has it
+    assert validate(OmegaConf.create(dict(cfg.resolved))).detector == cfg.detector
     assert cfg.resolved["benchmark"]["num_tasks"] == cfg.benchmark.num_tasks
     assert type(strategies.build(cfg.strategy)) is EWC
 

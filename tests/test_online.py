@@ -133,6 +133,20 @@ def test_samples_of_earlier_tasks_do_not_count(prepared, configure, tmp_path, st
         assert old == (task.index > 0)  # more steps than its own samples fill
 
 
+@pytest.mark.parametrize("boundaries", ["fuzzy", "random"])
+def test_of_a_stream_that_repeats_its_samples_each_counts_once(
+    prepared, configure, tmp_path, boundaries
+):
+    case = (*TOY, "strategy=naive", f"benchmark.boundaries={boundaries}", "training.epochs=2")
+    _, _, env = prepared(*case)
+    run(configure(*case), tmp_path)
+    seen: set[tuple[int, int]] = set()
+    for task, row in zip(env.stream, counts_of(tmp_path), strict=True):
+        shown = set(zip(task.train.tolist(), task.of.tolist(), strict=True))
+        assert row[2] == len(shown - seen) < len(task.train)
+        seen |= shown
+
+
 def test_joint_training_sees_the_stream_shuffled(configure, tmp_path):
     run(configure(*TOY, "strategy=joint"), tmp_path)
     assert [row[:3] for row in counts_of(tmp_path)] == [(1, 13, 200)]

@@ -18,8 +18,13 @@ IMMATERIAL = {
 
 
 def of_run(node: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that identify a run: without the keys about the command, and what is not set."""
+    """The settings that identify a run: without the keys about the command, and what is not used.
+
+    That is what is not set (`UNSET`), and the detector of a run that detects no borders.
+    """
     unset = {key for key in UNSET if not node.get(key)}
+    if node.get("training", {}).get("boundaries") != "detected":
+        unset.add("detector")
     return {k: v for k, v in node.items() if k not in ABOUT_THE_COMMAND | unset}
 
 

@@ -26,6 +26,7 @@ from cl_runner.config.schema import (
     Checkpoint,
     Config,
     Data,
+    Detector,
     Eval,
     Top,
     Training,
@@ -119,6 +120,7 @@ def validate(cfg: DictConfig) -> Config:
         node: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from None
+    node = {"detector": {}} | node  # the configuration of a run that detects nothing has none
     known = {f.name for f in dataclasses.fields(Config)} - {"resolved"}
     for key in node:
         check(key in known, f"unknown key {key}; known are {', '.join(sorted(known))}")
@@ -137,6 +139,7 @@ def validate(cfg: DictConfig) -> Config:
         model=parse(model, node["model"], "model"),
         optimizer=parse(OPTIMIZERS[node["optimizer"]["name"]], node["optimizer"], "optimizer"),
         training=parse(Training, node["training"], "training"),
+        detector=parse(Detector, node["detector"], "detector"),
         budget=parse(Budget, node["budget"], "budget"),
         eval=parse(Eval, node["eval"], "eval"),
         checkpoint=parse(Checkpoint, node["checkpoint"], "checkpoint"),

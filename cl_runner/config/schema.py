@@ -8,7 +8,7 @@ strategies' dataclasses are their own schema (`cl_runner.strategies`). No torch 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, ClassVar
@@ -18,7 +18,7 @@ from cl_runner.errors import check, one_of
 SCENARIOS = ("task", "domain", "class")
 SECTIONS = (
     *("data", "benchmark", "model", "optimizer", "training"),
-    *("budget", "eval", "checkpoint", "strategy"),
+    *("detector", "budget", "eval", "checkpoint", "strategy"),
 )
 ENGINES = ("auto", "eager", "compile", "graph")
 PRECISIONS = ("auto", "float32", "float32_onednn", "tf32", "bfloat16")
@@ -57,9 +57,18 @@ class Benchmark:
     pad_to: int | None = None  # zero padding to this height and width, in pixels
     mean: list[float] | None = None  # per channel, of inputs in [0, 1]
     std: list[float] | None = None
+    boundaries: str = (
+        "sharp"  # between tasks in training: sharp | fuzzy | random, docs/boundaries.md
+    )
+    fuzzy_width: float = 0.5  # share of a task over which the next one comes in
 
     def __post_init__(self) -> None:
         one_of("benchmark.default_scenario", self.default_scenario, SCENARIOS)
+        one_of("benchmark.boundaries", self.boundaries, ("sharp", "fuzzy", "random"))
+        check(
+            0 < self.fuzzy_width <= 1,
+            f"benchmark.fuzzy_width must lie in (0, 1], got {self.fuzzy_width}",
+        )
         check(self.seed >= 0, f"benchmark.seed must be at least 0, got {self.seed}")
         one = self.num_tasks is None or self.num_tasks >= 1  # None: `config.benchmarks.Slices`
         check(one, f"benchmark.num_tasks must be at least 1, got {self.num_tasks}")
@@ -227,8 +236,10 @@ class Training:
     batch_size: int = 128
     active_classes: str = "all"  # class-incremental softmax during training: current | seen | all
     augment: str = "none"  # none | crop_flip: random crop (padding 4) and horizontal flip
+    boundaries: str = "known"  # what the learner is told of them: known | none | detected
 
     def __post_init__(self) -> None:
+        one_of("training.boundaries", self.boundaries, ("known", "none", "detected"))
         one_of("training.active_classes", self.active_classes, ("current", "seen", "all"))
         one_of("training.augment", self.augment, ("none", "crop_flip"))
         check(self.epochs >= 1, f"training.epochs must be at least 1, got {self.epochs}")
@@ -237,6 +248,39 @@ class Training:
             f"training.iterations must be at least 1, got {self.iterations}",
         )
         check(self.batch_size >= 1, f"training.batch_size must be positive, got {self.batch_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detector:
+    """What calls the end of a task, by the training loss, where training.boundaries=detected."""
+
+    name: str = "page_hinkley"  # page_hinkley | adwin
+    delta: float = 0.5  # page_hinkley: a rise below it is none, in standard deviations
+    threshold: float = 12.0  # page_hinkley: of the sum of what is above delta
+    window: int = 50  # page_hinkley: steps that the mean and the deviation are of
+    confidence: float = 0.002  # adwin: the smaller, the fewer false alarms
+
+    def __post_init__(self) -> None:
+        one_of("detector.name", self.name, ("page_hinkley", "adwin"))
+        check(self.delta >= 0, f"detector.delta must be at least 0, got {self.delta}")
+        check(self.threshold > 0, f"detector.threshold must be positive, got {self.threshold}")
+        check(self.window >= 2, f"detector.window must be at least 2 steps, got {self.window}")
+        check(
+            0 < self.confidence < 1,
+            f"detector.confidence must lie in (0, 1), got {self.confidence}",
+        )
+        adwins = {"confidence"}
+        others = vars(self).keys() - adwins - {"name"} if self.name == "adwin" else adwins
+        self.without_meaning(f"detector.name={self.name}", others)
+
+    def without_meaning(self, where: str, names: Iterable[str]) -> None:
+        """Refuse values, other than the default, of keys that change nothing there."""
+        for name in sorted(names):
+            value = getattr(self, name)
+            check(
+                value == getattr(type(self), name),
+                f"detector.{name}={value} has no meaning with {where}: leave it out",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -375,8 +419,51 @@ class Config(Top):
     model: Model
     optimizer: Optimizer
     training: Training
+    detector: Detector
     budget: Budget
     eval: Eval
     checkpoint: Checkpoint
     strategy: Mapping[str, Any]  # parsed by cl_runner.strategies, which needs torch
     resolved: Mapping[str, Any]  # plain values of what config.yaml holds
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fuzzy = self.benchmark.boundaries == "fuzzy"
+        check(
+            not fuzzy or self.scenario != "task",
+            "benchmark.boundaries=fuzzy has no meaning for scenario=task, which tells the task of "
+            "each sample: use scenario=domain, scenario=class or benchmark.boundaries=sharp",
+        )
+        check(
+            not (fuzzy and self.scenario == "class" and self.training.active_classes == "seen"),
+            "training.active_classes=seen does not go with benchmark.boundaries=fuzzy, which shows "
+            "samples of the next task before its classes count as seen: use all or current",
+        )
+        told = self.training.boundaries
+        if told != "known":
+            self.check_untold()
+        if told != "detected":
+            self.detector.without_meaning(f"training.boundaries={told}", vars(self.detector))
+
+    def check_untold(self) -> None:
+        """Refuse what tells the learner, all the same, where a task begins or which it is."""
+        untold = f"training.boundaries={self.training.boundaries}"
+        check(
+            self.scenario != "task",
+            f"{untold} has no meaning for scenario=task, which tells the task of each sample: use "
+            "scenario=domain or scenario=class",
+        )
+        active = self.training.active_classes
+        check(
+            active == "all" or self.scenario == "domain",
+            f"{untold} needs training.active_classes=all: {active} tells the task's classes",
+        )
+        schedule = self.optimizer.schedule
+        check(
+            schedule == "constant",
+            f"{untold} needs optimizer.schedule=constant: {schedule} tells how far a task is",
+        )
+        check(
+            not self.optimizer.reset or self.training.boundaries == "detected",
+            f"{untold} needs optimizer.reset=false: a reset tells where a task begins",
+        )

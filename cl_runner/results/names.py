@@ -7,6 +7,7 @@ ACCURACY_MATRIX, ACCURACY_TABLE = "accuracy_matrix.csv", "accuracies.csv"
 COST_TABLE, TASK_TABLE = "costs.csv", "tasks.csv"  # the latter where tasks have names
 ONLINE_TABLE = "online.csv"  # with eval.online
 CALIBRATION_TABLE, CONFUSION_TABLE = "calibration.csv", "confusion.csv"  # with eval.calibration
+BOUNDARY_TABLE = "boundaries.csv"  # with training.boundaries=detected
 CONFIG, OVERRIDES = "config.yaml", "overrides.yaml"
 STATUS, JOBS = "status.json", "jobs.json"
 CHECKPOINT = "checkpoint.safetensors"

@@ -53,6 +53,7 @@ class Saved(NamedTuple):
     curves: Curves
     task: int  # index of the task that comes next, or that is under way
     progress: Progress | None = None  # of the training on it; None: before its beginning
+    watch: dict[str, Tensor] | None = None  # of the detector, where there is one
 
 
 def save(out: Path, saved: Saved, config: Mapping[str, Any]) -> None:
@@ -234,6 +235,7 @@ def to_tensors(saved: Saved) -> dict[str, Tensor]:
         found |= {"samples.task": label} if isinstance(label, Tensor) else {}
         found |= {"losses": torch.stack(list(losses))} if losses else {}
         found |= {"predictions": torch.cat(list(predictions))} if predictions else {}
+    found |= {f"watch.{name}": v for name, v in (saved.watch or {}).items()}
     return {k: found[k].detach().cpu().contiguous().clone() for k in sorted(found)}
 
 
@@ -262,7 +264,8 @@ def from_tensors(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> S
         samples = tensors["samples.index"], label
         progress = Progress(samples, content["step"], losses, predictions)
     at = content["task"], progress
-    return Saved(state, matrices, content["counts"], content["tables"], curves, *at)
+    watch = group("watch.") or None
+    return Saved(state, matrices, content["counts"], content["tables"], curves, *at, watch)
 
 
 def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:

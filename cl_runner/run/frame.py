@@ -24,6 +24,7 @@ from cl_runner.training import online
 from cl_runner.training.env import Env
 from cl_runner.training.fit import plan
 from cl_runner.training.meter import COUNTS, SECONDS
+from cl_runner.training.watch import EVERY, Watch
 
 GROUPS = ("buffers", "opt", "memory")  # the fields of TrainState that are dictionaries
 HEADER = 100_000_000  # bytes; safetensors takes no longer one
@@ -60,6 +61,8 @@ class Frame(NamedTuple):
     evaluation: Eval = EVERYTHING  # which tables, curves and cells of the matrices there are
     classes: int = 1  # K
     batch_size: Callable[[int], int] = lambda _: 1  # of a task
+    watch: Watch | None = None  # where borders are detected, as it begins
+    longest: int = 0  # samples that a task trains on, where these are more than all there are
 
     @property
     def tasks(self) -> int:
@@ -73,12 +76,14 @@ class Frame(NamedTuple):
 
     def most_bytes(self) -> int:
         """No checkpoint of the run is longer."""
-        steps = self.steps(self.rows * self.tasks)
+        most = max(self.rows * self.tasks, self.longest)
+        steps = self.steps(most)
         state = sum(v.nbytes for v in named(self.state).values())
-        samples = (2 + self.evaluation.online) * 8 * self.rows * self.tasks
+        samples = (2 + self.evaluation.online) * 8 * most
         rows = (self.tasks + 1) + (self.evaluation.every is not None) * self.tasks * steps
         tables = 8 * len(self.keys) * rows * (self.tasks + 2)
-        return HEADER + state + samples + tables + 8 * steps
+        seen = self.rows * self.tasks if self.watch else 0
+        return HEADER + state + samples + tables + 8 * steps + seen
 
     def measured(self, done: int) -> Tensor:
         """[T + 1, T] bool: the cells of a matrix that are there after `done` tasks."""
@@ -104,6 +109,8 @@ def frame_of(config: Config, strategy: Strategy, s: TrainState, env: Env) -> Fra
         evaluation=config.eval,
         classes=stream.num_classes,
         batch_size=lambda t: strategy.batch_size(t, env),
+        watch=env.watch,
+        longest=max(len(task.train) for task in stream),
     )
 
 
@@ -268,6 +275,8 @@ def check_tensors(tensors: Mapping[str, Tensor], content: Mapping[str, Any], fra
             expect(right, f"{name} must hold fractions{which}")
     if within:
         names |= check_samples(tensors, content, frame)
+    if frame.watch is not None:
+        names |= check_watch(tensors, task, frame.watch)
     unknown = sorted(tensors.keys() - state.keys() - names)
     expect(not unknown, f"{short(next(iter(unknown), None))} is no tensor of such a run")
 
@@ -325,6 +334,31 @@ def check_samples(
         check_range("predictions", v, 0, frame.classes - 1)
         names.add("predictions")
     return names
+
+
+def check_watch(tensors: Mapping[str, Tensor], task: int, watch: Watch) -> set[str]:
+    """The names of what a detector has seen. Raises Unfit unless it is in order."""
+    own = watch.tensors()
+    there = {k: tensors[f"watch.{k}"] for k in own if f"watch.{k}" in tensors}
+    free = {"alarms", "ends", "losses"}  # of any length
+    same = own.keys() - free
+    mine, other = ({f"watch.{k}": v[k] for k in same & v.keys()} for v in (own, there))
+    check_same_kind(other, mine)
+    for name in sorted(free):
+        v = there.get(name)
+        kind_ = v is not None and (
+            v.is_floating_point() if name == "losses" else v.dtype == torch.int64
+        )
+        expect(v is not None and kind_ and v.ndim == 1, f"watch.{name} must be a list of numbers")
+    step, ends = int(there["step"]), there["ends"]
+    check_range("watch.step", there["step"], 0, LARGEST)
+    for name in ("alarms", "ends"):
+        check_range(f"watch.{name}", there[name], 0, step)
+        expect(bool((there[name].diff() >= 0).all()), f"watch.{name} must not fall")
+    expect(len(ends) == task, f"watch.ends must be of {task} tasks")
+    expect(len(there["losses"]) <= EVERY, f"watch.losses must be of at most {EVERY} steps")
+    expect(watch.whole(there["state"].tolist()), "watch.state is that of no detector")
+    return {f"watch.{name}" for name in own}
 
 
 def is_of_state(name: str) -> bool:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,19 +14,23 @@ import torch
 from torch import nn
 
 from cl_runner.config.outline import check_scenario
-from cl_runner.config.schema import Config
+from cl_runner.config.schema import Config, Training
+from cl_runner.core import Stream
 from cl_runner.data import sources
 from cl_runner.data.benchmarks import build_stream
+from cl_runner.data.boundaries import ordered
 from cl_runner.data.datasets import Arrays
 from cl_runner.errors import UserError, check
 from cl_runner.machine import cores_and_gpus, ram
 from cl_runner.machine.precision import choose, keep_freed_memory
 from cl_runner.nn.networks import build, factory
 from cl_runner.run import needs, weights
+from cl_runner.run.boundaries import check_boundaries
 from cl_runner.run.messages import print_and_log, say_once
 from cl_runner.strategies.base import Strategy
 from cl_runner.training import engines
 from cl_runner.training.env import Env
+from cl_runner.training.watch import Watch
 
 log = logging.getLogger(__name__)
 DEFAULT_THREADS = torch.get_num_threads()  # torch's own choice, whatever an earlier job set
@@ -48,6 +53,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
         f"eval.online=true: strategy={strategy.name} predicts no batch of the stream as a whole"
     )
     check(strategy.whole_batches or not config.eval.online, f"{single} before it learns from it")
+    check_boundaries(config, strategy)
     device = choose_device(config.device)
     free = ram.available(device)
     torch.set_num_threads(config.threads or DEFAULT_THREADS)
@@ -62,6 +68,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
         augmented=config.training.augment != "none",
         plugins=config.plugins,
     )
+    stream, training = in_time(stream, config)
     make_net = new = factory(config.model, stream.input_shape, stream.num_classes, config.plugins)
     trained = None if config.init_from is None else weights.read(config.resolved["init_from"])
     if trained is not None:
@@ -78,10 +85,12 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
         precision=precision,
         budget=config.budget,
         optimizer=config.optimizer,
-        training=config.training,
+        training=training,
         seed=config.seed,
         online=config.eval.online,
     )
+    if training.boundaries == "detected":
+        env.watch = Watch(config.detector, stream)
     parts |= needs.of_parameters(config, env.flat.module, device)
     parts |= needs.of_strategy(strategy, env)  # with its checks against the stream
     parts |= needs.of_activations(config, strategy, env)
@@ -91,6 +100,21 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     env.engine, reason = engines.choose(config.engine, strategy.one_graph, env)
     log.info("engine: %s (%s)", env.engine, reason)
     return env
+
+
+def in_time(stream: Stream, config: Config) -> tuple[Stream, Training]:
+    """The stream with its boundaries, and how it is trained on: one in an order of time, once."""
+    training = config.training
+    if config.benchmark.boundaries == "sharp":
+        return stream, training
+    lengths = [
+        training.epochs * len(task.train)
+        if training.iterations is None
+        else training.iterations * training.batch_size
+        for task in stream
+    ]
+    once = replace(training, epochs=1, iterations=None)
+    return ordered(stream, config.benchmark, lengths, config.seed), once
 
 
 def choose_device(name: str) -> torch.device:

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ import cl_runner
 from cl_runner.config import identity
 from cl_runner.config.schema import Config
 from cl_runner.core import Stream, TrainState
+from cl_runner.data.boundaries import mixed_samples
 from cl_runner.errors import UserError
+from cl_runner.functional.detectors import judged
 from cl_runner.machine.ram import peak_memory, reset_peak_memory
 from cl_runner.results import files, matrices, status
 from cl_runner.results.columns import task_costs
 from cl_runner.results.images import write_grid
-from cl_runner.results.names import CONFIG, OVERRIDES, SUMMARY, TASK_TABLE
+from cl_runner.results.names import BOUNDARY_TABLE, CONFIG, OVERRIDES, SUMMARY, TASK_TABLE
 from cl_runner.results.titles import UNNAMED, Titles, titled
 from cl_runner.run.calibration import Calibration
 from cl_runner.run.checkpoint import Saved
@@ -82,7 +85,8 @@ class RunFiles:
         """What a checkpoint holds: next comes task `task`, or what remains of it."""
         about = {"seconds": self.elapsed(), "members": self.members}
         counts = about | self.env.meter.state()
-        return Saved(s, self.matrices, counts, self.tables, self.curves, task, progress)
+        watch = None if self.env.watch is None else self.env.watch.tensors()
+        return Saved(s, self.matrices, counts, self.tables, self.curves, task, progress, watch)
 
     def elapsed(self) -> float:
         """The run's seconds so far; of several that are trained together, its share."""
@@ -101,6 +105,8 @@ class RunFiles:
         self.before = counts.pop("seconds")
         self.members = max(self.members, counts.pop("members"))
         self.env.meter.restore(counts)
+        if self.env.watch is not None and saved.watch is not None:
+            self.env.watch.restore(saved.watch)
         self.matrices, self.tables, self.curves = saved.matrices, saved.tables, saved.curves
         self.at(saved.task, 0 if saved.progress is None else saved.progress.step)
         self.memory = footprint(strategy, s, self.env)
@@ -192,6 +198,7 @@ class RunFiles:
             "seconds": self.seconds,
             **{name: getattr(self.env.meter, name) for name in task_costs("sum")},
             **self.budget_stopped(),
+            **self.detected(),
             **self.memory,
             "peak_memory_bytes": costs[-1]["peak_memory_bytes"] if costs else None,
             "model": names["model"],
@@ -212,6 +219,33 @@ class RunFiles:
         meter = self.env.meter
         return {"budget_stopped": [t + 1 for t in meter.stopped]} if meter.budget else {}
 
+    def boundaries(self) -> list[dict[str, Any]]:
+        """The rows of boundaries.csv, where borders are detected."""
+        watch, stream = self.env.watch, self.env.stream
+        if watch is None:
+            return []
+        mixed = [0] * len(stream)
+        if stream.boundaries == "fuzzy":
+            width = self.config.benchmark.fuzzy_width
+            sizes = [len(task.train) for task in stream]
+            mixed = [mixed_samples(width, a, b) for a, b in pairwise(sizes)] + [0]
+        size = self.env.training.batch_size
+        borders = [end - mixed[t] // size for t, end in enumerate(watch.ends) if end < watch.step]
+        return judged(borders, watch.alarms)
+
+    def detected(self) -> dict[str, float | None]:
+        """What became of the borders, where they are detected."""
+        if self.env.watch is None:
+            return {}
+        rows = self.boundaries()
+        kinds = [row["kind"] for row in rows]
+        delays = [row["delay"] for row in rows if row["kind"] == "found"]
+        return {
+            "borders_missed": kinds.count("missed"),
+            "false_alarms": kinds.count("false"),
+            "mean_delay": sum(delays) / len(delays) if delays else None,
+        }
+
     def write(self, state: str) -> None:
         """All result files as they stand; status.json is the last."""
         self.write_results(state)
@@ -226,6 +260,8 @@ class RunFiles:
             for name, rows in self.tables.items():
                 if rows:  # no task was seen yet
                     files.write_grown(self.out / f"{name}.csv", rows, self.titles, self.made)
+        if rows := self.boundaries():
+            files.write_rows(self.out / BOUNDARY_TABLE, rows)
         files.write_rows(self.out / SUMMARY, [{"status": state, **self.columns()}])
 
     def ended(self, error: BaseException) -> None:

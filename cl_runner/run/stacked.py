@@ -34,6 +34,8 @@ def obstacle(members: Sequence[Member]) -> str | None:
     first = members[0]
     if not first.strategy.one_graph:
         return f"a step of strategy={first.strategy.name} is not one graph"
+    if first.env.watch is not None:
+        return "training.boundaries=detected finds the borders of each run at other steps"
     if first.env.flat.buffers:
         return "the model has BatchNorm, whose statistics a stacked step would not move"
     if first.env.stochastic:

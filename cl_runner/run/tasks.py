@@ -9,10 +9,12 @@ from typing import NamedTuple
 import torch
 
 from cl_runner.core import Task, TrainState
+from cl_runner.run.boundaries import Detecting, begun, ended
 from cl_runner.strategies.base import Strategy
 from cl_runner.training import optim
 from cl_runner.training.env import Env
 from cl_runner.training.fit import AfterStep, Alone, Plan, Progress, Steps, plan, train
+from cl_runner.training.watch import Watch
 
 # Opened around the steps of a task: gives the function to call before the first and after each.
 Observer = Callable[[Steps], AbstractContextManager[AfterStep | None]]
@@ -71,10 +73,35 @@ def train_task(
     """
     if progress is None:
         s, progress = begin_task(strategy, s, task, env)
+    if env.watch is not None:
+        return train_detecting(strategy, s, task, env, env.watch, progress, observe)
     alone = Alone(s, env, strategy, progress, task.index)
     with observe(alone) as after:
         s = train(alone, length(strategy, env, progress, task.index), progress.step, after)
     return end_task(strategy, s, task, env)
+
+
+def train_detecting(
+    strategy: Strategy,
+    s: TrainState,
+    task: Task,
+    env: Env,
+    watch: Watch,
+    progress: Progress,
+    observe: Observer,
+) -> TrainState:
+    """`train_task` for a run whose borders are detected. That the stream ends, it is told."""
+    steps = Detecting(s, env, strategy, watch, progress, task.index)
+    with observe(steps) as after:
+        train(steps, length(strategy, env, progress, task.index), progress.step, after)
+    with torch.no_grad():
+        steps.look()
+    watch.ends.append(watch.step)
+    if task.index < env.num_tasks - 1:
+        return steps.s
+    last = watch.task(int(steps.s.t), env.stream)
+    nothing = not len(last.train)  # since a border that was called after the last step
+    return steps.s if nothing else ended(strategy, steps.s, last, env)
 
 
 def length(strategy: Strategy, env: Env, progress: Progress, t: int) -> Plan:
@@ -95,15 +122,13 @@ def begin_task(
     """The state before a task's first step, and what the task trains on."""
     left = env.num_tasks - task.index
     env.meter.begin_task(task.index, 1 if strategy.whole_sequence else left)
-    s = s._replace(t=torch.full_like(s.t, task.index))
-    if env.optimizer.reset:
-        s = env.restart(s, s.theta)
+    boundaries = env.training.boundaries
+    if boundaries == "known" or (boundaries == "detected" and task.index == 0):
+        s = begun(strategy, s, task, env)
     with env.meter.counting():
-        s = env.commit(strategy.begin_task(s, task, env))
         return s, Progress(strategy.training_set(s, env.stream, task.index, env))
 
 
 def end_task(strategy: Strategy, s: TrainState, task: Task, env: Env) -> TrainState:
-    """The state after what a strategy does at the end of a task."""
-    with env.meter.counting(), torch.no_grad():
-        return env.commit(strategy.end_task(s, task, env))
+    """The state after what a strategy does at the end of a task, if it is told of it."""
+    return ended(strategy, s, task, env) if env.training.boundaries == "known" else s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -27,12 +28,17 @@ class AGEM(ER):
     gradient: the step of an optimizer that is not plain SGD need not satisfy the constraint.
     """
 
+    detectable: ClassVar[tuple[str, ...]] = ()
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check(
             self.weighting == "concatenation",
             f"strategy.weighting has no meaning for strategy={self.name}: replay sets a limit",
         )
+
+    def needs_borders(self, scenario: str) -> str:
+        return "it replays samples of earlier tasks alone"
 
     def drawable(self, held: Slots, t: Tensor) -> Tensor:
         """Samples of the previous tasks alone."""

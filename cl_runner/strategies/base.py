@@ -33,6 +33,9 @@ class Strategy:
     regulariser: ClassVar[bool] = False  # no samples of the past, no parts of the network per task
     whole_batches: ClassVar[bool] = True  # a step passes a whole batch forward at once
     buffers_inputs: ClassVar[bool] = True  # a buffered sample takes the room of its input
+    # Scenarios in which a task may be what a detector makes one: samples of several tasks of the
+    # stream, each with its own, and an index that only counts.
+    detectable: ClassVar[tuple[str, ...]] = ()
     # Names in memory that the method need not keep, since the rest tells them or a table alone
     # shows them: memory_bytes leaves them out.
     uncounted: ClassVar[tuple[str, ...]] = ()
@@ -71,13 +74,32 @@ class Strategy:
         """What to know about the run before it starts, a line each."""
         yield from ()
 
+    def needs_borders(self, scenario: str) -> str:
+        """Why it must be told where tasks begin, as part of a sentence; "": it need not be.
+
+        Without borders no method below is called between the first step and the last, and `s.t`
+        stays 0.
+        """
+        acts = any(
+            getattr(type(self), name) is not getattr(Strategy, name)
+            for name in ("training_set", "begin_task", "end_task")
+        )
+        return "it acts where a task begins or ends" if acts else ""
+
+    def needs_tasks(self, scenario: str) -> str:
+        """Why detected borders will not do, as part of a sentence; "": they will."""
+        if scenario in self.detectable or not self.needs_borders(scenario):
+            return ""
+        return f"it needs the tasks of the stream themselves where scenario={scenario}"
+
     # Cold: once per task. May loop, print and allocate; only what is returned persists.
 
     def training_set(
         self, s: TrainState, stream: Stream, t: int, env: Env
     ) -> tuple[Tensor, int | Tensor]:
         """What task t trains on: rows [n] of the training set, and their task or tasks [n]."""
-        return stream[t].train, t
+        of = stream[t].of
+        return stream[t].train, t if of is None else of
 
     def batch_size(self, t: int, env: Env) -> int:
         """Samples of the stream in each step of task t."""

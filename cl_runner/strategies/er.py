@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -53,6 +54,8 @@ class ER(Strategy):
     with equal probability.
     """
 
+    detectable: ClassVar[tuple[str, ...]] = ("domain", "class")
+
     buffer_size: int | None = 500
     replay_batch_size: int = 128
     policy: str = "reservoir"
@@ -67,6 +70,20 @@ class ER(Strategy):
             self.replay_batch_size >= 1,
             f"strategy.replay_batch_size must be at least 1, got {self.replay_batch_size}",
         )
+
+    def needs_borders(self, scenario: str) -> str:
+        if self.policy in REFILLED:
+            return f"strategy.policy={self.policy} fills the buffer when a task ends"
+        if self.policy == "ring" and scenario == "domain":
+            return "strategy.policy=ring has places for each task where tasks share their classes"
+        if self.weighting == "task_share":
+            return "strategy.weighting=task_share counts the tasks"
+        return ""
+
+    def needs_tasks(self, scenario: str) -> str:
+        if self.policy != "reservoir" and scenario == "domain":
+            return f"strategy.policy={self.policy} balances over the stream's own tasks"
+        return super().needs_tasks(scenario)
 
     def places(self, env: Env) -> int:
         """How many samples the buffer has room for, K."""

@@ -40,6 +40,9 @@ class EREWC(ER):
         one_of("strategy.penalty", self.penalty, PENALTIES)
         check_fisher(self.fisher_labels, self.fisher_samples)
 
+    def needs_borders(self, scenario: str) -> str:
+        return "it measures the Fisher information when a task ends"
+
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
         anchor = theta.detach().clone()
         return super().init(theta, env) | {

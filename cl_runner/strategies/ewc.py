@@ -40,6 +40,7 @@ class EWC(Strategy):
     """
 
     regulariser: ClassVar[bool] = True
+    detectable: ClassVar[tuple[str, ...]] = ("domain", "class")
     uncounted: ClassVar[tuple[str, ...]] = ("task_fishers",)
 
     lambda_: float = 3.0

@@ -44,6 +44,11 @@ class ExpandableHead(Strategy):
             f"training.active_classes must be all or seen for strategy={self.name}, whose outputs "
             "are the classes seen, got current",
         )
+        check(
+            env.stream.boundaries != "fuzzy",
+            f"benchmark.boundaries=fuzzy does not go with strategy={self.name}, for which a class "
+            "has no output before its task begins",
+        )
         if self.new_units == "imprinted":
             check_features("strategy.new_units=imprinted", env)
         seen = torch.zeros(env.num_classes, dtype=torch.bool, device=env.device)

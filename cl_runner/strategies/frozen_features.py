@@ -23,6 +23,10 @@ class FrozenFeatures(Strategy):
     """
 
     uncounted = ("output",)  # follows from the architecture
+    detectable = ("domain", "class")
+
+    def needs_borders(self, scenario: str) -> str:
+        return "it freezes the features when the first task ends"
 
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
         every = torch.ones(env.num_classes, dtype=torch.bool, device=env.device)

@@ -43,6 +43,9 @@ class GEM(Strategy):
     def __post_init__(self) -> None:
         check(self.margin >= 0, f"strategy.margin must be at least 0, got {self.margin}")
 
+    def needs_borders(self, scenario: str) -> str:
+        return "it has a memory and a constraint for each task"
+
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
         check(
             self.buffer_size >= env.num_tasks,

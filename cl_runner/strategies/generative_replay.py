@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,8 @@ class GenerativeReplay(Strategy):
     The schedule of the learning rate is the classifier's alone. The old classifier answers in
     evaluation mode: without dropout, BatchNorm with the statistics it had when it was kept.
     """
+
+    detectable: ClassVar[tuple[str, ...]] = ("domain",)  # else it must know old classes
 
     generator: str = "vae"
     labels: str = "distillation"

@@ -37,6 +37,7 @@ class GPM(Strategy):
     """
 
     scenarios: ClassVar[tuple[str, ...]] = ("task", "domain")
+    detectable: ClassVar[tuple[str, ...]] = ("domain",)
 
     threshold: list[float] = field(default_factory=lambda: list(THRESHOLD))
     samples: int = 300

@@ -31,6 +31,7 @@ class IMM(Strategy):
     """
 
     regulariser: ClassVar[bool] = True
+    detectable: ClassVar[tuple[str, ...]] = ("domain", "class")
 
     merge: str = "mode"
     fisher_labels: str = "exact"

@@ -24,6 +24,7 @@ class L2(Strategy):
     """
 
     regulariser: ClassVar[bool] = True
+    detectable: ClassVar[tuple[str, ...]] = ("domain", "class")
 
     lambda_: float = 0.01
 

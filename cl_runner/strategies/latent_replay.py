@@ -66,6 +66,9 @@ class LatentReplay(ER):
             f"strategy.lower_lr_factor must lie in [0, 1], got {self.lower_lr_factor}",
         )
 
+    def needs_borders(self, scenario: str) -> str:
+        return "it slows the lower stages down when the first task ends"
+
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
         stages = len(activation_shapes(env.flat.module, env.input_shape))
         check(

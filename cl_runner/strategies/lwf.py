@@ -39,6 +39,7 @@ class LwF(Strategy):
     """
 
     regulariser: ClassVar[bool] = True
+    detectable: ClassVar[tuple[str, ...]] = ("domain",)  # else it must know old classes
     uncounted: ClassVar[tuple[str, ...]] = ("free",)  # follows from the task
 
     lambda_: float = 1.0

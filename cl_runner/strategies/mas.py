@@ -30,6 +30,7 @@ class MAS(Strategy):
     """
 
     regulariser: ClassVar[bool] = True
+    detectable: ClassVar[tuple[str, ...]] = ("domain", "class")
 
     lambda_: float = 0.1
     samples: int | None = None

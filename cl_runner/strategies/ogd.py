@@ -38,6 +38,7 @@ class OGD(Strategy):
     """
 
     one_graph: ClassVar[bool] = False
+    detectable: ClassVar[tuple[str, ...]] = ("domain", "class")
 
     directions: int = 100
     logits: str = "ground_truth"

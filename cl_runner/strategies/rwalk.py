@@ -44,6 +44,7 @@ class RWalk(Strategy):
     """
 
     regulariser: ClassVar[bool] = True
+    detectable: ClassVar[tuple[str, ...]] = ("domain", "class")
 
     lambda_: float = 1.0
     alpha: float = 0.9

@@ -36,6 +36,7 @@ class SI(Strategy):
     """
 
     regulariser: ClassVar[bool] = True
+    detectable: ClassVar[tuple[str, ...]] = ("domain", "class")
 
     lambda_: float = 10.0
     damping: float = 0.1

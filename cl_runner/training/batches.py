@@ -123,7 +123,12 @@ class Source:
             step += count
 
     def shuffled(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Classes, tasks and rows [n] in the order of an epoch."""
+        """Classes, tasks and rows [n] in the order of an epoch.
+
+        A stream whose boundaries are not sharp comes in its own order.
+        """
+        if self.env.stream.boundaries != "sharp" and not self.phase:
+            return self.y, self.tasks, self.index
         generator = generator_for(CPU, self.env.seed, f"order{self.phase}", self.t, epoch)
         order = self.env.on_device(torch.randperm(len(self.index), generator=generator))
         return self.y[order], self.tasks[order], self.index[order]

@@ -15,6 +15,7 @@ from cl_runner.nn.flat import Flat
 from cl_runner.nn.networks import build, largest_activation, layout
 from cl_runner.training import optim
 from cl_runner.training.meter import Meter
+from cl_runner.training.watch import Watch
 
 T = TypeVar("T")
 Loss = Callable[..., tuple[Tensor, dict[str, Any]]]
@@ -25,8 +26,8 @@ FOLD_CHUNK = 1000  # samples per chunk of a pass that takes no steps
 class Env:
     """Stream, network, optimizer and seeds of one run.
 
-    Nothing in it changes during the run but the storage behind the live `theta` (see `Flat`) and
-    the meter.
+    Nothing in it changes during the run but the storage behind the live `theta` (see `Flat`), the
+    meter and the watch.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Env:
         self.online = online  # whether steps also tell what they predict of their batches
         self.engine = "eager"  # how steps are executed: what steps.choose says
         self.meter = Meter(budget)
+        self.watch: Watch | None = None  # where training.boundaries=detected
         self.device = stream.x.device
         self.num_tasks = len(stream)
         self.num_classes = stream.num_classes
@@ -199,17 +201,20 @@ class Env:
         Returns carry and the number of samples; `samples` asks for a random subset of that size.
         Each batch has a uniform per sample in noise["label"]. The network is in evaluation mode.
         """
-        index, t = task.train, task.index
-        generator = generator_for(torch.device("cpu"), self.seed, "fold", t)
+        index, tasks = task.samples()
+        generator = generator_for(torch.device("cpu"), self.seed, "fold", task.index)
         if samples is not None and samples < len(index):
             chosen = torch.randperm(len(index), generator=generator)[:samples].sort().values
-            index = index[chosen.to(self.device)]
+            chosen = chosen.to(self.device)
+            index, tasks = index[chosen], tasks if isinstance(tasks, int) else tasks[chosen]
         uniform = torch.rand(len(index), generator=generator).to(self.device)
         self.flat.module.eval()
         with self.meter.passing() as call:
             for at in range(0, len(index), FOLD_CHUNK):
-                batch = self.gather(index[at : at + FOLD_CHUNK], t, s.t)
-                batch.noise["label"] = uniform[at : at + FOLD_CHUNK]
+                part = slice(at, at + FOLD_CHUNK)
+                own = tasks if isinstance(tasks, int) else tasks[part]
+                batch = self.gather(index[part], own, s.t)
+                batch.noise["label"] = uniform[part]
                 carry = call(len(batch.y), function, carry, batch)
         self.flat.module.train()
         return carry, len(index)

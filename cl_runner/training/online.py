@@ -28,12 +28,27 @@ def counted(source: Source, predictions: Sequence[Tensor]) -> list[Counted]:
         return []
     found, size = torch.cat(list(predictions)), source.size
     n = len(found)
-    y, task, _ = (v[:n] for v in source.shuffled(0))
-    new = task >= source.t
+    y, task, index = (v[:n] for v in source.shuffled(0))
+    sharp = source.env.stream.boundaries == "sharp"
+    new = task >= source.t if sharp else first_seen(source, task, index)
     so_far = torch.stack([new, new & (found == y)]).cumsum(1)  # samples and hits, [2, n]
     ends = torch.arange(size, n + size, size, device=found.device).clamp_max(n) - 1
     each = torch.diff(so_far[:, ends], prepend=so_far.new_zeros(2, 1))
     return [Counted(*step) for step in each.T.tolist()]
+
+
+def first_seen(source: Source, task: Tensor, index: Tensor) -> Tensor:
+    """Which samples [n] of a stream in an order of its own, which repeats some, were not there yet.
+
+    task, index: their tasks and rows [n], from the segment's beginning on.
+    """
+    stream = source.env.stream
+    before = [own.train * len(stream) + own.of for own in stream[: source.t] if own.of is not None]
+    sample = torch.cat([*before, index * len(stream) + task])
+    place = torch.arange(len(sample), device=sample.device)
+    _, which = sample.unique(return_inverse=True)
+    first = torch.full_like(sample, len(sample)).scatter_reduce(0, which, place, "amin")
+    return first[which][-len(index) :] == place[-len(index) :]
 
 
 def row(task: int, step: int, samples: int, hits: int) -> dict[str, int | float | None]:

@@ -37,7 +37,9 @@ def herded(s: TrainState, task: Task, env: Env, capacity: int) -> Preference:
         held, new = candidates[candidates < capacity], candidates[candidates >= capacity]
         if len(held) >= k:
             return held[:k]
-        features = features_of(s, task.train[new - capacity], task.index, env)
+        index, tasks = task.samples()
+        own = tasks if isinstance(tasks, int) else tasks[new - capacity]
+        features = features_of(s, index[new - capacity], own, env)
         return torch.cat([held, new[herding(features, k - len(held))]])
 
     return best

@@ -85,7 +85,9 @@ def by_rules(s: TrainState, task: Task, env: Env, forward: Forward) -> tuple[lis
     """The layers whose gradients follow RULES, if all do, and how many samples to take at once."""
     env.flat.module.eval()
     layers = ruled_layers(env.flat.module)
-    _, uses = traced(layers, forward, env.gather(task.train[:1], task.index, s.t))
+    index, tasks = task.samples()
+    one = tasks if isinstance(tasks, int) else tasks[:1]
+    _, uses = traced(layers, forward, env.gather(index[:1], one, s.t))
     env.flat.module.train()
     each_once = sorted(id(use.layer) for use in uses) == sorted(id(layer) for layer in layers)
     as_ruled = all(use.factor.dim() == 3 and len(use.factor) == 1 for use in uses)

@@ -227,7 +227,7 @@ def refilled(
     chosen = buffers.balance(*bins_of(slots, task, env), best, per_class)
     new = arrived(slots, task, chosen)
     if slots.keys() > new.keys():
-        new |= kept_of(keep, s, new["index"], task.index, env)
+        new |= kept_of(keep, s, new["index"], new["task"], env)
     return s._replace(memory=s.memory | store(buffers.refill(slots, new, chosen)))
 
 
@@ -235,14 +235,21 @@ def bins_of(slots: Slots, task: Task, env: Env) -> tuple[Tensor, Tensor, Tensor]
     """The slots' bins [K], which are filled [K], and the bins of the task's samples [n]."""
     index, labels = slots["index"], env.stream.labels
     held = env.bins(labels(index.clamp_min(0), slots["task"]), slots["task"])
-    tasks = torch.full_like(task.train, task.index)
-    return held, index >= 0, env.bins(labels(task.train, tasks), tasks)
+    new, tasks = by_task(task)
+    return held, index >= 0, env.bins(labels(new, tasks), tasks)
 
 
 def arrived(slots: Slots, task: Task, chosen: Tensor) -> Slots:
     """Row and task of the task's samples that are among the positions `chosen`."""
-    index = task.train[buffers.arrivals(slots, chosen)]
-    return {"index": index, "task": torch.full_like(index, task.index)}
+    index, tasks = by_task(task)
+    new = buffers.arrivals(slots, chosen)
+    return {"index": index[new], "task": tasks[new]}
+
+
+def by_task(task: Task) -> tuple[Tensor, Tensor]:
+    """The rows [n] of a task's training samples and the task of each [n]."""
+    index, tasks = task.samples()
+    return index, torch.full_like(index, tasks) if isinstance(tasks, int) else tasks
 
 
 def kept_of(keep: Keep, s: TrainState, index: Tensor, task: int | Tensor, env: Env) -> Slots:
