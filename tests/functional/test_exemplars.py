@@ -119,7 +119,7 @@ def test_features_are_of_each_samples_own_task_in_chunks(monkeypatch):
 def test_what_is_held_comes_first_and_new_samples_by_herding():
     x = random_features(20, 3, 0) + 1
     s, env = simple(x)
-    task = SimpleNamespace(train=torch.arange(10, 20), index=1)
+    task = SimpleNamespace(samples=lambda: (torch.arange(10, 20), 1))
     best = herded(s, task, env, 3)
     candidates = torch.tensor([0, 2, 3, 4, 8, 12])  # two slots, and samples 0, 1, 5 and 9
     order = herding(unit(x[[10, 11, 15, 19]].flip(1)), 4)
