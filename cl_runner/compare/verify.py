@@ -14,7 +14,7 @@ from cl_runner.compare.runs import Run, is_setting, read_runs
 from cl_runner.config.identity import IMMATERIAL, config_hash, flatten
 from cl_runner.errors import UserError, check
 from cl_runner.machine.reading import yaml_values
-from cl_runner.results.columns import is_metric, of_kind, task_costs
+from cl_runner.results.columns import is_metric, of_guard, of_kind, task_costs
 from cl_runner.results.files import read_rows
 from cl_runner.results.matrices import (
     Curves,
@@ -24,7 +24,15 @@ from cl_runner.results.matrices import (
     read_curves,
     read_matrix,
 )
-from cl_runner.results.names import ACCURACY_TABLE, CONFIG, COST_TABLE, STATES, STATISTICS, SUMMARY
+from cl_runner.results.names import (
+    ACCURACY_TABLE,
+    CONFIG,
+    COST_TABLE,
+    GUARD_TABLE,
+    STATES,
+    STATISTICS,
+    SUMMARY,
+)
 from cl_runner.results.seeds import interval
 
 TOLERANCE = 1e-9  # of a metric; the files hold every digit
@@ -54,6 +62,7 @@ def of_run(run: Run) -> Iterator[str]:
         yield f"{SUMMARY} has the status {row['status']!r}, not one of {', '.join(SAID)}"
     yield from of_costs(row)
     yield from of_cost_table(run.folder, row)
+    yield from of_guard_table(run.folder, row)
     yield from of_configuration(run.folder, row)
     scenario = row.get("scenario", "")
     try:
@@ -122,6 +131,21 @@ def of_cost_table(folder: Path, row: Mapping[str, str]) -> Iterator[str]:
     for name, cell in held.items():
         if cell != row.get(name, ""):
             yield f"costs.csv ends with {name} {cell!r}, {SUMMARY} says {row.get(name)!r}"
+
+
+def of_guard_table(folder: Path, row: Mapping[str, str]) -> Iterator[str]:
+    """What the guard has seen in the tasks is what the run says of itself."""
+    path = folder / GUARD_TABLE
+    if not path.exists():
+        return
+    try:
+        expected = of_guard(read_rows(path))
+    except (UserError, ValueError, KeyError) as error:
+        yield unreadable(path, error)
+        return
+    for name, value in expected.items():
+        if not same_cell(row.get(name, ""), value):
+            yield f"{GUARD_TABLE} gives {name} {value}, {SUMMARY} says {row.get(name)!r}"
 
 
 def unreadable(path: Path, error: Exception) -> str:

@@ -27,6 +27,7 @@ from cl_runner.config.schema import (
     Config,
     Data,
     Eval,
+    Guard,
     Top,
     Training,
 )
@@ -135,6 +136,7 @@ def validate(cfg: DictConfig) -> Config:
         optimizer=parse(OPTIMIZERS[node["optimizer"]["name"]], node["optimizer"], "optimizer"),
         training=parse(Training, node["training"], "training"),
         budget=parse(Budget, node["budget"], "budget"),
+        guard=parse(Guard, node["guard"], "guard"),
         eval=parse(Eval, node["eval"], "eval"),
         checkpoint=parse(Checkpoint, node["checkpoint"], "checkpoint"),
         strategy=node["strategy"],

@@ -18,9 +18,10 @@ from cl_runner.errors import check, one_of
 SCENARIOS = ("task", "domain", "class")
 SECTIONS = (
     *("data", "benchmark", "model", "optimizer", "training"),
-    *("budget", "eval", "checkpoint", "strategy"),
+    *("budget", "guard", "eval", "checkpoint", "strategy"),
 )
 ENGINES = ("auto", "eager", "compile", "graph")
+ACTIONS = ("rollback", "stop", "warn")
 PRECISIONS = ("auto", "float32", "float32_onednn", "tf32", "bfloat16")
 
 
@@ -233,6 +234,22 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Guard:
+    """What an update may not break: the accuracy on the validation data of the tasks before it."""
+
+    drop: float | None = None  # the most that one of them may lose; None: no guard
+    every: int | None = None  # optimizer steps between two looks; None: see run.guard.every
+    action: str = "rollback"  # of ACTIONS, where one has lost more
+
+    def __post_init__(self) -> None:
+        message = f"guard.drop must lie in [0, 1), or null for no guard, got {self.drop}"
+        check(self.drop is None or 0 <= self.drop < 1, message)
+        message = f"guard.every must be at least 1 step, or null, got {self.every}"
+        check(self.every is None or self.every >= 1, message)
+        one_of("guard.action", self.action, ACTIONS)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Eval:
     """What is measured besides the accuracies after each task."""
 
@@ -314,7 +331,15 @@ class Config(Top):
     optimizer: Optimizer
     training: Training
     budget: Budget
+    guard: Guard
     eval: Eval
     checkpoint: Checkpoint
     strategy: Mapping[str, Any]  # parsed by cl_runner.strategies, which needs torch
     resolved: Mapping[str, Any]  # plain values of what config.yaml holds
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self.guard.drop is None or self.benchmark.validation_fraction > 0,
+            "guard.drop needs validation data, such as benchmark.validation_fraction=0.1",
+        )

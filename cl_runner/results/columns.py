@@ -8,9 +8,9 @@ measures it (the meter, or the footprint of a state) and a line here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from cl_runner.functional.metrics import (
     acc,
@@ -118,6 +118,9 @@ COLUMNS = (
     Column("memory_bytes", "cost", BYTES, place=2, brief=True, total="last"),
     Column("generator_parameters", "cost", COUNT, compared=False, total="last"),
     Column("peak_memory_bytes", "cost", BYTES, place=5, total="largest", exact=False),
+    # Only where the guard is on (run.guard), from guard.csv.
+    Column("worst_drop", "cost", FRACTION, compared=False, by_task=False, total="largest"),
+    Column("rollbacks", "cost", COUNT, compared=False, by_task=False),
     Column("position", "group", RATIO, better="more", place=3),  # 0: as naive, 1: as joint
 )
 
@@ -194,6 +197,14 @@ def task_costs(*totals: str) -> list[str]:
 def kept_bytes() -> list[str]:
     """The costs that add up to the bytes that a run keeps between its tasks."""
     return [c.name for c in of_kind("cost") if c.unit == BYTES and c.total == "last"]
+
+
+def of_guard(rows: Iterable[Mapping[str, Any]]) -> dict[str, float | int | None]:
+    """The costs that follow from the rows of guard.csv; of a first task alone there are none."""
+    rows = list(rows)
+    falls = [float(row["reference"] or 0) - float(row["accuracy"] or 0) for row in rows]
+    backs = sum(row["action"] == "rollback" for row in rows)
+    return {"worst_drop": max(falls, default=None), "rollbacks": backs}
 
 
 # Which are shown.

@@ -29,6 +29,7 @@ from cl_runner.results.matrices import Curves, Matrices, Tables
 from cl_runner.results.names import CHECKPOINT, CONFIG
 from cl_runner.run.frame import (
     GROUPS,
+    KEPT,
     Frame,
     Unfit,
     check_content,
@@ -37,10 +38,11 @@ from cl_runner.run.frame import (
     named,
     short,
 )
+from cl_runner.run.guard import Watch
 from cl_runner.training.fit import Progress
 
 NEXT = "checkpoint.next.safetensors"  # one that is about to take the place of CHECKPOINT
-FORMAT = 3  # of the file; another number, another meaning
+FORMAT = 4  # of the file; another number, another meaning
 
 
 class Saved(NamedTuple):
@@ -53,6 +55,7 @@ class Saved(NamedTuple):
     curves: Curves
     task: int  # index of the task that comes next, or that is under way
     progress: Progress | None = None  # of the training on it; None: before its beginning
+    watch: Watch | None = None  # what the guard has seen of it
 
 
 def save(out: Path, saved: Saved, config: Mapping[str, Any]) -> None:
@@ -126,6 +129,7 @@ def serialised(saved: Saved, config: Mapping[str, Any]) -> bytes:
         "task": saved.task,
         "step": None if progress is None else progress.step,
         "label": progress.samples[1] if progress and isinstance(progress.samples[1], int) else None,
+        "guard": saved.watch and {k: v for k, v in saved.watch._asdict().items() if k != "state"},
         "counts": saved.counts,
         "tables": saved.tables,
         "config": dict(config),
@@ -228,6 +232,8 @@ def to_tensors(saved: Saved) -> dict[str, Tensor]:
         found[f"R.{split}.{reading}"] = torch.from_numpy(R)
     for (split, reading), rows in saved.curves.items():
         found[f"curve.{split}.{reading}"] = torch.tensor(rows, dtype=torch.float64)
+    if saved.watch is not None and saved.watch.state is not None:
+        found |= {f"{KEPT}{name}": v for name, v in named(saved.watch.state).items()}
     if saved.progress is not None:
         (index, label), losses = saved.progress.samples, saved.progress.losses
         found["samples.index"] = index
@@ -242,9 +248,10 @@ def from_tensors(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> S
     def group(prefix: str) -> dict[str, Tensor]:
         return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
-    state = TrainState(
-        theta=tensors["theta"], t=tensors["t"], **{g: group(f"{g}.") for g in GROUPS}
-    )
+    def state(prefix: str = "") -> TrainState:
+        groups = {g: group(f"{prefix}{g}.") for g in GROUPS}
+        return TrainState(theta=tensors[f"{prefix}theta"], t=tensors[f"{prefix}t"], **groups)
+
     matrices: Matrices = {}
     for name, R in group("R.").items():
         split, reading = name.split(".")
@@ -258,8 +265,12 @@ def from_tensors(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> S
         label = content["label"] if content["label"] is not None else tensors["samples.task"]
         losses: Sequence[Tensor] = tensors["losses"].unbind() if "losses" in tensors else ()
         progress = Progress((tensors["samples.index"], label), content["step"], losses)
-    at = content["task"], progress
-    return Saved(state, matrices, content["counts"], content["tables"], curves, *at)
+    watch = None
+    if content["guard"] is not None:
+        held = state(KEPT) if f"{KEPT}theta" in tensors else None
+        watch = Watch(**content["guard"], state=held)
+    at = content["task"], progress, watch
+    return Saved(state(), matrices, content["counts"], content["tables"], curves, *at)
 
 
 def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:

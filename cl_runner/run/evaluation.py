@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from cl_runner.core import TrainState
+from cl_runner.core import Task, TrainState
 from cl_runner.functional.losses import mask_logits
 from cl_runner.strategies.base import Strategy
 from cl_runner.training.env import Env
@@ -32,31 +32,37 @@ def evaluation_chunk(env: Env) -> int:
 
 
 @torch.no_grad()
-def evaluate(strategy: Strategy, s: TrainState, env: Env, see: See | None = None) -> Rows:
+def evaluate(
+    strategy: Strategy,
+    s: TrainState,
+    env: Env,
+    see: See | None = None,
+    only: Sequence[tuple[str, Task]] | None = None,
+) -> Rows:
     """Accuracy on the held-out samples of every task, as fractions, by split and reading.
 
     The splits are `test` and, where there is one, `validation`. One transfer to the host in all.
-    see: is shown the scores [B, K] of each batch, and the classes [B].
+    see: is shown the scores [B, K] of each batch, and the classes [B]. only: these splits of tasks.
     """
     chunk = evaluation_chunk(env)
     env.flat.module.eval()
     stream, counts, keys, sizes = env.stream, [], [], []
-    for split in ("test", "validation") if len(stream[0].validation) else ("test",):
-        for task in stream:
-            images, y = stream.held_out(split, task)
-            own = env.own_classes[task.index]
-            hits = torch.zeros(len(readings(stream.scenario)), dtype=torch.int64, device=env.device)
-            for x, target in zip(images.split(chunk), y.split(chunk), strict=True):
-                inputs = s, env.inputs(x), task.index, env
-                logits = env.meter.predicted(task.index, len(x), strategy.predict, *inputs)
-                for i, reading in enumerate(readings(stream.scenario)):
-                    scores = mask_logits(logits, own if reading == "task" else None)
-                    hits[i] += (scores.argmax(1) == target).sum()
-                    if see:
-                        see((split, reading), task.index, scores, target)
-            counts.append(hits)
-            keys.append(split)
-            sizes.append(len(y))
+    splits = ("test", "validation") if len(stream[0].validation) else ("test",)
+    for split, task in only or [(split, task) for split in splits for task in stream]:
+        images, y = stream.held_out(split, task)
+        own = env.own_classes[task.index]
+        hits = torch.zeros(len(readings(stream.scenario)), dtype=torch.int64, device=env.device)
+        for x, target in zip(images.split(chunk), y.split(chunk), strict=True):
+            inputs = s, env.inputs(x), task.index, env
+            logits = env.meter.predicted(task.index, len(x), strategy.predict, *inputs)
+            for i, reading in enumerate(readings(stream.scenario)):
+                scores = mask_logits(logits, own if reading == "task" else None)
+                hits[i] += (scores.argmax(1) == target).sum()
+                if see:
+                    see((split, reading), task.index, scores, target)
+        counts.append(hits)
+        keys.append(split)
+        sizes.append(len(y))
     env.flat.module.train()
     rows: Rows = {}
     for split, size, hits_of_task in zip(keys, sizes, torch.stack(counts).tolist(), strict=True):

@@ -22,12 +22,13 @@ from cl_runner.core import TrainState
 from cl_runner.errors import UserError
 from cl_runner.machine.ram import peak_memory, reset_peak_memory
 from cl_runner.results import files, matrices, status
-from cl_runner.results.columns import task_costs
+from cl_runner.results.columns import of_guard, task_costs
 from cl_runner.results.images import write_grid
 from cl_runner.results.names import CONFIG, OVERRIDES, SUMMARY
 from cl_runner.run.calibration import Calibration
 from cl_runner.run.checkpoint import Saved
 from cl_runner.run.evaluation import evaluate, readings
+from cl_runner.run.guard import Watch, ended, judged, row_of
 from cl_runner.strategies.base import Strategy
 from cl_runner.training.env import Env
 from cl_runner.training.fit import Progress
@@ -55,7 +56,9 @@ class RunFiles:
         self.own = readings(config.scenario)[0]
         self.matrices: matrices.Matrices = {}
         self.memory: dict[str, int | None] = {}
-        self.tables: matrices.Tables = {"costs": []}
+        guarded: matrices.Tables = {} if config.guard.drop is None else {"guard": []}
+        self.tables: matrices.Tables = {"costs": [], **guarded}
+        self.watch: Watch | None = None  # what the guard has seen of the task under way
         self.curves: matrices.Curves = {}
         self.seconds = 0.0
         self.saved_at = started
@@ -74,7 +77,8 @@ class RunFiles:
         """What a checkpoint holds: next comes task `task`, or what remains of it."""
         about = {"seconds": self.elapsed(), "members": self.members}
         counts = about | self.env.meter.state()
-        return Saved(s, self.matrices, counts, self.tables, self.curves, task, progress)
+        at = task, progress, self.watch
+        return Saved(s, self.matrices, counts, self.tables, self.curves, *at)
 
     def elapsed(self) -> float:
         """The run's seconds so far; of several that are trained together, its share."""
@@ -94,6 +98,7 @@ class RunFiles:
         self.members = max(self.members, counts.pop("members"))
         self.env.meter.restore(counts)
         self.matrices, self.tables, self.curves = saved.matrices, saved.tables, saved.curves
+        self.watch = saved.watch
         self.at(saved.task, 0 if saved.progress is None else saved.progress.step)
         self.memory = footprint(strategy, s, self.env)
 
@@ -133,8 +138,41 @@ class RunFiles:
         """Whether the curves end at this task and step."""
         return any(tuple(rows[-1][:2]) == position for rows in self.curves.values() if rows)
 
-    def drop(self, task: int, step: int) -> None:
-        """Forget what was measured after a task's last step: it is evaluated when it has ended."""
+    def look_back(self, task: int, strategy: Strategy, s: TrainState) -> Watch | None:
+        """Let the guard look at a state within a task; what it knows if the bound breaks just now.
+
+        Not twice at the same step, nor at what is not finite: that is found at the epoch's end.
+        """
+        meter, guard, R = self.env.meter, self.config.guard, self.matrices["validation", self.own]
+        watch = self.watch or Watch(meter.steps, -1)
+        if self.guard_ended or watch.looked == meter.steps or not torch.isfinite(s.theta).all():
+            return None
+        if self.measured_at((task, meter.steps - watch.began)):
+            row = self.curves["validation", self.own][-1][2 : task + 3]
+        else:
+            meter.lap()
+            tasks = [("validation", old) for old in self.env.stream[: task + 1]]
+            row = evaluate(strategy, s, self.env, only=tasks)["validation", self.own]
+            meter.lap("evaluation_seconds")
+        now = judged(watch, guard, R, row, s, meter.steps)
+        self.watch = now if now.fired is None else now._replace(state=None)
+        return now if now.fired is not None and watch.fired is None else None
+
+    @property
+    def guard_ended(self) -> bool:
+        """Whether the guard has ended the training on the task under way."""
+        return ended(self.watch, self.config.guard)
+
+    def steps_are_over(self, task: int, step: int) -> None:
+        """After a task's last step, forget what was measured there: it is evaluated in a moment.
+
+        Not so if the task goes back from there. The guard's row is complete.
+        """
+        watch, self.watch = self.watch, None
+        if watch is not None:
+            row = row_of(watch, self.config.guard, task, self.env.meter.steps)
+            self.tables["guard"].append(row)
+            step = row["kept_step"]
         if self.measured_at((task, step)):
             for rows in self.curves.values():
                 rows.pop()
@@ -169,6 +207,7 @@ class RunFiles:
             "seconds": self.seconds,
             **{name: getattr(self.env.meter, name) for name in task_costs("sum")},
             **self.budget_stopped(),
+            **(of_guard(self.tables["guard"]) if "guard" in self.tables else {}),
             **self.memory,
             "peak_memory_bytes": costs[-1]["peak_memory_bytes"] if costs else None,
             "model": names["model"],

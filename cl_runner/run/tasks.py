@@ -73,8 +73,8 @@ def train_task(
         s, progress = begin_task(strategy, s, task, env)
     alone = Alone(s, env, strategy, progress, task.index)
     with observe(alone) as after:
-        s = train(alone, length(strategy, env, progress), progress.step, after)
-    return end_task(strategy, s, task, env)
+        train(alone, length(strategy, env, progress), progress.step, after)
+    return end_task(strategy, alone.s, task, env)
 
 
 def length(strategy: Strategy, env: Env, progress: Progress) -> Plan:

@@ -37,6 +37,7 @@ class Together:
         self.members, self.env, self.t = list(members), members[0].env, t
         self.places = list(range(len(members)))  # of those that are still together
         self.left: dict[int, TrainState | Diverged] = {}  # what the others ended with, by place
+        self.released: dict[int, TrainState] = {}  # of these, those that were let go
         self.samples = [p.samples for p in progress]  # by place
         self.sources = [
             Source(m.env, s, t, *p.samples, m.strategy)
@@ -123,10 +124,22 @@ class Together:
         for i, (place, m, s) in enumerate(zip(self.places, self.members, states, strict=True)):
             losses = tuple(own[i] for own in self.pending)
             found[place] = m.env.commit(s), Progress(self.samples[place], step, losses)
+        none = (torch.zeros((), device=self.env.device),) * len(self.pending)
+        for place, s in self.released.items():  # at the others' step, to go on beside them
+            found[place] = s, Progress(self.samples[place], step, none)
         return found
 
+    def release(self, ends: Mapping[int, TrainState | None]) -> None:
+        """See Steps."""
+        if gone := {i: ends[place] for i, place in enumerate(self.places) if place in ends}:
+            self.leave(gone)
+        for place, s in ends.items():
+            now = s or self.left[place]
+            assert isinstance(now, TrainState)
+            self.left[place] = self.released[place] = now
+
     def ends(self) -> list[TrainState | Diverged]:
-        """What each ended with, in the order of all."""
+        """See Steps."""
         states = unstack(self.step.states(), len(self.members)) if self.members else []
         ends = self.left | dict(zip(self.places, states, strict=True))
         return [ends[place] for place in range(len(self.samples))]
