@@ -221,11 +221,15 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a run's training may cost; each task may spend an even share of what is left."""
+    """What a run's training may cost, of which each task may spend an even share of what is left.
+
+    And what the run may keep between its tasks.
+    """
 
     samples: int | None = None  # taken from the stream; replayed ones do not count
     flops: float | None = None  # forward and backward
     seconds: float | None = None
+    bytes: int | None = None  # parameters, buffer and the strategy's memory, see run.footprint
 
     def __post_init__(self) -> None:
         for name, limit in vars(self).items():

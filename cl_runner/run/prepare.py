@@ -22,6 +22,7 @@ from cl_runner.machine import cores_and_gpus, ram
 from cl_runner.machine.precision import choose, keep_freed_memory
 from cl_runner.nn.networks import factory
 from cl_runner.run import needs
+from cl_runner.run.footprint import check_bytes
 from cl_runner.run.messages import print_and_log
 from cl_runner.strategies.base import Strategy
 from cl_runner.training import engines
@@ -76,6 +77,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     )
     parts |= needs.of_parameters(config, env.flat.module, device)
     parts |= needs.of_strategy(strategy, env)  # with its checks against the stream
+    check_bytes(config, strategy, env)
     parts |= needs.of_activations(config, strategy, env)
     needs.require(parts, free)
     env.engine, reason = engines.choose(config.engine, strategy.one_graph, env)

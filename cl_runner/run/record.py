@@ -28,6 +28,7 @@ from cl_runner.results.names import CONFIG, OVERRIDES, SUMMARY
 from cl_runner.run.calibration import Calibration
 from cl_runner.run.checkpoint import Saved
 from cl_runner.run.evaluation import evaluate, readings
+from cl_runner.run.footprint import footprint
 from cl_runner.run.guard import Watch, ended, judged, row_of
 from cl_runner.strategies.base import Strategy
 from cl_runner.training.env import Env
@@ -261,34 +262,6 @@ class RunFiles:
         """Write status.json."""
         tasks = len(self.env.stream)
         status.write(self.out, state, task=self.task, tasks=tasks, step=self.step)
-
-
-def footprint(strategy: Strategy, s: TrainState, env: Env) -> dict[str, int | None]:
-    """What a state holds: parameters, buffered samples, and the rest of the strategy's memory.
-
-    Buffers store row numbers; what is counted is the samples they stand for, at the data set's own
-    precision, because that is what a method that may not keep the data would have to store; not so
-    where a strategy keeps something else in their place. What is kept with each sample (its logits,
-    say) counts as buffer too; its label and task do not. Not counted either is memory that follows
-    from the rest (`Strategy.uncounted`). Of the parameters, those of a generator are also counted
-    apart.
-    """
-    index = s.memory.get("buffer_index")
-    samples = None if index is None else int((index >= 0).sum())
-    size = env.stream.x[0].nbytes if strategy.buffers_inputs else 0
-    slots = {k: v for k, v in s.memory.items() if k.startswith("buffer_")}
-    size += sum(v[0].nbytes for k, v in slots.items() if k not in {"buffer_index", "buffer_task"})
-    apart = {*slots, *strategy.uncounted}
-    rest = sum(v.nbytes for k, v in s.memory.items() if k not in apart)
-    generator = [v for k, v in env.flat.views(s.theta.detach()).items() if "generator." in k]
-    return {
-        "parameters": s.theta.numel(),
-        "parameter_bytes": s.theta.nbytes,
-        "generator_parameters": sum(v.numel() for v in generator) if generator else None,
-        "buffer_samples": samples,
-        "buffer_bytes": None if samples is None else samples * size,
-        "memory_bytes": rest,
-    }
 
 
 def versions(env: Env) -> dict[str, Any]:

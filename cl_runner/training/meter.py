@@ -41,7 +41,7 @@ class Meter:
         self.steps = self.samples = self.flops = self.evaluation_flops = 0
         self.train_seconds = self.evaluation_seconds = 0.0
         self.display: Display | None = None
-        limits = vars(budget or Budget())
+        limits = {name: getattr(budget or Budget(), name) for name in SPENT}
         self.budget = {name: limit for name, limit in limits.items() if limit is not None}
         self.task = 0  # index of the one that is trained
         self.limits: dict[str, float] = {}  # what may be spent by the end of this task
