@@ -333,6 +333,7 @@ FORGERIES = [
     ("counts.seconds", 10**400), ("counts.members", "3"), ("counts.train_seconds", "1"),
     ("counts.limits", {"flops": 1.0}),
     ("counts.began", []), ("counts.known", {"a": 1}), ("counts.known", {"1": "a"}),
+    ("counts.energy_joules", 1.0), ("counts.energy_source", "rapl"),
     ("counts.stopped", [5]), ("counts.stopped", "abc"), ("counts.task", 7), ("tables", {}),
     ("tables", []), ("tables.costs", []), ("tables.costs", [[1]]),
     ("tables.costs", [{"=HYPERLINK(1)": 1}] * 2), ("tables.costs", "x"),

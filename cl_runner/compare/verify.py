@@ -112,7 +112,7 @@ def of_cost_table(folder: Path, row: Mapping[str, str]) -> Iterator[str]:
     path = folder / COST_TABLE
     if not path.exists() or row["status"] != "complete":
         return
-    spent = task_costs("sum")
+    spent = [n for n in task_costs("sum") if n != "energy_joules" or row.get(n)]  # it may be empty
     try:
         rows = read_rows(path)
         tasks = [int(cells["after_task"]) for cells in rows]

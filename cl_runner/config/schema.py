@@ -18,7 +18,7 @@ from cl_runner.errors import check, one_of
 SCENARIOS = ("task", "domain", "class")
 SECTIONS = (
     *("data", "benchmark", "model", "optimizer", "training"),
-    *("budget", "guard", "eval", "checkpoint", "strategy"),
+    *("budget", "guard", "eval", "energy", "checkpoint", "strategy"),
 )
 ENGINES = ("auto", "eager", "compile", "graph")
 ACTIONS = ("rollback", "stop", "warn")
@@ -266,6 +266,17 @@ class Eval:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Energy:
+    """Where the energy of training is known from, beside the machine's own counters."""
+
+    watts: float | None = None  # declare this constant draw; None: only what can be read
+
+    def __post_init__(self) -> None:
+        message = f"energy.watts must be positive, or null, got {self.watts}"
+        check(self.watts is None or self.watts > 0, message)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """When the state of a run is saved within a task; it always is between two tasks."""
 
@@ -337,6 +348,7 @@ class Config(Top):
     budget: Budget
     guard: Guard
     eval: Eval
+    energy: Energy
     checkpoint: Checkpoint
     strategy: Mapping[str, Any]  # parsed by cl_runner.strategies, which needs torch
     resolved: Mapping[str, Any]  # plain values of what config.yaml holds

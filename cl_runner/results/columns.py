@@ -44,6 +44,7 @@ class Unit:
 FRACTION, DIFFERENCE = Unit(high=1.0), Unit(low=-1.0, high=1.0)  # of fractions
 NATS, SQUARES, RATIO = Unit(), Unit(high=2.0), Unit(low=-LARGEST)
 COUNT, SECONDS = Unit(whole=True), Unit("seconds")
+JOULES = Unit("J", prefixed=True)
 FLOPS, BYTES = Unit("FLOPs", whole=True, prefixed=True), Unit("B", whole=True, prefixed=True)
 
 
@@ -111,6 +112,7 @@ COLUMNS = (
     Column("samples", "cost", COUNT, place=7),
     Column("flops", "cost", FLOPS, place=1, brief=True),
     Column("evaluation_flops", "cost", FLOPS, place=8),
+    Column("energy_joules", "cost", JOULES, place=9, exact=False),
     Column("parameters", "cost", COUNT, place=6, total="last"),
     Column("parameter_bytes", "cost", BYTES, compared=False, by_task=False, total="last"),
     Column("buffer_samples", "cost", COUNT, compared=False, by_task=False, total="last"),

@@ -16,6 +16,7 @@ from torch import Tensor
 from cl_runner.config.schema import Config
 from cl_runner.core import TrainState
 from cl_runner.errors import UserError
+from cl_runner.machine.energy import SOURCES
 from cl_runner.results.columns import of_kind, task_costs
 from cl_runner.run.evaluation import readings
 from cl_runner.run.guard import ROW, Watch
@@ -23,7 +24,7 @@ from cl_runner.run.tasks import times
 from cl_runner.strategies.base import Strategy
 from cl_runner.training.env import Env
 from cl_runner.training.fit import plan
-from cl_runner.training.meter import COUNTS, SECONDS
+from cl_runner.training.meter import COUNTS, ENERGY, SECONDS
 
 GROUPS = ("buffers", "opt", "memory")  # the fields of TrainState that are dictionaries
 KEPT = "guard."  # before the names of the state to which the guard may go back
@@ -160,13 +161,16 @@ def check_guard(watch: Any, task: int, step: int | None, frame: Frame) -> None:
 def check_counts(counts: Any, frame: Frame) -> None:
     """Raise Unfit unless the counts are those of a meter (`costs.Meter.state`)."""
     amounts, limits = ("seconds", *SECONDS), ("limits", "began")
-    names = {*amounts, *COUNTS, *limits, "members", "task", "stopped", "known"}
+    names = {*amounts, *COUNTS, *ENERGY, *limits, "members", "task", "stopped", "known"}
     right = isinstance(counts, dict) and counts.keys() == names
     expect(right, f"counts must hold {', '.join(sorted(names))}")
     for name in amounts:
         expect(is_amount(counts[name]), f"counts: {name} is {short(counts[name])}")
     for name in COUNTS:
         expect(is_count(counts[name]), f"counts: {name} is {short(counts[name])}")
+    known = is_amount(counts["energy_joules"]) and counts["energy_source"] in SOURCES
+    none = [counts[name] for name in ENERGY] == [None, None]
+    expect(known or none, f"counts: energy_joules is {short(counts['energy_joules'])}")
     for name in limits:
         value = counts[name]
         right = isinstance(value, dict) and value.keys() in (set(), set(frame.budget))
@@ -200,7 +204,7 @@ def check_tables(tables: Any, task: int, frame: Frame) -> None:
         expect(
             right, f"the rows of {name} must have the columns {', '.join(sorted(columns[name]))}"
         )
-    held = task_costs("last")  # None: the strategy has none
+    held = {*task_costs("last"), "energy_joules"}  # None: the strategy has none; not known
     for i, row in enumerate(tables["costs"]):
         right = row["after_task"] == i and all(
             (value is None and key in held) or is_number(value) for key, value in row.items()

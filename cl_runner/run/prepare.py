@@ -18,7 +18,7 @@ from cl_runner.data import sources
 from cl_runner.data.benchmarks import build_stream
 from cl_runner.data.datasets import Arrays
 from cl_runner.errors import UserError
-from cl_runner.machine import cores_and_gpus, ram
+from cl_runner.machine import cores_and_gpus, energy, ram
 from cl_runner.machine.precision import choose, keep_freed_memory
 from cl_runner.nn.networks import factory
 from cl_runner.run import needs
@@ -80,6 +80,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     check_bytes(config, strategy, env)
     parts |= needs.of_activations(config, strategy, env)
     needs.require(parts, free)
+    env.meter.count_energy(energy.reader(device, config.energy.watts))
     env.engine, reason = engines.choose(config.engine, strategy.one_graph, env)
     log.info("engine: %s (%s)", env.engine, reason)
     return env

@@ -181,8 +181,11 @@ class RunFiles:
     def add_costs(self, after_task: int) -> None:
         """What was spent since the last row of costs, and what the run holds now."""
         costs = self.tables["costs"]
-        before = {name: sum(row[name] for row in costs) for name in task_costs("sum")}
-        spent = {name: getattr(self.env.meter, name) - value for name, value in before.items()}
+        sums = {name: getattr(self.env.meter, name) for name in task_costs("sum")}
+        spent = {  # what is not known of all is known of no further task
+            name: value if value is None else value - sum(row[name] for row in costs)
+            for name, value in sums.items()
+        }
         peak = max((row["peak_memory_bytes"] for row in costs), default=0)
         peak = max(peak, peak_memory(self.env.device))
         measured = {**spent, **self.memory, "peak_memory_bytes": peak}
@@ -207,6 +210,7 @@ class RunFiles:
             **metrics,
             "seconds": self.seconds,
             **{name: getattr(self.env.meter, name) for name in task_costs("sum")},
+            "energy_source": self.env.meter.energy_source,
             **self.budget_stopped(),
             **(of_guard(self.tables["guard"]) if "guard" in self.tables else {}),
             **self.memory,
