@@ -26,6 +26,7 @@ from cl_runner.results.names import CHECKPOINT
 from cl_runner.run import checkpoint
 from cl_runner.run.checkpoint import Saved, check_same, load, remove, save
 from cl_runner.run.frame import Frame, frame_of, named
+from cl_runner.run.guard import ROW
 from cl_runner.run.tasks import initial_state, restored
 from cl_runner.training import online
 from cl_runner.training.fit import Progress
@@ -74,6 +75,7 @@ def frame(saved: Saved, **changes: object) -> Frame:
         idle=lambda task: task == 0,
         budget=(),
         evaluation=Eval(every=5),
+        guard=None if saved.backtest is None else "rollback",
     )
     return usual._replace(**changes)
 
@@ -92,6 +94,12 @@ def assert_same(a: Saved, b: Saved) -> None:
     assert a.matrices.keys() == b.matrices.keys()
     assert all(R.tobytes() == b.matrices[key].tobytes() for key, R in a.matrices.items())
     assert (a.counts, a.tables, a.curves, a.task) == (b.counts, b.tables, b.curves, b.task)
+    assert (a.backtest is None) == (b.backtest is None)
+    if a.backtest is not None:
+        assert a.backtest._replace(state=None) == b.backtest._replace(state=None)
+        mine, other = named(a.backtest.state), named(b.backtest.state)
+        assert mine.keys() == other.keys()
+        assert all(bits(v) == bits(other[name]) for name, v in mine.items())
 
 
 @settings(max_examples=50, deadline=None, derandomize=True, database=None)
@@ -244,7 +252,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path, content):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("format", "1", "was written by another version: format 1 there, 3 here"),
+        ("format", "1", "was written by another version: format 1 there, 4 here"),
         ("cl_runner", "99.0", "was written by another version: cl_runner 99.0 there"),
     ],
 )
@@ -297,7 +305,12 @@ def within_a_task() -> Saved:
     """With everything that a checkpoint may hold."""
     progress = Progress((torch.tensor([5, 2, 8]), torch.tensor([0, 1, 1])), 7, (torch.tensor(0.5),))
     held = {"buffer_index": torch.tensor([-1, 8]), "buffer_task": torch.tensor([0, 1])}
-    return a_run(progress, **held, seen=torch.tensor([3]))
+    whole = a_run(progress, **held, seen=torch.tensor([3]))
+    tables = whole.tables | {
+        "guard": [{**dict.fromkeys(ROW), "task": 2, "looks": 1, "kept_step": 9}]
+    }
+    backtest = Backtest(9, 16, 1, 0, 0.5, 0.4, None, 0.7, 4, a_state(**whole.state.memory))
+    return whole._replace(tables=tables, backtest=backtest)
 
 
 ELSEWHERE = ("../../pwn", "/tmp/pwn", "costs.csv", "summary", "")
@@ -323,11 +336,15 @@ FORGERIES = [
     ("counts.seconds", 10**400), ("counts.members", "3"), ("counts.train_seconds", "1"),
     ("counts.limits", {"flops": 1.0}),
     ("counts.began", []), ("counts.known", {"a": 1}), ("counts.known", {"1": "a"}),
+    ("counts.energy_joules", 1.0), ("counts.energy_source", "rapl"),
     ("counts.stopped", [5]), ("counts.stopped", "abc"), ("counts.task", 7), ("tables", {}),
     ("tables", []), ("tables.costs", []), ("tables.costs", [[1]]),
     ("tables.costs", [{"=HYPERLINK(1)": 1}] * 2), ("tables.costs", "x"),
     ("tables.calibration", []), ("tables.confusion", [{}]), ("more", 1), ("config", None),
-    ("config", []), ("config", "x"),
+    ("config", []), ("config", "x"), ("guard", None), ("guard", []), ("guard.old_task", 1),
+    ("guard.old_task", -1), ("guard.kept", 8), ("guard.fired", 8), ("guard.fired", 1),
+    ("guard.looked", "x"), ("guard.reference", 1.5), ("guard.accuracy", None), ("guard.more", 1),
+    ("tables.guard", [{}]), ("tables.guard", [{**dict.fromkeys(ROW), "task": "=1"}]),
 ]  # fmt: skip
 
 
@@ -359,6 +376,11 @@ def test_a_header_that_no_run_writes_is_one_line(tmp_path, key, value):
         ("memory.seen", torch.tensor([-1]), "memory.seen must lie in 0 .."),
         ("memory.other", torch.zeros(1), "memory.other is float32 [1] there and missing here"),
         ("memory.\x1b[31m\n", torch.zeros(1), "memory.?[31m? is float32 [1] there and missing"),
+        ("guard.memory.buffer_index", torch.tensor([0, 9]), "buffer_index must lie in -1 .. 8"),
+        ("guard.theta", None, "theta is missing there and float32 [7] here"),
+        ("guard.theta", torch.zeros(8), "theta is float32 [8] there and float32 [7] here"),
+        ("guard.t", torch.tensor(9), "t must lie in 0 .. 1"),
+        ("guard.memory.other", torch.zeros(1), "memory.other is float32 [1] there and missing"),
         ("theta", None, "theta is missing there and float32 [7] here"),
         ("t", torch.tensor(9), "t must lie in 0 .. 1"),
         ("samples.index", torch.tensor([0, 1, 9]), "samples.index must lie in 0 .. 8"),
@@ -390,6 +412,15 @@ def test_tensors_that_no_run_has_are_one_line(tmp_path, name, value, said):
     tensors, content = honest(tmp_path, saved)
     forged(tmp_path, {k: v for k, v in (tensors | {name: value}).items() if v is not None}, content)
     assert said in refusal(tmp_path, own=frame(saved))
+
+
+def test_all_that_a_guard_has_seen_comes_back(tmp_path):
+    saved = within_a_task()
+    save(tmp_path, saved, CONFIG)
+    assert_same(load(tmp_path, CONFIG, frame(saved)), saved)
+    assert "guard is {'began': 9" in refusal(tmp_path, own=frame(saved, guard=None))
+    said = "guard.buffers.bn.num_batches_tracked is no tensor of such a run"
+    assert said in refusal(tmp_path, own=frame(saved, guard="warn"))
 
 
 def test_only_a_task_without_samples_of_its_own_may_train_on_none(tmp_path):
@@ -465,7 +496,7 @@ def test_any_forged_header_is_taken_as_a_run_of_ours_or_refused(tmp_path_factory
     except UserError as error:
         assert "\n" not in str(error)  # noqa: PT017 - most are refused, some are not
         return
-    assert found.tables.keys() == {"costs"}
+    assert found.tables.keys() == {"costs", "guard"}
     assert all(row.keys() == set(COSTS) for row in found.tables["costs"])
     assert 0 <= found.task < 2
     assert found.progress is None or 0 <= found.progress.step <= 9
@@ -501,6 +532,7 @@ def test_the_frame_of_a_run_says_what_it_may_hold(prepared):
     assert (list(own.budget), own.evaluation, own.classes) == (["flops"], config.eval, 10)
     assert torch.equal(own.label, env.stream.label)
     assert torch.equal(own.y, env.stream.y)
+    assert own.guard is None
     for name, steps, idle in (("joint", 3 * 5, [1, 2, 3, 4]), ("gdumb", 3, [0, 1, 2, 3, 4])):
         config, strategy, env = prepared(
             "benchmark=split_digits", f"strategy={name}", "training.iterations=3"

@@ -223,7 +223,7 @@ def test_a_schedule_ends_with_the_budget(configure, tmp_path, schedule):
     assert budget.read_bytes() == short.read_bytes()
 
 
-@pytest.mark.parametrize("key", ["samples", "flops", "seconds"])
+@pytest.mark.parametrize("key", ["samples", "flops", "seconds", "bytes"])
 def test_a_budget_must_be_positive(configure, key):
     with pytest.raises(UserError, match=f"budget.{key} must be positive"):
         configure(f"budget.{key}=0")

@@ -96,7 +96,7 @@ def test_what_is_measured_is_in_the_table(prepared) -> None:
     held = record.footprint(strategy, initial_state(strategy, env), env)
     assert held.keys() == {c.name for c in of_kind("cost") if c.total == "last"}
     assert list(calibration(torch.ones(BINS + 1, 3))) == names("calibration")
-    assert task_costs("sum") == [*SECONDS, *COUNTS]
+    assert task_costs("sum") == [*SECONDS, *COUNTS, "energy_joules"]
     assert {*COMPUTE, *PRICES} <= {*names("cost")}  # which words and a picture speak of
 
 

@@ -118,7 +118,7 @@ def summary(group: str, name: str) -> str:
     return re.split(r"(?<=\)\.)\s|(?<=\.)\s(?=[A-Z])", " ".join(head(text(group, name))))[0]
 
 
-SECTIONS = ("data", "budget", "eval", "checkpoint", "training")
+SECTIONS = ("data", "budget", "guard", "eval", "energy", "checkpoint", "training")
 
 
 def section(name: str) -> str:

@@ -15,7 +15,7 @@ from cl_runner.config.identity import IMMATERIAL, config_hash, flatten
 from cl_runner.config.schema import Eval
 from cl_runner.errors import UserError, check
 from cl_runner.machine.reading import yaml_values
-from cl_runner.results.columns import is_metric, of_kind, task_costs
+from cl_runner.results.columns import is_metric, of_guard, of_kind, task_costs
 from cl_runner.results.files import read_rows
 from cl_runner.results.matrices import (
     Curves,
@@ -30,6 +30,7 @@ from cl_runner.results.names import (
     ACCURACY_TABLE,
     CONFIG,
     COST_TABLE,
+    GUARD_TABLE,
     ONLINE_TABLE,
     STATES,
     STATISTICS,
@@ -64,6 +65,7 @@ def of_run(run: Run) -> Iterator[str]:
         yield f"{SUMMARY} has the status {row['status']!r}, not one of {', '.join(SAID)}"
     yield from of_costs(row)
     yield from of_cost_table(run.folder, row)
+    yield from of_guard_table(run.folder, row)
     yield from of_configuration(run.folder, row)
     scenario = row.get("scenario", "")
     try:
@@ -134,7 +136,7 @@ def of_cost_table(folder: Path, row: Mapping[str, str]) -> Iterator[str]:
     path = folder / COST_TABLE
     if not path.exists() or row["status"] != "complete":
         return
-    spent = task_costs("sum")
+    spent = [n for n in task_costs("sum") if n != "energy_joules" or row.get(n)]  # it may be empty
     try:
         rows = read_rows(path)
         tasks = [int(cells["after_task"]) for cells in rows]
@@ -162,6 +164,21 @@ def measured_tasks(folder: Path) -> str:
         return str(read_matrix(folder / ACCURACY_MATRIX).shape[1])
     except UserError:
         return ""
+
+
+def of_guard_table(folder: Path, row: Mapping[str, str]) -> Iterator[str]:
+    """What the guard has seen in the tasks is what the run says of itself."""
+    path = folder / GUARD_TABLE
+    if not path.exists():
+        return
+    try:
+        expected = of_guard(read_rows(path))
+    except (UserError, ValueError, KeyError) as error:
+        yield unreadable(path, error)
+        return
+    for name, value in expected.items():
+        if not same_cell(row.get(name, ""), value):
+            yield f"{GUARD_TABLE} gives {name} {value}, {SUMMARY} says {row.get(name)!r}"
 
 
 def unreadable(path: Path, error: Exception) -> str:

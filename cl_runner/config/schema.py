@@ -18,9 +18,10 @@ from cl_runner.errors import check, one_of
 SCENARIOS = ("task", "domain", "class")
 SECTIONS = (
     *("data", "benchmark", "model", "optimizer", "training"),
-    *("detector", "budget", "eval", "checkpoint", "strategy"),
+    *("detector", "budget", "guard", "eval", "energy", "checkpoint", "strategy"),
 )
 ENGINES = ("auto", "eager", "compile", "graph")
+ACTIONS = ("rollback", "stop", "warn")
 PRECISIONS = ("auto", "float32", "float32_onednn", "tf32", "bfloat16")
 
 
@@ -285,16 +286,36 @@ class Detector:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a run's training may cost; each task may spend an even share of what is left."""
+    """What a run's training may cost, of which each task may spend an even share of what is left.
+
+    And what the run may keep between its tasks.
+    """
 
     samples: int | None = None  # taken from the stream; replayed ones do not count
     flops: float | None = None  # forward and backward
     seconds: float | None = None
+    bytes: int | None = None  # parameters, buffer and the strategy's memory, see run.footprint
 
     def __post_init__(self) -> None:
         for name, limit in vars(self).items():
             message = f"budget.{name} must be positive, or null for no limit, got {limit}"
             check(limit is None or limit > 0, message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """What an update may not break: the accuracy on the validation data of the tasks before it."""
+
+    drop: float | None = None  # the most that one of them may lose; None: no guard
+    every: int | None = None  # optimizer steps between two looks; None: see run.guard.every
+    action: str = "rollback"  # of ACTIONS, where one has lost more
+
+    def __post_init__(self) -> None:
+        message = f"guard.drop must lie in [0, 1), or null for no guard, got {self.drop}"
+        check(self.drop is None or 0 <= self.drop < 1, message)
+        message = f"guard.every must be at least 1 step, or null, got {self.every}"
+        check(self.every is None or self.every >= 1, message)
+        one_of("guard.action", self.action, ACTIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,6 +368,17 @@ class Eval:
         if self.tasks in ("all", "seen"):
             return True
         return num_tasks is not None and (self._last() or 0) >= num_tasks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Energy:
+    """Where the energy of training is known from, beside the machine's own counters."""
+
+    watts: float | None = None  # declare this constant draw; None: only what can be read
+
+    def __post_init__(self) -> None:
+        message = f"energy.watts must be positive, or null, got {self.watts}"
+        check(self.watts is None or self.watts > 0, message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -421,13 +453,17 @@ class Config(Top):
     training: Training
     detector: Detector
     budget: Budget
+    guard: Guard
     eval: Eval
+    energy: Energy
     checkpoint: Checkpoint
     strategy: Mapping[str, Any]  # parsed by cl_runner.strategies, which needs torch
     resolved: Mapping[str, Any]  # plain values of what config.yaml holds
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.guard.drop is not None:
+            self.check_guarded()
         fuzzy = self.benchmark.boundaries == "fuzzy"
         check(
             not fuzzy or self.scenario != "task",
@@ -466,4 +502,26 @@ class Config(Top):
         check(
             not self.optimizer.reset or self.training.boundaries == "detected",
             f"{untold} needs optimizer.reset=false: a reset tells where a task begins",
+        )
+
+    def check_guarded(self) -> None:
+        """Refuse what leaves the guard nothing to look at."""
+        check(
+            self.benchmark.validation_fraction > 0,
+            "guard.drop needs validation data, such as benchmark.validation_fraction=0.1",
+        )
+        check(
+            self.eval.tasks in ("all", "seen"),
+            f"guard.drop needs eval.tasks=all or seen: eval.tasks={self.eval.tasks} does not "
+            "measure what the old tasks had",
+        )
+        check(
+            not self.eval.online,
+            "guard.drop does not go with eval.online=true, which counts what a task that goes back "
+            "has predicted: leave one of them out",
+        )
+        check(
+            self.training.boundaries == "known",
+            f"guard.drop needs training.boundaries=known: with {self.training.boundaries} no task "
+            "ends where it could be ended early",
         )

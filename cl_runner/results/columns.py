@@ -8,9 +8,9 @@ measures it (the meter, or the footprint of a state) and a line here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from cl_runner.functional.metrics import (
     acc,
@@ -46,6 +46,7 @@ class Unit:
 FRACTION, DIFFERENCE = Unit(high=1.0), Unit(low=-1.0, high=1.0)  # of fractions
 NATS, SQUARES, RATIO = Unit(), Unit(high=2.0), Unit(low=-LARGEST)
 COUNT, SECONDS = Unit(whole=True), Unit("seconds")
+JOULES = Unit("J", prefixed=True)
 FLOPS, BYTES = Unit("FLOPs", whole=True, prefixed=True), Unit("B", whole=True, prefixed=True)
 
 
@@ -134,6 +135,7 @@ COLUMNS = (
     Column("samples", "cost", COUNT, place=7),
     Column("flops", "cost", FLOPS, place=1, brief=True),
     Column("evaluation_flops", "cost", FLOPS, place=8),
+    Column("energy_joules", "cost", JOULES, place=9, exact=False),
     Column("parameters", "cost", COUNT, place=6, total="last"),
     Column("parameter_bytes", "cost", BYTES, compared=False, by_task=False, total="last"),
     Column("buffer_samples", "cost", COUNT, compared=False, by_task=False, total="last"),
@@ -141,6 +143,9 @@ COLUMNS = (
     Column("memory_bytes", "cost", BYTES, place=2, brief=True, total="last"),
     Column("generator_parameters", "cost", COUNT, compared=False, total="last"),
     Column("peak_memory_bytes", "cost", BYTES, place=5, total="largest", exact=False),
+    # Only where the guard is on (run.guard), from guard.csv.
+    Column("worst_drop", "cost", FRACTION, compared=False, by_task=False, total="largest"),
+    Column("rollbacks", "cost", COUNT, compared=False, by_task=False),
     Column("position", "group", RATIO, better="more", place=3),  # 0: as naive, 1: as joint
 )
 
@@ -217,6 +222,14 @@ def task_costs(*totals: str) -> list[str]:
 def kept_bytes() -> list[str]:
     """The costs that add up to the bytes that a run keeps between its tasks."""
     return [c.name for c in of_kind("cost") if c.unit == BYTES and c.total == "last"]
+
+
+def of_guard(rows: Iterable[Mapping[str, Any]]) -> dict[str, float | int | None]:
+    """The costs that follow from the rows of guard.csv; of a first task alone there are none."""
+    rows = list(rows)
+    falls = [float(row["reference"] or 0) - float(row["accuracy"] or 0) for row in rows]
+    backs = sum(row["action"] == "rollback" for row in rows)
+    return {"worst_drop": max(falls, default=None), "rollbacks": backs}
 
 
 # Which are shown.

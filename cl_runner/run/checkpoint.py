@@ -29,6 +29,7 @@ from cl_runner.results.matrices import Curves, Matrices, Tables
 from cl_runner.results.names import CHECKPOINT, CONFIG
 from cl_runner.run.frame import (
     GROUPS,
+    KEPT,
     Frame,
     Unfit,
     check_content,
@@ -37,10 +38,11 @@ from cl_runner.run.frame import (
     named,
     short,
 )
+from cl_runner.run.guard import Backtest
 from cl_runner.training.fit import Progress
 
 NEXT = "checkpoint.next.safetensors"  # one that is about to take the place of CHECKPOINT
-FORMAT = 3  # of the file; another number, another meaning
+FORMAT = 4  # of the file; another number, another meaning
 
 
 class Saved(NamedTuple):
@@ -54,6 +56,7 @@ class Saved(NamedTuple):
     task: int  # index of the task that comes next, or that is under way
     progress: Progress | None = None  # of the training on it; None: before its beginning
     watch: dict[str, Tensor] | None = None  # of the detector, where there is one
+    backtest: Backtest | None = None  # what the guard has seen of the task under way
 
 
 def save(out: Path, saved: Saved, config: Mapping[str, Any]) -> None:
@@ -127,6 +130,7 @@ def serialised(saved: Saved, config: Mapping[str, Any]) -> bytes:
         "task": saved.task,
         "step": None if progress is None else progress.step,
         "label": progress.samples[1] if progress and isinstance(progress.samples[1], int) else None,
+        "guard": saved.backtest and without_state(saved.backtest),
         "counts": saved.counts,
         "tables": saved.tables,
         "config": dict(config),
@@ -222,6 +226,11 @@ def check_same(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -
     check(not differing, message)
 
 
+def without_state(backtest: Backtest) -> dict[str, Any]:
+    """What the guard has seen, as JSON; the state is among the tensors."""
+    return {k: v for k, v in backtest._asdict().items() if k != "state"}
+
+
 def to_tensors(saved: Saved) -> dict[str, Tensor]:
     """What of a run is tensors: copies on the host, in the order of their names."""
     found = named(saved.state)
@@ -229,6 +238,8 @@ def to_tensors(saved: Saved) -> dict[str, Tensor]:
         found[f"R.{split}.{reading}"] = torch.from_numpy(R)
     for (split, reading), rows in saved.curves.items():
         found[f"curve.{split}.{reading}"] = torch.tensor(rows, dtype=torch.float64)
+    if saved.backtest is not None and saved.backtest.state is not None:
+        found |= {f"{KEPT}{name}": v for name, v in named(saved.backtest.state).items()}
     if saved.progress is not None:
         (index, label), _, losses, predictions = saved.progress
         found["samples.index"] = index
@@ -245,9 +256,10 @@ def from_tensors(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> S
     def group(prefix: str) -> dict[str, Tensor]:
         return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
-    state = TrainState(
-        theta=tensors["theta"], t=tensors["t"], **{g: group(f"{g}.") for g in GROUPS}
-    )
+    def state(prefix: str = "") -> TrainState:
+        groups = {g: group(f"{prefix}{g}.") for g in GROUPS}
+        return TrainState(theta=tensors[f"{prefix}theta"], t=tensors[f"{prefix}t"], **groups)
+
     matrices: Matrices = {}
     for name, R in group("R.").items():
         split, reading = name.split(".")
@@ -263,9 +275,12 @@ def from_tensors(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> S
         predictions = (tensors["predictions"],) if "predictions" in tensors else ()
         samples = tensors["samples.index"], label
         progress = Progress(samples, content["step"], losses, predictions)
-    at = content["task"], progress
-    watch = group("watch.") or None
-    return Saved(state, matrices, content["counts"], content["tables"], curves, *at, watch)
+    backtest = None
+    if content["guard"] is not None:
+        held = state(KEPT) if f"{KEPT}theta" in tensors else None
+        backtest = Backtest(**content["guard"], state=held)
+    at = content["task"], progress, group("watch.") or None, backtest
+    return Saved(state(), matrices, content["counts"], content["tables"], curves, *at)
 
 
 def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:

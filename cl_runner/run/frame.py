@@ -16,20 +16,23 @@ from torch import Tensor
 from cl_runner.config.schema import Config, Eval
 from cl_runner.core import TrainState
 from cl_runner.errors import UserError
+from cl_runner.machine.energy import SOURCES
 from cl_runner.results.columns import of_kind, task_costs
 from cl_runner.run.evaluation import readings, splits
+from cl_runner.run.guard import ROW
 from cl_runner.run.tasks import times
 from cl_runner.strategies.base import Strategy
 from cl_runner.training import online
 from cl_runner.training.env import Env
 from cl_runner.training.fit import plan
-from cl_runner.training.meter import COUNTS, SECONDS
+from cl_runner.training.meter import COUNTS, ENERGY, SECONDS
 from cl_runner.training.watch import EVERY, Watch
 
 GROUPS = ("buffers", "opt", "memory")  # the fields of TrainState that are dictionaries
+KEPT = "guard."  # before the names of the state to which the guard may go back
 HEADER = 100_000_000  # bytes; safetensors takes no longer one
 LARGEST = 1e30  # of any number that a header counts or measures
-CONTENT = dict.fromkeys(("task", "step", "label", "counts", "tables", "config")).keys()
+CONTENT = dict.fromkeys(("task", "step", "label", "guard", "counts", "tables", "config")).keys()
 WHERE = ("after_task", "reading", "split")
 TABLES = {  # of calibration and confusion, which are there with eval.calibration
     "calibration": {*WHERE, "eval_task", *(column.name for column in of_kind("calibration"))},
@@ -63,6 +66,7 @@ class Frame(NamedTuple):
     batch_size: Callable[[int], int] = lambda _: 1  # of a task
     watch: Watch | None = None  # where borders are detected, as it begins
     longest: int = 0  # samples that a task trains on, where these are more than all there are
+    guard: str | None = None  # the action of the guard, where there is one
 
     @property
     def tasks(self) -> int:
@@ -74,11 +78,16 @@ class Frame(NamedTuple):
         """N."""
         return len(self.y)
 
+    @property
+    def keeps_state(self) -> bool:
+        """Whether the guard keeps a state to go back to."""
+        return self.guard == "rollback"
+
     def most_bytes(self) -> int:
         """No checkpoint of the run is longer."""
         most = max(self.rows * self.tasks, self.longest)
         steps = self.steps(most)
-        state = sum(v.nbytes for v in named(self.state).values())
+        state = sum(v.nbytes for v in named(self.state).values()) * (1 + self.keeps_state)
         samples = (2 + self.evaluation.online) * 8 * most
         rows = (self.tasks + 1) + (self.evaluation.every is not None) * self.tasks * steps
         tables = 8 * len(self.keys) * rows * (self.tasks + 2)
@@ -111,6 +120,7 @@ def frame_of(config: Config, strategy: Strategy, s: TrainState, env: Env) -> Fra
         batch_size=lambda t: strategy.batch_size(t, env),
         watch=env.watch,
         longest=max(len(task.train) for task in stream),
+        guard=None if config.guard.drop is None else config.guard.action,
     )
 
 
@@ -141,19 +151,44 @@ def check_content(content: Mapping[str, Any], frame: Frame) -> None:
         expect(task < T, f"task must be less than {T} within a task, got {task}")
         right = label is None or is_count(label, T - 1)
         expect(right, f"label must lie in 0 .. {T - 1}, got {short(label)}")
+    check_guard(content["guard"], task, step, frame)
     check_tables(content["tables"], task, frame)
+
+
+def check_guard(watch: Any, task: int, step: int | None, frame: Frame) -> None:
+    """Raise Unfit unless a guard has seen this of a task that has come so far (`guard.Backtest`)."""
+    begun = frame.guard is not None and task > 0 and step is not None
+    if watch is None or not begun:
+        expect(watch is None and not begun, f"guard is {short(watch)}")
+        return
+    names = Backtest._fields[:-1]
+    right = isinstance(watch, dict) and watch.keys() == set(names)
+    expect(right, f"guard must hold {', '.join(names)}")
+    assert step is not None
+    most = {"old_task": task - 1, "kept": step, "fired": step}
+    for name, value in watch.items():
+        right = is_count(value, most.get(name, LARGEST))
+        if name in ("reference", "accuracy", "best"):
+            right = is_amount(value) and value <= 1
+        right = right or (name in ("old_task", "fired") and value is None)
+        expect(right, f"guard: {name} is {short(value)}")
+    lost = watch["old_task"] is not None or watch["fired"] is None
+    expect(lost, "guard: the bound is broken, and no task has lost anything")
 
 
 def check_counts(counts: Any, frame: Frame) -> None:
     """Raise Unfit unless the counts are those of a meter (`costs.Meter.state`)."""
     amounts, limits = ("seconds", *SECONDS), ("limits", "began")
-    names = {*amounts, *COUNTS, *limits, "members", "task", "stopped", "known"}
+    names = {*amounts, *COUNTS, *ENERGY, *limits, "members", "task", "stopped", "known"}
     right = isinstance(counts, dict) and counts.keys() == names
     expect(right, f"counts must hold {', '.join(sorted(names))}")
     for name in amounts:
         expect(is_amount(counts[name]), f"counts: {name} is {short(counts[name])}")
     for name in COUNTS:
         expect(is_count(counts[name]), f"counts: {name} is {short(counts[name])}")
+    known = is_amount(counts["energy_joules"]) and counts["energy_source"] in SOURCES
+    none = [counts[name] for name in ENERGY] == [None, None]
+    expect(known or none, f"counts: energy_joules is {short(counts['energy_joules'])}")
     for name in limits:
         value = counts[name]
         right = isinstance(value, dict) and value.keys() in (set(), set(frame.budget))
@@ -179,6 +214,7 @@ def check_tables(tables: Any, task: int, frame: Frame) -> None:
     columns = {"costs": {"after_task", *task_costs()}}
     columns |= TABLES if frame.evaluation.calibration else {}
     columns |= {"online": {*online.row(0, 0, 0, 0)}} if frame.evaluation.online else {}
+    columns |= {"guard": {*ROW}} if frame.guard else {}
     right = isinstance(tables, dict) and tables.keys() == columns.keys()
     expect(right, f"tables must be {', '.join(columns)}")
     for name, rows in tables.items():
@@ -188,7 +224,7 @@ def check_tables(tables: Any, task: int, frame: Frame) -> None:
         expect(
             right, f"the rows of {name} must have the columns {', '.join(sorted(columns[name]))}"
         )
-    held = task_costs("last")  # None: the strategy has none
+    held = {*task_costs("last"), "energy_joules"}  # None: the strategy has none; not known
     for i, row in enumerate(tables["costs"]):
         right = row["after_task"] == i and all(
             (value is None and key in held) or is_number(value) for key, value in row.items()
@@ -204,6 +240,15 @@ def check_tables(tables: Any, task: int, frame: Frame) -> None:
         right = all(map(is_count, counts.values())) and 1 <= row["task"] <= task
         right = right and row["hits"] <= row["samples"] and row == online.row(**counts)
         expect(right, f"a row of online is {short(row)}")
+    rows = tables.get("guard", ())
+    expect(len(rows) <= task, f"guard must have at most {task} rows")
+    for row in rows:
+        fired = (row["step"], row["action"])
+        right = fired == (None, None) or (is_count(fired[0]) and fired[1] == frame.guard)
+        lost = [row[name] for name in ("old_task", "reference", "accuracy")]
+        right = right and (lost == [None] * 3 or (is_count(lost[0]) and all(map(is_amount, lost))))
+        right = right and all(is_count(row[name]) for name in ("task", "looks", "kept_step"))
+        expect(right, f"a row of guard is {short(row)}")
 
 
 def is_count(value: Any, most: float = LARGEST) -> bool:
@@ -239,18 +284,12 @@ def check_tensors(tensors: Mapping[str, Tensor], content: Mapping[str, Any], fra
     """Raise Unfit unless the tensors are those of such a run, at the header's position."""
     T, task, within = frame.tasks, content["task"], content["step"] is not None
     state = {name: v for name, v in tensors.items() if is_of_state(name)}
-    check_same_kind(state, named(frame.state))
-    check_range("t", tensors["t"], 0, T - 1)
-    ranges: dict[str, tuple[int, float]] = {
-        "buffer_index": (-1, frame.rows - 1),
-        "buffer_task": (0, T - 1),
-        "stamp": (0, T),
-    }
-    ranges |= {"seen": (0, LARGEST), "period": (1, LARGEST)}
-    for name, (low, high) in ranges.items():
-        if name in frame.state.memory:
-            check_range(f"memory.{name}", tensors[f"memory.{name}"], low, high)
-    check_buffer(tensors, frame)
+    check_state(state, frame)
+    kept = {name: v for name, v in tensors.items() if name.startswith(KEPT)}
+    watch = content["guard"]
+    if frame.keeps_state and watch is not None and watch["fired"] is None:
+        check_state({name.removeprefix(KEPT): v for name, v in kept.items()}, frame)
+        state |= kept
     names = {f"R.{split}.{reading}" for split, reading in frame.keys}
     shown = frame.evaluation.tasks
     which = "" if shown == "all" else f" where eval.tasks={shown} measures,"
@@ -279,6 +318,22 @@ def check_tensors(tensors: Mapping[str, Tensor], content: Mapping[str, Any], fra
         names |= check_watch(tensors, task, frame.watch)
     unknown = sorted(tensors.keys() - state.keys() - names)
     expect(not unknown, f"{short(next(iter(unknown), None))} is no tensor of such a run")
+
+
+def check_state(tensors: Mapping[str, Tensor], frame: Frame) -> None:
+    """Raise Unfit unless these are the tensors of a state of the run."""
+    check_same_kind(tensors, named(frame.state))
+    check_range("t", tensors["t"], 0, frame.tasks - 1)
+    ranges: dict[str, tuple[int, float]] = {
+        "buffer_index": (-1, frame.rows - 1),
+        "buffer_task": (0, frame.tasks - 1),
+        "stamp": (0, frame.tasks),
+    }
+    ranges |= {"seen": (0, LARGEST), "period": (1, LARGEST)}
+    for name, (low, high) in ranges.items():
+        if name in frame.state.memory:
+            check_range(f"memory.{name}", tensors[f"memory.{name}"], low, high)
+    check_buffer(tensors, frame)
 
 
 def check_buffer(tensors: Mapping[str, Tensor], frame: Frame) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from cl_runner.functional.metrics import acc
 from cl_runner.machine.console import near, say
 from cl_runner.machine.signals import Stop, stoppable
 from cl_runner.results import files, status, text
-from cl_runner.run import checkpoint, needs, together, weights
+from cl_runner.run import checkpoint, guard, needs, together, weights
 from cl_runner.run.checkpoint import Saved
 from cl_runner.run.evaluation import readings
 from cl_runner.run.frame import frame_of
@@ -144,7 +144,7 @@ def train_runs(runs: Sequence[Run], aloud: Callable[[str], None] = say) -> None:
                     begin(run, len(runs), aloud)
             step = StackedStep([run.member for run in runs]) if len(runs) > 1 else None
             for t in range(first.task, tasks):
-                train_on(t, alive, stop, step)
+                train_on(t, alive, stop, step, aloud)
                 alive = [run for run in alive if run.end is None]
                 save([(run, run.s, None) for run in alive], t + 1)
                 if len(alive) < len(runs) and first.config.fail_fast:
@@ -180,7 +180,13 @@ def begin(run: Run, members: int, aloud: Callable[[str], None]) -> None:
         print_and_log(run.config, where, aloud if members > 1 else say)
 
 
-def train_on(t: int, runs: Sequence[Run], stop: Stop, step: StackedStep | None) -> None:
+def train_on(
+    t: int,
+    runs: Sequence[Run],
+    stop: Stop,
+    step: StackedStep | None,
+    aloud: Callable[[str], None],
+) -> None:
     """Train runs on task t and evaluate them; of one that diverges, write down its end."""
     for run in runs:
         run.member.env.meter.share = 1 / len(runs)
@@ -188,7 +194,7 @@ def train_on(t: int, runs: Sequence[Run], stop: Stop, step: StackedStep | None) 
             task = run.member.env.stream[t]
             log.info("task %s: classes %s", task.name or t + 1, ", ".join(task.names))
     lap(runs)
-    ends = trained(t, runs, partial(observed, runs, stop, t), step)
+    ends = trained(t, runs, partial(observed, runs, stop, t, aloud), step)
     lap(runs, "train_seconds")
     for run, end in zip(runs, ends, strict=True):
         with run.logged():
@@ -219,12 +225,20 @@ def trained(
 
 
 @contextmanager
-def observed(runs: Sequence[Run], stop: Stop, t: int, steps: Steps) -> Iterator[AfterStep]:
-    """Between the steps of task t, evaluate if asked to, save the states now and then, and stop."""
-    config = runs[0].config
+def observed(
+    runs: Sequence[Run], stop: Stop, t: int, aloud: Callable[[str], None], steps: Steps
+) -> Iterator[AfterStep]:
+    """Between the steps of task t, evaluate if asked to, save the states now and then, and stop.
+
+    With a guard, look back at the tasks before it, and end the training of the runs that lose them.
+    """
+    config, stream = runs[0].config, runs[0].member.env.stream
     every, every_steps = config.checkpoint.every, config.checkpoint.every_steps
     look = config.eval.every
+    back = guard.every(config, stream, t) if t and config.guard.drop is not None else None
     last, saved_at = 0, max(run.files.saved_at for run in runs)
+    if gone := {place: None for place, run in enumerate(runs) if run.files.guard_ended}:
+        steps.release(gone)  # the guard has ended them, and the others go on
 
     def after(step: int) -> None:
         nonlocal last, saved_at
@@ -236,24 +250,61 @@ def observed(runs: Sequence[Run], stop: Stop, t: int, steps: Steps) -> Iterator[
             or stop.asked is not None
             or (every_steps is not None and step > 0 and step % every_steps == 0)
         )
-        if asked or due:
+        guarded = back is not None and step % back == 0
+        if asked or due or guarded:
             lap(runs, "train_seconds")
-            there = [(runs[place], *at) for place, at in steps.snapshots(step).items()]
-            for run, s, _ in there if asked else ():
+            there = steps.snapshots(step)
+            states = {
+                place: s for place, (s, _) in there.items() if not runs[place].files.guard_ended
+            }
+            for place, s in states.items() if asked else ():
+                run = runs[place]
                 run.files.evaluated_within(t, step, run.member.strategy, s)
+            if guarded and (ends := look_back(runs, t, states, aloud)):
+                steps.release(ends)
+                there = steps.snapshots(step)
             if due:
-                save(there, t)
+                save([(runs[place], *at) for place, at in there.items()], t)
                 saved_at = time.perf_counter()
             lap(runs)
         stop.check()
 
     with stop.stepping():
         yield after
+    if back is not None:
+        look_back_at_the_end(runs, t, steps, aloud)
     for run in runs:
-        run.files.drop(t, last)
-    if config.eval.online:
-        for place, counts in steps.online().items():
-            runs[place].files.add_online(t, counts)
+        run.files.steps_are_over(t, last)
+    for place, counts in steps.online().items() if config.eval.online else ():
+        runs[place].files.add_online(t, counts)
+
+
+def look_back_at_the_end(
+    runs: Sequence[Run], t: int, steps: Steps, aloud: Callable[[str], None]
+) -> None:
+    """`look_back` at what the runs have come to after the last step of task t."""
+    lap(runs, "train_seconds")
+    left = {place: s for place, s in enumerate(steps.ends()) if not isinstance(s, Diverged)}
+    if ends := look_back(runs, t, left, aloud):
+        steps.release(ends)
+    lap(runs)
+
+
+def look_back(
+    runs: Sequence[Run], t: int, states: Mapping[int, TrainState], aloud: Callable[[str], None]
+) -> dict[int, TrainState | None]:
+    """Let the guard look at states within task t, by place; what those that it ends end with."""
+    ends: dict[int, TrainState | None] = {}
+    for place, s in states.items():
+        run = runs[place]
+        strategy, env = run.member
+        if (broken := run.files.look_back(t, strategy, s)) is not None:
+            with run.logged():
+                line = guard.in_words(broken, run.config.guard, env.stream, t)
+                print_and_log(run.config, line, aloud)
+            if run.files.guard_ended:
+                ends[place] = broken.state and restored(broken.state, env)
+    return ends
 
 
 def save(runs: Sequence[tuple[Run, TrainState, Progress | None]], task: int) -> None:

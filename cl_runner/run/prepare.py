@@ -21,11 +21,12 @@ from cl_runner.data.benchmarks import build_stream
 from cl_runner.data.boundaries import ordered
 from cl_runner.data.datasets import Arrays
 from cl_runner.errors import UserError, check
-from cl_runner.machine import cores_and_gpus, ram
+from cl_runner.machine import cores_and_gpus, energy, ram
 from cl_runner.machine.precision import choose, keep_freed_memory
 from cl_runner.nn.networks import build, factory
 from cl_runner.run import needs, weights
 from cl_runner.run.boundaries import check_boundaries
+from cl_runner.run.footprint import check_bytes
 from cl_runner.run.messages import print_and_log, say_once
 from cl_runner.strategies.base import Strategy
 from cl_runner.training import engines
@@ -93,10 +94,12 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
         env.watch = Watch(config.detector, stream)
     parts |= needs.of_parameters(config, env.flat.module, device)
     parts |= needs.of_strategy(strategy, env)  # with its checks against the stream
+    check_bytes(config, strategy, env)
     parts |= needs.of_activations(config, strategy, env)
     needs.require(parts, free)
     if trained is not None:
         print_and_log(config, weights.told(build(new, config.seed), trained), say_once)
+    env.meter.count_energy(energy.reader(device, config.energy.watts))
     env.engine, reason = engines.choose(config.engine, strategy.one_graph, env)
     log.info("engine: %s (%s)", env.engine, reason)
     return env

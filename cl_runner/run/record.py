@@ -26,13 +26,15 @@ from cl_runner.errors import UserError
 from cl_runner.functional.detectors import judged
 from cl_runner.machine.ram import peak_memory, reset_peak_memory
 from cl_runner.results import files, matrices, status
-from cl_runner.results.columns import task_costs
+from cl_runner.results.columns import of_guard, task_costs
 from cl_runner.results.images import write_grid
 from cl_runner.results.names import BOUNDARY_TABLE, CONFIG, OVERRIDES, SUMMARY, TASK_TABLE
 from cl_runner.results.titles import UNNAMED, Titles, titled
 from cl_runner.run.calibration import Calibration
 from cl_runner.run.checkpoint import Saved
 from cl_runner.run.evaluation import evaluate, readings
+from cl_runner.run.footprint import footprint
+from cl_runner.run.guard import Backtest, ended, looked_back, row_of
 from cl_runner.strategies.base import Strategy
 from cl_runner.training import online
 from cl_runner.training.env import Env
@@ -63,8 +65,11 @@ class RunFiles:
         self.titles = titles_of(env.stream)
         self.matrices: matrices.Matrices = {}
         self.memory: dict[str, int | None] = {}
-        self.tables: matrices.Tables = {"costs": [], **({"online": []} if env.online else {})}
+        asked = {"online": env.online, "guard": config.guard.drop is not None}
+        named = ("costs", *(name for name, there in asked.items() if there))
+        self.tables: matrices.Tables = {name: [] for name in named}
         self.made: files.Lines = {}
+        self.backtest: Backtest | None = None  # what the guard has seen of the task under way
         self.curves: matrices.Curves = {}
         self.seconds = 0.0
         self.saved_at = started
@@ -86,7 +91,8 @@ class RunFiles:
         about = {"seconds": self.elapsed(), "members": self.members}
         counts = about | self.env.meter.state()
         watch = None if self.env.watch is None else self.env.watch.tensors()
-        return Saved(s, self.matrices, counts, self.tables, self.curves, task, progress, watch)
+        at = task, progress, watch, self.backtest
+        return Saved(s, self.matrices, counts, self.tables, self.curves, *at)
 
     def elapsed(self) -> float:
         """The run's seconds so far; of several that are trained together, its share."""
@@ -108,6 +114,7 @@ class RunFiles:
         if self.env.watch is not None and saved.watch is not None:
             self.env.watch.restore(saved.watch)
         self.matrices, self.tables, self.curves = saved.matrices, saved.tables, saved.curves
+        self.backtest = saved.backtest
         self.at(saved.task, 0 if saved.progress is None else saved.progress.step)
         self.memory = footprint(strategy, s, self.env)
 
@@ -161,8 +168,41 @@ class RunFiles:
         """Whether the curves end at this task and step."""
         return any(tuple(rows[-1][:2]) == position for rows in self.curves.values() if rows)
 
-    def drop(self, task: int, step: int) -> None:
-        """Forget what was measured after a task's last step: it is evaluated when it has ended."""
+    def look_back(self, task: int, strategy: Strategy, s: TrainState) -> Backtest | None:
+        """Let the guard look at a state within a task; what it knows if the bound breaks just now.
+
+        Not twice at the same step, nor at what is not finite: that is found at the epoch's end.
+        """
+        meter, guard, R = self.env.meter, self.config.guard, self.matrices["validation", self.own]
+        backtest = self.backtest or Backtest(meter.steps, -1)
+        if self.guard_ended or backtest.looked == meter.steps or not torch.isfinite(s.theta).all():
+            return None
+        if self.measured_at((task, meter.steps - backtest.began)):
+            row = self.curves["validation", self.own][-1][2 : task + 3]
+        else:
+            meter.lap()
+            tasks = [("validation", old) for old in self.env.stream[: task + 1]]
+            row = evaluate(strategy, s, self.env, only=tasks)["validation", self.own]
+            meter.lap("evaluation_seconds")
+        now = looked_back(backtest, guard, R, row, s, meter.steps)
+        self.backtest = now if now.fired is None else now._replace(state=None)
+        return now if now.fired is not None and backtest.fired is None else None
+
+    @property
+    def guard_ended(self) -> bool:
+        """Whether the guard has ended the training on the task under way."""
+        return ended(self.backtest, self.config.guard)
+
+    def steps_are_over(self, task: int, step: int) -> None:
+        """After a task's last step, forget what was measured there: it is evaluated in a moment.
+
+        Not so if the task goes back from there. The guard's row is complete.
+        """
+        backtest, self.backtest = self.backtest, None
+        if backtest is not None:
+            row = row_of(backtest, self.config.guard, task, self.env.meter.steps)
+            self.tables["guard"].append(row)
+            step = row["kept_step"]
         if self.measured_at((task, step)):
             for rows in self.curves.values():
                 rows.pop()
@@ -170,8 +210,11 @@ class RunFiles:
     def add_costs(self, after_task: int) -> None:
         """What was spent since the last row of costs, and what the run holds now."""
         costs = self.tables["costs"]
-        before = {name: sum(row[name] for row in costs) for name in task_costs("sum")}
-        spent = {name: getattr(self.env.meter, name) - value for name, value in before.items()}
+        sums = {name: getattr(self.env.meter, name) for name in task_costs("sum")}
+        spent = {  # what is not known of all is known of no further task
+            name: value if value is None else value - sum(row[name] for row in costs)
+            for name, value in sums.items()
+        }
         peak = max((row["peak_memory_bytes"] for row in costs), default=0)
         peak = max(peak, peak_memory(self.env.device))
         measured = {**spent, **self.memory, "peak_memory_bytes": peak}
@@ -197,8 +240,10 @@ class RunFiles:
             **metrics,
             "seconds": self.seconds,
             **{name: getattr(self.env.meter, name) for name in task_costs("sum")},
+            "energy_source": self.env.meter.energy_source,
             **self.budget_stopped(),
             **self.detected(),
+            **(of_guard(self.tables["guard"]) if "guard" in self.tables else {}),
             **self.memory,
             "peak_memory_bytes": costs[-1]["peak_memory_bytes"] if costs else None,
             "model": names["model"],
@@ -306,34 +351,6 @@ def task_rows(stream: Stream) -> list[dict[str, Any]]:
         }
         for task in stream
     ]
-
-
-def footprint(strategy: Strategy, s: TrainState, env: Env) -> dict[str, int | None]:
-    """What a state holds: parameters, buffered samples, and the rest of the strategy's memory.
-
-    Buffers store row numbers; what is counted is the samples they stand for, at the data set's own
-    precision, because that is what a method that may not keep the data would have to store; not so
-    where a strategy keeps something else in their place. What is kept with each sample (its logits,
-    say) counts as buffer too; its label and task do not. Not counted either is memory that follows
-    from the rest (`Strategy.uncounted`). Of the parameters, those of a generator are also counted
-    apart.
-    """
-    index = s.memory.get("buffer_index")
-    samples = None if index is None else int((index >= 0).sum())
-    size = env.stream.x[0].nbytes if strategy.buffers_inputs else 0
-    slots = {k: v for k, v in s.memory.items() if k.startswith("buffer_")}
-    size += sum(v[0].nbytes for k, v in slots.items() if k not in {"buffer_index", "buffer_task"})
-    apart = {*slots, *strategy.uncounted}
-    rest = sum(v.nbytes for k, v in s.memory.items() if k not in apart)
-    generator = [v for k, v in env.flat.views(s.theta.detach()).items() if "generator." in k]
-    return {
-        "parameters": s.theta.numel(),
-        "parameter_bytes": s.theta.nbytes,
-        "generator_parameters": sum(v.numel() for v in generator) if generator else None,
-        "buffer_samples": samples,
-        "buffer_bytes": None if samples is None else samples * size,
-        "memory_bytes": rest,
-    }
 
 
 def versions(env: Env) -> dict[str, Any]:

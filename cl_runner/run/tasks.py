@@ -77,8 +77,8 @@ def train_task(
         return train_detecting(strategy, s, task, env, env.watch, progress, observe)
     alone = Alone(s, env, strategy, progress, task.index)
     with observe(alone) as after:
-        s = train(alone, length(strategy, env, progress, task.index), progress.step, after)
-    return end_task(strategy, s, task, env)
+        train(alone, length(strategy, env, progress, task.index), progress.step, after)
+    return end_task(strategy, alone.s, task, env)
 
 
 def train_detecting(

@@ -38,6 +38,7 @@ class Together:
         self.members, self.env, self.t = list(members), members[0].env, t
         self.places = list(range(len(members)))  # of those that are still together
         self.left: dict[int, TrainState | Diverged] = {}  # what the others ended with, by place
+        self.released: dict[int, TrainState] = {}  # of these, those that were let go
         self.samples = [p.samples for p in progress]  # by place
         self.sources = [
             Source(m.env, s, t, *p.samples, m.strategy)
@@ -134,6 +135,9 @@ class Together:
             predictions = tuple(own[i] for own in self.predictions)
             progress = Progress(self.samples[place], step, losses, predictions)
             found[place] = m.env.commit(s), progress
+        none = (torch.zeros((), device=self.env.device),) * len(self.pending)
+        for place, s in self.released.items():  # at the others' step, to go on beside them
+            found[place] = s, Progress(self.samples[place], step, none)
         return found
 
     def online(self) -> dict[int, list[Counted]]:
@@ -145,8 +149,17 @@ class Together:
         """What the i-th of those still together has predicted right, by its place."""
         return {self.places[i]: counted(self.sources[i], [own[i] for own in self.predictions])}
 
+    def release(self, ends: Mapping[int, TrainState | None]) -> None:
+        """See Steps."""
+        if gone := {i: ends[place] for i, place in enumerate(self.places) if place in ends}:
+            self.leave(gone)
+        for place, s in ends.items():
+            now = s or self.left[place]
+            assert isinstance(now, TrainState)
+            self.left[place] = self.released[place] = now
+
     def ends(self) -> list[TrainState | Diverged]:
-        """What each ended with, in the order of all."""
+        """See Steps."""
         states = unstack(self.step.states(), len(self.members)) if self.members else []
         ends = self.left | dict(zip(self.places, states, strict=True))
         return [ends[place] for place in range(len(self.samples))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
@@ -69,7 +69,8 @@ class Steps(Protocol):
     def snapshots(self, step: int) -> dict[int, Snapshot]:
         """Where the runs stand after `step` steps, by their places in the list of all.
 
-        Without those that have left the others: their budget is used up, or they diverged.
+        Without those that have left the others: their budget is used up, or they diverged. Not so
+        those that were released, which stay where they were left.
         """
 
     def online(self) -> dict[int, list[Counted]]:
@@ -77,6 +78,12 @@ class Steps(Protocol):
 
         Without those that diverged.
         """
+
+    def release(self, ends: Mapping[int, TrainState | None]) -> None:
+        """Let runs end the phase, by place: with another state, or (None) as they are."""
+
+    def ends(self) -> Sequence[TrainState | Diverged]:
+        """What each has come to, in the order of all; an exception if it became infinite."""
 
 
 def take_steps(steps: Steps, plan: Plan, step: int, after: AfterStep | None) -> None:
@@ -115,6 +122,7 @@ class Alone:
     ) -> None:
         self.s, self.env, self.t, self.phase = s, env, t, phase
         self.samples, self.pending = progress.samples, list(progress.losses)
+        self.released = False
         self.source = Source(env, s, t, *progress.samples, learner, phase)
         self.predictions = list(progress.predictions)
         online = env.online and not phase
@@ -127,7 +135,7 @@ class Alone:
 
     def affordable(self, batch: Batch, first: int) -> Batch | None:
         """See Steps."""
-        if not self.env.meter.exhausted(len(batch.y)):
+        if not (self.released or self.env.meter.exhausted(len(batch.y))):
             return batch
         if self.pending:
             self.check(first)
@@ -166,6 +174,14 @@ class Alone:
     def online(self) -> dict[int, list[Counted]]:
         """See Steps."""
         return {0: counted(self.source, self.predictions)}
+
+    def release(self, ends: Mapping[int, TrainState | None]) -> None:
+        """See Steps."""
+        self.s, self.pending, self.released = ends[0] or self.s, [], True
+
+    def ends(self) -> list[TrainState]:
+        """See Steps."""
+        return [self.s]
 
 
 def fit(

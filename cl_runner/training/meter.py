@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 COUNTS = ("steps", "samples", "flops", "evaluation_flops")
 SECONDS = ("train_seconds", "evaluation_seconds")
+ENERGY = ("energy_joules", "energy_source")
 SPENT = {"samples": "samples", "flops": "flops", "seconds": "train_seconds"}  # of each budget
 
 
@@ -25,6 +26,15 @@ class Display(Protocol):
 
     def begin(self, task: int, epochs: int, steps: int) -> None: ...
     def step(self, epoch: int, samples: int, loss: Tensor) -> None: ...
+
+
+class Energy(Protocol):
+    """What counts the energy that is spent (`machine.energy`)."""
+
+    source: str
+
+    def spent(self, seconds: float) -> float | None:
+        """Joules since the last call, of which so many seconds have passed; None: unknown."""
 
 
 class Meter:
@@ -40,8 +50,11 @@ class Meter:
     def __init__(self, budget: Budget | None = None) -> None:
         self.steps = self.samples = self.flops = self.evaluation_flops = 0
         self.train_seconds = self.evaluation_seconds = 0.0
+        self.energy: Energy | None = None
+        self.energy_joules: float | None = None  # of training; None: not known of all of it
+        self.energy_source: str | None = None  # what has counted it
         self.display: Display | None = None
-        limits = vars(budget or Budget())
+        limits = {name: getattr(budget or Budget(), name) for name in SPENT}
         self.budget = {name: limit for name, limit in limits.items() if limit is not None}
         self.task = 0  # index of the one that is trained
         self.limits: dict[str, float] = {}  # what may be spent by the end of this task
@@ -139,9 +152,21 @@ class Meter:
         Those of training in shares, of evaluation, which is each run's own, whole.
         """
         before, self._lap = self._lap, time.perf_counter()
+        seconds = self._lap - before
+        joules = None if self.energy is None else self.energy.spent(seconds)
+        if joules is None:
+            self.count_energy(None)
         if name is not None:
             share = self.share if name == "train_seconds" else 1.0
-            setattr(self, name, getattr(self, name) + share * (self._lap - before))
+            setattr(self, name, getattr(self, name) + share * seconds)
+        if name == "train_seconds" and joules is not None and self.energy_joules is not None:
+            self.energy_joules += self.share * joules
+
+    def count_energy(self, energy: Energy | None) -> None:
+        """Count energy from 0; None: it is not known, nor will be."""
+        self.energy = energy
+        self.energy_joules = None if energy is None else 0.0
+        self.energy_source = None if energy is None else energy.source
 
     # The budget.
 
@@ -179,12 +204,15 @@ class Meter:
 
     def state(self) -> dict[str, Any]:
         """All that changes during a run, as JSON."""
-        names = (*COUNTS, *SECONDS, "task", "limits", "began", "stopped")
+        names = (*COUNTS, *SECONDS, *ENERGY, "task", "limits", "began", "stopped")
         known = {str(size): flops for size, flops in self.known.items()}
         return {name: getattr(self, name) for name in names} | {"known": known}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Go on from a state. Energy that was counted otherwise, or not at all, is not known."""
+        if state["energy_source"] != self.energy_source:
+            self.count_energy(None)
+            state = state | dict.fromkeys(ENERGY)
         for name, value in state.items():
             setattr(self, name, value)
         self.known = {int(size): flops for size, flops in state["known"].items()}
