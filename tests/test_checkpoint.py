@@ -26,7 +26,7 @@ from cl_runner.results.names import CHECKPOINT
 from cl_runner.run import checkpoint
 from cl_runner.run.checkpoint import Saved, check_same, load, remove, save
 from cl_runner.run.frame import Frame, frame_of, named
-from cl_runner.run.guard import ROW
+from cl_runner.run.guard import ROW, Backtest
 from cl_runner.run.tasks import initial_state, restored
 from cl_runner.training import online
 from cl_runner.training.fit import Progress

@@ -19,7 +19,7 @@ from cl_runner.errors import UserError
 from cl_runner.machine.energy import SOURCES
 from cl_runner.results.columns import of_kind, task_costs
 from cl_runner.run.evaluation import readings, splits
-from cl_runner.run.guard import ROW
+from cl_runner.run.guard import ROW, Backtest
 from cl_runner.run.tasks import times
 from cl_runner.strategies.base import Strategy
 from cl_runner.training import online
@@ -156,7 +156,7 @@ def check_content(content: Mapping[str, Any], frame: Frame) -> None:
 
 
 def check_guard(watch: Any, task: int, step: int | None, frame: Frame) -> None:
-    """Raise Unfit unless a guard has seen this of a task that has come so far (`guard.Backtest`)."""
+    """Raise Unfit unless a guard has seen this (`Backtest`) of a task that has come so far."""
     begun = frame.guard is not None and task > 0 and step is not None
     if watch is None or not begun:
         expect(watch is None and not begun, f"guard is {short(watch)}")

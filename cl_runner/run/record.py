@@ -182,7 +182,8 @@ class RunFiles:
         else:
             meter.lap()
             tasks = [("validation", old) for old in self.env.stream[: task + 1]]
-            row = evaluate(strategy, s, self.env, only=tasks)["validation", self.own]
+            found = evaluate(strategy, s, self.env, only=tasks)
+            row = found["validation", self.own][: task + 1]
             meter.lap("evaluation_seconds")
         now = looked_back(backtest, guard, R, row, s, meter.steps)
         self.backtest = now if now.fired is None else now._replace(state=None)
