@@ -297,9 +297,9 @@ def test_only_validation_data_are_looked_at_and_paid_as_evaluation(
 ):
     asked, evaluate = [], record.evaluate
 
-    def noted(*args, only=None):
+    def noted(*args, only=None, **keys):
         asked.extend([only] if only else [])
-        return evaluate(*args, only=only)
+        return evaluate(*args, only=only, **keys)
 
     monkeypatch.setattr(record, "evaluate", noted)
     config = configure(*TOY, "strategy=naive", *ON, "guard.drop=0.999")
@@ -321,9 +321,9 @@ def test_only_validation_data_are_looked_at_and_paid_as_evaluation(
 def test_a_look_that_is_due_with_an_evaluation_is_that(configure, tmp_path, monkeypatch):
     asked, evaluate = [], record.evaluate
 
-    def noted(*args, only=None):
+    def noted(*args, only=None, **keys):
         asked.append(only)
-        return evaluate(*args, only=only)
+        return evaluate(*args, only=only, **keys)
 
     monkeypatch.setattr(record, "evaluate", noted)
     run(configure(*TOY, "strategy=naive", "guard.drop=0.999", "eval.every=6"), tmp_path)
