@@ -70,12 +70,13 @@ def write_matrices(
                 made[name, i] = line([i, *R[i].tolist()])
             lines.append(made[name, i] if there[i] else f"{i}{',' * T}\n")
         write_text(out / name, "".join(lines))
-        measured = [[i, 0, *R[i].tolist()] for i in np.flatnonzero(there).tolist()]
-        within = (curves or {}).get((split, reading), [])
-        for i, step, *row in sorted([*measured, *within], key=lambda row: row[:2]):
+        rows: dict[tuple[float, float], Any] = {(i, 0): R[i] for i in range(T + 1) if there[i]}
+        for i, step, *row in (curves or {}).get((split, reading), []):
+            rows[i, step] = row
+        for i, step in sorted(rows):
             key = (ACCURACY_TABLE, split, reading, i, step)
             if key not in made:
-                at = [int(i)] if curves is None else [int(i), int(step)]
+                at, row = [int(i), int(step)][: len(when)], np.asarray(rows[i, step]).tolist()
                 cells = [[*at, j + 1, reading, split, value] for j, value in enumerate(row)]
                 made[key] = "".join(line(own) for own in cells if not math.isnan(own[-1]))
             tidy.append(made[key])
