@@ -71,12 +71,12 @@ def write_matrices(
             lines.append(made[name, i] if there[i] else f"{i}{',' * T}\n")
         write_text(out / name, "".join(lines))
         rows: dict[tuple[float, float], Any] = {(i, 0): R[i] for i in range(T + 1) if there[i]}
-        for i, step, *row in (curves or {}).get((split, reading), []):
-            rows[i, step] = row
-        for i, step in sorted(rows):
-            key = (ACCURACY_TABLE, split, reading, i, step)
+        for after_task, step, *row in (curves or {}).get((split, reading), []):
+            rows[after_task, step] = row
+        for place in sorted(rows):
+            key = (ACCURACY_TABLE, split, reading, *place)
             if key not in made:
-                at, row = [int(i), int(step)][: len(when)], np.asarray(rows[i, step]).tolist()
+                at, row = [*map(int, place)][: len(when)], np.asarray(rows[place]).tolist()
                 cells = [[*at, j + 1, reading, split, value] for j, value in enumerate(row)]
                 made[key] = "".join(line(own) for own in cells if not math.isnan(own[-1]))
             tidy.append(made[key])

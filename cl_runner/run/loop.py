@@ -90,7 +90,9 @@ def run_alone(config: Config, out: Path, overrides: Sequence[str], job: str) -> 
     tidy(config, out)
     own, *others = readings(config.scenario)
     if config.verbose and job:
-        say(f"{job} · {text.in_words(one.files.columns())} · {one.files.seconds:.1f} s")
+        columns = one.files.columns()
+        reached = text.in_words(columns) or text.further(columns)
+        say(" · ".join(filter(None, [job, reached, f"{one.files.seconds:.1f} s"])))
     elif config.verbose:
         columns = one.files.columns()
         say(text.format_matrix(one.files.matrices["test", own]))
