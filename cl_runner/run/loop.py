@@ -97,8 +97,9 @@ def run_alone(config: Config, out: Path, overrides: Sequence[str], job: str) -> 
         columns = one.files.columns()
         say(text.format_matrix(one.files.matrices["test", own]))
         say(text.format_metrics(columns, [own, *others]))
-        if config.eval.online or config.eval.tasks != "all":
-            say(text.further(columns))
+        asked = config.eval.online or config.eval.tasks != "all"
+        if asked and (further := text.further(columns)):
+            say(further)
         say(f"{one.files.seconds:.1f} s · results in {near(out)}")
     if config.plots:
         draw_pictures(config, out)
