@@ -57,10 +57,10 @@ class Block(NamedTuple):
 
 
 def blocks(marks: Sequence[Mark]) -> list[Block]:
-    """Of marks after tasks 1, 2, ...: tasks 11 to 20, and then blocks as long as a ninth of all."""
-    ends = [2 * FIRST]
-    while ends[-1] < len(marks):
-        ends.append(min(len(marks), ends[-1] + max(FIRST, len(marks) // 9)))
+    """Of marks after tasks 1, 2, ...: tasks 11 to 20, then up to eight blocks of the others."""
+    rest = len(marks) - 2 * FIRST
+    count = max(1, min(8, rest // FIRST))
+    ends = [2 * FIRST + rest * i // count for i in range(count + 1)]
     found = []
     for first, last in zip([FIRST, *ends], ends, strict=False):
         part = marks[first - 1 : last]  # one before, to take differences

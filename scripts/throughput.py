@@ -70,7 +70,7 @@ def alone(m: Member, task: int, steps: int, engine: str = "eager", before: int =
     for t in range(task + 1):
         s, progress = begin_task(strategy, s, env.stream[t], env)
         source = Source(env, s, t, *progress.samples, strategy)
-        take = stepper(strategy, env, engine)
+        take = stepper(strategy, env, engine, online=env.online)
         with torch.no_grad():
             for batch in source.epoch(0, before if t < task else 1):
                 s, _ = take(s, batch)
@@ -166,7 +166,26 @@ def step_costs(data: Path, threads: int, repeat: int) -> None:
         print(f"steps: {a} / {b}: {ratio(seconds[a], seconds[b]):.2f}")
     a, b = "replay, task 5", "replay, task 2"
     print(f"steps: {a} / {b}: {ratio(seconds[a], seconds[b]):.2f}")
+    online_costs(data, threads, repeat)
     fishers(data, threads, repeat)
+
+
+def online_costs(data: Path, threads: int, repeat: int) -> None:
+    """Steps that also tell what they predict of their batch (`eval.online`), against others."""
+    for size, n in ((128, 100), (10, 400)):
+        w1 = (*SETTINGS["W1"][0].split(), f"training.batch_size={size}")
+        own = ("strategy=naive", *PERMUTED.split(), *w1)
+        things = {
+            "off": alone(member(data, threads, "cpu", *own), 0, n),
+            "on": alone(member(data, threads, "cpu", *own, "eval.online=true"), 0, n),
+        }
+        seconds = turns(things, 10 * repeat)
+        ratios = sorted(a / b for a, b in zip(seconds["on"], seconds["off"], strict=True))
+        print(
+            f"online: batches of {size}: {median(seconds['off']) / n * 1e6:.0f} us a step, "
+            f"ratio {median(ratios):.3f} (quartiles {ratios[len(ratios) // 4]:.3f} to "
+            f"{ratios[3 * len(ratios) // 4]:.3f}), n = {len(ratios)}"
+        )
 
 
 def fishers(data: Path, threads: int, repeat: int) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cl_runner.cli import failures
+from cl_runner.compare.render import short
 from cl_runner.compare.runs import read_runs
 from cl_runner.compare.table import Question, compare_runs
 from cl_runner.compare.verdict import verdict
@@ -20,6 +21,7 @@ from cl_runner.results import files, matrices, status
 from cl_runner.results.columns import of_kind
 from cl_runner.results.files import read_rows
 from cl_runner.results.matrices import read_matrix
+from cl_runner.results.text import format_matrix
 from cl_runner.results.titles import UNNAMED
 from cl_runner.run import needs
 from cl_runner.run.evaluation import evaluate
@@ -184,6 +186,28 @@ def test_a_comparison_says_what_there_is_in_the_place_of_acc(configure, tmp_path
     assert group.best and group.mean("next_task_accuracy") is not None
     assert group.mean("ACC") is None and group.mean("forgetting") is None
     assert group.mean("NLL") is None  # not the mean over two of five tasks
+
+
+def test_what_is_printed_has_the_metrics_that_there_are(configure, tmp_path, capsys):
+    case = (*TOY, "verbose=true", "eval.tasks=last:1", "eval.online=true")
+    run(configure(*case), tmp_path / "job", job="job 1 of 2")
+    said = metrics_of(tmp_path / "job")
+    names = ("next_task_accuracy", "online_accuracy")
+    line = " · ".join(f"{name} {float(said[name]):.4f}" for name in names)
+    assert capsys.readouterr().out.startswith(f"job 1 of 2 · {line} · ")
+    run(configure(*case), tmp_path / "alone")
+    assert capsys.readouterr().out.splitlines()[-2] == line
+    run(configure(*TOY, "verbose=true", "eval.tasks=none"), tmp_path / "none", job="job 2 of 2")
+    assert "·  ·" not in capsys.readouterr().out
+    runs, _ = read_runs([str(tmp_path / "job")])
+    assert "learning accuracy" in short(compare_runs(runs, Question()))
+
+
+def test_a_long_matrix_is_not_printed():
+    assert format_matrix(np.zeros((51, 50))).count("\n") == 51
+    assert (
+        format_matrix(np.zeros((52, 51))) == "51 tasks: the accuracies are in accuracy_matrix.csv"
+    )
 
 
 def test_a_missing_acc_that_was_to_be_measured_is_damage(configure, tmp_path):

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from cl_runner.cli.failures import failed, known, record
+from cl_runner.cli.failures import check_search, failed, known, record
 from cl_runner.cli.resume import SEED
 from cl_runner.config.outline import checked
 from cl_runner.config.parse import validate
@@ -36,6 +36,7 @@ def run_together(composed: Sequence[DictConfig]) -> list[float | Exception | Non
         out = Path(whole.hydra.runtime.output_dir)
         try:
             config = checked(cfg)
+            check_search(config)
             if config.seeds is None and status.finished(out) is None:
                 jobs[i] = job_of(config, out, plain(whole.hydra.overrides.task))
         except UserError:

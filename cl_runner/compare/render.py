@@ -378,11 +378,15 @@ def clean(columns: Sequence[TextColumn]) -> list[TextColumn]:
 
 
 def short(comparison: Comparison) -> str:
-    """What the end of a sweep shows: ACC and forgetting of each group, and what is missing."""
+    """What the end of a sweep shows: ACC and forgetting of each group, and what is missing.
+
+    Where eval.tasks leaves out both, whatever metrics there are.
+    """
     blocks = []
     for stream in comparison.streams:
         usual = shown("metric", only_brief=True)
         names = [name for name in usual if any(has(g, name) for g in stream.groups)]
+        names = names or default(stream, comparison.question.metric)
         label, _mark, *rest = group_sheet(stream, names).columns
         text = terminal.text(terminal.lines(clean([label, *rest])))
         blocks.append(f"{printable(stream.title)}\n{text}")

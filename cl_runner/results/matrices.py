@@ -63,8 +63,8 @@ def write_matrices(
     """
     made = {} if made is None else made
     when = ["after_task"] if curves is None else ["after_task", "step"]
-    counted = cells(dict.fromkeys([*when, "eval_task"]), titles)
-    tidy = [line([*counted, "reading", "split", "accuracy"])]
+    head = cells(dict.fromkeys([*when, "eval_task"]), titles)
+    tidy = [line([*head, "reading", "split", "accuracy"])]
     for (split, reading), R in matrices.items():
         T, there = R.shape[1], [not np.isnan(row).all() for row in R]
         name = matrix_name(split, reading, own_reading)
@@ -75,16 +75,17 @@ def write_matrices(
                 made[name, i] = line([*after, *R[i].tolist()])
             lines.append(made[name, i] if there[i] else f"{line([*after])[:-1]}{',' * T}\n")
         write_text(out / name, "".join(lines))
-        measured = [[i, 0, *R[i].tolist()] for i in np.flatnonzero(there).tolist()]
-        within = (curves or {}).get((split, reading), [])
-        for i, step, *row in sorted([*measured, *within], key=lambda row: row[:2]):
-            key = (ACCURACY_TABLE, split, reading, i, step)
+        rows: dict[tuple[float, float], Any] = {(i, 0): R[i] for i in range(T + 1) if there[i]}
+        for after_task, step, *row in (curves or {}).get((split, reading), []):
+            rows[after_task, step] = row
+        for place in sorted(rows):
+            key = (ACCURACY_TABLE, split, reading, *place)
             if key not in made:
-                at = dict(zip(when, (int(i), int(step)), strict=False))
+                at = dict(zip(when, map(int, place), strict=False))
+                row = np.asarray(rows[place]).tolist()
+                counted = [cells(at | {"eval_task": j + 1}, titles).values() for j in range(T)]
                 made[key] = "".join(
-                    line(
-                        [*cells(at | {"eval_task": j + 1}, titles).values(), reading, split, value]
-                    )
+                    line([*counted[j], reading, split, value])
                     for j, value in enumerate(row)
                     if not math.isnan(value)
                 )

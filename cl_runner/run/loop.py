@@ -90,13 +90,16 @@ def run_alone(config: Config, out: Path, overrides: Sequence[str], job: str) -> 
     tidy(config, out)
     own, *others = readings(config.scenario)
     if config.verbose and job:
-        say(f"{job} · {text.in_words(one.files.columns())} · {one.files.seconds:.1f} s")
+        columns = one.files.columns()
+        reached = text.in_words(columns) or text.further(columns)
+        say(" · ".join(filter(None, [job, reached, f"{one.files.seconds:.1f} s"])))
     elif config.verbose:
         columns = one.files.columns()
         say(text.format_matrix(one.files.matrices["test", own], one.files.titles.tasks))
         say(text.format_metrics(columns, [own, *others]))
-        if config.eval.online or config.eval.tasks != "all":
-            say(text.further(columns))
+        asked = config.eval.online or config.eval.tasks != "all"
+        if asked and (further := text.further(columns)):
+            say(further)
         say(f"{one.files.seconds:.1f} s · results in {near(out)}")
     if config.plots:
         draw_pictures(config, out)
