@@ -47,7 +47,8 @@ def read(folders: list[Path]) -> pd.DataFrame:
     rows = []
     for path in (p for folder in folders for p in sorted(folder.rglob("summary.csv"))):
         summary = pd.read_csv(path).iloc[0]
-        if summary.get("status") != "complete" or "borders_missed" not in summary:
+        of_sweep = not path.with_name("config.yaml").exists()
+        if of_sweep or summary.status != "complete" or "borders_missed" not in summary:
             continue
         table = path.with_name("boundaries.csv")
         delays = pd.read_csv(table).delay.dropna() if table.exists() else pd.Series(dtype=float)

@@ -7,7 +7,7 @@
 Each is `cl-run -m experiment=NAME seed=0,1,2,3,4`. Writes results/reproduction.csv and the table
 in docs/reproduction.md between its two markers, or the rows of those that are named; exits with 1
 if a mean lies outside its interval, which is the published mean +- max(0.02, 3 SD sqrt(1/5 + 1/n)),
-narrower near chance and ceiling.
+narrower near chance and ceiling; without a published SD +- 0.02.
 """
 
 from __future__ import annotations
@@ -98,10 +98,11 @@ def markdown(table: pd.DataFrame) -> str:
     ]
     for row in table.itertuples():
         spread = "" if math.isnan(row.our_sd) else f" ± {row.our_sd:.4f}"
+        told = "" if math.isnan(row.sd) else f" ± {row.sd:.4f} (n = {int(row.n)})"
         mark = "" if row.inside else " **outside**"
         lines.append(
-            f"| {row.strategy} | {row.stream} | {row.scenario} | {row.mean:.4f} ± {row.sd:.4f} "
-            f"(n = {row.n}) | {row.our_mean:.4f}{spread} (n = {row.our_n}){mark} "
+            f"| {row.strategy} | {row.stream} | {row.scenario} | {row.mean:.4f}{told} "
+            f"| {row.our_mean:.4f}{spread} (n = {row.our_n}){mark} "
             f"| {row.low:.3f} to {row.high:.3f} | `{row.experiment}` |"
         )
     return "\n".join(lines)

@@ -173,6 +173,7 @@ class Optimizer:
     name: str
     lr: float
     weight_decay: float = 0.0
+    clip_value: float | None = None  # each number of the gradient is kept within +- this
     reset: bool = False  # forget the slots (momentum, second moments) when a task begins
     schedule: str = "constant"  # constant | cosine | step, within each task
     milestones: list[float] = field(default_factory=list)  # step: fractions of the task, in (0, 1)
@@ -185,6 +186,10 @@ class Optimizer:
         check(
             self.weight_decay >= 0,
             f"optimizer.weight_decay must be at least 0, got {self.weight_decay}",
+        )
+        check(
+            self.clip_value is None or self.clip_value > 0,
+            f"optimizer.clip_value must be positive, or null, got {self.clip_value}",
         )
         check(
             all(0 < m < 1 for m in self.milestones),

@@ -75,9 +75,11 @@ class MER(ER):
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
         optimizer = env.optimizer
         check(
-            isinstance(optimizer, SGD) and optimizer.momentum == optimizer.weight_decay == 0,
+            isinstance(optimizer, SGD)
+            and optimizer.momentum == optimizer.weight_decay == 0
+            and optimizer.clip_value is None,
             f"strategy={self.name} takes plain SGD steps: it needs optimizer=sgd with "
-            "optimizer.momentum=0 and optimizer.weight_decay=0",
+            "optimizer.momentum=0, optimizer.weight_decay=0 and optimizer.clip_value=null",
         )
         check(
             not env.flat.buffers,

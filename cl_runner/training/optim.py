@@ -33,7 +33,10 @@ def update(
     """One step: (new theta [P], new slots); no tensor that was passed in is changed.
 
     But `grad`, where it is `spent`: its memory may become theta's, so that a step moves less.
+    The gradient is clipped before weight decay is added to it, as by torch's clip_grad_value_.
     """
+    if config.clip_value is not None:
+        grad = grad.clamp(-config.clip_value, config.clip_value)
     decoupled = config.name == "adamw"
     if config.weight_decay and not decoupled:
         grad = torch.add(grad, theta, alpha=config.weight_decay)

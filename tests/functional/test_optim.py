@@ -17,6 +17,9 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("sgd", {"lr": 0.1, "weight_decay": 0.05}),
     ("sgd", {"lr": 0.05, "momentum": 0.9}),
     ("sgd", {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
+    ("sgd", {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.05, "clip_value": 0.4}),
+    ("sgd", {"lr": 0.1, "clip_value": 0.4}),
+    ("adam", {"lr": 0.01, "weight_decay": 0.1, "clip_value": 0.4}),
     ("sgd", {"lr": 0.05, "momentum": 0.8, "nesterov": True, "weight_decay": 0.05}),
     ("adam", {"lr": 0.01}),
     ("adam", {"lr": 0.01, "weight_decay": 0.1}),
@@ -47,7 +50,7 @@ def gradient(theta: Tensor, step: int) -> Tensor:
 def test_same_parameters_as_torch_optim(name: str, keys: dict[str, Any]) -> None:
     config = configure(name, **keys)
     theta, reference = start(), torch.nn.Parameter(start())
-    theirs = TORCH[name]([reference], **keys)
+    theirs = TORCH[name]([reference], **{k: v for k, v in keys.items() if k != "clip_value"})
     slots = optim.init(config, theta)
     for step in range(STEPS):
         if step == STEPS // 2:  # as a schedule does
@@ -55,6 +58,9 @@ def test_same_parameters_as_torch_optim(name: str, keys: dict[str, Any]) -> None
             theirs.param_groups[0]["lr"] *= 0.3
         reference.grad = gradient(theta, step)  # both get the same, or rounding errors grow
         theta, slots = optim.update(config, theta, gradient(theta, step), slots)
+        if config.clip_value is not None:
+            assert reference.grad.abs().max() > config.clip_value  # or nothing is clipped
+            torch.nn.utils.clip_grad_value_([reference], config.clip_value)
         theirs.step()
         torch.testing.assert_close(theta, reference.detach(), rtol=0, atol=1e-6)
     assert (theta - start()).abs().min() > 1e-4  # something has moved
@@ -139,3 +145,18 @@ def test_nothing_is_overwritten_but_a_gradient_that_is_spent(
         assert all(torch.equal(after[key], value) for key, value in later.items())
         results.append(new)
     assert torch.equal(*results)
+
+
+def test_runs_in_a_stack_are_clipped_alike() -> None:
+    config = configure("sgd", lr=0.1, momentum=0.9, clip_value=0.4)
+    thetas = torch.stack([start(), 2 * start()])
+    grads = torch.stack([gradient(theta, 0) for theta in thetas])
+
+    def step(theta: Tensor, grad: Tensor) -> Tensor:
+        return optim.update(config, theta, grad, optim.init(config, theta))[0]
+
+    stacked = torch.func.vmap(step)(thetas, grads)
+    assert torch.equal(
+        stacked, torch.stack([step(*own) for own in zip(thetas, grads, strict=True)])
+    )
+    torch.testing.assert_close(stacked, thetas - 0.1 * grads.clamp(-0.4, 0.4))

@@ -166,6 +166,7 @@ def test_it_says_what_a_run_takes_before_it_starts(prepared, counted_run, budget
         (("strategy.gamma=1.5",), r"strategy.gamma must lie in \(0, 1\], got 1.5"),
         (("optimizer=adam",), "strategy=mer takes plain SGD steps"),
         (("optimizer.momentum=0.9",), "strategy=mer takes plain SGD steps"),
+        (("optimizer.clip_value=0.5",), "strategy=mer takes plain SGD steps"),
         (("optimizer.weight_decay=0.1",), "strategy=mer takes plain SGD steps"),
         (("model=reduced_resnet18", "model.width=2"), "strategy=mer needs a model without Batch"),
     ],
