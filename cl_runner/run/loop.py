@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -45,6 +45,7 @@ class Run:
     progress: Progress | None = None  # of the training on it, where that has begun
     saved: Saved | None = None  # what it goes on from
     end: Diverged | None = None  # why it ended before its time
+    said: set[str] = field(default_factory=set)  # the remarks that were made on it
 
     def logged(self) -> AbstractContextManager[None]:
         """Around what is logged about it: of several runs each has a log of its own."""
@@ -209,6 +210,16 @@ def train_on(
             else:
                 run.s, run.task = end, t + 1
                 run.files.evaluated(t + 1, run.member.strategy, run.s)
+                remark(run, t, aloud)
+
+
+def remark(run: Run, t: int, aloud: Callable[[str], None]) -> None:
+    """Say what is to be known about the state after task t, if it was not said before."""
+    strategy, env = run.member
+    for line in strategy.remarks(run.s, env):
+        if line not in run.said:
+            print_and_log(run.config, f"{env.stream[t].title}: {line}", aloud)
+            run.said.add(line)
 
 
 def trained(

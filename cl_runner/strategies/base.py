@@ -74,6 +74,10 @@ class Strategy:
         """What to know about the run before it starts, a line each."""
         yield from ()
 
+    def remarks(self, s: TrainState, env: Env) -> Iterator[str]:
+        """What to know about a state after a task, a line each; the same line is said once."""
+        yield from ()
+
     def needs_borders(self, scenario: str) -> str:
         """Why it must be told where tasks begin, as part of a sentence; "": it need not be.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from cl_runner.functional.importance import merge_quadratics
 from cl_runner.strategies.base import Aux
 from cl_runner.strategies.er import ER
 from cl_runner.strategies.parts.importance import check_fisher, fisher_diagonal
-from cl_runner.strategies.parts.penalty import PENALTIES, Quadratic
+from cl_runner.strategies.parts.penalty import PENALTIES, Quadratic, unstable
 from cl_runner.training.env import Env
 
 
@@ -53,6 +54,9 @@ class EREWC(ER):
     def quadratic(self, s: TrainState) -> Quadratic:
         """The penalty, lambda / 2 sum_p F_p (theta_p - theta*_p)^2."""
         return Quadratic(self.lambda_ / 2, s.memory["fisher"], s.memory["anchor"])
+
+    def remarks(self, s: TrainState, env: Env) -> Iterator[str]:
+        return unstable(s, self.quadratic(s), self.penalty, env)
 
     def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
         loss, aux = super().loss(theta, s, batch, env)  # batch: the incoming and the replayed

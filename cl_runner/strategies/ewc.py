@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from cl_runner.functional.importance import merge_quadratics
 from cl_runner.strategies.base import Aux, Strategy, without_meaning
 from cl_runner.strategies.parts.importance import check_fisher, fisher_diagonal
 from cl_runner.strategies.parts.overlap import overlaps
-from cl_runner.strategies.parts.penalty import PENALTIES, Quadratic, descend
+from cl_runner.strategies.parts.penalty import PENALTIES, Quadratic, descend, unstable
 from cl_runner.training.env import Env
 
 
@@ -71,6 +72,9 @@ class EWC(Strategy):
         """The penalty of eq. 3, lambda / 2 sum_p F_p (theta_p - theta*_p)^2; `online`: gamma F."""
         F, anchor = s.memory["fisher"], s.memory["anchor"]
         return Quadratic(self.lambda_ / 2 * self.gamma, F, anchor)
+
+    def remarks(self, s: TrainState, env: Env) -> Iterator[str]:
+        return unstable(s, self.quadratic(s), self.penalty, env)
 
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         grad, (loss, aux) = env.grad_and_value(self.loss)(s.theta, s, batch, env)

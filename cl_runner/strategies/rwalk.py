@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from cl_runner.core import Batch, Task, TrainState
 from cl_runner.errors import check, one_of
 from cl_runner.strategies.base import Aux, Strategy
-from cl_runner.strategies.parts.penalty import PENALTIES, Quadratic
+from cl_runner.strategies.parts.penalty import PENALTIES, Quadratic, unstable
 from cl_runner.training.env import Env
 
 
@@ -77,6 +78,9 @@ class RWalk(Strategy):
     def quadratic(self, s: TrainState) -> Quadratic:
         """The penalty, lambda sum_p (F_p + s_p) (theta_p - theta*_p)^2."""
         return Quadratic(self.lambda_, s.memory["importance"], s.memory["anchor"])
+
+    def remarks(self, s: TrainState, env: Env) -> Iterator[str]:
+        return unstable(s, self.quadratic(s), self.penalty, env)
 
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         before, memory, penalty = s.theta.detach(), s.memory, self.quadratic(s)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from torch import Tensor
 
+from cl_runner.config.schema import SGD
 from cl_runner.core import TrainState
 from cl_runner.functional.losses import pulled, quadratic, quadratic_proximal
 from cl_runner.training.env import Env
@@ -44,6 +46,21 @@ class Quadratic(NamedTuple):
         step = s.opt["lr"] * self.strength
         theta = quadratic_proximal(s.theta, self.anchor, self.importance, step)
         return s._replace(theta=theta)
+
+
+def unstable(s: TrainState, penalty: Quadratic, how: str, env: Env) -> Iterator[str]:
+    """That steps along the penalty's gradient have become too long for SGD, where they have.
+
+    On a quadratic of curvature L steps of lr with momentum m diverge once lr L > 2 (1 + m).
+    """
+    if how != "loss" or not isinstance(env.optimizer, SGD):
+        return
+    longest = float(s.opt["lr"] * penalty.strength * penalty.importance.max())
+    if longest > 2 * (1 + env.optimizer.momentum):
+        yield (
+            "the penalty has become too steep for optimizer.lr, and its steps diverge: use "
+            "strategy.penalty=proximal, or a smaller strategy.lambda or optimizer.lr"
+        )
 
 
 def descend(s: TrainState, grad: Tensor, penalty: Quadratic, how: str, env: Env) -> TrainState:
