@@ -11,7 +11,7 @@ test needs |tau| of at least 0.643 for p < 0.05. Beside it stands how far the be
 one is from the best of the other, there: what who trusts the synthetic benchmark loses.
 
 Writes results/real_streams.csv, results/real_streams_tau.csv, docs/real_streams.png, and the tables
-in docs/real-streams.md between its markers. Needs matplotlib, and MNIST below data.root.
+in docs/real_streams.md between its markers. Needs matplotlib, and MNIST below data.root.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 import pandas as pd
 from reproduce import ROOT, into_page
 
-PAGE = ROOT / "docs" / "real-streams.md"
+PAGE = ROOT / "docs" / "real_streams.md"
 RANKS = ("<!-- ranks: made by scripts/real_streams.py -->", "<!-- end of ranks -->")
 TAUS = ("<!-- taus: made by scripts/real_streams.py -->", "<!-- end of taus -->")
 SYNTHETIC = ("permuted_mnist", "split_mnist")
