@@ -61,9 +61,10 @@ def heatmaps(stream: StreamGroup, matrices: GroupMatrices, plt: Any) -> Any:
     means = [(group, mean_matrix(group, found)) for group, found in matrices]
     figure, columns = tiles(means, "accuracy (fraction)", plt)
     T, names = means[0][1].shape[1], task_names([group for group, _ in matrices], stream)
+    before = "untrained" if names else "none"  # a task may be called so
     for i, axis in enumerate(figure.axes[: len(means)]):
         name_ticks(axis, [task - 1 for task in some(T)], [called(task, names) for task in some(T)])
-        axis.set_yticks([0, *some(T)], ["none", *(called(task, names) for task in some(T))])
+        axis.set_yticks([0, *some(T)], [before, *(called(task, names) for task in some(T))])
         if i % columns == 0:
             axis.set_ylabel("trained up to task")
         axis.set_xlabel("tested on task")
