@@ -480,7 +480,8 @@ def test_every_experiment_composes_and_validates(
     if chosen["optimizer"] == "adam":
         assert cfg.resolved["optimizer"]["betas"] == [0.9, 0.999]
     else:
-        assert cfg.resolved["optimizer"]["momentum"] == 0
+        pinned = merged["optimizer"].get("momentum", 0)
+        assert cfg.resolved["optimizer"]["momentum"] == pinned
     other = configure(f"+experiment={name}", "training.batch_size=77", "seed=5", "scenario=domain")
     assert (other.training.batch_size, other.seed, other.scenario) == (77, 5, "domain")
     assert other.benchmark.seed == 5

@@ -136,7 +136,8 @@ def test_a_counted_step_is_counted_once(prepared, monkeypatch):
         monkeypatch.setattr(module, "FlopCounter", Spy)
     _, strategy, env = prepared(*TOY, "strategy=naive", "training.iterations=200")
     train_task(strategy, initial_state(strategy, env), env.stream[0], env)
-    assert len(opened) == 4  # before and after the task, a whole batch, the last one of an epoch
+    # The task's beginning and what it trains on, its end, a whole batch, the last one of an epoch.
+    assert len(opened) == 5
 
 
 # Budgets. Three tasks; a step of fine-tuning takes 16 samples.

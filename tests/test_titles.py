@@ -53,7 +53,7 @@ def test_matrices_with_names_are_read_back(tmp_path: Path) -> None:
     assert second == "0,,0.1,0.2"
     np.testing.assert_array_equal(matrices.read_matrix(path), R)
     assert matrices.read_titles(path) == NAMES
-    assert matrices.read_curves(tmp_path / "accuracies.csv") == curves
+    assert matrices.read_curves(tmp_path / "accuracies.csv", 2) == curves
     matrices.write_matrices(tmp_path, {("test", "domain"): R}, "domain", curves)
     assert path.read_text(encoding="utf-8").startswith("after_task,task_1,task_2\n0,0.1,0.2\n")
     assert matrices.read_titles(path) == []

@@ -36,6 +36,8 @@ from cl_runner.config.without_torch import source
 from cl_runner.errors import UserError, check
 from cl_runner.machine.console import say, show
 
+# What benchmarks' names end in; of two that fit, the longer one is first.
+DATA = ("fashion_mnist", "mnist", "cifar100", "cifar10", "digits", "letter", "npz", "folder")
 FAMILIES = {
     "bounds and baselines": (
         *("naive", "expandable_head", "joint", "soft_sharing", "cumulative"),
@@ -186,11 +188,29 @@ def line(start: str, text: str) -> str:
 def groups_shown() -> str:
     """The groups with their options, and the keys of every run, as `cl-run --help` shows them."""
     shown = {group: ", ".join(options(group)) for group in GROUPS.values()}
-    shown["benchmark"] = braced(options("benchmark"), "_")
+    shown["benchmark"] = by_data(options("benchmark"))
     shown["experiment"] = f"{len(options('experiment'))} presets: cl-run list experiments"
     keys_ = [key for where in ("", "training") for key in described()[where]]
     shown["keys"] = braced([key for key in keys_ if key not in SECTIONS], ".")
     return "\n".join(filled(f"  {group:10} ", text) for group, text in shown.items())
+
+
+def by_data(benchmarks: Iterable[str]) -> str:
+    """Benchmarks, those of several kinds of the same data sets as one: {a, b}_{digits, mnist}."""
+    data: dict[str, list[str]] = {}
+    for name in benchmarks:
+        own = next((d for d in DATA if name.endswith(f"_{d}")), "")
+        data.setdefault(name.removesuffix(f"_{own}") if own else name, []).append(own)
+    kinds: dict[tuple[str, ...], list[str]] = {}
+    for kind, own_data in data.items():
+        kinds.setdefault(tuple(own_data), []).append(kind)
+    alone = kinds.pop(("",), [])
+    return ", ".join([f"{either(own)}_{either(sets)}" for sets, own in kinds.items()] + alone)
+
+
+def either(names: Sequence[str]) -> str:
+    """One name, or several in braces."""
+    return names[0] if len(names) == 1 else f"{{{', '.join(names)}}}"
 
 
 def braced(names: Iterable[str], separator: str) -> str:

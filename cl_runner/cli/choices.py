@@ -118,7 +118,10 @@ def summary(group: str, name: str) -> str:
     return re.split(r"(?<=\)\.)\s|(?<=\.)\s(?=[A-Z])", " ".join(head(text(group, name))))[0]
 
 
-SECTIONS = ("data", "budget", "guard", "eval", "energy", "checkpoint", "training")
+SECTIONS = (
+    *("data", "detector", "budget", "guard"),
+    *("eval", "energy", "checkpoint", "training"),
+)
 
 
 def section(name: str) -> str:

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState, Window, concatenate
-from cl_runner.errors import check, one_of
+from cl_runner.errors import one_of
 from cl_runner.functional.buffers import Slots
 from cl_runner.strategies.base import Aux, Strategy
 from cl_runner.strategies.parts.replay import (
     REFILLED,
-    check_places,
-    check_policy,
+    check_buffer,
     check_room,
     drawn,
     empty_rows,
@@ -24,6 +23,8 @@ from cl_runner.strategies.parts.replay import (
     planned,
     refilled,
     store,
+    why_borders,
+    why_tasks,
 )
 from cl_runner.training.env import Env
 
@@ -63,27 +64,14 @@ class ER(Strategy):
     weighting: str = "concatenation"
 
     def __post_init__(self) -> None:
-        check_places(self.buffer_size, self.per_class)
-        check_policy(self.policy, self.per_class)
+        check_buffer(self.buffer_size, self.per_class, self.policy, self.replay_batch_size)
         one_of("strategy.weighting", self.weighting, ("concatenation", "task_share"))
-        check(
-            self.replay_batch_size >= 1,
-            f"strategy.replay_batch_size must be at least 1, got {self.replay_batch_size}",
-        )
 
     def needs_borders(self, scenario: str) -> str:
-        if self.policy in REFILLED:
-            return f"strategy.policy={self.policy} fills the buffer when a task ends"
-        if self.policy == "ring" and scenario == "domain":
-            return "strategy.policy=ring has places for each task where tasks share their classes"
-        if self.weighting == "task_share":
-            return "strategy.weighting=task_share counts the tasks"
-        return ""
+        return why_borders(self.policy, self.weighting, scenario)
 
     def needs_tasks(self, scenario: str) -> str:
-        if self.policy != "reservoir" and scenario == "domain":
-            return f"strategy.policy={self.policy} balances over the stream's own tasks"
-        return super().needs_tasks(scenario)
+        return why_tasks(self.policy, scenario) or super().needs_tasks(scenario)
 
     def places(self, env: Env) -> int:
         """How many samples the buffer has room for, K."""

@@ -15,6 +15,7 @@ from cl_runner.core import Stream
 from cl_runner.data import sequences
 from cl_runner.data.datasets import CLASSES, Arrays
 from cl_runner.errors import UserError
+from cl_runner.results.files import read_rows
 
 SHAPES = {"mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "digits": (1, 8, 8)}
 SHAPES |= {"cifar10": (3, 32, 32), "cifar100": (3, 32, 32)}
@@ -160,7 +161,7 @@ def test_the_command_runs_on_a_sequence_and_under_conditions(cl_run, tmp_path: P
         own = (f"benchmark={benchmark}", key, "eval.calibration=true", f"hydra.run.dir={benchmark}")
         done = cl_run(*own, "strategy=er", *tiny, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        lines = (tmp_path / benchmark / "accuracy_matrix.csv").read_text().splitlines()
-        assert len(lines) == tasks + 2 and len(lines[-1].split(",")) == tasks + 1
-        counts = (tmp_path / benchmark / "confusion.csv").read_text().splitlines()[1:]
-        assert all(int(line.split(",")[3]) < classes for line in counts)
+        rows = read_rows(tmp_path / benchmark / "accuracy_matrix.csv")
+        assert len(rows) == tasks + 1 and len(rows[0]) == 2 + tasks  # number and name before them
+        counts = read_rows(tmp_path / benchmark / "confusion.csv")
+        assert all(int(row["class"]) < classes and row["class_name"] for row in counts)

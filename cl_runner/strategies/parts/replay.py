@@ -46,14 +46,37 @@ def check_places(buffer_size: int | None, per_class: int | None) -> None:
     check(1 <= value <= LARGEST, f"strategy.{name} must lie between 1 and {LARGEST}, got {value}")
 
 
-def check_policy(policy: str, per_class: int | None) -> None:
-    """Refuse an unknown policy, and shares of classes for one that knows no classes."""
+def check_buffer(
+    buffer_size: int | None, per_class: int | None, policy: str, replay_batch_size: int
+) -> None:
+    """Refuse places as `check_places` does, an unknown policy or one without classes, no replay."""
+    check_places(buffer_size, per_class)
+    check(
+        replay_batch_size >= 1,
+        f"strategy.replay_batch_size must be at least 1, got {replay_batch_size}",
+    )
     one_of("strategy.policy", policy, POLICIES)
     check(
         per_class is None or policy != "reservoir",
         "strategy.per_class has no meaning for strategy.policy=reservoir, which knows no "
         f"classes; use {', '.join(POLICIES[1:])}",
     )
+
+
+def why_borders(policy: str, weighting: str, scenario: str) -> str:
+    """Why a buffer has to be told where tasks begin (`Strategy.needs_borders`); "": it has not."""
+    if policy in REFILLED:
+        return f"strategy.policy={policy} fills the buffer when a task ends"
+    if policy == "ring" and scenario == "domain":
+        return "strategy.policy=ring has places for each task where tasks share their classes"
+    return "strategy.weighting=task_share counts the tasks" if weighting == "task_share" else ""
+
+
+def why_tasks(policy: str, scenario: str) -> str:
+    """Why a buffer needs the stream's own tasks (`Strategy.needs_tasks`); "": it does not."""
+    if policy == "reservoir" or scenario != "domain":
+        return ""
+    return f"strategy.policy={policy} balances over the stream's own tasks"
 
 
 def check_room(places: int, policy: str, env: Env) -> None:
