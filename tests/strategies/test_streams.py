@@ -6,6 +6,7 @@ import pytest
 from test_contract import LARGER, QUICK
 
 from cl_runner import strategies
+from cl_runner.errors import UserError
 from cl_runner.testing import CHECKS, OF_ONE_GRAPH, Case
 
 pytestmark = pytest.mark.slow
@@ -22,6 +23,10 @@ STREAMS = {  # of three tasks; the noise and the blur are in the second, where s
         "benchmark=label_permuted_digits benchmark.train_samples=300 "
         "benchmark.samples_per_task=100 benchmark.fresh=true"
     ),
+}
+REAL = {  # tables, in slices and cut by class
+    "weather": "benchmark=weather benchmark.samples_per_task=60",
+    "letter": "benchmark=split_letter benchmark.num_tasks=2 benchmark.samples_per_task=60",
 }
 # Those in which the stream has a part.
 PROMISES = ("resumed equals unbroken", *list(CHECKS)[-1:], *OF_ONE_GRAPH)
@@ -50,3 +55,22 @@ def test_it_keeps_its_promise_on_other_streams(case: Case, promise: str) -> None
     if promise not in case.checks():
         pytest.skip(f"a step of {case.name} is not one graph; its docstring says why")
     case.checks()[promise](case)
+
+
+@pytest.mark.parametrize("stream", ["sequence", "fresh", *REAL])
+@pytest.mark.parametrize("name", strategies.available())
+def test_every_strategy_goes_on_where_it_stopped(prepared, name: str, stream: str) -> None:
+    """On a table, on data sets one after another, on labels that change: or it is not for them."""
+    supported = strategies.find(name).scenarios
+    scenario = next(s for s in ("class", "domain", "task") if s in supported)
+    scenario = "domain" if stream in ("fresh", "weather") and "domain" in supported else scenario
+    own = [o for o in (STREAMS | REAL)[stream].split() if not o.startswith("scenario=")]
+    quick = [o for o in QUICK.get(name, LARGER) if "train_samples" not in o]
+    whole = () if stream in STREAMS else ("benchmark.train_samples=null",)
+    settings = ("model.hidden_sizes=[12]", *own, *whole, *quick, f"scenario={scenario}")
+    case = Case(name, settings, prepared)
+    if name == "generative_replay" and stream in REAL:
+        with pytest.raises(UserError, match="generative_replay needs images"):
+            case.prepared()
+        return
+    CHECKS["resumed equals unbroken"](case)
