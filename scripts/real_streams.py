@@ -60,9 +60,9 @@ def read(folders: list[Path]) -> pd.DataFrame:
     runs = pd.concat(
         [pd.read_csv(path) for path in files if path.with_name("config.yaml").exists()]
     )
-    runs = runs[(runs.status == "complete") & runs.benchmark.isin(RUN)]
-    runs = runs.drop_duplicates(["benchmark", "strategy", "seed"])
-    groups = runs.groupby(["benchmark", "strategy"])
+    runs = runs[runs.benchmark.isin(RUN)].drop_duplicates(["benchmark", "strategy", "seed"])
+    diverged = runs[runs.status == "failed"].groupby(["benchmark", "strategy"]).size()
+    groups = runs[runs.status == "complete"].groupby(["benchmark", "strategy"])
     rows = groups.agg(
         scenario=("scenario", "first"),
         n=("seed", "nunique"),
@@ -71,6 +71,8 @@ def read(folders: list[Path]) -> pd.DataFrame:
         next_task_accuracy=("next_task_accuracy", "mean"),
     ).reset_index()
     rows.loc[rows.scenario != "domain", "next_task_accuracy"] = float("nan")
+    keys = zip(rows.benchmark, rows.strategy, strict=True)
+    rows["diverged"] = [int(diverged.get(key, 0)) for key in keys]
     rows = pd.concat([permuted(), rows], ignore_index=True)
     rows["rank"] = rows.groupby("benchmark").ACC.rank(ascending=False)
     return rows
@@ -115,7 +117,7 @@ def ranks_table(rows: pd.DataFrame) -> str:
     lines = [f"| strategy | {' | '.join(there)} |", "|---|" + "---|" * len(there)]
     for strategy in order:
         values = [cells.loc[(strategy, b)] for b in there]
-        texts = [f"{v['rank']:g}. {v.ACC:.3f}{spread(v.ACC_sd)}" for v in values]
+        texts = [f"{v['rank']:g}. {v.ACC:.3f}{spread(v.ACC_sd)}{lost(v.diverged)}" for v in values]
         lines.append(f"| {strategy} | {' | '.join(texts)} |")
     lines += [
         "",
@@ -131,6 +133,11 @@ def ranks_table(rows: pd.DataFrame) -> str:
             values = [cells.loc[(strategy, b)].next_task_accuracy for b in named]
             lines.append(f"| {strategy} | {' | '.join(f'{v:.3f}' for v in values)} |")
     return "\n".join(lines)
+
+
+def lost(diverged: float) -> str:
+    """How many runs diverged, which are in no mean."""
+    return f" ({diverged:g} diverged)" if diverged > 0 else ""
 
 
 def spread(sd: float) -> str:
