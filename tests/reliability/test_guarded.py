@@ -55,10 +55,20 @@ def guarded(configure, out, *options: str) -> list[Job]:
     return jobs_of(configure, out, *STACK, *options)
 
 
-@pytest.mark.parametrize("action", ["rollback", "stop"])
-def test_members_are_guarded_as_runs_alone(configure, tmp_path, action):
-    own = f"guard.action={action}"
-    jobs = guarded(configure, tmp_path / "stack", own, "checkpoint.every=null")
+BUDGET = ("budget.samples=264", "guard.every=7", "guard.drop=0.05", "optimizer.lr=0.3")
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        (("guard.action=rollback",), ["4", "12", ""]),
+        (("guard.action=stop",), ["4", "12", ""]),
+        (BUDGET, ["7", "7", "18"]),  # the last one where its budget ends, between two looks
+    ],
+    ids=["rollback", "stop", "budget"],
+)
+def test_members_are_guarded_as_runs_alone(configure, tmp_path, options, steps):
+    jobs = guarded(configure, tmp_path / "stack", *options, "checkpoint.every=null")
     run_all(jobs)
     ends = []
     for seed, job in zip(SEEDS, jobs, strict=True):
@@ -72,13 +82,13 @@ def test_members_are_guarded_as_runs_alone(configure, tmp_path, action):
         assert [one[k] for k in one if k not in ("reference", "accuracy")] == [
             two[k] for k in two if k not in ("reference", "accuracy")
         ]
-        ends.append((one["step"], one["kept_step"]))
+        ends.append(one["step"])
         for name in ("accuracy_matrix.csv", "accuracy_matrix_validation.csv"):
             a, b = (read_rows(out / name) for out in (job.out, alone))
             assert all(
                 abs(float(x[k]) - float(y[k])) < 0.05 for x, y in zip(a, b, strict=True) for k in x
             )
-    assert [step for step, _ in ends] == ["4", "12", ""]
+    assert ends == steps
 
 
 # Killed after so many checkpoints: those of steps 2, 4 and 13 of the second task.
