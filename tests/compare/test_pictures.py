@@ -410,7 +410,7 @@ def test_tasks_and_classes_are_called_by_their_names(run_folder, tmp_path: Path)
         assert {tick.get_rotation() for tick in axis.get_xticklabels()} == {40}
     assert [axis.get_ylabel() for axis in figures["tasks"].axes] == short
     heat = figures["matrices"].axes[0]
-    assert [tick.get_text() for tick in heat.get_yticklabels()] == ["none", *short]
+    assert [tick.get_text() for tick in heat.get_yticklabels()] == ["untrained", *short]
     assert [text.get_text() for text in figures["steps"].axes[0].texts] == [
         f"learns {name}" for name in short
     ]
