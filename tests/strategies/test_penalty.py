@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from cl_runner import strategies
 from cl_runner.core import TrainState
+from cl_runner.errors import Diverged
 from cl_runner.functional.losses import quadratic_proximal
+from cl_runner.run.loop import run
 from cl_runner.run.tasks import initial_state
 from cl_runner.strategies.parts.penalty import PENALTIES, Quadratic, descend
 
@@ -99,3 +102,37 @@ def test_a_strategys_penalty_is_its_papers(prepared, name: str) -> None:
 def test_every_strategy_with_a_penalty_has_its_formula_here() -> None:
     found = {n for n in strategies.available() if hasattr(strategies.find(n), "quadratic")}
     assert found == {*FORMULAS, "xdg", "soft_sharing"}  # XdG's is SI's
+
+
+@pytest.mark.parametrize(("momentum", "limit"), [(0.0, 2.0), (0.9, 3.8)])
+def test_steps_that_diverge_are_told_where_they_begin_to(prepared, momentum, limit):
+    """On the quadratic itself: heavy-ball steps of lr shrink the error below the limit only."""
+    _, strategy, env = prepared("strategy=ewc", f"optimizer.momentum={momentum}")
+    s = initial_state(strategy, env)
+    lr = env.optimizer.lr
+    for share, told in ((0.98, False), (1.02, True)):
+        steepest = share * limit / (lr * strategy.lambda_)
+        importance = torch.zeros_like(s.theta)
+        importance[3] = steepest
+        there = s._replace(memory=s.memory | {"fisher": importance})
+        assert bool(list(strategy.remarks(there, env))) == told
+        error, velocity = 1.0, 0.0
+        for _ in range(2000):
+            velocity = momentum * velocity + strategy.lambda_ * steepest * error
+            error -= lr * velocity
+        assert (abs(error) > 1) == told
+
+
+@pytest.mark.parametrize("quiet", [("strategy.penalty=proximal",), ("optimizer=adam",)])
+def test_what_cannot_diverge_says_nothing(prepared, quiet):
+    _, strategy, env = prepared("strategy=ewc", *quiet)
+    s = initial_state(strategy, env)
+    steep = s._replace(memory=s.memory | {"fisher": torch.full_like(s.theta, 1e6)})
+    assert not list(strategy.remarks(steep, env))
+
+
+def test_it_is_said_once_in_a_run(configure, tmp_path, capsys):
+    steep = ("strategy=ewc", "strategy.lambda=300", "training.epochs=2", "benchmark.num_tasks=4")
+    with suppress(Diverged):
+        run(configure(*steep, "verbose=true"), tmp_path)
+    assert capsys.readouterr().out.count("the penalty has become too steep") == 1
