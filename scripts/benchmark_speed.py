@@ -49,7 +49,7 @@ PERMUTED = "benchmark=permuted_mnist benchmark.num_tasks=10 training.batch_size=
 FISHER = "strategy.lambda=1 strategy.fisher_labels=true strategy.fisher_samples=null"
 WORKS = {
     "W1": f"strategy=naive {PERMUTED} {SHARED}",
-    "W2": f"strategy=ewc {FISHER} {PERMUTED} {SHARED}",
+    "W2": f"strategy=ewc strategy.penalty=loss {FISHER} {PERMUTED} {SHARED}",
     "W3": (
         "strategy=er strategy.buffer_size=500 strategy.replay_batch_size=32 "
         f"benchmark=split_mnist training.batch_size=32 {SHARED}"

@@ -36,7 +36,7 @@ CLASS, TASK, DOMAIN = (
 )
 RUNS: dict[str, tuple[str, ...]] = {
     "naive": DOMAIN,
-    "ewc": (*DOMAIN, "strategy.lambda=10"),
+    "ewc": (*DOMAIN, "strategy.lambda=10", "strategy.penalty=loss"),
     "si": DOMAIN,
     "mas": DOMAIN,
     "gpm": DOMAIN,

@@ -160,6 +160,8 @@ WRONG: list[tuple[type, Node, str]] = [
             ({"test_fraction": NAN}, "benchmark.test_fraction"),
             ({"text_features": 0}, "benchmark.text_features"),
             ({"text_features": 2**20 + 1}, "benchmark.text_features"),
+            ({"clip": 0.0}, "benchmark.clip must be positive, or null, got 0.0"),
+            ({"clip": NAN}, "benchmark.clip"),
             (
                 {"label": "y", "drop": ["y"]},
                 "benchmark.label and benchmark.drop both",

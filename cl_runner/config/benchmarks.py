@@ -83,6 +83,7 @@ class Files(Slices):
     categories: list[str] = field(default_factory=list)  # columns whose values are names, if digits
     text: list[str] = field(default_factory=list)  # columns that are hashed
     text_features: int = 4096  # hashes of each of these
+    clip: float | None = None  # standard deviations, of standardised columns
     drop: list[str] = field(default_factory=list)  # columns that are left out
 
     def __post_init__(self) -> None:
@@ -95,6 +96,8 @@ class Files(Slices):
             1 <= self.text_features <= 2**20,
             f"benchmark.text_features must lie in 1 .. {2**20}, got {self.text_features}",
         )
+        message = f"benchmark.clip must be positive, or null, got {self.clip}"
+        check(self.clip is None or self.clip > 0, message)
         seen: dict[str, str] = {}
         for key, columns in self.columns().items():
             for column in columns:

@@ -41,6 +41,7 @@ class Arrays(NamedTuple):
     slice_train: Tensor | None = None  # [N] int64, which slice a sample belongs to; None: no slices
     slice_test: Tensor | None = None  # [M] likewise
     slices: tuple[str, ...] = ()  # their names, in the order of the tasks
+    remarks: tuple[str, ...] = ()  # on the data, to be told by every run on them
 
 
 def check_free(what: str, needed: int) -> None:

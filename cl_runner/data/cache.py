@@ -22,7 +22,7 @@ import torch
 from cl_runner.data.arrays import Arrays, Damaged, Decoded
 from cl_runner.data.npz import members, save
 
-VERSION = 1  # of what a copy holds: another one makes all copies anew
+VERSION = 2  # of what a copy holds: another one makes all copies anew
 log = logging.getLogger(__name__)
 
 
@@ -39,8 +39,23 @@ def cached(
     sources: the files that make reads: `path` itself, or files below it. options: what else shapes
     the result, the kind of reader among it; copies with different options stand beside each other.
     Two jobs that need the same data wait for each other. A damaged copy is made again, which is
-    told. Raises what make raises.
+    told, as are the remarks on the data. Raises what make raises.
     """
+    arrays = _kept(sources, options, path, root, make, tell)
+    for remark in arrays.remarks:
+        tell(remark)
+    return arrays
+
+
+def _kept(
+    sources: Sequence[Path | str],
+    options: Mapping[str, Any],
+    path: Path,
+    root: Path,
+    make: Callable[[], Arrays],
+    tell: Callable[[str], None],
+) -> Arrays:
+    """As `cached`, which tells the remarks."""
     state, shape = _state(sources, path), _digest(repr(sorted(options.items())))
     damage = ""
     for folder, prefix in _places(path, root):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 FEW = 256  # different words: categories; more are text
 MOST_CATEGORIES = 10_000
 MOST_QUANTITIES = 20  # different labels with decimals
+FAR = 100.0  # standard deviations: more are told
 Floats = NDArray[np.float32]
 
 
@@ -46,8 +47,9 @@ def features(
 ) -> Floats:
     """The rows of a table as vectors [N, D], column by column in the order of the table.
 
-    Numbers are standardised (see there) by the rows `first`; categories are one-hot over all rows'
-    values; text is hashed. Raises UserError for columns that are none of these.
+    Numbers are standardised (see there) by the rows `first`, and cut at benchmark.clip; categories
+    are one-hot over all rows' values; text is hashed. Raises UserError for columns that are none of
+    these.
     """
     check(len(frame.columns) > 0, f"{where(0)}: no column is left beside the label and the slice")
     kinds = {str(name): kind(frame[name], config, where) for name in frame}
@@ -74,6 +76,10 @@ def features(
             part[:] = hashed(frame[name], config.text_features)
         else:
             part[:, 0] = standardised(frame[name], first, where)
+            if config.clip is not None:
+                part.clip(-config.clip, config.clip, out=part)
+            elif (far := far_off(part[:, 0], frame[name], where)) is not None:
+                tell(far)
     return x
 
 
@@ -127,6 +133,18 @@ def standardised(values: Series, first: NDArray[np.bool], where: Where) -> Float
         message = f"{where(row)}: {values.iloc[row]} in column {values.name} is too large"
         raise UserError(f"{message} for float32: correct it, or benchmark.drop=[{values.name}]")
     return unit
+
+
+def far_off(unit: Floats, values: Series, where: Where) -> str | None:
+    """What is said of a standardised column [N] that has values beyond FAR, if it has."""
+    row = int(np.abs(unit).argmax())
+    if abs(unit[row]) <= FAR:
+        return None
+    return (
+        f"column {values.name} has {values.iloc[row]} in {where(row)}, {abs(unit[row]):.0f} "
+        "standard deviations from its mean in the first task: if that is a code for a missing "
+        "value, correct it, or cut such values by benchmark.clip=20"
+    )
 
 
 def hashed(values: Series, size: int) -> Floats:

@@ -47,7 +47,7 @@ def files(config: Benchmark, root: Path, path: Path | None, tell: Tell) -> Array
     arrays = next(iter(found.values())).suffix == ".npz"
     named = arrays or config.label is not None
     check(named, f"benchmark.label must name the column of {folder}/*.csv that holds the classes")
-    make = (lambda: of_arrays(found, config)) if arrays else lambda: of_tables(found, config, tell)
+    make = (lambda: of_arrays(found, config)) if arrays else lambda: of_tables(found, config)
     return cached(list(found.values()), shaping(config), folder, root, make, tell)
 
 
@@ -72,7 +72,7 @@ def listing(folder: Path) -> Found:
     return {name: found[name] for name in sorted(found, key=natural)}
 
 
-def of_tables(found: Found, config: Files, tell: Tell) -> Arrays:
+def of_tables(found: Found, config: Files) -> Arrays:
     """Tables of the same columns. Raises UserError."""
     import pandas as pd
 
@@ -91,7 +91,7 @@ def of_tables(found: Found, config: Files, tell: Tell) -> Arrays:
 
     frame = pd.concat([own[columns] for own in tables], ignore_index=True)
     slices = Numbered(index, tuple(found))
-    return in_slices(frame, slices, config, where, str(paths[0].parent), tell)
+    return in_slices(frame, slices, config, where, str(paths[0].parent))
 
 
 def of_arrays(found: Found, config: Files) -> Arrays:

@@ -49,7 +49,7 @@ def table(config: Benchmark, root: Path, path: Path | None, tell: Tell) -> Array
     right = file.is_file() and file.name.lower().endswith(SUFFIXES)
     check(right, f"data.path must be {TABLE}; {file} {found}")
     own = as_table(config)
-    return cached([file], shaping(own), file, root, lambda: read_table(file, own, tell), tell)
+    return cached([file], shaping(own), file, root, lambda: read_table(file, own), tell)
 
 
 def embedded(config: Benchmark, root: Path, path: Path | None, tell: Tell) -> Arrays:
@@ -58,7 +58,7 @@ def embedded(config: Benchmark, root: Path, path: Path | None, tell: Tell) -> Ar
     check(path is None, f"data.path must not be set: {name} comes with cl_runner")
     own = LETTER if name == "letter" and not isinstance(config, Table) else as_table(config)
     with as_file(resources("cl_runner.data") / "tables" / f"{name}.csv.gz") as file:
-        make = lambda: read_table(file, own, tell)  # noqa: E731 - as in `table`
+        make = lambda: read_table(file, own)  # noqa: E731 - as in `table`
         return cached([file], shaping(own), root / name, root, make, tell)
 
 
@@ -72,24 +72,33 @@ def as_table(config: Benchmark) -> Table:
 
 def shaping(config: Files) -> dict[str, Any]:
     """The keys that say what is made of a table."""
-    keys = ["dataset", "label", "test_fraction", "categories", "text", "text_features", "drop"]
+    keys = [
+        "dataset",
+        "label",
+        "test_fraction",
+        "categories",
+        "text",
+        "text_features",
+        "clip",
+        "drop",
+    ]
     keys += ["slice", "slice_by"] if isinstance(config, Table) else []
     keys += ["num_tasks"] if isinstance(config, Table) and config.slice is None else []
     return {key: value for key, value in asdict(config).items() if key in keys}
 
 
-def read_table(file: Path, config: Table, tell: Tell) -> Arrays:
+def read_table(file: Path, config: Table) -> Arrays:
     """A table, cut into slices."""
 
     def where(row: int) -> str:
         return f"{file}, row {row + 1}"
 
     frame = read_frame(file, config)
-    return in_slices(frame, cut(frame, config, where), config, where, str(file), tell)
+    return in_slices(frame, cut(frame, config, where), config, where, str(file))
 
 
 def in_slices(
-    frame: DataFrame, slices: Numbered, config: Files, where: Where, source: str, tell: Tell
+    frame: DataFrame, slices: Numbered, config: Files, where: Where, source: str
 ) -> Arrays:
     """The rows of a table as vectors and labels, of which each slice holds out a share."""
     label = labels(frame[config.label], where)
@@ -97,11 +106,13 @@ def in_slices(
     for name in (*label.names, *slices.names):
         check_name(name, source)
     test = held_out(slices, label.place, config.test_fraction, source)
-    x = features(frame.drop(columns=others), config, (slices.place == 0) & ~test, where, tell)
+    first, remarks = (slices.place == 0) & ~test, list[str]()
+    x = features(frame.drop(columns=others), config, first, where, remarks.append)
     decoded: Decoded = {"x_train": x[~test], "y_train": label.place[~test]}
     decoded |= {"x_test": x[test], "y_test": label.place[test]}
     return tensors(decoded, label.names)._replace(
         slice_train=torch.from_numpy(slices.place[~test]),
         slice_test=torch.from_numpy(slices.place[test]),
         slices=slices.names,
+        remarks=tuple(remarks),
     )

@@ -78,6 +78,7 @@ def quadratic_proximal(theta: Tensor, anchor: Tensor, importance: Tensor, step: 
 
     = (theta + step importance anchor) / (1 + step importance): the penalty's implicit gradient
     step, which stays finite however large the importance is (Parikh & Boyd 2014, section 1.1).
+    step: 0-d, or [P].
     """
     step = step.clamp_max(torch.finfo(step.dtype).max)  # infinity times importance 0 is no number
-    return theta + (1 - 1 / (1 + step * importance)) * (anchor - theta)
+    return torch.lerp(anchor, theta, (step * importance).add_(1).reciprocal_())

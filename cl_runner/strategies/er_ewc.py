@@ -67,7 +67,7 @@ class EREWC(ER):
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         s, aux = super().step(s, batch, env)
         if self.penalty == "proximal":
-            s = self.quadratic(s).proximal_step(s)
+            s = self.quadratic(s).proximal_step(s, env)
         return s, aux
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:

@@ -32,9 +32,10 @@ class EWC(Strategy):
     - mode `online`: gamma F in the place of F, around the latest weights, and F <- gamma F + F_t at
       the end of a task (Schwarz et al. 2018, 1805.06370, eq. 8 and 9, there with a normalised F_t;
       Huszar 2018). In mode `separate` gamma has no meaning.
-    - penalty `loss`: added to the loss, as the paper has it. With plain SGD the step on the penalty
-      diverges once lr * lambda * max F > 2. `proximal`: the penalty's proximal step after the
-      optimizer's own, with the step size lr; it is stable at any lambda.
+    - penalty `proximal`: the penalty's proximal step after the optimizer's own
+      (`Quadratic.proximal_step`): the same minimum, and stable at any lambda. `loss`: added to the
+      loss, as the paper has it. With plain SGD the step on the penalty diverges once
+      lr * lambda * max F > 2, which a stream of many tasks reaches, since F is their sum.
     What is shown as the loss is without the penalty.
     - overlap: each task's own Fisher is kept for `fisher_overlap.csv` (section 4.3 and fig. 2C).
       It is no part of the method, and not counted as its memory.
@@ -49,7 +50,7 @@ class EWC(Strategy):
     gamma: float = 1.0
     fisher_labels: str = "exact"
     fisher_samples: int | None = 5000
-    penalty: str = "loss"
+    penalty: str = "proximal"
     overlap: bool = False
 
     def __post_init__(self) -> None:

@@ -28,6 +28,9 @@ class LwF(Strategy):
       task-incremental learning this is the sum over old tasks, which the paper takes (section 3),
       with lambda its lambda_o; van de Ven et al. 2022 (Nature Machine Intelligence 4, 1185) have it
       in all scenarios. `fixed`: lambda, however many old tasks there are.
+    - max_weight: what loss and distillation weigh together, 1 + lambda (t - 1) with weight
+      `growing`; beyond it both shrink alike (ours), or SGD's steps become too long on dozens of
+      tasks (to Adam a loss's scale means nothing). None: no limit.
     - squared_temperature: times T^2 (Hinton et al. 2015, 1503.02531), which the paper has not.
     - over: the classes among which the new network answers, in class-incremental learning: `old`,
       as the paper has it for each old task, or `seen`: the new task's too, whose target is 0 (van
@@ -46,6 +49,7 @@ class LwF(Strategy):
     temperature: float = 2.0
     weight: str = "growing"
     squared_temperature: bool = False
+    max_weight: float | None = 10.0
     over: str = "old"
     warm_up: int = 0
 
@@ -55,6 +59,10 @@ class LwF(Strategy):
             self.temperature > 0, f"strategy.temperature must be positive, got {self.temperature}"
         )
         one_of("strategy.weight", self.weight, ("fixed", "growing"))
+        check(
+            self.max_weight is None or self.max_weight > 0,
+            f"strategy.max_weight must be positive, or null, got {self.max_weight}",
+        )
         one_of("strategy.over", self.over, ("old", "seen"))
         check(self.warm_up >= 0, f"strategy.warm_up must be at least 0 steps, got {self.warm_up}")
 
@@ -98,7 +106,10 @@ class LwF(Strategy):
         factor = self.lambda_ * (s.t if self.weight == "growing" else 1)
         if self.squared_temperature:
             factor = factor * self.temperature**2
-        return loss + factor * (weight * changed).sum(), aux
+        loss = loss + factor * (weight * changed).sum()
+        if self.max_weight is not None:
+            loss = loss * (self.max_weight / (1 + factor * weight.sum())).clamp_max(1)
+        return loss, aux
 
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         new, aux = super().step(s, batch, env)

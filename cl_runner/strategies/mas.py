@@ -25,8 +25,8 @@ class MAS(Strategy):
     sensitivity of the squared norm of the output; it needs no labels, and the tasks' sum is kept.
     - penalty `loss`: added to the loss, as the paper has it. With plain SGD the step on the penalty
       diverges once lr * lambda * max Omega > 1, and Omega has no bound: with lr 0.1 a lambda of 1
-      does on every benchmark. `proximal`: the penalty's proximal step after the optimizer's own,
-      with the step size lr; it is stable at any lambda.
+      does on every benchmark. `proximal`: the penalty's proximal step after the optimizer's own
+      (`Quadratic.proximal_step`): the same minimum, and stable at any lambda.
     What is shown as the loss is without the penalty.
     """
 

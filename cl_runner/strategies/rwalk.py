@@ -31,7 +31,7 @@ class RWalk(Strategy):
     At the end of a task its score is averaged with that of the tasks before, 1/2 each.
     - penalty `loss`: added to the loss, as the paper has it. With plain SGD the step on the penalty
       diverges once lr * lambda * max(F + s) > 1, and F + s <= 2. `proximal`: the penalty's proximal
-      step after the optimizer's own, with the step size lr; it is stable at any lambda. The change
+      step after the optimizer's own (`Quadratic.proximal_step`): stable at any lambda. The change
       of theta_p along the path includes it.
     What is shown as the loss is without the penalty.
 
@@ -91,7 +91,7 @@ class RWalk(Strategy):
             total = torch.add(g, pull, alpha=2)
         s = env.update(s, total)
         if self.penalty == "proximal":
-            s = penalty.proximal_step(s)
+            s = penalty.proximal_step(s, env)
         memory = memory | {
             "path": torch.addcmul(memory["path"], g, s.theta - before, value=-1),
             "squares": torch.addcmul(memory["squares"], g, g),

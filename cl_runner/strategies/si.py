@@ -31,7 +31,7 @@ class SI(Strategy):
       clips the sum over tasks, Omega_p, which differs once a task has a negative omega_p.
     - penalty `loss`: added to the loss, as the paper has it. With plain SGD the step on the penalty
       diverges once lr * lambda * max Omega > 1. `proximal`: the penalty's proximal step after the
-      optimizer's own, with the step size lr; it is stable at any lambda, and part of the change of
+      optimizer's own (`Quadratic.proximal_step`): stable at any lambda, and part of the change of
       theta_p.
     What is shown as the loss is without the penalty.
     """
@@ -79,7 +79,7 @@ class SI(Strategy):
             total = torch.addcmul(task, penalty.importance, pull)
         s = env.update(s, total)
         if self.penalty == "proximal":
-            s = penalty.proximal_step(s)
+            s = penalty.proximal_step(s, env)
         g = task if self.gradient == "task" else total
         path = torch.addcmul(memory["path"], g, s.theta - before, value=-1)
         return s._replace(memory=memory | {"path": path}), {**aux, "loss": loss}

@@ -30,9 +30,9 @@ class SoftSharing(Joint):
     - lambda 0: networks that share nothing, trained at once (every one takes a step per batch, more
       often and on fewer samples than in strategy=separate). Large: hidden layers in common.
     - penalty `loss`: added to the loss; plain SGD diverges once lr * lambda > 2. `proximal`: the
-      penalty's proximal step after the optimizer's own, with the step size lr: theta_t - mean
-      shrinks by 1 / (1 + lr lambda), at any lambda. What is shown as the loss is with it in the
-      first case, without in the second.
+      penalty's proximal step after the optimizer's own (`Quadratic.proximal_step`), around the mean
+      that this step leads to: with plain SGD theta_t - mean shrinks by 1 / (1 + lr lambda), at any
+      lambda. What is shown as the loss is with it in the first case, without in the second.
 
     Batches mix the tasks; the loss is the mean over the batch, so that network t gets the gradient
     of its own samples over B. A step costs T times that of `joint`, and so does the memory.
@@ -72,7 +72,7 @@ class SoftSharing(Joint):
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         s, aux = super().step(s, batch, env)
         if self.penalty == "proximal":
-            s = self.quadratic(s.theta, s, env).proximal_step(s)
+            s = self.quadratic(s.theta, s, env).proximal_step(s, env)
         return s, aux
 
     def predict(self, s: TrainState, x: Tensor, task: int, env: Env) -> Tensor:

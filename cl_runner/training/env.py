@@ -131,6 +131,10 @@ class Env:
         theta, opt = optim.update(self.optimizer, s.theta.detach(), grad, s.opt, spent=spent)
         return s._replace(theta=theta, opt=opt)
 
+    def step_size(self, s: TrainState) -> Tensor:
+        """How far a step moves theta per unit of a gradient that stays as it is, 0-d or [P]."""
+        return optim.step_size(self.optimizer, s.opt)
+
     def restart(self, s: TrainState, theta: Tensor) -> TrainState:
         """The state with weights theta [P] and an optimizer that has taken no step yet."""
         return s._replace(theta=theta, opt=optim.init(self.optimizer, theta.detach()))

@@ -72,6 +72,18 @@ def _bias(beta: float, steps: Tensor) -> Tensor:
     return -torch.expm1(steps * math.log(beta)) if beta else torch.ones_like(steps)
 
 
+def step_size(config: Optimizer, slots: Slots) -> Tensor:
+    """How far a step moves theta per unit of a gradient that stays as it is: 0-d, or [P] for Adam.
+
+    SGD: lr / (1 - momentum). Adam: lr / (sqrt(v) + eps), v corrected for its start at 0.
+    """
+    if isinstance(config, Adam):
+        v = slots["v"] / _bias(config.betas[1], slots["steps"])
+        return slots["lr"] / (v.sqrt_() + config.eps)
+    assert isinstance(config, SGD)
+    return slots["lr"] / (1 - config.momentum) if config.momentum else slots["lr"]
+
+
 def rate_factor(config: Optimizer, progress: float) -> float:
     """The schedule's factor on the learning rate at `progress` in [0, 1) through a task."""
     if config.schedule == "cosine":

@@ -75,6 +75,22 @@ def test_source_and_licence_are_in_the_yaml_and_in_the_page(name, words):
         assert all(word in told for word in words)
 
 
+def test_of_weather_two_days_of_1958_are_cut_and_nothing_else(configure, data_root, capsys):
+    """Their pressure is a code for a missing value."""
+    whole = arrays_of(configure, data_root, "benchmark=weather", "benchmark.clip=null")
+    assert "sea_level_pressure has 94.0759 in" in capsys.readouterr().out
+    cut = arrays_of(configure, data_root, "benchmark=weather")
+    assert not capsys.readouterr().out
+    changed = 0
+    for part in ("train", "test"):
+        before, after = getattr(whole, f"x_{part}"), getattr(cut, f"x_{part}")
+        where = (before != after).nonzero()
+        changed += len(where)
+        assert (after[tuple(where.T)] == 20).all()
+        assert {whole.slices[i] for i in getattr(whole, f"slice_{part}")[where[:, 0]]} <= {"1958"}
+    assert changed == 2
+
+
 def test_weather_has_a_task_for_each_year(configure, data_root):
     stream = stream_of(configure, data_root, "benchmark=weather")
     assert [task.name for task in stream] == [str(year) for year in range(1949, 1999)]
@@ -158,9 +174,9 @@ def drift(arrays: Arrays) -> tuple[Scores, Scores]:
     ],
 )
 def test_logistic_regression_on_our_features_finds_the_drift(configure, data_root, name, known):
-    """The known numbers were fitted and tested on whole slices, outside of cl_runner."""
+    """The known numbers were fitted and tested on whole slices, nothing cut, elsewhere."""
     with threadpool_limits(1):
-        found = drift(arrays_of(configure, data_root, f"benchmark={name}"))
+        found = drift(arrays_of(configure, data_root, f"benchmark={name}", "benchmark.clip=null"))
     for scores in found:
         assert scores == pytest.approx(known, abs=0.01)
 

@@ -101,6 +101,29 @@ def test_a_column_that_is_constant_in_the_first_task_is_0_and_told(write, tmp_pa
     assert told == ["of one value in the first task, and so 0 in all: column sensor"]
 
 
+@pytest.mark.parametrize("clip", [None, 20.0])
+def test_what_is_far_off_is_cut_or_told_by_every_run(write, tmp_path, clip):
+    """A code for a missing value, 9999.9, in a column of temperatures."""
+    rng = np.random.default_rng(0)
+    columns = {"s": np.repeat([1, 2], 50), "y": np.arange(100) % 2, "a": rng.normal(5, 3, 100)}
+    columns["a"][70] = -9999.9
+    file, plain = write(columns), columns["a"][:50]
+    for _ in range(2):  # the second run reads the copy
+        told: list[str] = []
+        a = rows(table(file, tmp_path, told, slice="s", clip=clip))[:, 0]
+        assert (np.abs(a) > 15).sum() == 1
+        if clip is None:
+            assert a.min() < -9999.9 / 4
+            assert len(told) == 1
+            assert told[0].startswith(f"column a has -9999.9 in {file}, row 71, ")
+            far = float(told[0].split(", ")[2].split()[0])
+            assert far == pytest.approx((9999.9 + plain.mean()) / plain.std(), rel=0.2)
+        else:
+            assert a.min() == -20
+            assert not told
+    assert len(np.unique(a)) == 100  # no other is cut
+
+
 def test_categories_are_one_hot_over_the_values_of_all_tasks(write, tmp_path):
     columns = {
         "s": np.repeat([1, 2], 20),

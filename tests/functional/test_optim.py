@@ -160,3 +160,25 @@ def test_runs_in_a_stack_are_clipped_alike() -> None:
         stacked, torch.stack([step(*own) for own in zip(thetas, grads, strict=True)])
     )
     torch.testing.assert_close(stacked, thetas - 0.1 * grads.clamp(-0.4, 0.4))
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("sgd", {"lr": 0.1}),
+        ("sgd", {"lr": 0.05, "momentum": 0.9}),
+        ("sgd", {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
+        ("adam", {"lr": 0.01, "betas": [0.5, 0.9], "eps": 1e-3}),
+        ("adamw", {"lr": 0.02, "weight_decay": 0.0}),
+    ],
+)
+def test_the_step_size_is_what_a_constant_gradient_moves_theta_by(
+    name: str, keys: dict[str, Any]
+) -> None:
+    config, theta = configure(name, **keys), start().double()
+    slots, grad = optim.init(config, theta), start().double() + 3
+    for _ in range(400):  # momentum's sum has converged
+        before = theta
+        theta, slots = optim.update(config, theta, grad, slots)
+    moved = (before - theta) / grad
+    torch.testing.assert_close(optim.step_size(config, slots).expand(P), moved, check_dtype=False)

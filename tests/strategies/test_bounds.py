@@ -182,6 +182,7 @@ REFUSED: dict[str, Rows] = {
         LAMBDA,
         ({"temperature": 0}, "strategy.temperature must be positive, got 0"),
         ({"weight": "no"}, "strategy.weight must be one of fixed, growing, got 'no'"),
+        ({"max_weight": 0}, "strategy.max_weight must be positive, or null, got 0"),
         ({"over": "no"}, "strategy.over must be one of old, seen, got 'no'"),
         ({"warm_up": -1}, "strategy.warm_up must be at least 0 steps, got -1"),
     ],
@@ -290,7 +291,8 @@ EDGES: dict[str, list[dict[str, Any]]] = {
     "latent_replay": [{"lower_lr_factor": 0}, {"lower_lr_factor": 1}],
     "lwf": [
         {"lambda_": 0, "temperature": 0.1, "weight": "fixed", "over": "seen"},
-        {"warm_up": 0},
+        {"warm_up": 0, "max_weight": None},
+        {"max_weight": 1e-9},
     ],
     "mas": [{"lambda_": 0, "samples": 1, "penalty": "loss"}, {"samples": None}],
     "mer": [{"batches": 1, "beta": 1, "gamma": 1}, {"beta": 0.1, "gamma": 0.1}],

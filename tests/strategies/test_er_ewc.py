@@ -87,7 +87,7 @@ def test_where_the_replay_weighs_nothing_the_gradient_is_ewc_s(mid_run):
     s = s._replace(theta=s.theta.detach() + 0.01)
     replay = strategy.draw(s, batch, env)
     both = strategy.join(s, batch, replay._replace(weight=torch.zeros_like(replay.weight)))
-    ewc = EWC(name="ewc", lambda_=30)
+    ewc = EWC(name="ewc", lambda_=30, penalty="loss")
     expected, _ = ewc.step(s, batch, env)  # plain gradient descent
     gradient, _ = env.grad_and_value(strategy.loss)(s.theta, s, both, env)
     torch.testing.assert_close(s.theta - env.optimizer.lr * gradient, expected.theta)

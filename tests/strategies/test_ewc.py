@@ -77,7 +77,8 @@ def test_lambda_zero_is_naive(prepared, penalty):
 
 def test_the_step_is_along_the_gradient_of_the_papers_loss(prepared):
     """Eq. 3 with its half, differentiated by autograd, and a step of plain gradient descent."""
-    strategy, env, states = run(prepared, "strategy.lambda=7", "optimizer.lr=0.01")
+    explicit = ("strategy.penalty=loss", "strategy.lambda=7", "optimizer.lr=0.01")
+    strategy, env, states = run(prepared, *explicit)
     s = states[1]._replace(theta=(states[1].theta + 0.1).detach())
     batch = env.gather(env.stream[2].train[:8], 2, s.t)
 

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from cl_runner.errors import UserError
+from cl_runner.errors import Diverged, UserError
+from cl_runner.run.loop import run
 from cl_runner.run.tasks import initial_state, train_task
 from cl_runner.strategies.naive import Naive
 from cl_runner.training.batches import Source
@@ -91,13 +92,46 @@ def test_by_default_the_weight_is_the_papers_sum_over_old_tasks(prepared):
     assert kept(strategy, env, s, batch) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("weight", ["fixed", "growing"])
+@pytest.mark.parametrize("scenario", ["task", "domain"])
+def test_both_terms_weigh_at_most_max_weight_together(prepared, scenario, weight):
+    case = (f"scenario={scenario}", f"strategy.weight={weight}", "strategy.lambda=6")
+    together = 1 + 6 * (2 if weight == "growing" else 1)  # in the third task
+    losses = {}
+    for most in ("null", "8", "5"):
+        strategy, env, s, (batch, *_), _ = mid_run(prepared, *case)
+        strategy = dataclasses.replace(strategy, max_weight=None if most == "null" else float(most))
+        losses[most] = strategy.loss(s.theta, s, batch, env)[0].item()
+    for most in ("8", "5"):
+        shrunk = min(1.0, float(most) / together)
+        assert losses[most] == pytest.approx(shrunk * losses["null"], rel=1e-5)
+
+
+def test_max_weight_changes_nothing_in_the_first_task(prepared):
+    _, strategy, env = prepared(*TOY, "strategy.weight=fixed", "strategy.lambda=30")
+    s = initial_state(strategy, env)
+    batch = env.gather(env.stream[0].train[:8], 0, s.t)
+    naive, _ = Naive(name="naive").loss(s.theta, s, batch, env)
+    assert torch.equal(strategy.loss(s.theta, s, batch, env)[0], naive)
+
+
+def test_dozens_of_tasks_do_not_diverge_by_default(configure, tmp_path):
+    """49 times the distillation does, with plain SGD, on the years of weather."""
+    short = ("strategy=lwf", "benchmark=weather", "seed=1", "eval.tasks=none", "verbose=false")
+    run(configure(*short), tmp_path / "capped")
+    with pytest.raises(Diverged):
+        run(configure(*short, "strategy.max_weight=null"), tmp_path / "whole")
+
+
 def test_over_seen_is_for_class_incremental_learning(prepared):
     with pytest.raises(UserError, match=r"strategy.over=seen is for scenario=class"):
         prepared(*TOY, "scenario=task", "strategy.over=seen")
 
 
 def test_the_factor_of_the_squared_temperature(prepared):
-    strategy, env, s, (batch, *_), _ = mid_run(prepared, "strategy.temperature=3")
+    strategy, env, s, (batch, *_), _ = mid_run(
+        prepared, "strategy.temperature=3", "strategy.max_weight=null"
+    )
     scaled = dataclasses.replace(strategy, squared_temperature=True)
     plain = kept(strategy, env, s, batch)
     assert plain > 0

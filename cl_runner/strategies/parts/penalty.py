@@ -38,12 +38,14 @@ class Quadratic(NamedTuple):
         """
         return pulled(grad, theta, self.anchor, self.importance, self.strength)
 
-    def proximal_step(self, s: TrainState) -> TrainState:
-        """The state after argmin_z 1/2 |z - theta|^2 + lr * penalty(z), stable at any weight.
+    def proximal_step(self, s: TrainState, env: Env) -> TrainState:
+        """The state after argmin_z sum_p (z_p - theta_p)^2 / (2 a_p) + penalty(z).
 
-        It follows the optimizer's own step; with Adam, too, lr is the same for every parameter.
+        a_p is how far the optimizer, whose own step this follows, moves theta_p per unit of
+        gradient: lr for plain SGD, lr / (1 - momentum), Adam's lr / sqrt(v_p). So the steps come to
+        rest where loss + penalty does, and the weight may be as large as it likes.
         """
-        step = s.opt["lr"] * self.strength
+        step = env.step_size(s) * self.strength
         theta = quadratic_proximal(s.theta, self.anchor, self.importance, step)
         return s._replace(theta=theta)
 
@@ -72,4 +74,4 @@ def descend(s: TrainState, grad: Tensor, penalty: Quadratic, how: str, env: Env)
     if how == "loss":
         grad = penalty.pull(grad, s.theta)
     s = env.update(s, grad, spent=True)
-    return penalty.proximal_step(s) if how == "proximal" else s
+    return penalty.proximal_step(s, env) if how == "proximal" else s
