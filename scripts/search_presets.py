@@ -60,7 +60,7 @@ GRIDS: dict[str, str | dict[str, str]] = {
     "separate": RATE,
     "frozen_features": RATE,
     "l2": "strategy.lambda=0.001,0.01,0.1,1,10",
-    "ewc": "strategy.lambda=1,10,100,1000,10000",
+    "ewc": f"{LOSS} strategy.lambda=1,10,100,1000,10000",
     "si": f"{LOSS} strategy.lambda=0.1,1,10,100 strategy.damping=0.001,0.1",
     "mas": f"{LOSS} strategy.lambda=0.01,0.1,1,10,100",
     "rwalk": f"{LOSS} strategy.lambda=0.1,0.3,1,3,10",
