@@ -34,8 +34,8 @@ TOO_LARGE = f"has more than {MOST_PIXELS} pixels (8192x8192): make it smaller"
 def folder(path: Path, resize: int | None = None) -> Arrays:
     """The images `path/<split>/<class>/*`: one channel where all are grey, else RGB.
 
-    Classes and files are sorted by name. resize: see `decoded`.
-    Raises UserError where sizes differ or a file is damaged.
+    Classes and files are sorted by name. resize: see `decoded`. Raises UserError as that does, and
+    for a class that has test images only.
     """
     train, test = (_listing(path / split) for split in SPLITS)
     for name in test:
@@ -78,8 +78,7 @@ def decoded(files: Sequence[str], path: Path, resize: int | None) -> Tensor:
     resize: height and width that each is brought to, by Pillow's bilinear filter, which weighs all
     pixels that one stands for where an image becomes smaller; proportions are not kept. Several are
     decoded at once. Raises UserError where a file is damaged, where sizes differ and nothing is
-    resized, and where memory has no room for all of them, which are those
-    below `path`.
+    resized, and where memory has no room for all of them, which are those below `path`.
     """
     from PIL import Image
 

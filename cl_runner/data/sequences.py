@@ -17,9 +17,8 @@ def read_sequence(config: Sequence, load: Callable[[str], Arrays]) -> Arrays:
     """The data sets of benchmark.datasets one after another, each as a slice of that name.
 
     load: the data set of a name, of the size that benchmark.resize says. Images are padded with
-    zeros to the largest height and width; where some have colours, a grey
-    one gets three equal channels. Classes are named after their data set, too: "mnist/0". Raises
-    UserError.
+    zeros to the largest height and width; where some have colours, a grey one gets three equal
+    channels. Classes are named after their data set, too: "mnist/0". Raises UserError.
     """
     for dataset in config.datasets:
         one_of("benchmark.datasets", dataset, tuple(CLASSES))
