@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cl_runner import strategies
+from cl_runner.data.streams import resize
 from cl_runner.run.evaluation import evaluate
 from cl_runner.run.tasks import begin_task, initial_state, train_task
 from cl_runner.training.batches import Source
@@ -80,3 +81,12 @@ def test_the_host_waits_for_nothing_within_an_epoch(prepared):
                 s, _ = take(s, batch)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_images_are_resized_there_as_on_a_cpu():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(256, (300, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    for size in (7, 16, 48):
+        found, expected = (resize(x, size, torch.device(name)) for name in ("cuda", "cpu"))
+        assert found.device == expected.device
+        assert (found.int() - expected.int()).abs().max() <= 1  # where a half is rounded

@@ -64,14 +64,11 @@ class Folders(Slices):
     """Images in a folder for each task, which has one for each class."""
 
     test_fraction: float = 0.2  # held out where a task has no train/ and test/
-    resize: int | None = None  # height and width that images are brought to; None: as they are
 
     def __post_init__(self) -> None:
         super().__post_init__()
         message = f"benchmark.test_fraction must lie in (0, 1), got {self.test_fraction}"
         check(0 < self.test_fraction < 1, message)
-        message = f"benchmark.resize must lie in 1 .. 8192 pixels, or be null, got {self.resize}"
-        check(self.resize is None or 1 <= self.resize <= 8192, message)
 
 
 @dataclass(frozen=True, kw_only=True)

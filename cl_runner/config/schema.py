@@ -55,7 +55,8 @@ class Benchmark:
     imbalance: float | None = None  # samples of the first class for one of the last; None: all
     samples_per_task: int | None = None  # training samples of each task, drawn anew for each
     fresh: bool = False  # which no other task has drawn, as long as there are any
-    pad_to: int | None = None  # zero padding to this height and width, in pixels
+    resize: int | None = None  # height and width that images are brought to, in pixels
+    pad_to: int | None = None  # then zero padding to this height and width, in pixels
     mean: list[float] | None = None  # per channel, of inputs in [0, 1]
     std: list[float] | None = None
     boundaries: str = (
@@ -104,6 +105,10 @@ class Benchmark:
         check(
             not (self.fresh and self.divides),
             f"benchmark.fresh has no meaning for {self.name}, whose tasks share no samples",
+        )
+        check(
+            self.resize is None or 1 <= self.resize <= 8192,
+            f"benchmark.resize must lie in 1 .. 8192 pixels, or be null, got {self.resize}",
         )
         check(
             (self.mean is None) == (self.std is None),

@@ -2,9 +2,9 @@
 
 A benchmark is a dataclass (`config.benchmarks`) and a function that makes a `Stream` of it, both in
 `KINDS`; those of the user's own packages are found by `config.plugins`. Such a function gets the
-configuration, the data (images padded already) and the scenario. It says which output stands for
-which class in each task, and what a task does to the images; `streams.stream_of` makes the stream
-of that.
+configuration, the data (images resized and padded already) and the scenario. It says which output
+stands for which class in each task, and what a task does to the images; `streams.stream_of` makes
+the stream of that.
 """
 
 from __future__ import annotations

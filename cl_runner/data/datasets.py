@@ -24,19 +24,24 @@ OWN = {
     "files": TASK_FILES,
     "table": TABLE,
 }
-FILES: dict[str, Callable[[Path], Arrays]] = {"npz": npz, "folder": folder}
 log = logging.getLogger(__name__)
 
 
 def load(
-    dataset: str, root: Path, path: Path | None, tell: Callable[[str], None] = log.info
+    dataset: str,
+    root: Path,
+    path: Path | None,
+    tell: Callable[[str], None] = log.info,
+    resize: int | None = None,
 ) -> Arrays:
     """The data set, from the cache folder `root` (data.root) or the user's own `path` (data.path).
 
     Downloads what is neither embedded nor below root, and makes a damaged copy in root again, which
-    it tells. Raises UserError, in one line, for data that is missing, damaged or of the wrong kind.
+    it tells. resize: height and width to which the images of a folder, which may be of several
+    sizes, are brought when they are decoded. Raises UserError, in one line, for data that is
+    missing, damaged or of the wrong kind.
     """
-    one_of("benchmark.dataset", dataset, (*CLASSES, *FILES))
+    one_of("benchmark.dataset", dataset, (*CLASSES, "npz", "folder"))
     with reading(dataset):
         if dataset in CLASSES:
             check(path is None, f"data.path must not be set: {dataset} is read from data.root")
@@ -46,4 +51,4 @@ def load(
         found = "is something else" if path.exists() else "does not exist"
         right = path.is_file() if dataset == "npz" else path.is_dir()
         check(right, f"data.path must be {OWN[dataset]}; {path} {found}")
-        return FILES[dataset](path)
+        return npz(path) if dataset == "npz" else folder(path, resize)

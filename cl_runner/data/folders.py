@@ -18,7 +18,6 @@ from cl_runner.errors import UserError, check
 
 FOLDERS = "a folder of tasks with images in <task>/<class>/, or in <task>/train|test/<class>/"
 LAYOUT = f"data.path must be {FOLDERS}"
-ONE_SIZE = "set benchmark.resize=32, or another size, or bring all images to one"
 
 
 class Samples(NamedTuple):
@@ -107,7 +106,7 @@ def _arrays(samples: Sequence[Samples], path: Path, config: Folders) -> Arrays:
             raise UserError(
                 f"{path / tasks[t]} has too few images: no class of it has one for {split}ing"
             )
-    x = decoded([*files["train"], *files["test"]], path, config.resize, ONE_SIZE)
+    x = decoded([*files["train"], *files["test"]], path, config.resize)
     n = len(files["train"])
     (slice_train, y_train), (slice_test, y_test) = (torch.tensor(ids[s]).T for s in SPLITS)
     return Arrays(

@@ -25,23 +25,24 @@ FOLDER = "a folder with images in train/<class>/ and test/<class>/"
 # What the ends of names promise.
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".webp": "WEBP"}
 AT_ONCE = 64  # images that a thread decodes in a row
-ONE_SIZE = "bring all images of data.path to one size"
+ONE_SIZE = "set benchmark.resize=32, or another size, or bring all images to one"
 GREY = ("1", "L")  # Pillow's modes
 MOST_PIXELS = 2**26  # of one image
 TOO_LARGE = f"has more than {MOST_PIXELS} pixels (8192x8192): make it smaller"
 
 
-def folder(path: Path) -> Arrays:
+def folder(path: Path, resize: int | None = None) -> Arrays:
     """The images `path/<split>/<class>/*`: one channel where all are grey, else RGB.
 
-    Classes and files are sorted by name. Raises UserError where sizes differ or a file is damaged.
+    Classes and files are sorted by name. resize: see `decoded`. Raises UserError as that does, and
+    for a class that has test images only.
     """
     train, test = (_listing(path / split) for split in SPLITS)
     for name in test:
         known = f"{path / 'test' / name}: class {name!r} is missing in {path / 'train'}"
         check(name in train, known)
     classes, parts = tuple(train), (train, test)
-    x = decoded([file for part in parts for files in part.values() for file in files], path)
+    x = decoded([file for part in parts for files in part.values() for file in files], path, resize)
     y_train, y_test = (
         torch.tensor([classes.index(name) for name, files in part.items() for _ in files])
         for part in parts
@@ -71,16 +72,13 @@ def is_image(name: str) -> bool:
     return name[0] != "." and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - speed
 
 
-def decoded(
-    files: Sequence[str], path: Path, resize: int | None = None, remedy: str = ONE_SIZE
-) -> Tensor:
+def decoded(files: Sequence[str], path: Path, resize: int | None) -> Tensor:
     """The images [N, C, H, W] uint8: one channel where all are grey, else RGB.
 
     resize: height and width that each is brought to, by Pillow's bilinear filter, which weighs all
     pixels that one stands for where an image becomes smaller; proportions are not kept. Several are
     decoded at once. Raises UserError where a file is damaged, where sizes differ and nothing is
-    resized (remedy: what to do then), and where memory has no room for all of them, which are those
-    below `path`.
+    resized, and where memory has no room for all of them, which are those below `path`.
     """
     from PIL import Image
 
@@ -93,7 +91,7 @@ def decoded(
             first = first if i else (w, h)
             differ = f"{file} has {w}x{h} pixels, but {files[0]} has {first[0]}x{first[1]}"
             fitting = (w, h) == first or resize is not None
-            check(fitting, f"{differ}: {remedy}")
+            check(fitting, f"{differ}: {ONE_SIZE}")
         width, height = first if resize is None else (resize, resize)
         shape = len(files), 1 if grey else 3, height, width
         check_free(f"the images of {path}", math.prod(shape))

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from cl_runner.config.benchmarks import Sequence
-from cl_runner.data.datasets import CLASSES, Arrays, load
+from cl_runner.data.datasets import CLASSES, Arrays
 from cl_runner.data.streams import distinct
 from cl_runner.errors import one_of
 
 
-def read_sequence(
-    config: Sequence, root: Path, path: Path | None, tell: Callable[[str], None]
-) -> Arrays:
+def read_sequence(config: Sequence, load: Callable[[str], Arrays]) -> Arrays:
     """The data sets of benchmark.datasets one after another, each as a slice of that name.
 
-    Images are padded with zeros to the largest height and width; where some have colours, a grey
-    one gets three equal channels. Classes are named after their data set, too: "mnist/0". Raises
-    UserError.
+    load: the data set of a name, of the size that benchmark.resize says. Images are padded with
+    zeros to the largest height and width; where some have colours, a grey one gets three equal
+    channels. Classes are named after their data set, too: "mnist/0". Raises UserError.
     """
     for dataset in config.datasets:
         one_of("benchmark.datasets", dataset, tuple(CLASSES))
     chosen = config.datasets[: config.num_tasks]
-    found = {dataset: load(dataset, root, path, tell) for dataset in dict.fromkeys(chosen)}
+    found = {dataset: load(dataset) for dataset in dict.fromkeys(chosen)}
     parts, names = [found[dataset] for dataset in chosen], distinct(chosen)
     first = [sum(len(part.classes) for part in parts[:i]) for i in range(len(parts))]
     return Arrays(

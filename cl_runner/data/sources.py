@@ -6,12 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cl_runner.config.schema import Benchmark
 from cl_runner.data.arrays import Arrays, Tell, expanded, reading
 from cl_runner.data.datasets import CLASSES, OWN, load
 from cl_runner.data.files import files
 from cl_runner.data.folders import folders
 from cl_runner.data.sequences import read_sequence
+from cl_runner.data.streams import CPU, resize
 from cl_runner.data.table import EMBEDDED, embedded, table
 from cl_runner.errors import one_of
 
@@ -19,18 +22,34 @@ from cl_runner.errors import one_of
 # Raises UserError for data that are missing, damaged or of the wrong kind.
 READERS: dict[str, Callable[[Any, Path, Path | None, Tell], Arrays]] = {
     "folders": folders,
-    "sequence": read_sequence,
     "table": table,
     "files": files,
     **dict.fromkeys(EMBEDDED, embedded),
 }
 
 
-def read(config: Benchmark, root: Path, path: Path | None, tell: Tell) -> Arrays:
-    """The data of a benchmark, of which it makes a stream. Raises UserError."""
-    one_of("benchmark.dataset", config.dataset, tuple(dict.fromkeys((*CLASSES, *OWN, *READERS))))
-    reader = READERS.get(config.dataset)
-    if reader is None:
-        return load(config.dataset, root, path, tell)
+def read(
+    config: Benchmark, root: Path, path: Path | None, tell: Tell, device: torch.device = CPU
+) -> Arrays:
+    """The data of a benchmark, of which it makes a stream, on the CPU. Raises UserError.
+
+    device: where images are brought to the height and width of benchmark.resize.
+    """
+
+    def resized(arrays: Arrays) -> Arrays:
+        x, x_test = (resize(v, config.resize, device) for v in (arrays.x_train, arrays.x_test))
+        return arrays._replace(x_train=x, x_test=x_test)
+
+    def loaded(dataset: str) -> Arrays:
+        return resized(load(dataset, root, path, tell, config.resize))
+
+    there = (*CLASSES, *OWN, *READERS, "sequence")
+    one_of("benchmark.dataset", config.dataset, tuple(dict.fromkeys(there)))
+    own: Any = config  # of the class that the reader reads
     with reading(config.dataset):
-        return reader(config, expanded(root), None if path is None else expanded(path), tell)
+        if config.dataset == "sequence":
+            return read_sequence(own, loaded)
+        reader = READERS.get(config.dataset)
+        if reader is None:
+            return loaded(config.dataset)
+        return resized(reader(own, expanded(root), None if path is None else expanded(path), tell))

@@ -1,4 +1,4 @@
-"""What the kinds of benchmarks have in common: a Stream from labels and rows, subsets, padding."""
+"""What the kinds of benchmarks have in common: a Stream of labels and rows, subsets, sizes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from torch import Tensor
 
 from cl_runner.config.schema import Benchmark
 from cl_runner.core import Stream, Task, Transform, generator_for
+from cl_runner.data.arrays import check_free
 from cl_runner.data.datasets import Arrays
 from cl_runner.errors import UserError, check
 
 CPU = torch.device("cpu")
+AT_ONCE = 2**24  # values that are resized at once
 
 
 def stream_of(
@@ -154,6 +156,30 @@ def per_channel(key: str, values: list[float] | None, channels: int) -> Tensor |
     if len(values) not in (1, channels):
         raise UserError(f"{key} must hold 1 or {channels} numbers, got {len(values)}")
     return torch.tensor(values).expand(channels)[:, None, None].clone()
+
+
+def resize(x: Tensor, size: int | None, device: torch.device) -> Tensor:
+    """Images [N, C, H, W] brought to [N, C, size, size], many at once on a device; on the CPU.
+
+    By torch's bilinear filter, which weighs all pixels that one stands for where an image becomes
+    smaller; proportions are not kept. uint8 images are rounded. An image does not depend on the
+    others. Raises UserError for feature vectors, and where memory has no room for the result.
+    """
+    height, width = x.shape[2:]
+    if size is None or height == width == size:
+        return x
+    check(height > 1, "benchmark.resize needs images; the data are feature vectors")
+    N, C = x.shape[:2]
+    needed = N * C * size**2 * x.element_size()
+    check_free(f"{N} images at benchmark.resize={size}", needed)
+    found = x.new_empty(N, C, size, size)
+    step = max(1, AT_ONCE // (C * max(height, width, size) ** 2))  # bounds the float copies
+    for at in range(0, N, step):
+        part = x[at : at + step].to(device).float()
+        part = F.interpolate(part, size=(size, size), mode="bilinear", antialias=True)
+        whole = part.round_().clamp_(0, 255) if x.dtype == torch.uint8 else part
+        found[at : at + step] = whole.to(x.dtype)
+    return found
 
 
 def pad(x: Tensor, size: int | None) -> Tensor:

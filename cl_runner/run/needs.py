@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 Parts = dict[str, int]  # bytes, by what they are for
 STATE_COPIES = 8  # of a stacked member's state at once: old, new, gradients, temporaries
 REMEDY = (
-    "lower model.hidden_sizes, training.batch_size, strategy.buffer_size, benchmark.num_tasks or "
-    "benchmark.pad_to"
+    "lower model.hidden_sizes, training.batch_size, strategy.buffer_size, benchmark.num_tasks, "
+    "benchmark.resize or benchmark.pad_to"
 )
 
 

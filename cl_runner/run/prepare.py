@@ -38,10 +38,15 @@ DEFAULT_THREADS = torch.get_num_threads()  # torch's own choice, whatever an ear
 
 
 def read(config: Config) -> Arrays:
-    """The data set of a run. Raises UserError."""
+    """The data set of a run, on the CPU; its images are resized on the run's device.
+
+    Raises UserError.
+    """
     path = None if config.data.path is None else Path(config.data.path)
     say = partial(print_and_log, config)
-    return sources.read(config.benchmark, Path(config.data.root), path, say)
+    return sources.read(
+        config.benchmark, Path(config.data.root), path, say, choose_device(config.device)
+    )
 
 
 def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) -> Env:

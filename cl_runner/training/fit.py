@@ -250,7 +250,7 @@ def batchnorm_in_words(t: int, env: Env) -> Iterator[None]:
         raise UserError(
             f"task {t + 1} has a batch of 1 sample, too small for BatchNorm where the network has "
             f"come down to one pixel: another training.batch_size than {env.training.batch_size}, "
-            "or larger inputs by benchmark.pad_to"
+            "or larger inputs by benchmark.resize or benchmark.pad_to"
         ) from None
 
 

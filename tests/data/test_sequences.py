@@ -12,7 +12,7 @@ from test_benchmarks import stream_of
 from cl_runner.config import outline
 from cl_runner.config.benchmarks import Sequence
 from cl_runner.core import Stream
-from cl_runner.data import sequences
+from cl_runner.data import sequences, sources
 from cl_runner.data.datasets import CLASSES, Arrays
 from cl_runner.errors import UserError
 from cl_runner.results.files import read_rows
@@ -34,7 +34,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         y = torch.arange(3 * K) % K
         return Arrays(x[: 2 * K], y[: 2 * K], x[2 * K :], y[2 * K :], CLASSES[dataset])
 
-    monkeypatch.setattr(sequences, "load", load)
+    monkeypatch.setattr(sources, "load", load)
     return names
 
 
@@ -45,7 +45,7 @@ def config(datasets: list[str], **keys: Any) -> Sequence:
 
 
 def read(datasets: list[str], **keys: Any) -> Arrays:
-    return sequences.read_sequence(config(datasets, **keys), Path("root"), None, print)
+    return sequences.read_sequence(config(datasets, **keys), sources.load)
 
 
 def built(datasets: list[str], scenario: str = "class", **keys: Any) -> Stream:
@@ -64,7 +64,7 @@ def test_images_are_padded_to_the_largest_and_grey_ones_get_colours() -> None:
         assert int(part.sum()) == int(inner.sum())  # zeros around it
         same = bool((part[:, 0] == part[:, 1]).all() and (part[:, 0] == part[:, 2]).all())
         assert same == (first < 40)
-    alone = sequences.load("digits")
+    alone = sources.load("digits")
     assert torch.equal(arrays.x_train[:20, 1, 12:20, 12:20], alone.x_train[:, 0])
 
 
