@@ -28,10 +28,11 @@ class Watch:
     def __init__(self, config: Detector, stream: Stream) -> None:
         if config.name == "adwin":
             self.start, self.whole = detectors.adwin_start(), detectors.adwin_whole
-            keys: Any = {"confidence": config.confidence, "rise": config.rise, "clock": CLOCK}
-            self.observe = partial(detectors.adwin, **keys)
+            self.observe = partial(
+                detectors.adwin, confidence=config.confidence, rise=config.rise, clock=CLOCK
+            )
         else:
-            keys = {name: getattr(config, name) for name in ("delta", "threshold", "window")}
+            keys: Any = {name: getattr(config, name) for name in ("delta", "threshold", "window")}
             self.start = detectors.page_hinkley_start()
             self.whole = detectors.page_hinkley_whole
             self.observe = partial(detectors.page_hinkley, **keys)
