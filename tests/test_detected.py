@@ -402,7 +402,7 @@ def stop_after(save, number: int):
 def test_adwins_state_is_checked_bucket_by_bucket() -> None:
     state = detectors.adwin_start()
     for x in range(50):
-        state, _ = detectors.adwin(state, float(x % 3), confidence=0.002, rise=1.5, clock=32)
+        state, _ = detectors.adwin(state, float(x % 3), confidence=0.002, rise=1.25, clock=32)
     assert detectors.adwin_whole(state)
     for at, value in ((1, 7.0), (4, 9.0), (4, 0.5), (3, -1.0), (2, math.nan)):
         assert not detectors.adwin_whole([*state[:at], value, *state[at + 1 :]])

@@ -264,8 +264,8 @@ class Detector:
     delta: float = 0.5  # page_hinkley: a rise below it is none, in standard deviations
     threshold: float = 12.0  # page_hinkley: of the sum of what is above delta
     window: int = 50  # page_hinkley: steps that the mean and the deviation are of
-    confidence: float = 0.002  # adwin: the smaller, the fewer false alarms
-    rise: float = 1.5  # adwin: a smaller one is no alarm, in standard deviations
+    confidence: float = 0.002  # adwin: the smaller, the fewer cuts
+    rise: float = 1.25  # adwin: a smaller one is no alarm, in standard deviations
 
     def __post_init__(self) -> None:
         one_of("detector.name", self.name, ("page_hinkley", "adwin"))

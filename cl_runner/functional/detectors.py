@@ -93,8 +93,8 @@ def adwin(
     v being the window's variance; the older part is dropped, bucket by bucket. As in river every
     n_i is taken to be less by SHORTEST - 1, and a cut is looked for with every `clock`-th number.
     It is an alarm if the newer part's mean is higher by more than `rise` standard deviations
-    within the parts. A smaller rise only cuts, as a fall does: that the means differ is beyond
-    doubt then, however small `confidence` is, for a window of thousands shows the least of changes.
+    within the parts. A smaller rise only cuts, as a fall does: a window of thousands shows the
+    least of changes beyond doubt, however small `confidence` is.
     """
     s = list(state)
     insert(s, x)

@@ -26,7 +26,7 @@ from cl_runner.functional.detectors import (
 )
 
 PH = partial(page_hinkley, delta=0.5, threshold=12.0, window=50.0)
-ADWIN = partial(adwin, confidence=0.002, rise=1.5, clock=32)
+ADWIN = partial(adwin, confidence=0.002, rise=1.25, clock=32)
 BOTH = [(page_hinkley_start, PH), (adwin_start, ADWIN)]
 
 
@@ -253,7 +253,7 @@ def test_adwin_cuts_where_rivers_did(seed) -> None:
     """Whatever rise is an alarm; and if any is one, each rise among those cuts."""
     x = a_jump(seed)
     expected = [] if RIVERS_CUTS[seed] is None else [RIVERS_CUTS[seed]]
-    for rise in (0.0, 1.5, math.inf):
+    for rise in (0.0, 1.25, math.inf):
         assert [at for at, _ in cuts(x, rise)] == expected
     rises = x[-500:].mean() > x[:50].mean()
     assert [at for at, alarm in cuts(x, 0.0) if alarm] == (expected if rises else [])
@@ -283,4 +283,4 @@ def test_page_hinkley_alarms_where_rivers_does(drift) -> None:
 
 def test_adwin_cuts_where_rivers_does(drift) -> None:
     for x in map(a_jump, range(40)):
-        assert [at for at, _ in cuts(x, 1.5)] == detections(drift.ADWIN(delta=0.002), x)
+        assert [at for at, _ in cuts(x, 1.25)] == detections(drift.ADWIN(delta=0.002), x)
