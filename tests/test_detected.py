@@ -84,11 +84,12 @@ def test_every_border_of_permuted_digits_is_found_and_no_other(
 
 @pytest.mark.parametrize("iterations", [600, pytest.param(10_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_a_stream_that_stays_the_same_is_no_alarm(prepared, iterations, optimizer) -> None:
+@pytest.mark.parametrize("name", ["page_hinkley", "adwin"])
+def test_a_stream_that_stays_the_same_is_no_alarm(prepared, iterations, optimizer, name) -> None:
     _, env = trained(
         prepared,
         *(*PERMUTED, "benchmark.num_tasks=1", f"training.iterations={iterations}"),
-        f"optimizer={optimizer}",
+        *(f"optimizer={optimizer}", f"detector.name={name}"),
     )
     assert env.watch.step == iterations and env.watch.alarms == []
 
@@ -96,10 +97,11 @@ def test_a_stream_that_stays_the_same_is_no_alarm(prepared, iterations, optimize
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("seed", [3, 4])
-def test_every_border_of_the_whole_stream_is_found(prepared, seed, optimizer) -> None:
+@pytest.mark.parametrize("name", ["page_hinkley", "adwin"])
+def test_every_border_of_the_whole_stream_is_found(prepared, seed, optimizer, name) -> None:
     """As it is by default; these seeds had no part in the choice of the detector's numbers."""
     case = ("benchmark=permuted_digits", "strategy=naive", DETECTED, f"seed={seed}")
-    _, env = trained(prepared, *case, f"optimizer={optimizer}")
+    _, env = trained(prepared, *case, f"optimizer={optimizer}", f"detector.name={name}")
     rows = judged([end for end in env.watch.ends if end < env.watch.step], env.watch.alarms)
     assert [r["kind"] for r in rows] == ["found"] * 4 and all(r["delay"] <= 200 for r in rows)
 
@@ -201,6 +203,8 @@ def test_who_needs_the_streams_tasks_is_refused(prepared, name) -> None:
         ("detector.delta=-1", "detector.delta must be at least 0"),
         ("detector.window=1", "detector.window must be at least 2"),
         ("detector.name=adwin detector.confidence=1", "detector.confidence must lie in"),
+        ("detector.name=adwin detector.rise=-1", "detector.rise must be at least 0"),
+        ("detector.rise=1", "has no meaning with detector.name=page_hinkley"),
         ("training.boundaries=known detector.delta=1", "no meaning with training.boundaries=known"),
     ],
 )
@@ -398,7 +402,7 @@ def stop_after(save, number: int):
 def test_adwins_state_is_checked_bucket_by_bucket() -> None:
     state = detectors.adwin_start()
     for x in range(50):
-        state, _ = detectors.adwin(state, float(x % 3), confidence=0.002, clock=32)
+        state, _ = detectors.adwin(state, float(x % 3), confidence=0.002, rise=1.25, clock=32)
     assert detectors.adwin_whole(state)
     for at, value in ((1, 7.0), (4, 9.0), (4, 0.5), (3, -1.0), (2, math.nan)):
         assert not detectors.adwin_whole([*state[:at], value, *state[at + 1 :]])

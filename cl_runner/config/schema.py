@@ -269,7 +269,8 @@ class Detector:
     delta: float = 0.5  # page_hinkley: a rise below it is none, in standard deviations
     threshold: float = 12.0  # page_hinkley: of the sum of what is above delta
     window: int = 50  # page_hinkley: steps that the mean and the deviation are of
-    confidence: float = 0.002  # adwin: the smaller, the fewer false alarms
+    confidence: float = 0.002  # adwin: the smaller, the fewer cuts
+    rise: float = 1.25  # adwin: a smaller one is no alarm, in standard deviations
 
     def __post_init__(self) -> None:
         one_of("detector.name", self.name, ("page_hinkley", "adwin"))
@@ -280,7 +281,8 @@ class Detector:
             0 < self.confidence < 1,
             f"detector.confidence must lie in (0, 1), got {self.confidence}",
         )
-        adwins = {"confidence"}
+        check(self.rise >= 0, f"detector.rise must be at least 0, got {self.rise}")
+        adwins = {"confidence", "rise"}
         others = vars(self).keys() - adwins - {"name"} if self.name == "adwin" else adwins
         self.without_meaning(f"detector.name={self.name}", others)
 

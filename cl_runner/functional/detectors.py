@@ -81,7 +81,9 @@ def adwin_start() -> State:
     return [0.0] * (4 + ROWS * WIDTH)
 
 
-def adwin(state: Sequence[float], x: float, *, confidence: float, clock: int) -> tuple[State, bool]:
+def adwin(
+    state: Sequence[float], x: float, *, confidence: float, rise: float, clock: int
+) -> tuple[State, bool]:
     """Bifet & Gavalda 2007 (SIAM Data Mining, 443), algorithm ADWIN2: a window that forgets.
 
     The window is cut where the means of its two parts, of n0 and n1 numbers, differ by more than
@@ -90,17 +92,19 @@ def adwin(state: Sequence[float], x: float, *, confidence: float, clock: int) ->
 
     v being the window's variance; the older part is dropped, bucket by bucket. As in river every
     n_i is taken to be less by SHORTEST - 1, and a cut is looked for with every `clock`-th number.
-    It is an alarm if the newer part's mean is the higher one: a fall only cuts.
+    It is an alarm if the newer part's mean is higher by more than `rise` standard deviations
+    within the parts. A smaller rise only cuts, as a fall does: a window of thousands shows the
+    least of changes beyond doubt, however small `confidence` is.
     """
     s = list(state)
     insert(s, x)
     s[0] += 1
-    rise = False
+    alarm = False
     if s[0] % clock == 0:
-        while (higher := cut(s, confidence)) is not None:
-            rise = rise or higher
+        while (higher := cut(s, confidence, rise)) is not None:
+            alarm = alarm or higher
             drop(s)
-    return s, rise
+    return s, alarm
 
 
 def adwin_whole(state: Sequence[float]) -> bool:
@@ -136,8 +140,11 @@ def insert(s: State, x: float) -> None:
     s[3] = max(0.0, s[3] - squares)
 
 
-def cut(s: Sequence[float], confidence: float) -> bool | None:
-    """Whether the newer part's mean is the higher one, at the first place to cut; None: nowhere."""
+def cut(s: Sequence[float], confidence: float, rise: float) -> bool | None:
+    """Whether the mean rises by more than `rise` at the first place to cut; None: there is none.
+
+    The variance within the parts is what the difference of their means leaves of the window's.
+    """
     n, total = s[1], s[2]
     if n < 2 * SHORTEST:
         return None
@@ -154,7 +161,8 @@ def cut(s: Sequence[float], confidence: float) -> bool | None:
             m = 1 / (n0 - SHORTEST + 1) + 1 / (n1 - SHORTEST + 1)
             difference = u1 / n1 - u0 / n0
             if abs(difference) > math.sqrt(2 * m * v * d) + 2 / 3 * d * m:
-                return difference > 0
+                within = max(0.0, v - n0 * n1 * (difference / n) ** 2)
+                return difference > rise * math.sqrt(within)
     return None
 
 

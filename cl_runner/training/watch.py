@@ -28,7 +28,9 @@ class Watch:
     def __init__(self, config: Detector, stream: Stream) -> None:
         if config.name == "adwin":
             self.start, self.whole = detectors.adwin_start(), detectors.adwin_whole
-            self.observe = partial(detectors.adwin, confidence=config.confidence, clock=CLOCK)
+            self.observe = partial(
+                detectors.adwin, confidence=config.confidence, rise=config.rise, clock=CLOCK
+            )
         else:
             keys: Any = {name: getattr(config, name) for name in ("delta", "threshold", "window")}
             self.start = detectors.page_hinkley_start()
