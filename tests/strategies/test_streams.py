@@ -13,7 +13,10 @@ pytestmark = pytest.mark.slow
 
 SMALL = ("benchmark.train_samples=120", "model.hidden_sizes=[12]")
 STREAMS = {  # of three tasks; the noise and the blur are in the second, where steps are looked at
-    "conditions": "benchmark=conditions_digits benchmark.conditions=[noise,blur,occlusion]",
+    "conditions": (
+        "benchmark=conditions_digits benchmark.conditions=[noise,blur,occlusion] "
+        "benchmark.train_samples=120"
+    ),
     "random labels": "benchmark=random_labels_digits",
     "sequence": (
         "benchmark=sequence benchmark.datasets=[digits,digits,digits] "
