@@ -20,7 +20,7 @@ from cl_runner.training import online
 from cl_runner.training.batches import Source
 from cl_runner.training.engines import recorded, stepper, told
 from cl_runner.training.env import Env
-from cl_runner.training.online import Counted
+from cl_runner.training.online import Counted, Predictions
 
 TOY = (
     *("benchmark=split_digits", "benchmark.num_tasks=3", "model.hidden_sizes=[16]"),
@@ -191,7 +191,10 @@ def test_what_is_counted_is_what_the_network_was_before_the_step(prepared, name)
         if scenarios[0] == "task":
             logits = logits.masked_fill(~env.own_classes[batch.task], float("-inf"))
         _, aux = strategy.step(s, batch, env)
-        _, predictions = told(aux, batch, env, online=True)
+        _, told_logits = told(aux, batch, online=True)
+    read = Predictions(env.stream)
+    read.add(told_logits, batch.active)
+    (predictions,) = read.all()
     assert predictions.dtype == torch.int64
     assert torch.equal(predictions, logits.argmax(1))
 
@@ -226,7 +229,7 @@ def test_a_step_without_logits_is_told(prepared):
     _, _, env = prepared(*TOY, "strategy=naive")
     batch = env.gather(env.stream[0].train[:4], 0, torch.tensor(0))
     with pytest.raises(UserError, match=r"tells no logits, in aux\['logits'\]"):
-        told({"loss": torch.tensor(0.0)}, batch, env, online=True)
+        told({"loss": torch.tensor(0.0)}, batch, online=True)
 
 
 def test_rows_are_windows_of_steps():
