@@ -149,7 +149,9 @@ class Together:
 
     def counted_of(self, i: int) -> dict[int, list[Counted]]:
         """What the i-th of those still together has predicted right, by its place."""
-        return {self.places[i]: counted(self.sources[i], [own[i] for own in self.predictions.all()])}
+        return {
+            self.places[i]: counted(self.sources[i], [own[i] for own in self.predictions.all()])
+        }
 
     def release(self, ends: Mapping[int, TrainState | None]) -> None:
         """See Steps."""

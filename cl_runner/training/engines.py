@@ -82,12 +82,11 @@ def told(aux: Mapping[str, Any], batch: Batch, *, online: bool) -> Leaves:
     """
     if not online:
         return [aux["loss"]]
-    check(
-        "logits" in aux, "eval.online=true: the strategy's step tells no logits, in aux['logits']"
-    )
-    logits, size = aux["logits"].detach(), len(batch.y)  # without the graph that they came from
-    # Those of replayed samples come after the batch's. A slice takes as long as an argmax.
-    return [aux["loss"], logits if len(logits) == size else logits[:size]]
+    if "logits" not in aux:
+        raise UserError("eval.online=true: the strategy's step tells no logits, in aux['logits']")
+    logits, size = aux["logits"].detach(), batch.y.shape[0]  # without the graph of the step
+    # Those of replayed samples come after the batch's. A slice takes nearly as long as an argmax.
+    return [aux["loss"], logits if logits.shape[0] == size else logits[:size]]
 
 
 def compiled(learner: Learner, env: Env, *, online: bool = False) -> Step:

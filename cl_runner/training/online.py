@@ -11,15 +11,15 @@ from torch import Tensor
 from cl_runner.core import Stream
 from cl_runner.training.batches import Source
 
-READ = 2**16  # logits that are read at once, of as many steps as that takes
+READ = 2**18  # bytes of logits that are read at once, of as many steps as that takes
 
 
 class Predictions:
     """What steps predict of their batches: as evaluation reads it, the output of the best logit.
 
     In task-incremental learning only the task's own outputs count. The logits of several steps are
-    read together, because of small batches to read each by itself takes some percent of a step;
-    no more of them are held than make READ numbers.
+    read together, because reading a small batch's alone takes one or two percent of its step.
+    They are held until they keep READ bytes of memory: with replayed samples, all rows' memory.
     """
 
     def __init__(self, stream: Stream, read: Sequence[Tensor] = ()) -> None:
@@ -27,13 +27,16 @@ class Predictions:
         self.read = list(read)  # predictions [..., n], of one step or of several
         self.logits: list[Tensor] = []  # of the steps after those, [..., B, K] each
         self.active: list[Tensor] = []  # where by_task: their tasks' own outputs, [..., B, K] bool
+        self.most = 0  # steps whose logits are held at once
 
     def add(self, logits: Tensor, active: Tensor | None) -> None:
         """Take those of one more step. active: the outputs on which its samples are scored."""
+        if not self.logits:
+            self.most = READ // max(1, logits.untyped_storage().nbytes())
         self.logits.append(logits)
         if self.by_task and active is not None:
             self.active.append(active)
-        if len(self.logits) * logits.numel() >= READ:
+        if len(self.logits) >= self.most:
             self.all()
 
     def all(self) -> tuple[Tensor, ...]:
