@@ -22,13 +22,15 @@ from hydra import compose, initialize_config_module
 from cl_runner import strategies
 from cl_runner.config.parse import validate
 from cl_runner.functional.importance import LABEL_RULES
+from cl_runner.run.boundaries import Detecting
 from cl_runner.run.prepare import prepare
 from cl_runner.run.stacked import StackedStep, stack
-from cl_runner.run.tasks import Member, begin_task, end_task, initial_state
+from cl_runner.run.tasks import Member, begin_task, end_task, initial_state, length
 from cl_runner.run.together import stacked_batches
 from cl_runner.strategies.parts.importance import fisher_diagonal
 from cl_runner.training.batches import Source
 from cl_runner.training.engines import stepper
+from cl_runner.training.fit import Alone, take_steps
 
 SETTINGS = {  # overrides, steps of a whole run
     "W1": (
@@ -70,7 +72,7 @@ def alone(m: Member, task: int, steps: int, engine: str = "eager", before: int =
     for t in range(task + 1):
         s, progress = begin_task(strategy, s, env.stream[t], env)
         source = Source(env, s, t, *progress.samples, strategy)
-        take = stepper(strategy, env, engine, online=env.online)
+        take = stepper(strategy, env, engine)
         with torch.no_grad():
             for batch in source.epoch(0, before if t < task else 1):
                 s, _ = take(s, batch)
@@ -94,6 +96,32 @@ def alone(m: Member, task: int, steps: int, engine: str = "eager", before: int =
             synchronise()
             seconds += time.perf_counter() - begun
         return seconds
+
+    return turn
+
+
+def task(m: Member) -> Turn:
+    """Turns of the steps of a whole first task, and of what a run does beside them.
+
+    In the processor's seconds.
+    """
+    strategy, env = m
+    s, progress = begin_task(strategy, initial_state(strategy, env), env.stream[0], env)
+    plan = length(strategy, env, progress, 0)
+    env.meter.begin(0, plan.epochs, plan.steps)
+
+    def turn() -> float:
+        nonlocal s
+        begun = time.process_time()
+        if env.watch is None:
+            steps = Alone(s, env, strategy, progress, 0)
+        else:
+            steps = Detecting(s, env, strategy, env.watch, progress, 0)
+        with torch.no_grad():
+            take_steps(steps, plan, 0, None)
+        steps.online()  # of none, where that is off
+        s = steps.s
+        return time.process_time() - begun
 
     return turn
 
@@ -171,21 +199,31 @@ def step_costs(data: Path, threads: int, repeat: int) -> None:
 
 
 def online_costs(data: Path, threads: int, repeat: int) -> None:
-    """Steps that also tell what they predict of their batch (`eval.online`), against others."""
-    for size, n in ((128, 100), (10, 400)):
+    """What `eval.online` and detectors of borders add to the steps of a task."""
+    detected = "training.boundaries=detected"
+    asked = {
+        "plain": (),
+        "plain again": (),
+        "eval.online": ("eval.online=true",),
+        "page_hinkley": (detected,),
+        "adwin": (detected, "detector.name=adwin"),
+    }
+    for size, n in ((128, 40), (10, 200)):
         w1 = (*SETTINGS["W1"][0].split(), f"training.batch_size={size}")
-        own = ("strategy=naive", *PERMUTED.split(), *w1)
-        things = {
-            "off": alone(member(data, threads, "cpu", *own), 0, n),
-            "on": alone(member(data, threads, "cpu", *own, "eval.online=true"), 0, n),
-        }
-        seconds = turns(things, 10 * repeat)
-        ratios = sorted(a / b for a, b in zip(seconds["on"], seconds["off"], strict=True))
-        print(
-            f"online: batches of {size}: {median(seconds['off']) / n * 1e6:.0f} us a step, "
-            f"ratio {median(ratios):.3f} (quartiles {ratios[len(ratios) // 4]:.3f} to "
-            f"{ratios[3 * len(ratios) // 4]:.3f}), n = {len(ratios)}"
-        )
+        own = ("strategy=naive", *PERMUTED.split(), *w1, f"benchmark.train_samples={n * size}")
+        things = {k: task(member(data, threads, "cpu", *own, *v)) for k, v in asked.items()}
+        seconds = turns(things, 20 * repeat)
+        plain = seconds.pop("plain")
+        print(f"online: batches of {size}: {median(plain) / n * 1e6:.0f} us a step")
+        for name, own_seconds in seconds.items():
+            ratios = sorted(a / b for a, b in zip(own_seconds, plain, strict=True))
+            q = len(ratios) // 4
+            print(
+                f"online: batches of {size}: {name:12} / plain {median(ratios):.3f} (quartiles "
+                f"{ratios[q]:.3f} to {ratios[3 * q]:.3f}), of the shortest turns "
+                f"{min(own_seconds) / min(plain):.3f}, n = {len(ratios)}",
+                flush=True,
+            )
 
 
 def fishers(data: Path, threads: int, repeat: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from copy import deepcopy
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from cl_runner.training import online
 from cl_runner.training.batches import Source
 from cl_runner.training.engines import recorded, stepper, told
 from cl_runner.training.env import Env
-from cl_runner.training.online import Counted
+from cl_runner.training.online import Counted, Predictions
 
 TOY = (
     *("benchmark=split_digits", "benchmark.num_tasks=3", "model.hidden_sizes=[16]"),
@@ -191,9 +192,80 @@ def test_what_is_counted_is_what_the_network_was_before_the_step(prepared, name)
         if scenarios[0] == "task":
             logits = logits.masked_fill(~env.own_classes[batch.task], float("-inf"))
         _, aux = strategy.step(s, batch, env)
-        _, predictions = told(aux, batch, env, online=True)
+        _, told_logits = told(aux, batch, online=True)
+    read = Predictions(env.stream)
+    read.add(told_logits, batch.active)
+    (predictions,) = read.all()
     assert predictions.dtype == torch.int64
     assert torch.equal(predictions, logits.argmax(1))
+
+
+LOGITS = torch.randint(0, 3, (3, 75, 4), generator=torch.Generator().manual_seed(1)).float()
+OWN = torch.arange(4).expand(3, 75, 4) // 2 == (torch.arange(75) // 8 % 2)[:, None]
+
+
+@pytest.mark.parametrize("scenario", ["class", "task"])
+@pytest.mark.parametrize("dims", [2, 3], ids=["alone", "stacked"])
+@pytest.mark.parametrize("steps", [1, 3, 4, 100])
+def test_steps_that_are_read_together_predict_as_each_by_itself(
+    prepared, monkeypatch, scenario, dims, steps
+):
+    """With equal logits among them, and at the end fewer steps than are read at once.
+
+    Ten steps, the last of three samples in the place of eight; a run goes on after the fifth.
+    """
+    _, _, env = prepared(*TOY, f"scenario={scenario}")
+    logits, own = (v if dims == 3 else v[0] for v in (LOGITS, OWN))
+    parts = [v.split(8, -2) for v in (logits, own)]
+    scores = logits if scenario == "class" else logits.masked_fill(~own, float("-inf"))
+    stepwise = torch.cat([v.argmax(-1) for v in scores.split(8, -2)], -1)
+    monkeypatch.setattr(online, "READ", steps * parts[0][0].clone().untyped_storage().nbytes())
+    found = Predictions(env.stream)
+    for i, (v, active) in enumerate(zip(*parts, strict=True)):
+        if i == 5:
+            found = Predictions(env.stream, found.all())
+        found.add(v.clone(), active)
+    assert torch.equal(torch.cat(found.all(), -1), stepwise)
+    assert found.logits == found.active == []
+
+
+def test_the_logits_of_replayed_samples_count_as_held(prepared, monkeypatch):
+    """A part of a tensor keeps all of it."""
+    _, _, env = prepared(*TOY)
+    monkeypatch.setattr(online, "READ", 3 * 40 * 4 * 4)
+    found = Predictions(env.stream)
+    for step in range(5):
+        found.add(torch.zeros(40, 4)[:8], None)
+        assert len(found.logits) == (step + 1) % 3
+
+
+@pytest.mark.parametrize("scenario", ["class", "task"])
+def test_how_many_steps_are_read_at_once_changes_no_byte(
+    configure, monkeypatch, tmp_path, scenario
+):
+    """Tasks of replay whose last batches are smaller."""
+    case = (*TOY, "strategy=er", "strategy.buffer_size=30", f"scenario={scenario}")
+    case = (*case, "eval.online_window=2", "training.epochs=2")
+    for read in (1, 6000, 2**18):
+        monkeypatch.setattr(online, "READ", read)
+        run(configure(*case), tmp_path / str(read))
+    one, *others = (tmp_path / str(read) / "online.csv" for read in (1, 6000, 2**18))
+    assert any(int(row["samples"]) % 16 for row in read_rows(one))
+    assert all(other.read_bytes() == one.read_bytes() for other in others)
+
+
+def test_logits_that_are_kept_keep_no_graph(prepared):
+    for name in ("naive", "er"):  # all rows, and the first ones
+        _, strategy, env = prepared(*TOY, f"strategy={name}")
+        s = initial_state(strategy, env)
+        batch = next(iter(Source(env, s, 0, env.stream[0].train, 0, strategy).epoch(0, 1)))
+        with torch.no_grad():
+            _, aux = strategy.step(s, batch, env)
+            assert aux["logits"].grad_fn is not None
+            graph = weakref.ref(aux["logits"].grad_fn)
+            _, logits = told(aux, batch, online=True)
+        del aux
+        assert graph() is None and logits.shape == (16, 10)
 
 
 def test_recorded_steps_tell_the_same(prepared):
@@ -226,7 +298,7 @@ def test_a_step_without_logits_is_told(prepared):
     _, _, env = prepared(*TOY, "strategy=naive")
     batch = env.gather(env.stream[0].train[:4], 0, torch.tensor(0))
     with pytest.raises(UserError, match=r"tells no logits, in aux\['logits'\]"):
-        told({"loss": torch.tensor(0.0)}, batch, env, online=True)
+        told({"loss": torch.tensor(0.0)}, batch, online=True)
 
 
 def test_rows_are_windows_of_steps():

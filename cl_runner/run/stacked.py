@@ -159,7 +159,7 @@ class StackedStep:
             x = env.stream.normalise(raw["x"])
             batch = Batch(**{"active": None, "weight": None} | raw | {"x": x})
             s, aux = with_numbers(self.member.strategy, hyper).step(s, batch, env)
-            return s, told(aux, batch, env, online=env.online)
+            return s, told(aux, batch, online=env.online)
 
         def step(*flat: Tensor) -> list[Tensor]:
             n = len(self.like)

@@ -16,7 +16,7 @@ from cl_runner.run.tasks import Member, Observer, begin_task, end_task, length, 
 from cl_runner.training import optim
 from cl_runner.training.batches import Source
 from cl_runner.training.fit import Progress, Snapshot, check_finite, take_steps
-from cl_runner.training.online import Counted, counted
+from cl_runner.training.online import Counted, Predictions, counted
 
 WINDOW_BYTES = 2**26  # of images that lie ready for the coming steps
 
@@ -47,7 +47,8 @@ class Together:
         losses = zip(*(p.losses for p in progress), strict=True)
         self.pending = [torch.stack(own) for own in losses]  # of the epoch under way, [M] each
         predictions = zip(*(p.predictions for p in progress), strict=True)
-        self.predictions = [torch.stack(own) for own in predictions]  # of the first one, [M, B]
+        read = [torch.stack(own) for own in predictions]  # in the first one, [M, n] each
+        self.predictions = Predictions(self.env.stream, read)
         self.counted: dict[int, list[Counted]] = {}  # of those that left, by place
         self.rows: Tensor | None = None  # of the batches, those of the members still together
         self.step = step
@@ -80,10 +81,10 @@ class Together:
 
     def take(self, batch: dict[str, Any], epoch: int, i: int) -> None:
         """See Steps."""
-        (losses, *predicted), size = self.step(batch), batch["y"].shape[1]
+        (losses, *logits), size = self.step(batch), batch["y"].shape[1]
         self.pending.append(losses)
-        if epoch == 0:
-            self.predictions += predicted
+        if logits and epoch == 0:
+            self.predictions.add(logits[0], batch.get("active"))
         for m in self.members:
             meter = m.env.meter
             meter.known.setdefault(size, self.step.flops)
@@ -121,7 +122,8 @@ class Together:
         self.sources = [self.sources[i] for i in kept]
         self.places = [self.places[i] for i in kept]
         self.pending = [losses[index] for losses in self.pending]
-        self.predictions = [own[index] for own in self.predictions]
+        read = [own[index] for own in self.predictions.all()]
+        self.predictions = Predictions(self.env.stream, read)
         if kept:
             self.step = StackedStep(self.members, self.step.record)
             self.step.begin(stack([states[i] for i in kept]))
@@ -132,7 +134,7 @@ class Together:
         states = unstack(self.step.states(), len(self.members)) if self.members else []
         for i, (place, m, s) in enumerate(zip(self.places, self.members, states, strict=True)):
             losses = tuple(own[i] for own in self.pending)
-            predictions = tuple(own[i] for own in self.predictions)
+            predictions = tuple(own[i] for own in self.predictions.all())
             progress = Progress(self.samples[place], step, losses, predictions)
             found[place] = m.env.commit(s), progress
         none = (torch.zeros((), device=self.env.device),) * len(self.pending)
@@ -147,7 +149,9 @@ class Together:
 
     def counted_of(self, i: int) -> dict[int, list[Counted]]:
         """What the i-th of those still together has predicted right, by its place."""
-        return {self.places[i]: counted(self.sources[i], [own[i] for own in self.predictions])}
+        return {
+            self.places[i]: counted(self.sources[i], [own[i] for own in self.predictions.all()])
+        }
 
     def release(self, ends: Mapping[int, TrainState | None]) -> None:
         """See Steps."""

@@ -17,7 +17,7 @@ Leaves = list[Tensor]
 Memory = dict[str, Tensor]
 Function = Callable[[Leaves, Leaves], tuple[Sequence[Tensor], Leaves]]
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]
-# -> the committed state, and the loss, 0-d; online also which classes it took the batch for, [B]
+# -> the committed state, and the loss, 0-d; online also the batch's logits [B, K]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Leaves]]
 WARM_UP = 3  # steps before a recording: libraries set themselves up in the first ones
 
@@ -60,12 +60,12 @@ def choose(engine: str, one_graph: bool, env: Env) -> tuple[str, str]:
 def stepper(learner: Learner, env: Env, engine: str, *, online: bool = False) -> Step:
     """What executes the learner's steps; for one phase of training on one task.
 
-    online: they also tell what they predicted (see `told`).
+    online: they also tell the logits of their batches (see `told`).
     """
 
     def eager(s: TrainState, batch: Batch) -> tuple[TrainState, Leaves]:
         s, aux = learner.step(s, batch, env)
-        return env.commit(s), told(aux, batch, env, online=online)
+        return env.commit(s), told(aux, batch, online=online)
 
     if engine == "graph":
         return recorded(eager, env, cuda_graph)
@@ -74,22 +74,19 @@ def stepper(learner: Learner, env: Env, engine: str, *, online: bool = False) ->
     return eager
 
 
-def told(aux: Mapping[str, Any], batch: Batch, env: Env, *, online: bool) -> Leaves:
-    """What is read of a step besides the state: its loss and, online, its predictions [B].
+def told(aux: Mapping[str, Any], batch: Batch, *, online: bool) -> Leaves:
+    """What is read of a step besides the state: its loss and, online, its batch's logits [B, K].
 
-    These are of its own logits, which are of before its update: as evaluation reads them, of all
-    outputs the best; in task-incremental learning, of the task's own ones. Raises UserError for a
-    step that tells no logits.
+    The logits are those that the loss was computed from, of before the update (see
+    `online.Predictions`). Raises UserError for a step that tells none.
     """
     if not online:
         return [aux["loss"]]
-    check(
-        "logits" in aux, "eval.online=true: the strategy's step tells no logits, in aux['logits']"
-    )
-    logits = aux["logits"][: len(batch.y)]  # those of replayed samples come after them
-    own = batch.active if env.stream.scenario == "task" else None
-    scores = logits if own is None else logits.masked_fill(~own, float("-inf"))
-    return [aux["loss"], scores.argmax(1)]
+    if "logits" not in aux:
+        raise UserError("eval.online=true: the strategy's step tells no logits, in aux['logits']")
+    logits, size = aux["logits"].detach(), batch.y.shape[0]  # without the graph of the step
+    # Those of replayed samples come after the batch's. A slice takes nearly as long as an argmax.
+    return [aux["loss"], logits if logits.shape[0] == size else logits[:size]]
 
 
 def compiled(learner: Learner, env: Env, *, online: bool = False) -> Step:
@@ -97,7 +94,7 @@ def compiled(learner: Learner, env: Env, *, online: bool = False) -> Step:
 
     def pure(s: TrainState, batch: Batch) -> tuple[TrainState, Leaves]:
         s, aux = learner.step(s, batch, env)
-        return s, told(aux, batch, env, online=online)
+        return s, told(aux, batch, online=online)
 
     function = torch.compile(pure, fullgraph=True, dynamic=False)
 

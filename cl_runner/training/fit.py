@@ -16,7 +16,7 @@ from cl_runner.training import optim
 from cl_runner.training.batches import Source, TrainingSet
 from cl_runner.training.engines import Learner, stepper
 from cl_runner.training.env import Env
-from cl_runner.training.online import Counted, counted
+from cl_runner.training.online import Counted, Predictions, counted
 
 
 class Progress(NamedTuple):
@@ -25,7 +25,7 @@ class Progress(NamedTuple):
     samples: TrainingSet
     step: int = 0  # optimizer steps done
     losses: Sequence[Tensor] = ()  # theirs, 0-d each, as far as they belong to the present epoch
-    predictions: Sequence[Tensor] = ()  # [B] each, of those of the first epoch; see online
+    predictions: Sequence[Tensor] = ()  # [n] each, one after another: those of the first epoch
 
 
 class Plan(NamedTuple):
@@ -124,7 +124,7 @@ class Alone:
         self.samples, self.pending = progress.samples, list(progress.losses)
         self.released = False
         self.source = Source(env, s, t, *progress.samples, learner, phase)
-        self.predictions = list(progress.predictions)
+        self.predictions = Predictions(env.stream, progress.predictions)
         online = env.online and not phase
         self.plain = stepper(learner, env, "eager", online=online)
         self.engine = self.plain if phase else stepper(learner, env, env.engine, online=online)
@@ -155,10 +155,10 @@ class Alone:
             key = (f"dropout{self.phase}", self.t, epoch, i)
             torch.manual_seed(seed_for(self.env.seed, *key))
         execute = self.engine if size in meter.known else self.plain  # to be counted
-        self.s, (loss, *predicted) = meter.counted(size, execute, self.s, batch)
+        self.s, (loss, *logits) = meter.counted(size, execute, self.s, batch)
         self.pending.append(loss)
-        if epoch == 0:
-            self.predictions += predicted
+        if logits and epoch == 0:
+            self.predictions.add(logits[0], batch.active)
         meter.step(epoch, size, loss)
 
     def check(self, first: int) -> None:
@@ -168,12 +168,12 @@ class Alone:
 
     def snapshots(self, step: int) -> dict[int, Snapshot]:
         """See Steps."""
-        losses, predictions = tuple(self.pending), tuple(self.predictions)
+        losses, predictions = tuple(self.pending), self.predictions.all()
         return {0: (self.s, Progress(self.samples, step, losses, predictions))}
 
     def online(self) -> dict[int, list[Counted]]:
         """See Steps."""
-        return {0: counted(self.source, self.predictions)}
+        return {0: counted(self.source, self.predictions.all())}
 
     def release(self, ends: Mapping[int, TrainState | None]) -> None:
         """See Steps."""

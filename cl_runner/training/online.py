@@ -8,7 +8,46 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cl_runner.core import Stream
 from cl_runner.training.batches import Source
+
+READ = 2**18  # bytes of logits that are read at once, of as many steps as that takes
+
+
+class Predictions:
+    """What steps predict of their batches: as evaluation reads it, the output of the best logit.
+
+    In task-incremental learning only the task's own outputs count. The logits of several steps are
+    read together, because reading a small batch's alone takes one or two percent of its step.
+    They are held until they keep READ bytes of memory: with replayed samples, all rows' memory.
+    """
+
+    def __init__(self, stream: Stream, read: Sequence[Tensor] = ()) -> None:
+        self.by_task = stream.scenario == "task"
+        self.read = list(read)  # predictions [..., n], of one step or of several
+        self.logits: list[Tensor] = []  # of the steps after those, [..., B, K] each
+        self.active: list[Tensor] = []  # where by_task: their tasks' own outputs, [..., B, K] bool
+        self.most = 0  # steps whose logits are held at once
+
+    def add(self, logits: Tensor, active: Tensor | None) -> None:
+        """Take those of one more step. active: the outputs on which its samples are scored."""
+        if not self.logits:
+            self.most = READ // max(1, logits.untyped_storage().nbytes())
+        self.logits.append(logits)
+        if self.by_task and active is not None:
+            self.active.append(active)
+        if len(self.logits) >= self.most:
+            self.all()
+
+    def all(self) -> tuple[Tensor, ...]:
+        """The predictions so far, one part after another [..., n]."""
+        if self.logits:
+            scores = torch.cat(self.logits, -2)
+            if self.active:
+                scores = scores.masked_fill(~torch.cat(self.active, -2), float("-inf"))
+            self.read.append(scores.argmax(-1))
+            self.logits, self.active = [], []
+        return tuple(self.read)
 
 
 class Counted(NamedTuple):
@@ -19,7 +58,7 @@ class Counted(NamedTuple):
 
 
 def counted(source: Source, predictions: Sequence[Tensor]) -> list[Counted]:
-    """The hits of each step of a task's first epoch, from what these steps predicted [B] each.
+    """The hits of each step of a task's first epoch, from what these predicted, [n] each part.
 
     Samples of earlier tasks, which some strategies train on again, do not count. One transfer to
     the host.
@@ -34,7 +73,7 @@ def counted(source: Source, predictions: Sequence[Tensor]) -> list[Counted]:
     so_far = torch.stack([new, new & (found == y)]).cumsum(1)  # samples and hits, [2, n]
     ends = torch.arange(size, n + size, size, device=found.device).clamp_max(n) - 1
     each = torch.diff(so_far[:, ends], prepend=so_far.new_zeros(2, 1))
-    return [Counted(*step) for step in each.T.tolist()]
+    return [*map(Counted, *each.tolist())]
 
 
 def first_seen(source: Source, task: Tensor, index: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from cl_runner.core import Batch, Stream, Task
 from cl_runner.functional import detectors
 
 EVERY = 10  # steps between two looks at the losses: on a GPU the host waits for each look
+MARK = 50  # batches whose samples are noted at once
 CLOCK = 32  # losses between two searches for a cut in adwin's window
 SMALLEST = 1e-12  # of a loss, whose logarithm is looked at
 
@@ -61,7 +62,8 @@ class Watch:
         """Look at the losses; whether a border is called, after which the detector begins anew."""
         losses = torch.stack(self.losses).tolist()
         self.losses = []
-        self.mark()
+        if len(self.batches) >= MARK:
+            self.mark()
         for loss in losses:
             if math.isfinite(loss):
                 self.state, called = self.observe(self.state, math.log(max(loss, SMALLEST)))
