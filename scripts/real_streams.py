@@ -17,7 +17,6 @@ in docs/real_streams.md between its markers. Needs matplotlib, and MNIST below d
 from __future__ import annotations
 
 import argparse
-import math
 import subprocess
 import sys
 import tempfile
