@@ -130,8 +130,8 @@ def test_batches_may_grow_from_task_to_task(prepared):
 
 
 def test_a_member_that_diverges_leaves_the_others(prepared):
-    good = ("strategy=ewc", "strategy.lambda=1")
-    bad = ("strategy=ewc", "strategy.lambda=1e9")
+    good = ("strategy=ewc", "strategy.lambda=1", "strategy.penalty=loss")
+    bad = ("strategy=ewc", "strategy.lambda=1e9", "strategy.penalty=loss")
     runs = [Member(*prepared(*TOY, *overrides)[1:]) for overrides in (good, bad)]
     states = [initial_state(m.strategy, m.env) for m in runs]
     step = StackedStep(runs)

@@ -140,10 +140,8 @@ def test_the_launcher_does_not_repeat_a_job_whose_accuracy_is_zero(monkeypatch):
 
 
 def test_a_diverged_member_fails_alone(configure, tmp_path):
-    jobs = [
-        Job(configure(*TOY, "strategy=ewc", f"strategy.lambda={v}"), tmp_path / v, [])
-        for v in ("1", "1e9")
-    ]
+    ewc = (*TOY, "strategy=ewc", "strategy.penalty=loss")
+    jobs = [Job(configure(*ewc, f"strategy.lambda={v}"), tmp_path / v, []) for v in ("1", "1e9")]
     run_all(jobs)
     assert isinstance(jobs[0].outcome, float)
     assert "NaN or infinite in task 2" in str(jobs[1].outcome)
@@ -280,7 +278,7 @@ def test_a_failed_job_of_the_launcher_is_told(trained, tmp_path):
     out = tmp_path / "sweep"
     done = trained(
         *("-m", "hydra/launcher=vectorized", "strategy=ewc", "strategy.lambda=1,1e9,-1"),
-        f"hydra.sweep.dir={out}",
+        *("strategy.penalty=loss", f"hydra.sweep.dir={out}"),
     )
     assert done.returncode == 1
     assert "2 of 3 runs failed" in done.stderr
