@@ -115,6 +115,7 @@ def test_max_weight_changes_nothing_in_the_first_task(prepared):
     assert torch.equal(strategy.loss(s.theta, s, batch, env)[0], naive)
 
 
+@pytest.mark.slow
 def test_dozens_of_tasks_do_not_diverge_by_default(configure, tmp_path):
     """49 times the distillation does, with plain SGD, on the years of weather."""
     short = ("strategy=lwf", "benchmark=weather", "seed=1", "eval.tasks=none", "verbose=false")
