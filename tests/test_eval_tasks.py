@@ -205,9 +205,16 @@ def test_what_is_printed_has_the_metrics_that_there_are(configure, tmp_path, cap
 
 def test_a_long_matrix_is_not_printed():
     assert format_matrix(np.zeros((51, 50))).count("\n") == 51
-    assert (
-        format_matrix(np.zeros((52, 51))) == "51 tasks: the accuracies are in accuracy_matrix.csv"
-    )
+    elsewhere = "tasks: the accuracies are in accuracy_matrix.csv"
+    assert format_matrix(np.zeros((52, 51))) == f"51 {elsewhere}"
+
+
+def test_a_matrix_wider_than_the_terminal_is_not_printed():
+    widest = max(map(len, format_matrix(np.zeros((11, 10))).splitlines()))
+    fits = format_matrix(np.zeros((11, 10)), width=widest)
+    assert fits.count("\n") == 11
+    elsewhere = "10 tasks: the accuracies are in accuracy_matrix.csv"
+    assert format_matrix(np.zeros((11, 10)), width=widest - 1) == elsewhere
 
 
 def test_a_missing_acc_that_was_to_be_measured_is_damage(configure, tmp_path):

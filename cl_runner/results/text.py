@@ -19,15 +19,16 @@ def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:left]}…{text[len(text) - (most - 1 - left) :]}"
 
 
-def format_matrix(R: Matrix, tasks: Sequence[str] = ()) -> str:
+def format_matrix(R: Matrix, tasks: Sequence[str] = (), width: int | None = None) -> str:
     """R as text, one row per `after_task`, in thousandths without the leading zero.
 
-    tasks: their names, where they have some, stand before the rows. Of a long stream only how long
-    it is.
+    tasks: their names, where they have some, stand before the rows. Of a long stream, or one whose
+    rows are longer than `width` characters, only how long it is.
     """
     T = R.shape[1]
+    elsewhere = f"{T} tasks: the accuracies are in {ACCURACY_MATRIX}"
     if T > MOST_TASKS:
-        return f"{T} tasks: the accuracies are in {ACCURACY_MATRIX}"
+        return elsewhere
 
     def cell(value: float) -> str:
         if math.isnan(value):
@@ -35,13 +36,13 @@ def format_matrix(R: Matrix, tasks: Sequence[str] = ()) -> str:
         return f"{value:.3f}".removeprefix("0").rjust(5)
 
     titles = [shortened(name, LONGEST) for name in ("", *tasks)] if tasks else [""] * (T + 1)
-    width = max(map(len, titles)) + bool(tasks)
-    lines = [" " * width + "after \\ task " + " ".join(f"{j + 1:>5}" for j in range(T))]
+    margin = max(map(len, titles)) + bool(tasks)
+    lines = [" " * margin + "after \\ task " + " ".join(f"{j + 1:>5}" for j in range(T))]
     lines += [
-        f"{titles[i]:{width}}{i:>12} " + " ".join(map(cell, row))
+        f"{titles[i]:{margin}}{i:>12} " + " ".join(map(cell, row))
         for i, row in enumerate(R.tolist())
     ]
-    return "\n".join(lines)
+    return elsewhere if width is not None and len(lines[0]) > width else "\n".join(lines)
 
 
 def in_words(columns: Mapping[str, float | None]) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from shutil import get_terminal_size
 
 from cl_runner import strategies
 from cl_runner.config.schema import Config
@@ -96,7 +98,8 @@ def run_alone(config: Config, out: Path, overrides: Sequence[str], job: str) -> 
         say(" · ".join(filter(None, [job, reached, f"{one.files.seconds:.1f} s"])))
     elif config.verbose:
         columns = one.files.columns()
-        say(text.format_matrix(one.files.matrices["test", own], one.files.titles.tasks))
+        width = get_terminal_size().columns if sys.stdout.isatty() else None
+        say(text.format_matrix(one.files.matrices["test", own], one.files.titles.tasks, width))
         say(text.format_metrics(columns, [own, *others]))
         asked = config.eval.online or config.eval.tasks != "all"
         if asked and (further := text.further(columns)):
