@@ -39,23 +39,8 @@ def cached(
     sources: the files that make reads: `path` itself, or files below it. options: what else shapes
     the result, the kind of reader among it; copies with different options stand beside each other.
     Two jobs that need the same data wait for each other. A damaged copy is made again, which is
-    told, as are the remarks on the data. Raises what make raises.
+    told. Raises what make raises.
     """
-    arrays = _kept(sources, options, path, root, make, tell)
-    for remark in arrays.remarks:
-        tell(remark)
-    return arrays
-
-
-def _kept(
-    sources: Sequence[Path | str],
-    options: Mapping[str, Any],
-    path: Path,
-    root: Path,
-    make: Callable[[], Arrays],
-    tell: Callable[[str], None],
-) -> Arrays:
-    """As `cached`, which tells the remarks."""
     state, shape = _state(sources, path), _digest(repr(sorted(options.items())))
     damage = ""
     for folder, prefix in _places(path, root):

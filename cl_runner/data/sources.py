@@ -33,6 +33,7 @@ def read(
 ) -> Arrays:
     """The data of a benchmark, of which it makes a stream, on the CPU. Raises UserError.
 
+    tell: of what is damaged and made again, and of the remarks on the data, in every run.
     device: where images are brought to the height and width of benchmark.resize.
     """
 
@@ -52,4 +53,7 @@ def read(
         reader = READERS.get(config.dataset)
         if reader is None:
             return loaded(config.dataset)
-        return resized(reader(own, expanded(root), None if path is None else expanded(path), tell))
+        arrays = reader(own, expanded(root), None if path is None else expanded(path), tell)
+        for remark in arrays.remarks:
+            tell(remark)
+        return resized(arrays)
