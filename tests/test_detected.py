@@ -9,18 +9,17 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor
 
 from cl_runner import strategies
 from cl_runner.config.identity import config_hash
 from cl_runner.config.schema import Detector
-from cl_runner.core import Batch
 from cl_runner.errors import UserError
 from cl_runner.functional import detectors
 from cl_runner.functional.detectors import judged
 from cl_runner.results.columns import reproducible
 from cl_runner.results.files import read_rows
 from cl_runner.run import checkpoint, loop
+from cl_runner.run.boundaries import Detecting
 from cl_runner.run.checkpoint import checksum
 from cl_runner.run.stacked import obstacle
 from cl_runner.run.tasks import Member, initial_state, train_task
@@ -90,20 +89,20 @@ def test_a_stream_that_stays_the_same_is_no_alarm(
     prepared, monkeypatch, iterations, optimizer
 ) -> None:
     """To one detector as the run goes, to the other one on the same losses."""
-    seen: list[tuple[Batch, Tensor]] = []
+    seen = []
     take = Watch.take
 
-    def taken(self: Watch, batch: Batch, loss: Tensor) -> None:
-        seen.append((seen[0][0] if seen else batch, loss))
-        take(self, batch, loss)
+    def taken(self: Watch, *step) -> None:
+        seen.append(step)
+        take(self, *step)
 
     monkeypatch.setattr(Watch, "take", taken)
     one_task = ("benchmark.num_tasks=1", f"training.iterations={iterations}")
     _, env = trained(prepared, *PERMUTED, *one_task, f"optimizer={optimizer}")
     assert env.watch.step == iterations and env.watch.alarms == []
     other = Watch(Detector(name="adwin"), env.stream)
-    for batch, loss in seen:
-        take(other, batch, loss)
+    for step in seen:
+        take(other, *step)
         assert not (other.due and other.alarm())
     assert other.step == iterations
 
@@ -249,6 +248,31 @@ def test_what_ended_is_what_came_since_the_last_border(prepared, monkeypatch) ->
     first = seen[0][1]
     assert set(first.train[first.of == 0].tolist()) == set(env.stream[0].train.tolist())
     assert first.classes == tuple(sorted(set(env.stream.labels(first.train, first.of).tolist())))
+
+
+def test_all_that_came_is_noted(prepared, monkeypatch) -> None:
+    """Within an epoch and over its end, after a border and without one."""
+    came: set[tuple[int, int]] = set()
+    noted = []
+    take, forget = Detecting.take, Watch.forget
+
+    def taken(self, batch, epoch, i):
+        take(self, batch, epoch, i)
+        came.update(zip(batch.task.tolist(), batch.index.tolist(), strict=True))
+        if self.watch.step in {1, 7, 8, 19, 20, 25, 31, 49, 50, 90}:
+            noted.append({*map(tuple, self.watch.tensors()["seen"].nonzero().tolist())} == came)
+
+    def forgotten(self):
+        forget(self)
+        came.clear()
+
+    monkeypatch.setattr(Detecting, "take", taken)
+    monkeypatch.setattr(Watch, "forget", forgotten)
+    called_at(monkeypatch, 40)
+    alarm = Watch.alarm
+    monkeypatch.setattr(Watch, "alarm", lambda self: self.step == 40 and alarm(self))
+    _, env = trained(prepared, *SMALL, DETECTED)
+    assert noted == [True] * 10 and env.watch.alarms == [40]
 
 
 def test_no_more_borders_than_the_stream_has_are_acted_upon(

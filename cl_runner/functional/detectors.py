@@ -2,7 +2,8 @@
 
 A state is a list of floats, so that it can be saved beside a run's tensors and the run goes on from
 it bit for bit. (The detectors of river, against which these are tested, are objects that only
-pickle saves.) One call takes one number: (state, x) -> (new state, whether it is an alarm).
+pickle saves.) A call takes the coming numbers one after another, up to the first that is an alarm:
+(state, *numbers) -> (new state, whether there was one).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def page_hinkley_start() -> State:
 
 
 def page_hinkley(
-    state: Sequence[float], x: float, *, delta: float, threshold: float, window: float
+    state: Sequence[float], *numbers: float, delta: float, threshold: float, window: float
 ) -> tuple[State, bool]:
     """Page 1954 (Biometrika 41, 100) and Hinkley 1971 (Biometrika 58, 509), for a rise of the mean.
 
@@ -42,10 +43,14 @@ def page_hinkley(
     those of about the last `window` numbers (of all, if it is infinite).
     """
     n, mean, variance, g = state
-    if n >= BURN_IN:
-        z = (x - mean) / math.sqrt(variance) if variance > 0 else 0.0
-        g = page(g, max(-LARGEST_DEVIATION, min(z, LARGEST_DEVIATION)) - delta)
-    return [*running(n, mean, variance, x, window), g], g > threshold
+    for x in numbers:
+        if n >= BURN_IN:
+            z = (x - mean) / math.sqrt(variance) if variance > 0 else 0.0
+            g = page(g, max(-LARGEST_DEVIATION, min(z, LARGEST_DEVIATION)) - delta)
+        n, mean, variance = running(n, mean, variance, x, window)
+        if g > threshold:
+            return [n, mean, variance, g], True
+    return [n, mean, variance, g], False
 
 
 def page_hinkley_whole(state: Sequence[float]) -> bool:
@@ -82,7 +87,7 @@ def adwin_start() -> State:
 
 
 def adwin(
-    state: Sequence[float], x: float, *, confidence: float, rise: float, clock: int
+    state: Sequence[float], *numbers: float, confidence: float, rise: float, clock: int
 ) -> tuple[State, bool]:
     """Bifet & Gavalda 2007 (SIAM Data Mining, 443), algorithm ADWIN2: a window that forgets.
 
@@ -97,14 +102,17 @@ def adwin(
     least of changes beyond doubt, however small `confidence` is.
     """
     s = list(state)
-    insert(s, x)
-    s[0] += 1
-    alarm = False
-    if s[0] % clock == 0:
-        while (higher := cut(s, confidence, rise)) is not None:
-            alarm = alarm or higher
-            drop(s)
-    return s, alarm
+    for x in numbers:
+        insert(s, x)
+        s[0] += 1
+        alarm = False
+        if s[0] % clock == 0:
+            while (higher := cut(s, confidence, rise)) is not None:
+                alarm = alarm or higher
+                drop(s)
+        if alarm:
+            return s, True
+    return s, False
 
 
 def adwin_whole(state: Sequence[float]) -> bool:

@@ -77,7 +77,8 @@ class Detecting(Alone):
     def take(self, batch: Batch, epoch: int, i: int) -> None:
         """See Steps."""
         super().take(batch, epoch, i)
-        self.watch.take(batch, self.pending[-1])
+        at, size = i * self.source.size, len(batch.y)
+        self.watch.take(self.source.order, at, size, self.pending[-1])
 
     def look(self) -> bool:
         """Look at the losses if it is time to; whether a border was acted upon."""

@@ -39,6 +39,7 @@ class Source:
         self.learner, self.phase = learner, phase
         self.size = learner.batch_size(t, env)
         self.memory = s.memory  # as plans go on from it
+        self.order: tuple[Tensor, Tensor, Tensor]  # of the epoch whose batches come, see `shuffled`
 
     def epoch(self, epoch: int, steps: int, done: int = 0) -> Iterator[Batch]:
         """The first `steps` batches of an epoch, in its own random order, with noise and plan.
@@ -101,7 +102,7 @@ class Source:
     ) -> Iterator[tuple[Window, dict[str, Tensor]]]:
         """Up to `length` steps at once, their batches of one size, and what is planned for them."""
         env, n, size = self.env, len(self.index), self.size
-        order = self.shuffled(epoch)
+        self.order = order = self.shuffled(epoch)
         noise: dict[str, Tensor] = {}
         step = done
         while step < steps:

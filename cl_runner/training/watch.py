@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from cl_runner.config.schema import Detector
-from cl_runner.core import Batch, Stream, Task
+from cl_runner.core import Stream, Task
 from cl_runner.functional import detectors
 
 EVERY = 10  # steps between two looks at the losses: on a GPU the host waits for each look
-MARK = 50  # batches whose samples are noted at once
 CLOCK = 32  # losses between two searches for a cut in adwin's window
 SMALLEST = 1e-12  # of a loss, whose logarithm is looked at
 
@@ -42,16 +41,22 @@ class Watch:
         self.alarms: list[int] = []  # the steps after which it called
         self.ends: list[int] = []  # the steps after which the stream's own segments ended
         self.losses: list[Tensor] = []  # not yet looked at, 0-d each
-        self.batches: list[tuple[Tensor, Tensor]] = []  # tasks and rows of those not yet in `seen`
+        # Classes, tasks and rows [n] in the epoch's order, of which those from `noted` to `came`
+        # have come and are not yet in `seen`: no batch is kept, or its memory is not used again.
+        self.order: tuple[Tensor, Tensor, Tensor] | None = None
+        self.noted = self.came = 0
         # [T, N] which rows came, as of which task, since the last border that was acted upon
         shape = len(stream), len(stream.y)
         self.seen = torch.zeros(shape, dtype=torch.bool, device=stream.x.device)
 
-    def take(self, batch: Batch, loss: Tensor) -> None:
-        """A step was taken on a batch."""
+    def take(self, order: tuple[Tensor, Tensor, Tensor], at: int, size: int, loss: Tensor) -> None:
+        """A step was taken on `size` samples, from place `at` on in the order of an epoch."""
+        if order is not self.order:
+            self.mark()
+            self.order, self.noted = order, at
+        self.came = at + size
         self.step += 1
         self.losses.append(loss)
-        self.batches.append((batch.task, batch.index))
 
     @property
     def due(self) -> bool:
@@ -60,25 +65,24 @@ class Watch:
 
     def alarm(self) -> bool:
         """Look at the losses; whether a border is called, after which the detector begins anew."""
-        losses = torch.stack(self.losses).tolist()
+        if self.seen.is_cpu:  # to read each costs less there than to stack them
+            losses = [loss.item() for loss in self.losses]
+        else:
+            losses = torch.stack(self.losses).tolist()  # one wait
         self.losses = []
-        if len(self.batches) >= MARK:
-            self.mark()
-        for loss in losses:
-            if math.isfinite(loss):
-                self.state, called = self.observe(self.state, math.log(max(loss, SMALLEST)))
-                if called:
-                    self.state = self.start
-                    self.alarms.append(self.step)
-                    return True
-        return False
+        seen = [math.log(max(loss, SMALLEST)) for loss in losses if math.isfinite(loss)]
+        self.state, called = self.observe(self.state, *seen)
+        if called:
+            self.state = self.start
+            self.alarms.append(self.step)
+        return called
 
     def mark(self) -> None:
         """Note what came."""
-        if self.batches:
-            task, index = (torch.cat(parts) for parts in zip(*self.batches, strict=True))
+        if self.order is not None:
+            _, task, index = (v[self.noted : self.came] for v in self.order)
             self.seen[task, index] = True
-            self.batches = []
+            self.noted = self.came
 
     def task(self, t: int, stream: Stream) -> Task:
         """What came since the last border as task t, each sample with its own task."""
@@ -113,5 +117,5 @@ class Watch:
         self.step = int(tensors["step"])
         self.alarms, self.ends = tensors["alarms"].tolist(), tensors["ends"].tolist()
         self.losses = list(tensors["losses"].to(device).unbind())
-        self.batches = []
+        self.order = None
         self.seen = tensors["seen"].to(device)
