@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pickle
@@ -21,6 +22,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from filelock import FileLock
 from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
@@ -42,15 +44,19 @@ REPOSITORY = Path(__file__).parents[1]
 CONF = REPOSITORY / "conf"
 # It forks for each line that begins a process, and the child does what the line says. Processes
 # that the child spawns, as multiprocessing and joblib do it, are forked likewise: all is sent to
-# them as if they were new, but what is imported here is there.
+# them as if they were new, but what is imported here is there, and Hydra's grammars are warm.
 NURSERY = """
 import gc, json, logging, multiprocessing.util, os, runpy, signal, sys
 gc.disable()  # as cl-run does
 sys.path[:] = filter(None, sys.path)  # the current folder is where nobody looks for packages
 from cl_runner.cli.app import main
+from cl_runner.config.parse import validate
+from hydra import compose, initialize_config_module
 from hydra.core.plugins import Plugins
 {more}
 Plugins.instance()  # looks for them in all packages, once
+with initialize_config_module("cl_runner.conf", version_base="1.3"):
+    validate(compose("config", ["benchmark=split_digits"]))
 os.fsync = lambda _: None  # what is written outlives no power cut
 gc.freeze()
 
@@ -123,6 +129,13 @@ for line in sys.stdin:
 SHARED_DATA = REPOSITORY.parent / "shared" / "data" / "prepare"
 
 
+def pytest_collection_finish() -> None:
+    """From here on a search for cyclic garbage leaves out what lives as long as the process."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(700, 10, 1000)
+
+
 @pytest.fixture
 def heeded() -> Iterator[None]:
     """Signals of terminals are not ignored, as they are below nohup or in a script's background."""
@@ -159,8 +172,10 @@ def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder with real MNIST and CIFAR-10, where the copies lie beside the checkout."""
     if not SHARED_DATA.exists():
         pytest.skip("real MNIST is not here: there is no shared/data beside the checkout")
-    root = tmp_path_factory.mktemp("real")
-    subprocess.run([sys.executable, SHARED_DATA, root], check=True, capture_output=True)
+    base = tmp_path_factory.getbasetemp()  # of this process; its parent is all workers'
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "real"
+    with FileLock(f"{root}.lock"):  # they run one after another, and what is there is not made anew
+        subprocess.run([sys.executable, SHARED_DATA, root], check=True, capture_output=True)
     return root
 
 
