@@ -40,6 +40,7 @@ from cl_runner.strategies.base import Strategy
 from cl_runner.training.batches import Source
 from cl_runner.training.env import Env
 
+gc.disable()  # until all tests are there
 REPOSITORY = Path(__file__).parents[1]
 CONF = REPOSITORY / "conf"
 # It forks for each line that begins a process, and the child does what the line says. Processes
@@ -134,6 +135,7 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(700, 10, 1000)
+    gc.enable()
 
 
 @pytest.fixture
