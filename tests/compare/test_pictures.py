@@ -121,6 +121,34 @@ def test_an_axis_is_logarithmic_where_values_span_decades(values, expected: str)
     assert axis.get_xscale() == expected
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.0022, 0.03], ["0.002", "0.005", "0.01", "0.02"]),
+        ([0.3, 300], ["1", "10", "100"]),
+        ([0, 1, 10], ["0", "1", "10"]),
+    ],
+)
+def test_a_logarithmic_axis_has_plain_numbers(values, expected: list[str]) -> None:
+    with canvas.pyplot("drawing") as plt:
+        figure, axis = plt.subplots()
+        axis.plot(values, values)
+        for which in "xy":
+            canvas.scale(axis, which, values)
+        figure.canvas.draw()
+        for own in (axis.xaxis, axis.yaxis):
+            low, high = sorted(own.get_view_interval())
+            assert {t.get_text() for t in own.get_ticklabels(minor=True)} <= {""}
+            labels = own.get_ticklabels()
+            shown = [
+                t.get_text()
+                for v, t in zip(own.get_majorticklocs(), labels, strict=True)
+                if low <= v <= high
+            ]
+            assert shown == expected
+        plt.close(figure)
+
+
 def test_computation_is_what_all_runs_have_measured(run_folder, tmp_path: Path) -> None:
     """FLOPs if all have them, else samples if they differ, else time."""
     for strategy, acc in (("naive", 0.4), ("er", 0.6), ("joint", 0.9)):
@@ -139,6 +167,8 @@ def test_computation_is_what_all_runs_have_measured(run_folder, tmp_path: Path) 
     axis = drawn(tmp_path)["compute"].axes[0]
     assert axis.get_xlabel().startswith("floating-point operations")
     assert axis.get_xscale() == "log"
+    axis.figure.canvas.draw()
+    assert {"1 G", "2 G", "5 G", "10 G"} <= {t.get_text() for t in axis.get_xticklabels()}
     points = {c.get_label().split(" (")[0]: c.lines[0].get_xydata()[0] for c in axis.containers}
     assert points["ER"] == pytest.approx([3e9, 0.6])
     assert points["joint"] == pytest.approx([2e10, 0.9])  # shown, but not on the front

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -412,13 +414,29 @@ def test_names_stand_in_every_table_and_picture(tmp_path: Path) -> None:
         log = (out / "cl-run.log").read_text(encoding="utf-8")
         assert 'task 2021-01, <b>: classes bike & $x_1$, bus "B"' in log
         assert "after task seed: mean accuracy" in log
-    html, plots = tmp_path / "report.html", tmp_path / "plots"
-    out = tmp_path / "c.csv"
-    command("cl-compare", tmp_path / "out", "--html", html, "--plots", plots, "--out", out)
-    assert "<b>" not in html.read_text(encoding="utf-8").partition("<body")[2]
-    kinds = {file.stem.rpartition("-")[2] for file in plots.glob("*.svg")}
-    assert {"matrices", "tasks", "steps", "confusion", "average_accuracy"} <= kinds
+    html = tmp_path / "report.html"
+    command("cl-compare", tmp_path / "out", "--html", html, "--out", tmp_path / "c.csv")
+    body = html.read_text(encoding="utf-8").partition("<body")[2]
+    assert "<b>" not in body
+    pictures = dict(re.findall(r'<img alt="([^"]*)".*base64,(.*)"', body))
+    drawn = {title: texts(base64.b64decode(svg).decode()) for title, svg in pictures.items()}
+
+    def of(title: str) -> list[str]:
+        (found,) = (own for key, own in drawn.items() if key.startswith(title))
+        return found
+
+    shown = ["2021-01, <b>", "=2+3", "a name … it, 自転車", "seed"]  # as there is room
+    for title in ("Accuracy matrices", "Accuracy on single tasks while", "Average accuracy"):
+        assert {*shown} <= {*of(title)}, title
+    assert of("Accuracy matrices").count("seed") == 4  # two matrices, rows and columns
+    assert {*names} <= {*of("Confusion")}
+    assert {f"learns {name}" for name in shown} <= {word for own in drawn.values() for word in own}
     assert "2 runs verified: all in order" in command("cl-compare", "verify", tmp_path / "out")
+
+
+def texts(svg: str) -> list[str]:
+    """What is written in a picture; matplotlib draws letters and notes the words beside them."""
+    return [unescape(words) for words in re.findall(r"<!-- (.*?) -->", svg)]
 
 
 # The contract of strategies, where a class appears late.

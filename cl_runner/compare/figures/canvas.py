@@ -149,12 +149,22 @@ def mean_and_half(group: Group, name: str) -> tuple[float, float] | None:
 
 
 def scale(axis: Any, which: str, values: Sequence[float]) -> None:
-    """A logarithmic axis where the values span decades, linear near zero if there is a zero."""
+    """A logarithmic axis where the values span decades, linear near zero if there is a zero.
+
+    Its ticks have numbers without mathematics, which `STYLE` turns off.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     positive = [v for v in values if v > 0]
     if not positive or min(values) < 0 or max(positive) < DECADES * min(positive):
         return
     place = axis.set_xscale if which == "x" else axis.set_yscale
+    own = axis.xaxis if which == "x" else axis.yaxis
     if len(positive) == len(values):
         place("log")
+        if max(values) < DECADES**2 * min(values):  # of powers of ten one or two would be in sight
+            own.set_major_locator(LogLocator(subs=(1, 2, 5)))
     else:
         place("symlog", linthresh=min(positive))
+    own.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    own.set_minor_formatter(NullFormatter())
