@@ -1,6 +1,7 @@
 """Do a task's seconds and bytes grow with the number of tasks before it?
 
     python scripts/endless.py                     # 200 permuted tasks of digits
+    python scripts/endless.py --runs 9            # medians over as many, of an unsteady machine
     python scripts/endless.py --tasks 800
     python scripts/endless.py benchmark=permuted_mnist data.root=DIR   # further overrides
 
@@ -19,7 +20,7 @@ import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import median, median_low
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
@@ -99,6 +100,11 @@ def measured(out: Path, overrides: Sequence[str]) -> list[Mark]:
     return marks
 
 
+def typical(runs: Sequence[Sequence[Block]]) -> list[Block]:
+    """Medians over runs, block by block."""
+    return [Block(*map(median_low, zip(*same, strict=True))) for same in zip(*runs, strict=True)]
+
+
 def table(found: Sequence[Block]) -> str:
     """The blocks as text, with ratios to the first."""
     base = found[0]
@@ -119,14 +125,17 @@ def main() -> None:
     """See above."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tasks", type=int, default=200, help="at least 30")
+    parser.add_argument("--runs", type=int, default=1, help="medians over so many")
     parser.add_argument("overrides", nargs="*", help="of cl-run")
     options = parser.parse_args()
     if options.tasks < 3 * FIRST:
         parser.error(f"--tasks must be at least {3 * FIRST}, got {options.tasks}")
+    if options.runs < 1:
+        parser.error(f"--runs must be at least 1, got {options.runs}")
+    own = [f"benchmark.num_tasks={options.tasks}", *options.overrides]
     with TemporaryDirectory() as folder:
-        many = f"benchmark.num_tasks={options.tasks}"
-        marks = measured(Path(folder) / "run", [many, *options.overrides])
-    print(table(blocks(marks)))
+        runs = [measured(Path(folder) / f"run{i}", own) for i in range(options.runs)]
+    print(table(typical([blocks(marks) for marks in runs])))
 
 
 if __name__ == "__main__":

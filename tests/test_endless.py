@@ -21,6 +21,18 @@ def test_blocks_are_medians_per_task_and_leave_out_the_first_tasks():
     assert "31-40" in endless.table(endless.blocks(marks)).splitlines()[-1]
 
 
+def test_several_runs_are_medians_block_by_block():
+    one, two, three = (
+        [Block(11, 20, 10.0 * k, 2, 100, 7), Block(21, 30, 10.0 / k, 2 * k, 100, 7)]
+        for k in (1, 2, 3)
+    )
+    assert endless.typical([one]) == one
+    assert endless.typical([one, three, two]) == [
+        Block(11, 20, 20, 2, 100, 7),
+        Block(21, 30, 5, 4, 100, 7),
+    ]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_a_run_leaves_a_mark_after_each_task(data_root, tmp_path):
     few = ("benchmark.num_tasks=4", "benchmark.train_samples=40", f"data.root={data_root}")
