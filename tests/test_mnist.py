@@ -60,6 +60,7 @@ def ran(real_data, tmp_path_factory) -> Callable[[str], dict[str, str]]:
     [
         ("buzzega2020/naive_split_class", "ACC", 0.186, 0.206),
         ("buzzega2020/naive_split_task", "task_ACC", 0.914, 0.985),
+        ("hsu2018/naive_split_class", "ACC", 0.187, 0.207),
     ],
 )
 def test_published_cells(ran, experiment, column, low, high):

@@ -41,8 +41,8 @@ class Watch:
         self.alarms: list[int] = []  # the steps after which it called
         self.ends: list[int] = []  # the steps after which the stream's own segments ended
         self.losses: list[Tensor] = []  # not yet looked at, 0-d each
-        # Classes, tasks and rows [n] in the epoch's order, of which those from `noted` to `came`
-        # have come and are not yet in `seen`: no batch is kept, or its memory is not used again.
+        # Classes, tasks and rows [n] in the epoch's order: those from `noted` to `came` have come
+        # and are not yet in `seen`. To keep batches would cost fresh memory in each step.
         self.order: tuple[Tensor, Tensor, Tensor] | None = None
         self.noted = self.came = 0
         # [T, N] which rows came, as of which task, since the last border that was acted upon
@@ -70,8 +70,8 @@ class Watch:
         else:
             losses = torch.stack(self.losses).tolist()  # one wait
         self.losses = []
-        seen = [math.log(max(loss, SMALLEST)) for loss in losses if math.isfinite(loss)]
-        self.state, called = self.observe(self.state, *seen)
+        numbers = [math.log(max(loss, SMALLEST)) for loss in losses if math.isfinite(loss)]
+        self.state, called = self.observe(self.state, *numbers)
         if called:
             self.state = self.start
             self.alarms.append(self.step)

@@ -153,11 +153,11 @@ def scale(axis: Any, which: str, values: Sequence[float]) -> None:
 
     Its ticks have numbers without mathematics, which `STYLE` turns off.
     """
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     positive = [v for v in values if v > 0]
     if not positive or min(values) < 0 or max(positive) < DECADES * min(positive):
         return
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     place = axis.set_xscale if which == "x" else axis.set_yscale
     own = axis.xaxis if which == "x" else axis.yaxis
     if len(positive) == len(values):
