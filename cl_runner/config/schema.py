@@ -132,11 +132,13 @@ class MLP(Model):
     """Fully connected network with ReLU."""
 
     hidden_sizes: list[int] = field(default_factory=lambda: [256, 256])
-    init: str = "default"  # default: torch's nn.Linear | xavier: uniform, zero biases
+    init: str = "default"  # see nn.networks.MLP
+    norm: str = "none"  # none | batch: BatchNorm before each ReLU
     dropout: float = 0.0  # probability, after each hidden layer
 
     def __post_init__(self) -> None:
-        one_of("model.init", self.init, ("default", "xavier"))
+        one_of("model.init", self.init, ("default", "xavier", "truncated_normal"))
+        one_of("model.norm", self.norm, ("none", "batch"))
         check(
             all(h >= 1 for h in self.hidden_sizes),
             f"model.hidden_sizes must be positive, got {self.hidden_sizes}",
@@ -179,10 +181,13 @@ class Optimizer:
     lr: float
     weight_decay: float = 0.0
     clip_value: float | None = None  # each number of the gradient is kept within +- this
+    clip_norm: float | None = None  # a gradient that is longer is scaled to this length
     reset: bool = False  # forget the slots (momentum, second moments) when a task begins
     schedule: str = "constant"  # constant | cosine | step, within each task
     milestones: list[float] = field(default_factory=list)  # step: fractions of the task, in (0, 1)
     decay: float = 0.1  # step: factor at each milestone
+    min_lr: float = 0.0  # cosine: the rate in which it ends
+    cycles: int = 1  # cosine: how often it begins anew, each cycle twice as long as the one before
 
     def __post_init__(self) -> None:
         one_of("optimizer.schedule", self.schedule, ("constant", "cosine", "step"))
@@ -196,6 +201,23 @@ class Optimizer:
             self.clip_value is None or self.clip_value > 0,
             f"optimizer.clip_value must be positive, or null, got {self.clip_value}",
         )
+        check(
+            self.clip_norm is None or self.clip_norm > 0,
+            f"optimizer.clip_norm must be positive, or null, got {self.clip_norm}",
+        )
+        check(
+            0 <= self.min_lr < self.lr,
+            f"optimizer.min_lr must lie in [0, {self.lr}), below optimizer.lr, got {self.min_lr}",
+        )
+        check(
+            1 <= self.cycles <= 20,
+            f"optimizer.cycles must lie between 1 and 20, got {self.cycles}",
+        )
+        for key, unused in (("min_lr", 0.0), ("cycles", 1)):
+            check(
+                self.schedule == "cosine" or getattr(self, key) == unused,
+                f"optimizer.{key} has no meaning with optimizer.schedule={self.schedule}",
+            )
         check(
             all(0 < m < 1 for m in self.milestones),
             f"optimizer.milestones must be fractions of a task in (0, 1), got {self.milestones}",
@@ -246,13 +268,13 @@ class Training:
     iterations: int | None = None  # optimizer steps per task; replaces epochs
     batch_size: int = 128
     active_classes: str = "all"  # class-incremental softmax during training: current | seen | all
-    augment: str = "none"  # none | crop_flip: random crop (padding 4) and horizontal flip
+    augment: str = "none"  # none | crop (padding 4) | crop_flip: and horizontal flip, both random
     boundaries: str = "known"  # what the learner is told of them: known | none | detected
 
     def __post_init__(self) -> None:
         one_of("training.boundaries", self.boundaries, ("known", "none", "detected"))
         one_of("training.active_classes", self.active_classes, ("current", "seen", "all"))
-        one_of("training.augment", self.augment, ("none", "crop_flip"))
+        one_of("training.augment", self.augment, ("none", "crop", "crop_flip"))
         check(self.epochs >= 1, f"training.epochs must be at least 1, got {self.epochs}")
         check(
             self.iterations is None or self.iterations >= 1,

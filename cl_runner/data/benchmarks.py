@@ -91,7 +91,7 @@ def check_stream(stream: Stream, config: Benchmark, *, augmented: bool) -> None:
         check(table.ndim > 0 and len(table) == T, message)
     check(
         not augmented or stream.transform is None,
-        f"training.augment=crop_flip is for split benchmarks, not for {config.name}",
+        f"training.augment must be none: crops are for split benchmarks, not for {config.name}",
     )
     for task in stream:
         where = f"task {task.name or task.index + 1}"

@@ -62,9 +62,10 @@ def conv2d_factor(layer: nn.Conv2d, a: Tensor) -> Tensor:
     return F.unfold(a, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
 
 
-def batchnorm2d_factor(layer: nn.BatchNorm2d, a: Tensor) -> Tensor:
-    """(a - running mean) / sqrt(running variance + eps) of a [B, C, H, W], as [B, C, H * W]."""
-    return F.batch_norm(a, layer.running_mean, layer.running_var, eps=layer.eps).flatten(2)
+def batchnorm_factor(layer: nn.BatchNorm1d | nn.BatchNorm2d, a: Tensor) -> Tensor:
+    """(a - running mean) / sqrt(running variance + eps) of a [B, C, ...], as [B, C, L]."""
+    values = F.batch_norm(a, layer.running_mean, layer.running_var, eps=layer.eps)
+    return values.reshape(*values.shape[:2], -1)
 
 
 def outer(delta: Tensor, factor: Tensor) -> Tensor:
@@ -82,7 +83,8 @@ def inner(delta: Tensor, factor: Tensor) -> Tensor:
 RULES: dict[type[nn.Module], tuple[Callable[[Any, Tensor], Tensor], Product]] = {
     nn.Linear: (linear_factor, outer),
     nn.Conv2d: (conv2d_factor, outer),
-    nn.BatchNorm2d: (batchnorm2d_factor, inner),
+    nn.BatchNorm1d: (batchnorm_factor, inner),
+    nn.BatchNorm2d: (batchnorm_factor, inner),
 }
 
 
@@ -100,7 +102,9 @@ def has_rule(layer: nn.Module) -> bool:
         layer.groups == 1 and layer.padding_mode == "zeros" and isinstance(layer.padding, tuple)
     ):
         return False
-    if isinstance(layer, nn.BatchNorm2d) and (layer.training or layer.running_mean is None):
+    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and (
+        layer.training or layer.running_mean is None
+    ):
         return False
     return type(layer) in RULES  # a subclass may compute something else
 

@@ -90,8 +90,11 @@ class DEN(Strategy):
 
     def wrap(self, make_net: Callable[[], nn.Module], env: Env) -> nn.Module:
         net = make_net()
-        if not isinstance(net, MLP) or len(net.layers) == 1:
-            raise UserError(f"strategy={self.name} needs model=mlp with at least one hidden layer")
+        if not isinstance(net, MLP) or len(net.layers) == 1 or len(net.norms):
+            raise UserError(
+                f"strategy={self.name} needs model=mlp with at least one hidden layer and "
+                "model.norm=none"
+            )
         return with_reserve(net, self.reserve(env))
 
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:

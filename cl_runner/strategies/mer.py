@@ -77,9 +77,11 @@ class MER(ER):
         check(
             isinstance(optimizer, SGD)
             and optimizer.momentum == optimizer.weight_decay == 0
-            and optimizer.clip_value is None,
+            and optimizer.clip_value is None
+            and optimizer.clip_norm is None,
             f"strategy={self.name} takes plain SGD steps: it needs optimizer=sgd with "
-            "optimizer.momentum=0, optimizer.weight_decay=0 and optimizer.clip_value=null",
+            "optimizer.momentum=0, optimizer.weight_decay=0, optimizer.clip_value=null and "
+            "optimizer.clip_norm=null",
         )
         check(
             not env.flat.buffers,

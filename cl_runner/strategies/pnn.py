@@ -55,6 +55,7 @@ class PNN(Strategy):
         made = (make_net() for _ in range(env.num_tasks))
         networks = [net for net in made if isinstance(net, MLP)]
         check(len(networks) == env.num_tasks, f"strategy={self.name} needs model=mlp")
+        check(not len(networks[0].norms), f"strategy={self.name} needs model.norm=none")
         check(
             len(networks[0].layers) > 1,
             f"strategy={self.name} needs at least one hidden layer in model.hidden_sizes, got []",

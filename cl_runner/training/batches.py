@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cl_runner.core import Batch, TrainState, Window, generator_for
-from cl_runner.data.augment import crop_flip
+from cl_runner.data.augment import AUGMENTATIONS
 from cl_runner.training.engines import Learner
 from cl_runner.training.env import Env
 
@@ -91,7 +91,8 @@ class Source:
             W, B = window.y.shape
             images = self.images(window)
             if "augment" in window.noise:
-                images = crop_flip(images, window.noise["augment"][:, :B].flatten(0, 1))
+                uniforms = window.noise["augment"][:, :B].flatten(0, 1)
+                images = AUGMENTATIONS[env.training.augment](images, uniforms)
             fields = window._asdict() | {"x": images.unflatten(0, (W, B)), "plan": plan}
             if (active := env.active(window.task.flatten(), self.seen)) is not None:
                 fields["active"] = active.unflatten(0, (W, B))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cl_runner.config.schema import Budget, Optimizer, Training
 from cl_runner.core import Batch, Stream, Task, TrainState, generator_for, seed_for
-from cl_runner.data.augment import crop_flip
+from cl_runner.data.augment import AUGMENTATIONS
 from cl_runner.nn.flat import Flat
 from cl_runner.nn.networks import build, largest_activation, layout
 from cl_runner.training import optim
@@ -172,8 +172,8 @@ class Env:
 
     def inputs(self, images: Tensor, augment: Tensor | None = None) -> Tensor:
         """Network inputs from images [B, C, H, W]; augmented with uniforms [B, 3] if the run is."""
-        if self.training.augment == "crop_flip" and augment is not None:
-            images = crop_flip(images, augment)
+        if self.training.augment != "none" and augment is not None:
+            images = AUGMENTATIONS[self.training.augment](images, augment)
         x = self.stream.normalise(images)
         if self.layout == torch.channels_last:
             x = x.contiguous(memory_format=self.layout)

@@ -33,10 +33,13 @@ def update(
     """One step: (new theta [P], new slots); no tensor that was passed in is changed.
 
     But `grad`, where it is `spent`: its memory may become theta's, so that a step moves less.
-    The gradient is clipped before weight decay is added to it, as by torch's clip_grad_value_.
+    The gradient is clipped before weight decay is added to it, as by torch's clip_grad_value_ and,
+    after that, clip_grad_norm_.
     """
     if config.clip_value is not None:
         grad = grad.clamp(-config.clip_value, config.clip_value)
+    if config.clip_norm is not None:
+        grad = grad * (config.clip_norm / (grad.norm() + 1e-6)).clamp_max(1.0)
     decoupled = config.name == "adamw"
     if config.weight_decay and not decoupled:
         grad = torch.add(grad, theta, alpha=config.weight_decay)
@@ -85,7 +88,14 @@ def step_size(config: Optimizer, slots: Slots) -> Tensor:
 
 
 def rate_factor(config: Optimizer, progress: float) -> float:
-    """The schedule's factor on the learning rate at `progress` in [0, 1) through a task."""
+    """The schedule's factor on the learning rate at `progress` in [0, 1) through a task.
+
+    `cosine` with n cycles: warm restarts (Loshchilov & Hutter 2017, arXiv 1608.03983, eq. 5, with
+    T_mult = 2); n cycles of 1, 2, 4, ... parts of the 2^n - 1 that the task has.
+    """
     if config.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * progress))
+        parts = 1 + progress * (2**config.cycles - 1)  # cycle c lasts from 2^c to 2^(c + 1)
+        start = 2 ** math.floor(math.log2(parts))
+        least = config.min_lr / config.lr
+        return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * (parts - start) / start))
     return float(config.decay ** sum(progress >= m for m in config.milestones))

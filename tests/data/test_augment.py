@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cl_runner.data.augment import crop_flip
+from cl_runner.data.augment import crop, crop_flip
 
 STAY = 4.5 / 9  # the uniform in the middle of those that give a shift of 4, which moves nothing
 
@@ -70,3 +70,12 @@ def test_all_shifts_and_both_sides_are_equally_likely() -> None:
     uniform = torch.cartesian_prod(grid, grid, torch.tensor([0.25, 0.75]))
     counts = crop_flip(x.expand(len(uniform), -1, -1, -1), uniform).sum((0, 1))
     assert bool((counts == len(uniform) / 81).all())
+
+
+def test_crop_is_crop_flip_without_the_flip() -> None:
+    x = torch.arange(3 * 2 * 6 * 6, dtype=torch.uint8).view(3, 2, 6, 6)
+    uniform = torch.rand(3, 3, generator=torch.Generator().manual_seed(0))
+    unflipped = uniform.clone()
+    unflipped[:, 2] = 0.9
+    assert torch.equal(crop(x, uniform), crop_flip(x, unflipped))
+    assert not torch.equal(crop(x, uniform), crop_flip(x, uniform * 0.5))

@@ -16,7 +16,7 @@ from cl_runner.core import Stream, Task, TrainState
 from cl_runner.functional import importance as formulas
 from cl_runner.functional.importance import (
     LABEL_RULES,
-    batchnorm2d_factor,
+    batchnorm_factor,
     fisher_overlap,
     has_rule,
     merge_quadratics,
@@ -371,6 +371,8 @@ class OwnLinear(nn.Linear):
         (nn.BatchNorm2d(2).eval(), True),
         (nn.BatchNorm2d(2), False),
         (nn.BatchNorm2d(2, track_running_stats=False).eval(), False),
+        (nn.BatchNorm1d(2).eval(), True),
+        (nn.BatchNorm1d(2), False),
     ],
     ids=str,
 )
@@ -378,11 +380,14 @@ def test_the_layers_of_which_the_rules_hold(layer: nn.Module, expected: bool) ->
     assert has_rule(layer) is expected
 
 
-def test_the_factor_of_batchnorm_is_its_output_without_the_affine_map() -> None:
-    layer = nn.BatchNorm2d(2, eps=0.5, affine=False).eval()
+@pytest.mark.parametrize(("kind", "shape"), [(nn.BatchNorm1d, ()), (nn.BatchNorm2d, (2, 2))])
+def test_the_factor_of_batchnorm_is_its_output_without_the_affine_map(
+    kind: type[nn.BatchNorm1d | nn.BatchNorm2d], shape: tuple[int, ...]
+) -> None:
+    layer = kind(2, eps=0.5, affine=False).eval()
     layer.running_mean, layer.running_var = torch.tensor([1.0, 2]), torch.tensor([3.0, 4])
-    a = torch.randn(3, 2, 2, 2, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(batchnorm2d_factor(layer, a), layer(a).flatten(2))
+    a = torch.randn(3, 2, *shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(batchnorm_factor(layer, a), layer(a).reshape(3, 2, -1))
 
 
 class Scaled(nn.Module):

@@ -19,6 +19,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("sgd", {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
     ("sgd", {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.05, "clip_value": 0.4}),
     ("sgd", {"lr": 0.1, "clip_value": 0.4}),
+    ("sgd", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05, "clip_norm": 2.0}),
+    ("adam", {"lr": 0.01, "clip_value": 1.0, "clip_norm": 2.0}),
     ("adam", {"lr": 0.01, "weight_decay": 0.1, "clip_value": 0.4}),
     ("sgd", {"lr": 0.05, "momentum": 0.8, "nesterov": True, "weight_decay": 0.05}),
     ("adam", {"lr": 0.01}),
@@ -50,7 +52,7 @@ def gradient(theta: Tensor, step: int) -> Tensor:
 def test_same_parameters_as_torch_optim(name: str, keys: dict[str, Any]) -> None:
     config = configure(name, **keys)
     theta, reference = start(), torch.nn.Parameter(start())
-    theirs = TORCH[name]([reference], **{k: v for k, v in keys.items() if k != "clip_value"})
+    theirs = TORCH[name]([reference], **{k: v for k, v in keys.items() if "clip" not in k})
     slots = optim.init(config, theta)
     for step in range(STEPS):
         if step == STEPS // 2:  # as a schedule does
@@ -61,6 +63,9 @@ def test_same_parameters_as_torch_optim(name: str, keys: dict[str, Any]) -> None
         if config.clip_value is not None:
             assert reference.grad.abs().max() > config.clip_value  # or nothing is clipped
             torch.nn.utils.clip_grad_value_([reference], config.clip_value)
+        if config.clip_norm is not None:
+            length = torch.nn.utils.clip_grad_norm_([reference], config.clip_norm)
+            assert length > config.clip_norm
         theirs.step()
         torch.testing.assert_close(theta, reference.detach(), rtol=0, atol=1e-6)
     assert (theta - start()).abs().min() > 1e-4  # something has moved
@@ -127,6 +132,20 @@ def test_schedules_are_those_of_torch(schedule: str, keys: dict[str, Any]) -> No
         scheduler.step()
 
 
+def test_warm_restarts_are_those_of_torch() -> None:
+    """Three cycles of 4, 8 and 16 steps; the authors of GDumb end a cycle at a least rate, too."""
+    config = configure("sgd", lr=0.4, schedule="cosine", cycles=3, min_lr=0.1)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(start())], lr=0.4)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(
+        optimizer, T_0=4, T_mult=2, eta_min=0.1
+    )
+    for step in range(28):
+        rate = 0.4 * optim.rate_factor(config, step / 28)
+        assert rate == pytest.approx(scheduler.get_last_lr()[0], rel=1e-9)
+        optimizer.step()
+        scheduler.step()
+
+
 @pytest.mark.parametrize(("name", "keys"), CASES)
 def test_nothing_is_overwritten_but_a_gradient_that_is_spent(
     name: str, keys: dict[str, Any]
@@ -147,8 +166,9 @@ def test_nothing_is_overwritten_but_a_gradient_that_is_spent(
     assert torch.equal(*results)
 
 
-def test_runs_in_a_stack_are_clipped_alike() -> None:
-    config = configure("sgd", lr=0.1, momentum=0.9, clip_value=0.4)
+@pytest.mark.parametrize("clip", [{"clip_value": 0.4}, {"clip_norm": 2.0}])
+def test_runs_in_a_stack_are_clipped_alike(clip: dict[str, float]) -> None:
+    config = configure("sgd", lr=0.1, momentum=0.9, **clip)
     thetas = torch.stack([start(), 2 * start()])
     grads = torch.stack([gradient(theta, 0) for theta in thetas])
 
@@ -156,10 +176,14 @@ def test_runs_in_a_stack_are_clipped_alike() -> None:
         return optim.update(config, theta, grad, optim.init(config, theta))[0]
 
     stacked = torch.func.vmap(step)(thetas, grads)
-    assert torch.equal(
-        stacked, torch.stack([step(*own) for own in zip(thetas, grads, strict=True)])
-    )
-    torch.testing.assert_close(stacked, thetas - 0.1 * grads.clamp(-0.4, 0.4))
+    alone = torch.stack([step(*own) for own in zip(thetas, grads, strict=True)])
+    torch.testing.assert_close(stacked, alone, rtol=0, atol=1e-6)
+    clipped = grads.clamp(-0.4, 0.4)
+    if "clip_norm" in clip:
+        lengths = grads.norm(dim=1, keepdim=True)
+        assert lengths.min() > 2.0
+        clipped = grads * 2.0 / lengths
+    torch.testing.assert_close(stacked, thetas - 0.1 * clipped)
 
 
 @pytest.mark.parametrize(

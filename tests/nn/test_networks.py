@@ -254,6 +254,33 @@ def test_a_seed_decides_the_initialisation_and_nothing_else_is_touched(name: str
     assert not torch.equal(first, other)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_batchnorm_before_each_relu_but_not_at_the_outputs(training: bool) -> None:
+    net = network("mlp", (1, 8, 8), hidden_sizes=[12, 7], norm="batch").train(training)
+    first, second, last = net.layers
+    expected = nn.Sequential(
+        *(nn.Flatten(), first, nn.BatchNorm1d(12), nn.ReLU()),
+        *(second, nn.BatchNorm1d(7), nn.ReLU(), last),
+    ).train(training)
+    x = images(5, 1, 8, 8)
+    torch.testing.assert_close(net(x), expected(x))
+    moved = {n.removeprefix("norms."): b for n, b in net.named_buffers()}
+    theirs = {
+        n.replace("2.", "0.", 1).replace("5.", "1.", 1): b for n, b in expected.named_buffers()
+    }
+    assert moved.keys() == theirs.keys()
+    assert all(torch.equal(moved[name], theirs[name]) for name in moved)
+
+
+def test_truncated_normal_weights_and_biases_above_zero() -> None:
+    net = network("mlp", (1, 28, 28), hidden_sizes=[256], init="truncated_normal")
+    for layer in net.layers:
+        assert layer.weight.abs().max() <= 0.2
+        # The standard deviation of a normal one of 0.1 that is cut at twice that.
+        assert layer.weight.std().item() == pytest.approx(0.088, rel=0.05)
+        assert torch.equal(layer.bias, torch.full_like(layer.bias, 0.1))
+
+
 def test_dropout_after_each_hidden_layer_in_training_only() -> None:
     net = network("mlp", (1, 8, 8), hidden_sizes=[300, 200], dropout=0.3)
     seen: list[Tensor] = []  # the inputs of each layer
