@@ -86,7 +86,7 @@ class Feedback(nn.Module):
         super().__init__()
         self.mean = nn.Linear(features, Z)
         self.log_variance = nn.Linear(features, Z, bias=False)
-        self.prior = nn.Parameter(torch.randn(classes, 2 * Z))
+        self.prior = nn.Parameter(torch.empty(classes, 2 * Z).normal_())
         sizes = [Z, *hidden_sizes[::-1], pixels(shape)]
         self.decoder = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.shape = shape

@@ -192,7 +192,11 @@ class BIR(Strategy):
         return env.flat.call(theta, x, 0, part=name, **options)
 
     def pictures(self, s: TrainState, env: Env) -> dict[str, Tensor]:
+        return {"samples": self.samples(s, scholar.SAMPLES, env)}
+
+    def samples(self, s: TrainState, number: int, env: Env) -> Tensor:
+        """Generated pixels [number, C, H, W] of all classes so far, in order."""
         generator = generator_for(torch.device("cpu"), env.seed, "pictures")
-        uniform = torch.rand(scholar.SAMPLES, self.latent_size, generator=generator).to(env.device)
-        y, task = scholar.shown(s, env)
-        return {"samples": self.generated(s.theta.detach(), y, task, uniform, s, env)}
+        uniform = torch.rand(number, self.latent_size, generator=generator).to(env.device)
+        y, task = scholar.so_far(number, s, env)
+        return self.generated(s.theta.detach(), y, task, uniform, s, env)

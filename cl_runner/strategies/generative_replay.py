@@ -190,11 +190,15 @@ class GenerativeReplay(Strategy):
         return loss, {"logits": logits[:B]}
 
     def pictures(self, s: TrainState, env: Env) -> dict[str, Tensor]:
+        return {"samples": self.samples(s, scholar.SAMPLES, env)}
+
+    def samples(self, s: TrainState, number: int, env: Env) -> Tensor:
+        """Generated pixels [number, C, H, W]; where classes are asked for, all so far in order."""
         generator = generator_for(torch.device("cpu"), env.seed, "pictures")
-        shape = self.model.noise(1, scholar.SAMPLES, env)["replay"]
+        shape = self.model.noise(number, number, env)["replay"]
         uniform = torch.rand(shape, generator=generator).to(env.device)
-        bins = env.bins(*scholar.shown(s, env))
-        return {"samples": self.model.sample(s.theta.detach(), uniform, bins, env)}
+        bins = env.bins(*scholar.so_far(number, s, env))
+        return self.model.sample(s.theta.detach(), uniform, bins, env)
 
 
 def scored(active: Tensor | None) -> Tensor | None:

@@ -191,7 +191,7 @@ def test_with_adam_of_the_same_rate_there_is_one_adam_as_in_the_authors_code(mid
 
 def test_pictures_show_the_classes_so_far_in_order(mid_run) -> None:
     strategy, env, s, _ = mid_run(*TOY, tasks=1)
-    y, _ = scholar.shown(s, env)  # t: the second task
+    y, _ = scholar.so_far(64, s, env)  # t: the second task
     assert y.tolist() == [k for k in range(4) for _ in range(16)]
     samples = strategy.pictures(s, env)["samples"]
     assert samples.shape == (64, 1, 8, 8)

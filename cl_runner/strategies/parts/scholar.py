@@ -106,9 +106,9 @@ def drawn(uniform: Tensor, tasks: Tensor, env: Env) -> tuple[Tensor, Tensor]:
     return pair % env.num_classes, pair // env.num_classes
 
 
-def shown(s: TrainState, env: Env) -> tuple[Tensor, Tensor]:
-    """Classes and their tasks, in order, for a picture after the present task, [SAMPLES] each."""
-    evenly = (torch.arange(SAMPLES, device=s.t.device) + 0.5) / SAMPLES
+def so_far(number: int, s: TrainState, env: Env) -> tuple[Tensor, Tensor]:
+    """Classes and their tasks up to the present one, in order, equally many of each, [number]."""
+    evenly = (torch.arange(number, device=s.t.device) + 0.5) / number
     return drawn(evenly, before(s.t + 1, env), env)
 
 
