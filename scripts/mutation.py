@@ -55,7 +55,9 @@ MORE = {
     "exemplars": ("tests/strategies/test_icarl.py",),
     "features": ("tests/functional/test_exemplars.py", "tests/strategies/test_icarl.py"),
     "frozen": ("tests/strategies/test_packnet.py", "tests/strategies/test_lwf.py"),
+    "costs": ("tests/strategies/test_generative_replay.py",),
     "generative": ("tests/strategies/test_generative_replay.py",),
+    "generators": ("tests/strategies/test_generative_replay.py", "tests/strategies/test_bir.py"),
     "gradients": ("tests/functional/test_projection.py",),
     "growing": ("tests/strategies/test_den.py",),
     "icarl": ("tests/strategies/test_er.py",),
@@ -65,6 +67,7 @@ MORE = {
     "overlap": ("tests/strategies/test_ewc.py",),
     "penalty": ("tests/strategies/test_ewc.py", "tests/strategies/test_mas.py"),
     "pixels": ("tests/strategies/test_generative_replay.py",),
+    "scholar": ("tests/strategies/test_generative_replay.py", "tests/strategies/test_bir.py"),
     "projection": ("tests/strategies/test_gem.py", "tests/strategies/test_gpm.py"),
     "replay": ("tests/strategies/test_er.py", "tests/strategies/test_memory_kinds.py"),
 }

@@ -29,7 +29,10 @@ TOY = (
     "training.batch_size=16",
     "verbose=false",
 )
-COSTLY = {"gdumb": ("strategy.epochs=2",), "generative_replay": ("strategy.hidden_sizes=[20]",)}
+COSTLY = {
+    "gdumb": ("strategy.epochs=2",),
+    **dict.fromkeys(("generative_replay", "bir"), ("strategy.hidden_sizes=[20]",)),
+}
 D, H, K = 64, 24, 10
 FORWARD = 2 * D * H + 2 * H * K  # per sample
 # The weights' gradients cost as much as the products themselves; no layer below the first needs a

@@ -158,6 +158,7 @@ def settings(name: str, scenario: str) -> tuple[str, ...]:
     quick = {
         "gdumb": ("strategy.epochs=1",),
         "generative_replay": ("strategy.hidden_sizes=[10]", "strategy.latent_size=3"),
+        "bir": ("strategy.hidden_sizes=[10]", "strategy.latent_size=3"),
         "den": ("strategy.phase_epochs=1",),
     }
     tasks = ("benchmark.num_tasks=2",) if scenario == "domain" else ()

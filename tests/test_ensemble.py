@@ -25,6 +25,7 @@ TOY = (
 )
 STACKED = [name for name in strategies.available() if strategies.find(name).one_graph]
 SHORT = {
+    "bir": ("strategy.hidden_sizes=[20]", "strategy.latent_size=4"),
     "gdumb": ("strategy.epochs=2",),
     "mer": (
         *("training.batch_size=2", "training.epochs=1"),

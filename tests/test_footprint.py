@@ -22,7 +22,10 @@ TOY = (
     "verbose=false",
 )
 P = 64 * 24 + 24 + 24 * 10 + 10
-SHORT = {"gdumb": ("strategy.epochs=1",), "generative_replay": ("strategy.hidden_sizes=[20]",)}
+SHORT = {
+    "gdumb": ("strategy.epochs=1",),
+    **dict.fromkeys(("generative_replay", "bir"), ("strategy.hidden_sizes=[20]",)),
+}
 
 
 def refusal(configure, *overrides: str) -> str:

@@ -111,7 +111,7 @@ def test_a_body_alone_gets_a_new_output_layer(prepared, trained):
 
 @pytest.mark.parametrize(
     "strategy",
-    ["pnn", "soft_sharing", "den", "hat", "xdg", "generative_replay", "separate"],
+    ["pnn", "soft_sharing", "den", "hat", "xdg", "generative_replay", "bir", "separate"],
 )
 def test_what_a_strategy_makes_of_the_network_starts_from_them(prepared, trained, strategy):
     """Columns, copies, reserves, gates: the file is read into what they are made of."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 MANY = 4  # names that a sentence can hold
 NAMES = {
     "agem": "A-GEM",
+    "bir": "BI-R",
     "cls_er": "CLS-ER",
     "den": "DEN",
     "der": "DER",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -18,12 +19,31 @@ def normal(uniform: Tensor) -> Tensor:
     return z
 
 
+def one_hot(y: Tensor, classes: int) -> Tensor:
+    """Shares of classes [B, K] of labels y [B]: 1 and 0. torch's asks the host for the labels."""
+    return (y[:, None] == torch.arange(classes, device=y.device)).float()
+
+
 def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL(N(mean, diag exp log_variance) | N(0, I)) [B], in nats; mean, log_variance [B, Z].
 
     Kingma & Welling 2014, arXiv 1312.6114, appendix B.
     """
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
+
+
+def log_normal(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """The log density [...] of N(mean, diag exp log_variance) at z; [..., Z] each."""
+    scaled = (z - mean).square() * (-log_variance).exp()
+    return -0.5 * (scaled + log_variance + math.log(2 * math.pi)).sum(-1)
+
+
+def log_mixture(z: Tensor, share: Tensor, means: Tensor, log_variances: Tensor) -> Tensor:
+    """The log density log sum_k share_k N(z; means_k, diag exp log_variances_k) of a mixture [B].
+
+    Shapes: z [B, Z], share [B, K], means and log_variances [K, Z].
+    """
+    return (share.log() + log_normal(z[:, None], means, log_variances)).logsumexp(1)
 
 
 def bernoulli_error(logits: Tensor, x: Tensor) -> Tensor:
@@ -63,12 +83,12 @@ def critic_error(critic: Part, x: Tensor, fake: Tensor, u: Tensor, penalty: floa
 
 
 def answers(logits: Tensor, heads: Tensor, temperature: float | None) -> Tensor:
-    """What logits [B, K] say over the classes of each head [H, K] bool: probabilities [H, B, K].
+    """What logits [B, K] say over the classes of heads [H, B or 1, K] bool: shares [H, B, K].
 
     temperature None: all of it on the likeliest class. A head without any class answers over every
     one, for the caller to weigh with 0.
     """
-    heads = (heads | ~heads.any(-1, keepdim=True))[:, None]
+    heads = heads | ~heads.any(-1, keepdim=True)
     logits = logits.masked_fill(~heads, float("-inf"))
     if temperature is not None:
         return (logits / temperature).softmax(-1)
@@ -82,10 +102,10 @@ def answer_error(
     """-sum_c target_c log q_c [H, B], in nats; q: the softmax of logits [B, K] over shown classes.
 
     target: [H, B, K], as `answers` gives it with the same temperature, which divides the logits
-    here too. shown: [H or 1, K] bool, None: all. Heads that show nothing show everything.
+    here too. shown: [H or 1, B or 1, K] bool, None: all. Heads that show nothing show everything.
     """
     if shown is None:
-        shown = torch.ones_like(target[:1, 0], dtype=torch.bool)
-    shown = (shown | ~shown.any(-1, keepdim=True))[:, None]
+        shown = torch.ones_like(target[:1, :1], dtype=torch.bool)
+    shown = shown | ~shown.any(-1, keepdim=True)
     log_q = (logits / (temperature or 1.0)).masked_fill(~shown, float("-inf")).log_softmax(-1)
     return -(target * log_q.masked_fill(~shown, 0.0)).sum(-1)

@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import accumulate
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from cl_runner.config.schema import Adam
 from cl_runner.core import Batch, Task, TrainState, generator_for
 from cl_runner.errors import check, one_of
-from cl_runner.functional.generative import (
-    answer_error,
-    answers,
-    critic_error,
-    elbo_error,
-    normal,
-)
+from cl_runner.functional.generative import answer_error, answers
 from cl_runner.functional.losses import cross_entropy
-from cl_runner.nn.generators import GENERATORS, Scholar
+from cl_runner.nn.generators import Scholar
 from cl_runner.strategies.base import Aux, Strategy, without_meaning
-from cl_runner.strategies.parts.pixels import has_pixels, to_inputs, to_pixels
-from cl_runner.training import optim
-from cl_runner.training.env import Env, kept, statistics
+from cl_runner.strategies.parts import scholar
+from cl_runner.strategies.parts.costs import costs
+from cl_runner.strategies.parts.generators import GAN, VAE, Diffusion, Generator
+from cl_runner.strategies.parts.pixels import has_pixels
+from cl_runner.training.env import Env, kept
 
-PARTS = {"vae": ("generator",), "gan": ("generator.decoder", "generator.critic")}
-BETAS = {"vae": [0.9, 0.999], "gan": [0.5, 0.9]}  # of Adam; gan: Gulrajani et al.'s code for MNIST
-POSITIVE = ("temperature", "latent_size", "generator_lr", "replay_batch_size", "critic_steps")
-SAMPLES = 64  # in a picture
+OWN = {  # the fields that only some generators have
+    "vae": ("latent_size",),
+    "gan": ("latent_size", "gradient_penalty", "critic_steps"),
+    "diffusion": ("diffusion_steps", "sampling_steps"),
+}
+POSITIVE = (
+    *("temperature", "latent_size", "generator_lr", "replay_batch_size", "critic_steps"),
+    *("diffusion_steps", "sampling_steps"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +48,20 @@ class GenerativeReplay(Strategy):
       Shin et al. use, here fully connected; each step takes `critic_steps` steps of the critic,
       with new latents but the same batch, where Gulrajani et al. take new batches, and then one of
       the decoder.
+      `diffusion`: a denoiser that is asked for a class (Ho et al. 2020, 2006.11239; Nichol &
+      Dhariwal 2021, 2102.09672), fully connected: G is -log p(x | noisy x, time, y) of Bernoulli
+      pixels, a prediction of x itself, at one of `diffusion_steps` times of the cosine schedule.
+      A sample is made in `sampling_steps` steps without noise (Song et al. 2020, 2010.02502), of a
+      class drawn from those seen before, which is y then; in domain-incremental learning it is a
+      class as one of the old tasks shows it.
     - labels `hard`: the old classifier's likeliest class; `distillation`: its softmax at the
       `temperature`, against the new one's at the same; without the factor T^2, as in the nmi code.
     - An answer is over the classes seen before; in domain-incremental learning over all. In task-
       incremental learning x' has no task: each past task's outputs answer it, and the losses are
-      averaged (as in the nmi code); likewise with training.active_classes=current.
-    - hidden_sizes: of the encoder (or critic), reversed in the decoder; latent_size: of z.
+      averaged (as in the nmi code); likewise with training.active_classes=current. What a class was
+      drawn for belongs to the task of the class, and that task's outputs alone answer it.
+    - hidden_sizes: of the encoder (or critic), reversed in the decoder; of the denoiser;
+      latent_size: of z.
     - replay_batch_size: number of x' per step; null: as many as the batch holds.
     The schedule of the learning rate is the classifier's alone. The old classifier answers in
     evaluation mode: without dropout, BatchNorm with the statistics it had when it was kept.
@@ -72,9 +78,11 @@ class GenerativeReplay(Strategy):
     replay_batch_size: int | None = None
     gradient_penalty: float = 10.0
     critic_steps: int = 5
+    diffusion_steps: int = 100
+    sampling_steps: int = 10
 
     def __post_init__(self) -> None:
-        one_of("strategy.generator", self.generator, tuple(GENERATORS))
+        one_of("strategy.generator", self.generator, tuple(OWN))
         one_of("strategy.labels", self.labels, ("hard", "distillation"))
         for key in POSITIVE:
             value = getattr(self, key)
@@ -89,164 +97,110 @@ class GenerativeReplay(Strategy):
         )
         if self.labels == "hard":
             without_meaning(self, "strategy.labels=hard", "temperature")
-        if self.generator == "vae":
-            names = ("gradient_penalty", "critic_steps")
-            without_meaning(self, "strategy.generator=vae", *names)
+        check(
+            self.sampling_steps <= self.diffusion_steps,
+            f"strategy.sampling_steps must be at most strategy.diffusion_steps="
+            f"{self.diffusion_steps}, got {self.sampling_steps}",
+        )
+        others = {name for names in OWN.values() for name in names} - {*OWN[self.generator]}
+        without_meaning(self, f"strategy.generator={self.generator}", *others)
 
-    def wrap(self, make_net: Callable[[], nn.Module], env: Env) -> nn.Module:
-        classifier = make_net()  # first: the initial weights that it has without a generator
-        make = GENERATORS[self.generator]
-        return Scholar(classifier, make(env.input_shape, self.hidden_sizes, self.latent_size))
-
-    def noise(self, batch_size: int, env: Env) -> dict[str, tuple[int, ...]]:
-        R, Z = self.replay_batch_size or batch_size, self.latent_size
-        N, k = batch_size + R, self.critic_steps
-        if self.generator == "vae":
-            return {"replay": (R, Z), "latent": (N, Z)}
-        return {"replay": (R, Z), "fake": (k + 1, N, Z), "between": (k, N)}
+    @property
+    def model(self) -> Generator:
+        """The generator, with those of our fields that are its own."""
+        kinds: dict[str, type[Generator]] = {"vae": VAE, "gan": GAN, "diffusion": Diffusion}
+        own: dict[str, Any] = {name: getattr(self, name) for name in OWN[self.generator]}
+        kind = kinds[self.generator]
+        return kind(hidden_sizes=self.hidden_sizes, lr=self.generator_lr, **own)
 
     @property
     def softness(self) -> float | None:
         """The temperature of the old classifier's answers; None: its likeliest class."""
         return self.temperature if self.labels == "distillation" else None
 
-    @property
-    def adam(self) -> Adam:
-        """The optimizer of the generator's parts."""
-        return Adam(name="adam", lr=self.generator_lr, betas=BETAS[self.generator])
+    def wrap(self, make_net: Callable[[], nn.Module], env: Env) -> nn.Module:
+        classifier = make_net()  # first: the initial weights that it has without a generator
+        return Scholar(classifier, self.model.network(env))
+
+    def noise(self, batch_size: int, env: Env) -> dict[str, tuple[int, ...]]:
+        R = self.replay_batch_size or batch_size
+        return self.model.noise(batch_size + R, R, env)
 
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
         check(
             has_pixels(env.stream),
             f"strategy={self.name} needs images: uint8, or floats in [0, 1] for its pixels",
         )
-        return kept("scholar", theta, env.flat.buffers) | self.fresh_slots(theta, env)
+        slots = scholar.fresh_slots(self.model.adam, self.model.parts, theta, env)
+        return kept("scholar", theta, env.flat.buffers) | slots
 
-    def fresh_slots(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
-        """The slots of the generator's optimizer before its first step, by part."""
-        return {
-            f"{part}.{key}": value
-            for part in PARTS[self.generator]
-            for key, value in optim.init(self.adam, theta.detach()[span(env, part)]).items()
-        }
+    def notes(self, env: Env) -> Iterator[str]:
+        lower = "smaller strategy.hidden_sizes and strategy.replay_batch_size"
+        yield from costs(self, env, lower, always=self.generator == "diffusion")
 
     def begin_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
-        memory = s.memory | kept("scholar", s.theta, s.buffers)
-        if env.optimizer.reset:
-            memory |= self.fresh_slots(s.theta, env)
-        return s._replace(memory=memory)
+        return scholar.begin_task(s, self.model.adam, self.model.parts, env)
 
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
         both = self.replay(s, batch, env)
         grad, (loss, aux) = env.grad_and_value(self.loss)(s.theta, s, both, env)
-        old, own, aux = s.theta.detach(), span(env, "classifier"), {**aux, "loss": loss}
-        s = env.update(s, grad)
-        s = s._replace(theta=torch.cat([s.theta[own], old[own.stop :]]))
-        if self.generator == "vae":
-            return self.update(s, "generator", grad, env), aux
-        for i in range(self.critic_steps):
-            grad, _ = env.grad_and_value(partial(self.critic_loss, i))(s.theta, s, both, env)
-            s = self.update(s, "generator.critic", grad, env)
-        grad, _ = env.grad_and_value(self.decoder_loss)(s.theta, s, both, env)
-        return self.update(s, "generator.decoder", grad, env), aux
+        s = scholar.classifier_step(s, grad, env)
+        return self.model.step(s, grad, both, env), {**aux, "loss": loss}
 
     def replay(self, s: TrainState, batch: Batch, env: Env) -> Batch:
         """The batch [B] with R generated inputs behind its own.
 
-        noise["answers"] [H, R, K] are the old classifier's, which stand for labels; noise["weight"]
-        [B + R] weighs all inputs in a mean. In the first task inputs of the batch take the place of
-        generated ones, so that BatchNorm sees no other.
+        noise["answers"] [H, R, K] are the old classifier's, which stand for labels, and
+        noise["bins"] [B + R] what each input is an example of (see `Env.bins`).
         """
-        B, scholar, share = len(batch.y), s.memory["scholar"], 1 / (s.t + 1)
-        R = self.replay_batch_size or B
-        again = torch.arange(R, device=batch.x.device) % B
-        task = torch.cat([batch.task, torch.zeros_like(again)])  # the classifier ignores it
-        x = to_inputs(self.decode(scholar, batch.noise["replay"][:R], env), env.stream)
-        x = torch.where(s.t == 0, batch.x[again], x)
-        logits = env.answers(scholar, x, task[B:], statistics(s.memory, "scholar"))
-        answered = answers(logits, self.heads(s, env)[0], self.softness)
-        new = x.new_ones(B) if batch.weight is None else batch.weight
-        new, old = new * share / new.sum().clamp_min(1e-12), x.new_ones(R) * (1 - share) / R
-        return batch._replace(
-            x=torch.cat([batch.x, x]),
-            task=task,
-            noise=batch.noise | {"answers": answered, "weight": torch.cat([new, old])},
-        )
+        R, model = self.replay_batch_size or len(batch.y), self.model
+        uniform = batch.noise["replay"][:R]
+        y = task = torch.zeros(R, dtype=torch.int64, device=uniform.device)
+        if model.conditional:
+            y, task = scholar.drawn(batch.noise["class"][:R], scholar.before(s.t, env), env)
+        pixels = model.sample(s.memory["scholar"], uniform, env.bins(y, task), env)
+        both = scholar.followed(batch, pixels, task, s, env)
+        heads, _ = self.heads(s, task, env)
+        answered = answers(scholar.old_logits(s, both, env), heads, self.softness)
+        present = s.t.expand(len(batch.y))  # as far as it knows, where borders are detected
+        bins = torch.cat([env.bins(batch.y, present), env.bins(y, task)])
+        return both._replace(noise=both.noise | {"answers": answered, "bins": bins})
 
-    def heads(self, s: TrainState, env: Env) -> tuple[Tensor, Tensor]:
-        """The sets of classes [H, K] over which an old input is answered, and their weights [H]."""
-        past = torch.arange(env.num_tasks, device=s.t.device) < s.t  # [T]
-        if per_task(env):
-            return env.own_classes, past / s.t.clamp_min(1)
-        return (env.own_classes & past[:, None]).any(0)[None], torch.ones_like(past[:1]).float()
+    def heads(self, s: TrainState, task: Tensor, env: Env) -> tuple[Tensor, Tensor]:
+        """The sets of classes [H, 1 or R, K] over which old inputs are answered, and weights [H].
+
+        task: those of the old inputs [R], if the generator knows them.
+        """
+        past = scholar.before(s.t, env)  # [T]
+        if scholar.per_task(env) and not self.model.conditional:
+            return env.own_classes[:, None], past / s.t.clamp_min(1)
+        own = env.own_classes[task] if scholar.per_task(env) else scholar.classes_of(past, env)
+        return own.view(1, -1, env.num_classes), torch.ones_like(past[:1]).float()
 
     def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
         """Of a batch as `replay` makes it."""
-        B, share, (heads, counts) = len(batch.y), 1 / (s.t + 1), self.heads(s, env)
+        B, share = len(batch.y), 1 / (s.t + 1)
+        task = batch.task[B:]
+        heads, counts = self.heads(s, task, env)
         logits = env.net(theta, batch.x, batch.task)
         new = cross_entropy(logits[:B], batch.y, batch.active, batch.weight)
-        shown = heads if per_task(env) else env.active(torch.zeros_like(batch.task[:1]), s.t)
+        shown = heads if scholar.per_task(env) else scored(env.active(task[:1], s.t))
         old = answer_error(logits[B:], batch.noise["answers"], shown, self.softness).mean(-1)  # [H]
-        loss = share * new + (1 - share) * (counts * old).sum()
-        if self.generator == "vae":
-            loss = loss + self.vae_loss(theta, batch, env)
+        loss = share * new + (1 - share) * (counts * old).sum() + self.model.loss(theta, batch, env)
         return loss, {"logits": logits[:B]}
 
-    def vae_loss(self, theta: Tensor, batch: Batch, env: Env) -> Tensor:
-        """The weighted mean of the negative evidence lower bound, in nats per pixel."""
-        x, uniform = to_pixels(batch.x, env.stream), batch.noise["latent"][: len(batch.x)]
-        encode, decode = (
-            partial(env.flat.call, theta, task=0, part=part) for part in ("encode", "decode")
-        )
-        return (batch.noise["weight"] * elbo_error(encode, decode, x, uniform)).sum() / x[0].numel()
-
-    def critic_loss(
-        self, i: int, theta: Tensor, s: TrainState, batch: Batch, env: Env
-    ) -> tuple[Tensor, Aux]:
-        """The critic's i-th loss of a step, against the decoder of s.theta."""
-        x, N = to_pixels(batch.x, env.stream), len(batch.x)
-        fake = self.decode(s.theta, batch.noise["fake"][i, :N], env)
-        critic, u = self.critic(theta, env), batch.noise["between"][i, :N]
-        error = critic_error(critic, x, fake, u, self.gradient_penalty)
-        return (batch.noise["weight"] * error).sum(), {}
-
-    def decoder_loss(
-        self, theta: Tensor, s: TrainState, batch: Batch, env: Env
-    ) -> tuple[Tensor, Aux]:
-        """The decoder's loss, against the critic of s.theta."""
-        fake = self.decode(theta, batch.noise["fake"][-1, : len(batch.x)], env)
-        return -self.critic(s.theta, env)(fake).mean(), {}
-
-    def decode(self, theta: Tensor, uniform: Tensor, env: Env) -> Tensor:
-        """Generated pixels [B, C, H, W] in [0, 1]; uniform: [B, Z]."""
-        return env.flat.call(theta, normal(uniform), 0, part="decode").sigmoid()
-
-    def critic(self, theta: Tensor, env: Env) -> Callable[[Tensor], Tensor]:
-        """The critic with the parameters in theta: pixels [B, C, H, W] -> scores [B]."""
-        return lambda x: env.flat.call(theta, x, 0, part="criticise")[:, 0]
-
-    def update(self, s: TrainState, part: str, grad: Tensor, env: Env) -> TrainState:
-        """The state after a step of Adam of a part of the generator along `grad` [P]."""
-        own, prefix = span(env, part), f"{part}."
-        slots = {k.removeprefix(prefix): v for k, v in s.memory.items() if k.startswith(prefix)}
-        new, slots = optim.update(self.adam, s.theta[own], grad[own], slots)
-        theta = torch.cat([s.theta[: own.start], new, s.theta[own.stop :]])
-        return s._replace(theta=theta, memory=s.memory | {prefix + k: v for k, v in slots.items()})
-
     def pictures(self, s: TrainState, env: Env) -> dict[str, Tensor]:
+        return {"samples": self.samples(s, scholar.SAMPLES, env)}
+
+    def samples(self, s: TrainState, number: int, env: Env) -> Tensor:
+        """Generated pixels [number, C, H, W]; where classes are asked for, all so far in order."""
         generator = generator_for(torch.device("cpu"), env.seed, "pictures")
-        uniform = torch.rand(SAMPLES, self.latent_size, generator=generator).to(env.device)
-        return {"samples": self.decode(s.theta.detach(), uniform, env)}
+        shape = self.model.noise(number, number, env)["replay"]
+        uniform = torch.rand(shape, generator=generator).to(env.device)
+        bins = env.bins(*scholar.so_far(number, s, env))
+        return self.model.sample(s.theta.detach(), uniform, bins, env)
 
 
-def per_task(env: Env) -> bool:
-    """Whether a sample is scored on the classes of its own task, which a generated one has not."""
-    only_own = env.stream.scenario == "class" and env.training.active_classes == "current"
-    return env.stream.scenario == "task" or only_own
-
-
-def span(env: Env, part: str) -> slice:
-    """Where in theta the parameters of a part of the network lie, which are contiguous."""
-    end = list(accumulate(env.flat.sizes))
-    own = [i for i, name in enumerate(env.flat.names) if name.startswith(f"{part}.")]
-    return slice(end[own[0]] - env.flat.sizes[own[0]], end[own[-1]])
+def scored(active: Tensor | None) -> Tensor | None:
+    """The classes on which all generated inputs are scored, [1, 1, K]; None: all."""
+    return None if active is None else active[None]

@@ -14,6 +14,8 @@ from cl_runner.functional.generative import (
     critic_error,
     elbo_error,
     gaussian_kl,
+    log_mixture,
+    log_normal,
     normal,
     slope_error,
 )
@@ -41,6 +43,29 @@ def test_gaussian_kl_is_that_of_torch_distributions() -> None:
     q = Normal(mean, (0.5 * log_variance).exp())
     expected = kl_divergence(q, Normal(torch.zeros(3), torch.ones(3))).sum(1)
     torch.testing.assert_close(gaussian_kl(mean, log_variance), expected)
+
+
+def test_the_log_density_of_a_mixture_is_that_of_torch_distributions() -> None:
+    z, share = randn(5, 3), rand(5, 2, seed=1) + 0.1
+    means, log_variances = randn(2, 3, seed=2), randn(2, 3, seed=3)
+    parts = [Normal(means[k], (0.5 * log_variances[k]).exp()).log_prob(z).sum(1) for k in range(2)]
+    torch.testing.assert_close(log_normal(z, means[0], log_variances[0]), parts[0])
+    expected = (share[:, 0] * parts[0].exp() + share[:, 1] * parts[1].exp()).log()
+    torch.testing.assert_close(log_mixture(z, share, means, log_variances), expected)
+
+
+def test_a_label_picks_its_part_of_a_mixture_and_no_gradient_is_lost() -> None:
+    z, means, label = (
+        randn(4, 3).requires_grad_(),
+        randn(2, 3, seed=2).requires_grad_(),
+        [1, 0, 0, 1],
+    )
+    share = torch.eye(2)[label]
+    density = log_mixture(z, share, means, torch.zeros(2, 3))
+    torch.testing.assert_close(density, log_normal(z, means[label], torch.zeros(4, 3)))
+    density.sum().backward()
+    torch.testing.assert_close(z.grad, (means[label] - z).detach())
+    assert means.grad.isfinite().all()
 
 
 def test_bernoulli_error_is_minus_the_log_probability_of_binary_pixels() -> None:
@@ -114,7 +139,7 @@ def test_the_critics_error_is_penalised_at_the_stated_points_between() -> None:
     torch.testing.assert_close(actual, expected)
 
 
-HEADS = torch.tensor([[True, True, False, False], [False, True, True, True]])
+HEADS = torch.tensor([[[True, True, False, False]], [[False, True, True, True]]])  # [H, 1, K]
 
 
 def test_hard_answers_are_the_likeliest_of_the_heads_classes() -> None:
@@ -128,7 +153,7 @@ def test_hard_answers_are_the_likeliest_of_the_heads_classes() -> None:
 def test_soft_answers_are_a_softmax_over_the_heads_classes(temperature: float) -> None:
     logits = randn(3, 4)
     soft = answers(logits, HEADS, temperature)
-    for h, head in enumerate(HEADS):
+    for h, (head,) in enumerate(HEADS):
         own = (logits[:, head] / temperature).softmax(1)
         torch.testing.assert_close(soft[h][:, head], own)
         assert (soft[h][:, ~head] == 0).all()
@@ -138,8 +163,8 @@ def test_soft_answers_are_a_softmax_over_the_heads_classes(temperature: float) -
 def test_the_error_of_an_answer_is_its_cross_entropy_over_the_shown_classes(temperature) -> None:
     """Shown are more classes than the answer knows, as when new ones have come."""
     logits, old = randn(3, 4), randn(3, 4, seed=1)
-    target = answers(old, torch.tensor([[True, True, False, False]]), temperature)
-    shown = torch.tensor([[True, True, True, False]])
+    target = answers(old, torch.tensor([[[True, True, False, False]]]), temperature)
+    shown = torch.tensor([[[True, True, True, False]]])
     actual = answer_error(logits, target, shown, temperature)
     for b in range(3):
         p = (old[b, :2] / (temperature or 1)).softmax(0)
@@ -152,28 +177,41 @@ def test_the_error_of_an_answer_is_its_cross_entropy_over_the_shown_classes(temp
 @pytest.mark.parametrize("batch", [1, 3])
 def test_without_a_mask_all_classes_are_shown(batch: int) -> None:
     logits, target = randn(batch, 4), answers(randn(batch, 4, seed=1), HEADS[[0, 1, 0]], None)
-    everything = torch.ones(1, 4, dtype=torch.bool)
+    everything = torch.ones(1, 1, 4, dtype=torch.bool)
     torch.testing.assert_close(
         answer_error(logits, target, None, None), answer_error(logits, target, everything, None)
     )
 
 
 def test_a_head_without_classes_is_finite() -> None:
-    none = torch.zeros(1, 4, dtype=torch.bool)
+    none = torch.zeros(1, 1, 4, dtype=torch.bool)
     target = answers(randn(3, 4), none, 2.0)
     assert answer_error(randn(3, 4, seed=1), target, none, 2.0).isfinite().all()
 
 
 @pytest.mark.parametrize("temperature", [None, 2.0])
 def test_a_head_without_classes_answers_over_every_one_and_the_others_over_theirs(temperature):
-    logits, heads = randn(3, 4), torch.tensor([[False] * 4, [True, True, False, False]])
-    every = torch.tensor([[True] * 4])
+    logits, heads = randn(3, 4), torch.tensor([[[False] * 4], [[True, True, False, False]]])
+    every = torch.tensor([[[True] * 4]])
     found = answers(logits, heads, temperature)
     assert torch.equal(found[:1], answers(logits, every, temperature))
     assert torch.equal(found[1:], answers(logits, heads[1:], temperature))
     error = answer_error(logits, found, heads, temperature)
     assert torch.equal(error[:1], answer_error(logits, found[:1], every, temperature))
     assert torch.equal(error[1:], answer_error(logits, found[1:], heads[1:], temperature))
+
+
+def test_a_head_may_differ_from_sample_to_sample() -> None:
+    """As where each generated sample belongs to a task that is known."""
+    logits, old = randn(2, 4), randn(2, 4, seed=1)
+    own = HEADS.view(1, 2, 4)
+    target = answers(old, own, 2.0)
+    error = answer_error(logits, target, own, 2.0)
+    for b in range(2):
+        one = answers(old[b : b + 1], HEADS[b : b + 1], 2.0)
+        assert torch.equal(target[:, b], one[:, 0])
+        alone = answer_error(logits[b : b + 1], one, HEADS[b : b + 1], 2.0)
+        torch.testing.assert_close(error[0, b], alone[0, 0])
 
 
 def test_hard_answers_stay_on_their_device() -> None:

@@ -60,7 +60,10 @@ FAMILIES = {
     "gdumb": ("strategy.epochs=8", "strategy.buffer_size=100"),
     "den": ("scenario=task", "training.iterations=10"),
 }
-COSTLY = {"gdumb": ("strategy.epochs=2",), "generative_replay": ("strategy.hidden_sizes=[20]",)}
+COSTLY = {
+    "gdumb": ("strategy.epochs=2",),
+    **dict.fromkeys(("generative_replay", "bir"), ("strategy.hidden_sizes=[20]",)),
+}
 KILLS = int(os.environ.get("CL_RUNNER_KILLS", "9"))
 KILL_SEED = int(os.environ.get("CL_RUNNER_KILL_SEED", "0"))
 

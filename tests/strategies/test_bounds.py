@@ -59,6 +59,12 @@ REFUSED: dict[str, Rows] = {
             for value in (-0.5, 1)
         ),
     ],
+    "bir": [
+        ({"temperature": 0}, "strategy.temperature must be positive, got 0"),
+        ({"gated": 1}, "strategy.gated must lie in [0, 1), got 1"),
+        ({"hidden_sizes": [4, 0]}, "strategy.hidden_sizes must be positive, got [4, 0]"),
+        ({"replay_batch_size": 0}, "strategy.replay_batch_size must be positive, got 0"),
+    ],
     "den": [
         LAMBDA,
         *(
@@ -123,11 +129,15 @@ REFUSED: dict[str, Rows] = {
     ],
     "gem": [({"margin": -0.1}, "strategy.margin must be at least 0, got -0.1")],
     "generative_replay": [
-        ({"generator": "no"}, "strategy.generator must be one of vae, gan, got 'no'"),
+        ({"generator": "no"}, "strategy.generator must be one of vae, gan, diffusion, got 'no'"),
         ({"labels": "no"}, "strategy.labels must be one of hard, distillation, got 'no'"),
         ({"temperature": 0}, "strategy.temperature must be positive, got 0"),
         ({"hidden_sizes": [4, 0]}, "strategy.hidden_sizes must be positive, got [4, 0]"),
         ({"gradient_penalty": -0.1}, "strategy.gradient_penalty must be at least 0, got -0.1"),
+        (
+            {"generator": "diffusion", "diffusion_steps": 9},
+            "strategy.sampling_steps must be at most strategy.diffusion_steps=9, got 10",
+        ),
         *(
             (
                 {choice: value, key: 1},
@@ -137,6 +147,10 @@ REFUSED: dict[str, Rows] = {
                 ("labels", "hard", "temperature"),
                 ("generator", "vae", "gradient_penalty"),
                 ("generator", "vae", "critic_steps"),
+                ("generator", "vae", "sampling_steps"),
+                ("generator", "gan", "diffusion_steps"),
+                ("generator", "diffusion", "latent_size"),
+                ("generator", "diffusion", "critic_steps"),
             )
         ),
     ],
@@ -252,6 +266,7 @@ EDGES: dict[str, list[dict[str, Any]]] = {
         {"lambda_": 0, "plastic_rate": 1, "stable_rate": 1, "plastic_decay": 0, "stable_decay": 0},
         {"plastic_rate": 0.1, "stable_rate": 0.1, "plastic_decay": 0.9, "stable_decay": 0.9},
     ],
+    "bir": [{"gated": 0, "hidden_sizes": [1], "latent_size": 1}],
     "den": [
         dict.fromkeys(("mu", "l2", "lambda_", "gamma", "tau", "sigma", "expand", "duplicates"), 0),
         {"phase_epochs": 1},
@@ -278,6 +293,7 @@ EDGES: dict[str, list[dict[str, Any]]] = {
     "generative_replay": [
         {"temperature": 0.1, "hidden_sizes": [1], "replay_batch_size": 1},
         {"generator": "gan", "labels": "hard", "gradient_penalty": 0, "critic_steps": 1},
+        {"generator": "diffusion", "diffusion_steps": 1, "sampling_steps": 1},
     ],
     "gpm": [{"threshold": [0.1, 1], "samples": 1}],
     "hat": [{"lambda_": 0, "s_max": 1.5}],

@@ -41,6 +41,7 @@ VARIANTS = {
     "generative_replay": (
         "strategy.generator=gan strategy.critic_steps=2 strategy.hidden_sizes=[50]",
         "strategy.labels=distillation scenario=task strategy.replay_batch_size=9",
+        "strategy.generator=diffusion strategy.sampling_steps=2 strategy.hidden_sizes=[50]",
     ),
     "hat": ("model.hidden_sizes=[24,12] training.iterations=7",),
     "packnet": ("strategy.retrain_epochs=0",),
@@ -59,6 +60,7 @@ VARIANTS = {
 
 LARGER = ("training.batch_size=32",)  # fewer steps of as many samples
 QUICK = {  # what keeps a toy run short
+    "bir": (*LARGER, "strategy.hidden_sizes=[50]", "strategy.latent_size=10"),
     "gdumb": (*LARGER, "strategy.epochs=2"),
     # A step of it has one of its own for each sample, and is traced with all of them.
     "mer": ("training.batch_size=6", "benchmark.train_samples=100", "strategy.buffer_size=150"),
@@ -207,6 +209,11 @@ CLAIMS = [
         ),
         ("benchmark=split_digits",),
         0.2,
+    ),
+    (
+        ("strategy=bir", "strategy.hidden_sizes=[100]", "strategy.latent_size=20"),
+        ("benchmark=split_digits",),
+        0.3,
     ),
     (
         ("strategy=den",),

@@ -14,11 +14,12 @@ from torch.func import functional_call
 
 from cl_runner.core import Batch
 from cl_runner.errors import UserError
+from cl_runner.functional.diffusion import signal
 from cl_runner.functional.generative import normal
 from cl_runner.run.evaluation import evaluate
 from cl_runner.run.tasks import initial_state, train_task
-from cl_runner.strategies.generative_replay import span
 from cl_runner.strategies.parts.pixels import to_inputs, to_pixels
+from cl_runner.strategies.parts.scholar import adam_step, span
 from cl_runner.training.batches import Source
 
 TOY = (
@@ -222,8 +223,8 @@ def test_the_classifier_weighs_new_and_old_by_their_tasks(
 @pytest.mark.parametrize("tasks", [1, 3])
 def test_old_tasks_have_equal_parts_of_the_replay(mid_run, tasks) -> None:
     strategy, env, s, _ = mid_run(*TOY, "scenario=task", tasks=tasks)
-    classes, parts = strategy.heads(s, env)
-    assert torch.equal(classes, env.own_classes)
+    classes, parts = strategy.heads(s, torch.zeros(7).long(), env)
+    assert torch.equal(classes[:, 0], env.own_classes)
     assert parts.tolist() == pytest.approx([1 / tasks] * tasks + [0.0] * (5 - tasks))
 
 
@@ -239,7 +240,7 @@ def test_the_autoencoder_weighs_new_and_old_by_their_tasks(mid_run) -> None:
     error = F.binary_cross_entropy(p, x, reduction="none").sum((1, 2, 3))
     error = error + kl_divergence(q, Normal(torch.zeros(6), torch.ones(6))).sum(1)
     expected = (error[:16].mean() / 3 + 2 / 3 * error[16:].mean()) / 64
-    torch.testing.assert_close(strategy.vae_loss(s.theta, both, env), expected)
+    torch.testing.assert_close(strategy.model.loss(s.theta, both, env), expected)
 
 
 def test_the_critic_weighs_new_and_old_by_their_tasks(mid_run) -> None:
@@ -253,11 +254,85 @@ def test_the_critic_weighs_new_and_old_by_their_tasks(mid_run) -> None:
     penalty = 10 * (slope.square().sum((1, 2, 3)).sqrt() - 1).square()
     error = net(fake, "criticise")[:, 0] - net(x, "criticise")[:, 0] + penalty
     expected = error[:16].mean() / 3 + 2 / 3 * error[16:].mean()
-    loss, _ = strategy.critic_loss(3, s.theta, s, both, env)
+    loss, _ = strategy.model.critic_loss(3, s.theta, s, both, env)
     torch.testing.assert_close(loss, expected)
-    loss, _ = strategy.decoder_loss(s.theta, s, both, env)
+    loss, _ = strategy.model.decoder_loss(s.theta, s, both, env)
     last = net(normal(batch.noise["fake"][5, :32]), "decode").sigmoid()
     torch.testing.assert_close(loss, -net(last, "criticise").mean())
+
+
+# The denoiser.
+
+DIFFUSION = ("strategy.generator=diffusion", "strategy.sampling_steps=3")
+NO_LATENT = tuple(o for o in TOY if "latent" not in o)
+
+
+def diffusing(mid_run, *overrides: str):
+    """At the beginning of the third of five tasks, with its first batch and that with replay."""
+    strategy, env, s, batches = mid_run(*NO_LATENT, *DIFFUSION, *overrides, tasks=2)
+    s = strategy.begin_task(s, env.stream[2], env)
+    return strategy, env, s, batches[0], strategy.replay(s, batches[0], env)
+
+
+@pytest.mark.parametrize("scenario", ["class", "domain"])
+def test_a_denoiser_replays_classes_that_it_has_seen_in_few_steps(mid_run, scenario) -> None:
+    _, env, _, batch, both = diffusing(mid_run, f"scenario={scenario}")
+    domain = scenario == "domain"
+    pairs = [(c + 2 * t * (not domain), t) for t in range(2) for c in range(2)]
+    picked = [pairs[int(u * 4)] for u in batch.noise["class"].tolist()]
+    bins = torch.tensor([c + t * env.num_classes * domain for c, t in picked])
+    assert torch.equal(both.noise["bins"][16:], bins)
+    new = batch.y + 2 * env.num_classes * domain
+    assert torch.equal(both.noise["bins"][:16], new)
+    net, z = env.flat.module.generator, normal(batch.noise["replay"]).view(16, 1, 8, 8)
+    for now, after in ((1.0, 0.67), (0.67, 0.33), (0.33, 0.0)):
+        a, b = signal(torch.tensor(now)), signal(torch.tensor(after))
+        x = 2 * net(z, "denoise", time=torch.full((16,), now), y=bins).sigmoid().detach() - 1
+        z = b.sqrt() * x + (1 - b).sqrt() * (z - a.sqrt() * x) / (1 - a).sqrt()
+    torch.testing.assert_close(both.x[16:], env.stream.normalise((x + 1) / 2 * 255))
+
+
+def test_the_denoiser_weighs_new_and_old_by_their_tasks(mid_run) -> None:
+    strategy, env, s, batch, both = diffusing(mid_run)
+    net, x = env.flat.module.generator, (both.x / env.stream.scale / 255).clamp(0, 1)
+    total = torch.zeros(())
+    for b in range(32):
+        time = (int(batch.noise["time"][b] * 100) + 1) / 100
+        a = signal(torch.tensor(time))
+        noise = normal(batch.noise["noise"][b]).view(1, 1, 8, 8)
+        noisy = a.sqrt() * (2 * x[b] - 1) + (1 - a).sqrt() * noise
+        own = both.noise["bins"][b : b + 1]
+        found = net(noisy, "denoise", time=torch.tensor([time]), y=own).sigmoid()
+        total += F.binary_cross_entropy(found[0], x[b]) / 16 * (1 / 3 if b < 16 else 2 / 3)
+    torch.testing.assert_close(strategy.model.loss(s.theta, both, env), total)
+
+
+@pytest.mark.parametrize("active", ["scenario=task", "training.active_classes=current"])
+def test_what_a_class_was_asked_for_has_the_task_of_the_class(mid_run, active) -> None:
+    strategy, env, s, _, both = diffusing(mid_run, active)
+    task = both.noise["bins"][16:] // 2
+    assert torch.equal(both.task[16:], task) and len(task.unique()) == 2
+    logits = env.net(s.memory["scholar"], both.x[16:], 0)
+    for b in range(16):
+        own = slice(2 * int(task[b]), 2 * int(task[b]) + 2)
+        expected = (logits[b, own] / strategy.temperature).softmax(0)
+        torch.testing.assert_close(both.noise["answers"][0, b, own], expected)
+
+
+def test_what_diffusion_will_cost_is_said_before(prepared) -> None:
+    """In closed form: layers with 64 + 10 inputs more, ten steps of sampling, one of training."""
+    case = ("model.hidden_sizes=[24]", "training.batch_size=16", "training.iterations=30")
+    toy = ("strategy=generative_replay", "benchmark=split_digits", "strategy.hidden_sizes=[20]")
+    _, strategy, env = prepared(*toy, *case, "strategy.generator=diffusion")
+    classifier, B = 2 * (64 * 24 + 24 * 10), 16
+    first, last = 2 * (64 + 74) * 20, 2 * (20 + 74) * 64
+    naive = B * (2 * classifier + 2 * 24 * 10)
+    step = 2 * naive + B * classifier + 10 * B * (first + last) + 2 * B * (2 * first + 3 * last)
+    (line,) = strategy.notes(env)
+    assert line.startswith(f"strategy=generative_replay takes 150 steps of {step:.2g} FLOPs each, ")
+    assert f"{150 * step:.2g} in all, {step / naive:.1f} times naive's" in line
+    _, strategy, env = prepared(*toy, *case, "strategy.hidden_sizes=[1]")
+    assert not list(strategy.notes(env))  # of other generators only what is dear is told
 
 
 # The steps.
@@ -301,7 +376,7 @@ def test_the_autoencoder_is_trained_by_its_own_adam(mid_run) -> None:
     adam = torch.optim.Adam([theta], lr=0.01)
     for batch in batches[:3]:
         adam.zero_grad()
-        strategy.vae_loss(theta, strategy.replay(s, batch, env), env).backward()
+        strategy.model.loss(theta, strategy.replay(s, batch, env), env).backward()
         adam.step()
     s = steps(strategy, env, s, batches[:3])
     torch.testing.assert_close(
@@ -322,9 +397,10 @@ def test_the_critic_takes_its_steps_first_and_the_decoder_one_against_it(mid_run
     start = s.memory["scholar"].clone()
     start[critic] = new.theta.detach()[critic]
     grad = torch.func.grad(
-        lambda v: strategy.decoder_loss(v, s._replace(theta=start), both, env)[0]
+        lambda v: strategy.model.decoder_loss(v, s._replace(theta=start), both, env)[0]
     )
-    again = strategy.update(s._replace(theta=start), "generator.decoder", grad(start), env)
+    adam = strategy.model.adam
+    again = adam_step(s._replace(theta=start), adam, "generator.decoder", grad(start), env)
     torch.testing.assert_close(again.theta[decoder], new.theta.detach()[decoder])
 
 
@@ -349,6 +425,14 @@ def test_by_its_defaults_a_blurred_past_does_no_harm(prepared) -> None:
 
 
 # Pixels, pictures, and what cannot be.
+
+
+def test_pictures_of_a_denoiser_show_the_classes_so_far(mid_run) -> None:
+    strategy, env, s, _, _ = diffusing(mid_run)
+    samples = strategy.pictures(s, env)["samples"]
+    assert samples.shape == (64, 1, 8, 8)
+    assert 0 <= float(samples.min()) < float(samples.max()) <= 1
+    assert torch.equal(strategy.pictures(s, env)["samples"], samples)
 
 
 @BOTH
@@ -393,7 +477,7 @@ def test_features_without_a_range_are_refused_and_those_in_0_1_are_pixels(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("generator=flow", "strategy.generator must be one of vae, gan"),
+        ("generator=flow", "strategy.generator must be one of vae, gan, diffusion"),
         ("labels=soft", "strategy.labels must be one of hard, distillation"),
         ("temperature=0", "strategy.temperature must be positive, got 0"),
         ("latent_size=0", "strategy.latent_size must be positive, got 0"),

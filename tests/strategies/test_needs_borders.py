@@ -25,6 +25,7 @@ QUICK = {
     "gdumb": ("strategy.epochs=1",),
     "mer": ("training.iterations=3",),
     "generative_replay": ("strategy.hidden_sizes=[10]", "strategy.latent_size=3"),
+    "bir": ("strategy.hidden_sizes=[10]", "strategy.latent_size=3"),
     "den": ("strategy.phase_epochs=1",),
 }
 CASES = [
