@@ -48,6 +48,7 @@ VARIANTS = {
     "soft_sharing": ("strategy.penalty=proximal",),
     "mir": ("scenario=task strategy.policy=ring",),
     "latent_replay": ("scenario=task strategy.policy=class_balanced",),
+    "ridge": ("strategy.input=features strategy.features=30 scenario=task",),
     "er": (
         "strategy.policy=ring",
         "strategy.policy=class_balanced strategy.weighting=task_share",
@@ -61,6 +62,7 @@ LARGER = ("training.batch_size=32",)  # fewer steps of as many samples
 QUICK = {  # what keeps a toy run short
     "gdumb": (*LARGER, "strategy.epochs=2"),
     # A step of it has one of its own for each sample, and is traced with all of them.
+    "ridge": (*LARGER, "strategy.features=50"),
     "mer": ("training.batch_size=6", "benchmark.train_samples=100", "strategy.buffer_size=150"),
 }
 CASES = [
@@ -238,7 +240,10 @@ CLAIMS = [
         )
         for name, margin in (("xdg", 0.05), ("hat", 0.05), ("packnet", 0.08))
     ),
-    (("strategy=joint",), ("benchmark=split_digits",), 0.5),
+    *(
+        ((f"strategy={name}",), ("benchmark=split_digits",), 0.5)
+        for name in ("joint", "ncm", "slda", "ridge")
+    ),
 ]
 
 
