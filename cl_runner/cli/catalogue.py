@@ -48,6 +48,7 @@ FAMILIES = {
         *("er", "er_ace", "mir", "der", "derpp", "cls_er", "mer", "latent_replay", "icarl"),
         *("gdumb", "er_ewc", "generative_replay", "bir"),
     ),
+    "closed form": ("ncm", "slda", "ridge"),
     "gradient constraint": ("agem", "gem", "ogd", "gpm"),
     "architecture": ("pnn", "packnet", "hat", "xdg", "den"),
 }

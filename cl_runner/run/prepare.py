@@ -59,6 +59,11 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
         f"eval.online=true: strategy={strategy.name} predicts no batch of the stream as a whole"
     )
     check(strategy.whole_batches or not config.eval.online, f"{single} before it learns from it")
+    unused = strategy.without_model()
+    check(
+        config.init_from is None or not unused,
+        f"init_from has no meaning with {unused}, by which the network has no part in the run",
+    )
     check_boundaries(config, strategy)
     device = choose_device(config.device)
     free = ram.available(device)

@@ -70,6 +70,10 @@ class Strategy:
         """
         return {}
 
+    def without_model(self) -> str:
+        """The setting by which the configured network has no part in the run; "": it has."""
+        return ""
+
     def notes(self, env: Env) -> Iterator[str]:
         """What to know about the run before it starts, a line each."""
         yield from ()

@@ -35,6 +35,18 @@ PLACES = [
         "strategy.per_class must lie between 1 and 1000000, got 0",
     ),
 ]
+CLOSED_FORM = [
+    ({"input": "no"}, "strategy.input must be one of pixels, features, got 'no'"),
+    ({"features": -1}, "strategy.features must be at least 0, got -1"),
+    ({"input": "features", "layer": 0}, "strategy.layer must be at least 1, got 0"),
+    (
+        {"layer": 1},
+        (
+            "strategy.layer=1 has no meaning with strategy.input=pixels: leave it out, or use "
+            "strategy.input=features"
+        ),
+    ),
+]
 Rows = list[tuple[dict[str, Any], str]]
 
 
@@ -219,6 +231,7 @@ REFUSED: dict[str, Rows] = {
             "strategy.candidates must be at least strategy.replay_batch_size=4, got 3",
         ),
     ],
+    "ncm": CLOSED_FORM,
     "ogd": [
         ({"directions": 0}, "strategy.directions must be at least 1, got 0"),
         ({"logits": "no"}, "strategy.logits must be one of ground_truth, all, got 'no'"),
@@ -232,6 +245,7 @@ REFUSED: dict[str, Rows] = {
         ({"adapter_size": 0}, "strategy.adapter_size must be at least 1, got 0"),
         ({"alpha_init": 0}, "strategy.alpha_init must be positive, got 0"),
     ],
+    "ridge": [*CLOSED_FORM, LAMBDA],
     "rwalk": [
         LAMBDA,
         ({"alpha": 0}, "strategy.alpha must lie in (0, 1], got 0"),
@@ -248,6 +262,13 @@ REFUSED: dict[str, Rows] = {
         (
             {"gradient": "total"},
             "strategy.gradient=total needs strategy.penalty=loss: a proximal step has no gradient",
+        ),
+    ],
+    "slda": [
+        *CLOSED_FORM,
+        *(
+            ({"shrinkage": value}, f"strategy.shrinkage must lie in [0, 1], got {value}")
+            for value in (-0.1, 1.1)
         ),
     ],
     "soft_sharing": [LAMBDA, PENALTY],
@@ -313,9 +334,11 @@ EDGES: dict[str, list[dict[str, Any]]] = {
     "mas": [{"lambda_": 0, "samples": 1, "penalty": "loss"}, {"samples": None}],
     "mer": [{"batches": 1, "beta": 1, "gamma": 1}, {"beta": 0.1, "gamma": 0.1}],
     "mir": [{"replay_batch_size": 4, "candidates": 4}],
+    "ncm": [{"features": 1}, {"input": "features", "layer": 1}],
     "ogd": [{"directions": 1, "logits": "all"}],
     "packnet": [{"prune": 0, "retrain_epochs": 0}, {"prune": 0.9, "retrain_epochs": None}],
     "pnn": [{"adapter_size": 1, "alpha_init": 0.05}, {"adapter_size": None}],
+    "ridge": [{"lambda_": 0, "features": 0}],
     "rwalk": [
         {"lambda_": 0, "alpha": 1, "interval": 1, "damping": 1e-9, "penalty": "loss"},
         {"alpha": 0.1},
@@ -324,6 +347,7 @@ EDGES: dict[str, list[dict[str, Any]]] = {
         {"lambda_": 0, "damping": 1e-9, "penalty": "loss", "gradient": "total"},
         {"penalty": "loss"},
     ],
+    "slda": [{"shrinkage": 0}, {"shrinkage": 1}],
     "soft_sharing": [{"lambda_": 0, "penalty": "proximal"}],
     "xdg": [{"gated": 0, "initial": "network"}, {"gated": 0.9}],
 }

@@ -49,6 +49,7 @@ VARIANTS = {
     "soft_sharing": ("strategy.penalty=proximal",),
     "mir": ("scenario=task strategy.policy=ring",),
     "latent_replay": ("scenario=task strategy.policy=class_balanced",),
+    "ridge": ("strategy.input=features strategy.features=30 scenario=task",),
     "er": (
         "strategy.policy=ring",
         "strategy.policy=class_balanced strategy.weighting=task_share",
@@ -63,6 +64,7 @@ QUICK = {  # what keeps a toy run short
     "bir": (*LARGER, "strategy.hidden_sizes=[50]", "strategy.latent_size=10"),
     "gdumb": (*LARGER, "strategy.epochs=2"),
     # A step of it has one of its own for each sample, and is traced with all of them.
+    "ridge": (*LARGER, "strategy.features=50"),
     "mer": ("training.batch_size=6", "benchmark.train_samples=100", "strategy.buffer_size=150"),
 }
 CASES = [
@@ -245,7 +247,10 @@ CLAIMS = [
         )
         for name, margin in (("xdg", 0.05), ("hat", 0.05), ("packnet", 0.08))
     ),
-    (("strategy=joint",), ("benchmark=split_digits",), 0.5),
+    *(
+        ((f"strategy={name}",), ("benchmark=split_digits",), 0.5)
+        for name in ("joint", "ncm", "slda", "ridge")
+    ),
 ]
 
 

@@ -26,10 +26,11 @@ POLICIES = {
     name: tuple(f"strategy.policy={policy}" for policy in ("class_balanced", "herding"))
     for name in ("agem", "cls_er", "der", "derpp", "er", "er_ace", "er_ewc", "latent_replay", "mir")
 }
+USED = dict.fromkeys(("ncm", "ridge", "slda"), "strategy.input=features")  # the network
 CASES = [
     pytest.param(name, variant, id=f"{name} {variant}".strip())
     for name in strategies.available()
-    for variant in ("", *POLICIES.get(name, ()))
+    for variant in (USED.get(name, ""), *POLICIES.get(name, ()))
 ]
 everywhere = pytest.mark.parametrize(("name", "variant"), CASES)
 

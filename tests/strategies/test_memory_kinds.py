@@ -28,7 +28,12 @@ KINDS = {
     "steps": torch.int64,
     "trainable": torch.bool,
 }
-OTHERS = {"expandable_head": {"seen": torch.bool}, "hat": {"free": torch.float32}}
+MOMENTS = dict.fromkeys(("count", "sum", "gram"), torch.float64)
+OTHERS = {
+    "expandable_head": {"seen": torch.bool},
+    "hat": {"free": torch.float32},
+    **dict.fromkeys(("ncm", "ridge", "slda"), MOMENTS),
+}
 COMPUTED = ("latent_replay", "packnet")  # from what stays on the network's device
 
 
