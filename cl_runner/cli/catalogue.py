@@ -46,7 +46,7 @@ FAMILIES = {
     "regularisation": ("l2", "ewc", "si", "mas", "rwalk", "lwf", "imm"),
     "replay": (
         *("er", "er_ace", "mir", "der", "derpp", "cls_er", "mer", "latent_replay", "icarl"),
-        *("gdumb", "er_ewc", "generative_replay"),
+        *("gdumb", "wa", "bic", "er_ewc", "generative_replay"),
     ),
     "gradient constraint": ("agem", "gem", "ogd", "gpm"),
     "architecture": ("pnn", "packnet", "hat", "xdg", "den"),

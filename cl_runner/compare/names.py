@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 MANY = 4  # names that a sentence can hold
 NAMES = {
     "agem": "A-GEM",
+    "bic": "BiC",
     "cls_er": "CLS-ER",
     "den": "DEN",
     "der": "DER",
@@ -41,6 +42,7 @@ NAMES = {
     "rwalk": "RWalk",
     "si": "SI",
     "soft_sharing": "soft sharing",
+    "wa": "WA",
     "xdg": "XdG",
 }
 # strategy -> the setting on which its name depends, and the names by that setting's value.
