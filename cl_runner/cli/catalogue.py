@@ -46,7 +46,7 @@ FAMILIES = {
     "regularisation": ("l2", "ewc", "si", "mas", "rwalk", "lwf", "imm"),
     "replay": (
         *("er", "er_ace", "mir", "der", "derpp", "cls_er", "mer", "latent_replay", "icarl"),
-        *("gdumb", "er_ewc", "generative_replay", "bir"),
+        *("gdumb", "wa", "bic", "er_ewc", "generative_replay", "bir"),
     ),
     "closed form": ("ncm", "slda", "ridge"),
     "gradient constraint": ("agem", "gem", "ogd", "gpm"),

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 MANY = 4  # names that a sentence can hold
 NAMES = {
     "agem": "A-GEM",
+    "bic": "BiC",
     "bir": "BI-R",
     "cls_er": "CLS-ER",
     "den": "DEN",
@@ -45,6 +46,7 @@ NAMES = {
     "si": "SI",
     "slda": "SLDA",
     "soft_sharing": "soft sharing",
+    "wa": "WA",
     "xdg": "XdG",
 }
 # strategy -> the setting on which its name depends, and the names by that setting's value.

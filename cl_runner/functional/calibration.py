@@ -1,4 +1,4 @@
-"""How far a network's probabilities can be trusted: sums over samples, and what follows from them.
+"""How far a network's probabilities can be trusted, and a correction of some classes' logits.
 
 The probabilities are the softmax of the scores. Sums of several batches add up to those of all.
 """
@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BINS = 15
+MOST_STEPS = 100  # of Newton's method
+SHORTEST = 1e-9  # its last one
 
 
 def calibration_sums(scores: Tensor, y: Tensor) -> Tensor:
@@ -48,3 +50,37 @@ def confusion(scores: Tensor, y: Tensor) -> Tensor:
     """How many samples of class i were taken for class j, [K, K], from scores [B, K] and y [B]."""
     K = scores.shape[1]
     return torch.bincount(y * K + scores.argmax(1), minlength=K * K).view(K, K)
+
+
+def correction(logits: Tensor, y: Tensor, new: Tensor, seen: Tensor) -> Tensor:
+    """[alpha, beta]: o_c of the classes `new` [K] bool becomes alpha o_c + beta.
+
+    The minimum of sum_n -log softmax(q_n over the classes `seen`)[y_n], q the logits so corrected,
+    plus (alpha - 1)^2 / 2 + beta^2 / 2, which keeps it finite. logits [n, K], y [n]; in the kind
+    and on the device of the logits. It is convex: Newton's method, with shorter steps where a whole
+    one would rise.
+    """
+    scores = logits.double()[:, seen]  # [n, C]
+    moved = torch.stack([scores, torch.ones_like(scores)], 2) * new[seen][:, None]  # dq / d numbers
+    target = F.one_hot(y, len(seen))[:, seen].double()
+    plain = torch.tensor([1.0, 0.0], dtype=torch.float64, device=logits.device)
+
+    def value(numbers: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = (scores + moved @ (numbers - plain)).log_softmax(1)
+        pull = (numbers - plain).square().sum() / 2
+        return pull - (target * log_p).sum(), log_p.exp()
+
+    numbers = plain
+    for _ in range(MOST_STEPS):
+        before, p = value(numbers)
+        gradient = numbers - plain + torch.einsum("nc,nci->i", p - target, moved)
+        mean = torch.einsum("nc,nci->ni", p, moved)
+        second = torch.einsum("nc,nci,ncj->ij", p, moved, moved) - mean.T @ mean
+        step = torch.linalg.solve(second + torch.eye(2).to(second), gradient)
+        length = 1.0
+        while length > SHORTEST and value(numbers - length * step)[0] > before:
+            length /= 2
+        numbers = numbers - length * step
+        if step.abs().max() < SHORTEST:
+            break
+    return numbers.to(logits.dtype)

@@ -11,8 +11,8 @@ module:
   carries along (BatchNorm's statistics); it draws nothing but in `nn.Dropout`'s way, that is with
   an attribute `dropout`, or in modules that torch.compile and vmap can follow.
 - The last `nn.Linear` in it is the output layer, with K units: lwf, hat, packnet, imm, den,
-  soft_sharing, frozen_features and expandable_head tell by it which weights belong to which class
-  (`nn.flat.Flat.output_mask`), and refuse a module without it.
+  soft_sharing, frozen_features, expandable_head and wa tell by it which weights belong to which
+  class (`nn.flat.Flat.output_mask`), and refuse a module without it.
 - It is a `Network`, which has `stages`: icarl, latent_replay, bir and policy=herding read the
   activations between them, hat and xdg gate them. They refuse any other module, and den and pnn,
   which grow an mlp, any other network. All other strategies train a plain `nn.Module`.

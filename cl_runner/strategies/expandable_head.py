@@ -9,8 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState
-from cl_runner.errors import check, one_of
+from cl_runner.errors import one_of
 from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.strategies.parts.outputs import (
+    check_growing,
+    output_units,
+    unseen_last,
+    with_output_units,
+)
 from cl_runner.strategies.parts.replay import check_features
 from cl_runner.training.env import Env
 
@@ -39,16 +45,7 @@ class ExpandableHead(Strategy):
         one_of("strategy.new_units", self.new_units, ("initial", "zero", "mean", "imprinted"))
 
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
-        check(
-            env.training.active_classes != "current",
-            f"training.active_classes must be all or seen for strategy={self.name}, whose outputs "
-            "are the classes seen, got current",
-        )
-        check(
-            env.stream.boundaries != "fuzzy",
-            f"benchmark.boundaries=fuzzy does not go with strategy={self.name}, for which a class "
-            "has no output before its task begins",
-        )
+        check_growing(f"strategy={self.name}", env)
         if self.new_units == "imprinted":
             check_features("strategy.new_units=imprinted", env)
         seen = torch.zeros(env.num_classes, dtype=torch.bool, device=env.device)
@@ -91,31 +88,10 @@ class ExpandableHead(Strategy):
         return super().loss(theta, s, batch._replace(active=active), env)
 
     def predict(self, s: TrainState, x: Tensor, task: int, env: Env) -> Tensor:
-        logits, seen = super().predict(s, x, task, env), shown(s)
-        lowest = logits.masked_fill(~seen, torch.inf).amin(1, keepdim=True)
-        highest = logits.masked_fill(seen, -torch.inf).amax(1, keepdim=True)
-        return torch.where(seen, logits, logits - highest + lowest - 1)
+        return unseen_last(super().predict(s, x, task, env), shown(s))
 
 
 def shown(s: TrainState) -> Tensor:
     """The classes that have an output unit, [K] bool."""
     seen = s.memory["seen"]
     return seen | ~seen.any()
-
-
-def output_units(theta: Tensor, env: Env) -> Tensor:
-    """Weights and bias of each class's output unit, [K, D + 1]."""
-    rows = theta[every_unit(env)]
-    K = env.num_classes
-    return torch.cat([rows[:-K].view(K, -1), rows[-K:, None]], 1)
-
-
-def with_output_units(theta: Tensor, units: Tensor, env: Env) -> Tensor:
-    """The parameters theta [P] with these output units [K, D + 1]."""
-    rows = torch.cat([units[:, :-1].flatten(), units[:, -1]])
-    return theta.masked_scatter(every_unit(env), rows)
-
-
-def every_unit(env: Env) -> Tensor:
-    """Which parameters [P] the output layer has, the biases after the weights."""
-    return env.flat.output_mask(torch.ones_like(env.own_classes[0]))

@@ -113,6 +113,19 @@ REFUSED: dict[str, Rows] = {
             "strategy.weighting must be one of concatenation, task_share, got 'no'",
         ),
     ],
+    "bic": [
+        LAMBDA,
+        ({"temperature": 0}, "strategy.temperature must be positive, got 0"),
+        (
+            {"policy": "ring"},
+            "strategy.policy must be one of class_balanced, herding, got 'ring'",
+        ),
+        *(
+            ({"validation": v}, f"strategy.validation must lie between 0 and 1, got {v}")
+            for v in (0, 1)
+        ),
+    ],
+    "wa": [LAMBDA, ({"temperature": 0}, "strategy.temperature must be positive, got 0")],
     "er_ace": [*PLACES[:1], unweighted("er_ace", "the means are added")],
     "er_ewc": [*PLACES[:1], LAMBDA, LABELS, PENALTY, SAMPLES],
     "ewc": [
@@ -349,6 +362,11 @@ EDGES: dict[str, list[dict[str, Any]]] = {
     ],
     "slda": [{"shrinkage": 0}, {"shrinkage": 1}],
     "soft_sharing": [{"lambda_": 0, "penalty": "proximal"}],
+    "bic": [
+        {"lambda_": 0, "temperature": 0.1, "validation": 0.9, "policy": "class_balanced"},
+        {"validation": 0.1},
+    ],
+    "wa": [{"lambda_": 0, "temperature": 0.1}],
     "xdg": [{"gated": 0, "initial": "network"}, {"gated": 0.9}],
 }
 

@@ -19,6 +19,7 @@ VARIANTS = {
     "cls_er": ("scenario=task strategy.stable_rate=0.5",),
     "cumulative": ("strategy.growing_batch=true", "strategy.restart=shrink_perturb"),
     "derpp": (f"strategy.policy=class_balanced {PER_CLASS}",),
+    "bic": (f"strategy.policy=class_balanced {PER_CLASS}",),
     "icarl": (f"{PER_CLASS} strategy.temperature=2",),
     "er_ewc": ("strategy.policy=class_balanced", "strategy.penalty=loss"),
     "expandable_head": ("strategy.new_units=imprinted",),
@@ -163,6 +164,8 @@ CLAIMS = [
     (("strategy=derpp", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),
     (("strategy=er_ace", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),
     (("strategy=mir", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),
+    (("strategy=bic", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),
+    (("strategy=wa", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),
     (
         ("strategy=mer", "strategy.buffer_size=100"),
         ("benchmark=split_digits", "training.epochs=1"),

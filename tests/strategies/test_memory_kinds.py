@@ -11,12 +11,14 @@ from cl_runner.strategies import available
 TASK_IL = ("den", "gpm", "hat", "packnet", "pnn", "separate", "soft_sharing", "xdg")
 BUFFERED = (
     *("agem", "cls_er", "der", "derpp", "er", "er_ace", "er_ewc", "gdumb", "gem", "icarl", "mer"),
-    "mir",
+    *("bic", "mir", "wa"),
 )
 # Whatever has no other kind is float32.
 KINDS = {
+    "bias": torch.bool,
     "buffer_index": torch.int64,
     "buffer_task": torch.int64,
+    "buffer_validation": torch.bool,
     "free": torch.bool,
     "hidden": torch.bool,
     "output": torch.bool,
