@@ -29,7 +29,10 @@ VARIANTS = {
     "gem": ("scenario=task strategy.margin=0",),
     "gpm": ("scenario=task strategy.threshold=[1.0]",),
     "ogd": ("scenario=task", "strategy.logits=all strategy.directions=50"),
-    "ewc": ("strategy.mode=online", "strategy.penalty=proximal", "strategy.fisher_labels=sampled"),
+    "ewc": (
+        *("strategy.mode=online", "strategy.penalty=proximal", "strategy.fisher_labels=sampled"),
+        "strategy.curvature=kron",
+    ),
     "der": (
         "strategy.policy=class_balanced",
         "strategy.policy=ring",
@@ -101,6 +104,7 @@ FIRST_TASK_IS_NAIVE = [
     ("rwalk",),
     ("ewc",),
     ("ewc", "strategy.penalty=proximal"),
+    ("ewc", "strategy.curvature=kron", "strategy.penalty=loss"),
     ("l2",),
     ("cumulative",),
     ("from_scratch",),
@@ -136,6 +140,11 @@ CLAIMS = [
         ("strategy=ewc", "strategy.lambda=30", "strategy.penalty=proximal"),
         ("benchmark=permuted_digits",),
         0.05,
+    ),
+    (
+        ("strategy=ewc", "strategy.curvature=kron", "strategy.lambda=10"),
+        ("benchmark=permuted_digits",),
+        0.15,
     ),
     (("strategy=l2", "strategy.lambda=0.1"), ("benchmark=permuted_digits", SMALLER), 0.02),
     (("strategy=er", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),

@@ -15,12 +15,14 @@ from cl_runner.functional.importance import (
     Cotangents,
     Forward,
     Size,
+    Use,
     add_gradient_sizes,
     ruled_layers,
     score_cotangents,
     split,
     traced,
 )
+from cl_runner.functional.kronecker import Factors, add_factors
 from cl_runner.training.env import Env
 
 
@@ -51,7 +53,7 @@ def mean_gradient_sizes(
     def forward(batch: Batch) -> Tensor:
         return env.net(s.theta, batch.x, batch.task)
 
-    layers, at_once = by_rules(s, task, env, forward)
+    layers, at_once = by_rules(first_sample(s.t, task, env), env, forward)
 
     def add(total: Tensor, batch: Batch) -> Tensor:
         if not layers:
@@ -81,19 +83,27 @@ def mean_gradient_sizes(
     return total / count
 
 
-def by_rules(s: TrainState, task: Task, env: Env, forward: Forward) -> tuple[list[nn.Module], int]:
+def by_rules(one: Batch, env: Env, forward: Forward) -> tuple[list[nn.Module], int]:
     """The layers whose gradients follow RULES, if all do, and how many samples to take at once."""
+    uses = ruled_uses(one, env, forward)
+    return [use.layer for use in uses], FACTOR_BYTES // max(1, sum(u.factor.nbytes for u in uses))
+
+
+def ruled_uses(one: Batch, env: Env, forward: Forward) -> list[Use]:
+    """What a pass of one sample makes of the layers; nothing, unless RULES hold for all of it."""
     env.flat.module.eval()
     layers = ruled_layers(env.flat.module)
-    index, tasks = task.samples()
-    one = tasks if isinstance(tasks, int) else tasks[:1]
-    _, uses = traced(layers, forward, env.gather(index[:1], one, s.t))
+    _, uses = traced(layers, forward, one)
     env.flat.module.train()
     each_once = sorted(id(use.layer) for use in uses) == sorted(id(layer) for layer in layers)
     as_ruled = all(use.factor.dim() == 3 and len(use.factor) == 1 for use in uses)
-    if not (layers and each_once and as_ruled):
-        return [], 0
-    return layers, FACTOR_BYTES // sum(use.factor.nbytes for use in uses)
+    return uses if each_once and as_ruled else []
+
+
+def first_sample(t: Tensor, task: Task, env: Env) -> Batch:
+    """A batch of one of a task's samples. t: 0-d, for which classes count as seen."""
+    index, tasks = task.samples()
+    return env.gather(index[:1], tasks if isinstance(tasks, int) else tasks[:1], t)
 
 
 def fisher_diagonal(
@@ -103,11 +113,78 @@ def fisher_diagonal(
 
     labels: one of LABEL_RULES. The classes are those active in training.
     """
+    return mean_gradient_sizes(s, task, env, scores(labels), torch.square, samples)
 
-    def scores(logits: Tensor, batch: Batch) -> Sequence[Tensor]:
+
+def scores(labels: str) -> Cotangents:
+    """Those of log p, over the classes active in training, by one of LABEL_RULES."""
+
+    def cotangents(logits: Tensor, batch: Batch) -> Sequence[Tensor]:
         return score_cotangents(logits, batch.y, batch.active, labels, batch.noise["label"])
 
-    return mean_gradient_sizes(s, task, env, scores, torch.square, samples)
+    return cotangents
+
+
+def kronecker_factors(
+    s: TrainState, task: Task, env: Env, *, labels: str, samples: int | None
+) -> dict[str, Factors]:
+    """A and G of each layer, by its name: means over a task's training samples (or `samples`).
+
+    labels: one of LABEL_RULES. The classes are those active in training; dropout is off.
+    """
+
+    def forward(batch: Batch) -> Tensor:
+        return env.net(s.theta, batch.x, batch.task)
+
+    names = structured_layers(env)
+    layers, at_once = by_rules(first_sample(s.t, task, env), env, forward)
+
+    def add(sums: dict[nn.Module, Factors], batch: Batch) -> dict[nn.Module, Factors]:
+        for part in split(batch, at_once):
+            add_factors(sums, layers, forward, part, scores(labels))
+        return sums
+
+    zero = {use.layer: empty_factors(use, s.theta.detach()) for use in names.values()}
+    sums, count = env.fold(add, zero, s, task, samples=samples)
+    return {
+        name: Factors(*(factor / count for factor in sums[use.layer]))
+        for name, use in names.items()
+    }
+
+
+def structured_layers(env: Env) -> dict[str, Use]:
+    """The layers of the network, and what a sample's pass makes of each, by their names.
+
+    Raises UserError unless these are Linear and Conv2d layers that hold all parameters, each used
+    once.
+    """
+
+    def forward(batch: Batch) -> Tensor:
+        return env.net(env.flat.theta, batch.x, batch.task)
+
+    first = env.stream[0]
+    t = torch.zeros((), dtype=torch.int64, device=first.train.device)
+    uses = {use.layer: use for use in ruled_uses(first_sample(t, first, env), env, forward)}
+    named = {name: m for name, m in env.flat.module.named_modules() if m in uses}
+    known = all(
+        isinstance(m, nn.Linear | nn.Conv2d) and all(p.requires_grad for p in m.parameters())
+        for m in named.values()
+    )
+    check(
+        bool(named) and known,
+        "strategy.curvature=kron needs a model whose parameters are all in Linear and Conv2d "
+        "layers, each used once, without BatchNorm: use model=mlp or model=cnn, or "
+        "strategy.curvature=diagonal",
+    )
+    return {name: uses[m] for name, m in named.items()}
+
+
+def empty_factors(use: Use, like: Tensor) -> Factors:
+    """A and G of a layer before any sample: all 0, of the kind of `like`."""
+    layer = use.layer
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    inputs = layer.weight[0].numel() + (layer.bias is not None)
+    return Factors(*(like.new_zeros(n, n) for n in (inputs, len(layer.weight))))
 
 
 def output_sensitivity(s: TrainState, task: Task, env: Env, *, samples: int | None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -49,15 +49,27 @@ class Quadratic(NamedTuple):
         theta = quadratic_proximal(s.theta, self.anchor, self.importance, step)
         return s._replace(theta=theta)
 
+    def steepest(self) -> Tensor:
+        """Its largest second derivative, 0-d."""
+        return self.strength * self.importance.max()
 
-def unstable(s: TrainState, penalty: Quadratic, how: str, env: Env) -> Iterator[str]:
+
+class Penalty(Protocol):
+    """What `descend` needs of a penalty: see `Quadratic`, and `parts.kronecker.Structured`."""
+
+    def pull(self, grad: Tensor, theta: Tensor) -> Tensor: ...
+    def proximal_step(self, s: TrainState, env: Env) -> TrainState: ...
+    def steepest(self) -> Tensor: ...
+
+
+def unstable(s: TrainState, penalty: Penalty, how: str, env: Env) -> Iterator[str]:
     """That steps along the penalty's gradient have become too long for SGD, where they have.
 
     On a quadratic of curvature L steps of lr with momentum m diverge once lr L > 2 (1 + m).
     """
     if how != "loss" or not isinstance(env.optimizer, SGD):
         return
-    longest = float(s.opt["lr"] * penalty.strength * penalty.importance.max())
+    longest = float(s.opt["lr"] * penalty.steepest())
     if longest > 2 * (1 + env.optimizer.momentum):
         yield (
             "the penalty has become too steep for optimizer.lr, and its steps diverge: use "
@@ -65,7 +77,7 @@ def unstable(s: TrainState, penalty: Quadratic, how: str, env: Env) -> Iterator[
         )
 
 
-def descend(s: TrainState, grad: Tensor, penalty: Quadratic, how: str, env: Env) -> TrainState:
+def descend(s: TrainState, grad: Tensor, penalty: Penalty, how: str, env: Env) -> TrainState:
     """The state after a step down loss + penalty. grad [P]: the loss's alone; it is overwritten.
 
     how: `loss`, the optimizer's step along the gradient of the sum; `proximal`, its step along that
