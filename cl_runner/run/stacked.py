@@ -52,7 +52,9 @@ def fixed_by_seed(env: Env) -> bool:
     """Whether parts of the network that are not trained would be others with another seed."""
     if all(p.requires_grad for p in env.flat.module.parameters()):
         return False
-    pairs = zip(env.flat.module.parameters(), env.network("another").parameters(), strict=True)
+    another = shallow(env)
+    another.seed = env.seed + 1
+    pairs = zip(env.flat.module.parameters(), another.network().parameters(), strict=True)
     return any(not (p.requires_grad or torch.equal(p, other)) for p, other in pairs)
 
 
