@@ -380,6 +380,7 @@ def schema_of(group: str, node: Mapping[str, Any]) -> type:
     return {
         "benchmark": lambda: KINDS[node["kind"]][0],
         "model": lambda: MODELS[node["name"]][0],
+        "adapter": lambda: schema.ADAPTERS[node["name"]],
         "optimizer": lambda: schema.OPTIMIZERS[node["name"]],
         "training": lambda: schema.Training,
         "strategy": lambda: strategies.find(node["name"]),
@@ -387,7 +388,7 @@ def schema_of(group: str, node: Mapping[str, Any]) -> type:
 
 
 NEEDED = {"table": ("benchmark.label=y", "benchmark.slice=month")}  # what has no default
-GROUPS = ("benchmark", "model", "optimizer", "training", "strategy")
+GROUPS = ("benchmark", "model", "adapter", "optimizer", "training", "strategy")
 FILES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 EXPERIMENTS = sorted(
     path.relative_to(CONF / "experiment").with_suffix("").as_posix()
@@ -400,7 +401,7 @@ def test_a_yaml_file_holds_exactly_its_schema(
     configure: Callable[..., Config], group: str, name: str
 ) -> None:
     cfg = configure(f"{group}={name}", *NEEDED.get(name, ()))
-    node = cfg.resolved[group]
+    node = cfg.resolved.get(group, {"name": "none"})  # an adapter that is none is left out
     schema = schema_of(group, node)
     assert set(node) == {f.name.rstrip("_") for f in dataclasses.fields(schema)}
     assert group == "training" or node["name"] == name
@@ -409,7 +410,9 @@ def test_a_yaml_file_holds_exactly_its_schema(
     assert {f.name.rstrip("_"): getattr(parsed, f.name) for f in dataclasses.fields(schema)} == node
 
 
-@pytest.mark.parametrize(("group", "name"), [f for f in FILES if f[0] in ("model", "strategy")])
+@pytest.mark.parametrize(
+    ("group", "name"), [f for f in FILES if f[0] in ("model", "adapter", "strategy")]
+)
 def test_a_yaml_file_repeats_the_defaults_of_its_schema(group: str, name: str) -> None:
     # A default lives in the class; the file shows it to the user.
     node = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
@@ -424,6 +427,7 @@ def test_a_yaml_file_repeats_the_defaults_of_its_schema(group: str, name: str) -
 def test_there_is_a_file_for_each_name_and_a_name_for_each_file() -> None:
     names = {group: {name for g, name in FILES if g == group} for group in GROUPS}
     assert names["model"] == set(MODELS)
+    assert names["adapter"] == set(schema.ADAPTERS)
     assert names["optimizer"] == set(schema.OPTIMIZERS)
     assert names["strategy"] == set(strategies.available())
     files = [OmegaConf.load(CONF / "benchmark" / f"{name}.yaml") for name in names["benchmark"]]

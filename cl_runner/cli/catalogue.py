@@ -61,9 +61,9 @@ EXPLAIN = """\
 cl-run explain NAME
 
 NAME    what is shown
-ewc     a strategy, benchmark, model, optimizer or experiment: what it does, each key with its
-        default and what it means, scenarios, paper, and the presets that use it with the published
-        result that they are held against
+ewc     a strategy, benchmark, model, adapter, optimizer or experiment: what it does, each key
+        with its default and what it means, scenarios, paper, and the presets that use it with the
+        published result that they are held against
 config  every key that stands in no group: seed, scenario, data.*, budget.*, guard.*, eval.*, ...
 strategy.buffer_size
         a key: its default and meaning, wherever there is one"""

@@ -168,6 +168,7 @@ def is_list(key: str) -> bool:
         "": (schema.Config,),
         "benchmark": tuple(own for own, _ in BENCHMARK.ours().values()),
         "model": tuple(own for own, _ in MODEL.ours().values()),
+        "adapter": tuple(schema.ADAPTERS.values()),
         "optimizer": tuple(schema.OPTIMIZERS.values()),
     }.get(section, ())
     types = {str(f.type) for schema in schemas for f in fields(schema) if f.name == name}

@@ -20,11 +20,14 @@ IMMATERIAL = {
 def of_run(node: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that identify a run: without the keys about the command, and what is not used.
 
-    That is what is not set (`UNSET`), and the detector of a run that detects no borders.
+    That is what is not set (`UNSET`), the detector of a run that detects no borders, and the
+    adapter of a run that trains the model's own weights.
     """
     unset = {key for key in UNSET if not node.get(key)}
     if node.get("training", {}).get("boundaries") != "detected":
         unset.add("detector")
+    if node.get("adapter", {}).get("name") == "none":
+        unset.add("adapter")
     return {k: v for k, v in node.items() if k not in ABOUT_THE_COMMAND | unset}
 
 

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cl_runner.config.identity import of_run
 from cl_runner.config.plugins import BENCHMARK, MODEL, schema_of
 from cl_runner.config.schema import (
+    ADAPTERS,
     OPTIMIZERS,
     SECTIONS,
     Budget,
@@ -122,7 +123,8 @@ def validate(cfg: DictConfig) -> Config:
         node: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from None
-    node = {"detector": {}} | node  # the configuration of a run that detects nothing has none
+    # The configuration of a run without them has neither detector nor adapter.
+    node = {"detector": {}, "adapter": {"name": "none"}} | node
     known = {f.name for f in dataclasses.fields(Config)} - {"resolved"}
     for key in node:
         check(key in known, f"unknown key {key}; known are {', '.join(sorted(known))}")
@@ -133,12 +135,14 @@ def validate(cfg: DictConfig) -> Config:
         node["init_from"] = pinned(top.init_from)
     benchmark = schema_of(BENCHMARK, node["benchmark"].get("kind"), top.plugins)
     model = schema_of(MODEL, node["model"].get("name"), top.plugins)
+    one_of("adapter.name", node["adapter"].get("name"), tuple(ADAPTERS))
     one_of("optimizer.name", node["optimizer"].get("name"), tuple(OPTIMIZERS))
     return Config(
         **dataclasses.asdict(top),
         data=parse(Data, node["data"], "data"),
         benchmark=parse(benchmark, node["benchmark"], "benchmark"),
         model=parse(model, node["model"], "model"),
+        adapter=parse(ADAPTERS[node["adapter"]["name"]], node["adapter"], "adapter"),
         optimizer=parse(OPTIMIZERS[node["optimizer"]["name"]], node["optimizer"], "optimizer"),
         training=parse(Training, node["training"], "training"),
         detector=parse(Detector, node["detector"], "detector"),

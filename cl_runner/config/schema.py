@@ -17,7 +17,7 @@ from cl_runner.errors import check, one_of
 
 SCENARIOS = ("task", "domain", "class")
 SECTIONS = (
-    *("data", "benchmark", "model", "optimizer", "training"),
+    *("data", "benchmark", "model", "adapter", "optimizer", "training"),
     *("detector", "budget", "guard", "eval", "energy", "checkpoint", "strategy"),
 )
 ENGINES = ("auto", "eager", "compile", "graph")
@@ -171,6 +171,33 @@ class ResNet(Model):
     def __post_init__(self) -> None:
         one_of("model.init", self.init, ("default", "kaiming_fan_in", "kaiming_fan_out"))
         check(self.width >= 1, f"model.width must be positive, got {self.width}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """What is trained in the place of a model's weights; `none`: they are."""
+
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA(Adapter):
+    """Low-rank adapters in the Linear layers; the model's weights stay (see nn.adapters)."""
+
+    rank: int = 8
+    alpha: float = 8.0
+    layers: list[str] | None = None  # names; None: all but the output layer
+    head: str = "train"  # the output layer: train | frozen
+
+    def __post_init__(self) -> None:
+        check(self.rank >= 1, f"adapter.rank must be at least 1, got {self.rank}")
+        check(self.alpha > 0, f"adapter.alpha must be positive, got {self.alpha}")
+        one_of("adapter.head", self.head, ("train", "frozen"))
+        names = self.layers
+        check(
+            names is None or len(names) == len(set(names)) > 0,
+            f"adapter.layers must be one or more different names, or null, got {names}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -434,6 +461,7 @@ class Checkpoint:
         )
 
 
+ADAPTERS: dict[str, type[Adapter]] = {"none": Adapter, "lora": LoRA}
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": Adam}
 
 
@@ -483,6 +511,7 @@ class Config(Top):
     data: Data
     benchmark: Benchmark
     model: Model
+    adapter: Adapter
     optimizer: Optimizer
     training: Training
     detector: Detector

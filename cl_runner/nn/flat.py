@@ -103,15 +103,16 @@ class Flat:
     def output_mask(self, classes: Tensor) -> Tensor:
         """Which parameters [P] belong to the output units of `classes` [K] bool, as bool.
 
-        The output layer is the last Linear layer, which has a unit for each of the K classes.
-        Raises UserError where it has not.
+        The output layer is the last Linear layer, which has a unit for each of the K classes and
+        is trained. Raises UserError where it has not or is not.
         """
         layers = [(n, m) for n, m in self.module.named_modules() if isinstance(m, nn.Linear)]
         name, layer = layers[-1] if layers else ("", None)
-        if layer is None or layer.out_features != len(classes):
+        trained = f"{name}.weight" in self.names
+        if layer is None or layer.out_features != len(classes) or not trained:
             raise UserError(
                 f"the strategy needs an output layer, a unit for each of {len(classes)} classes, as"
-                " the last nn.Linear of the model"
+                " the last nn.Linear of the model, and trains it"
             )
         shown = {f"{name}.weight": classes[:, None], f"{name}.bias": classes}
         parts = [

@@ -62,7 +62,7 @@ def chain(module: nn.Module, strategy: str) -> Network:
         and len(layers(module)) == len(module.stages())
         and all(isinstance(m, nn.Linear | nn.Conv2d) for m in layers(module)),
         f"strategy={strategy} gates the layers of a plain chain of Linear and Conv2d layers; use "
-        "model=mlp or model=cnn",
+        "model=mlp or model=cnn, and adapter=none",
     )
     assert isinstance(module, Network)
     return module

@@ -24,7 +24,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +108,11 @@ class MLP(Network):
     def _last(self, layer: nn.Module, x: Tensor) -> Tensor:
         logits: Tensor = layer(x.flatten(1))
         return logits
+
+
+def plain(network: nn.Module) -> TypeGuard[MLP]:
+    """Whether a network is an MLP all of whose layers are nn.Linear: none has an adapter."""
+    return isinstance(network, MLP) and all(isinstance(m, nn.Linear) for m in network.layers)
 
 
 class CNN(Network):

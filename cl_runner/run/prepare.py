@@ -23,6 +23,7 @@ from cl_runner.data.datasets import Arrays
 from cl_runner.errors import UserError, check
 from cl_runner.machine import cores_and_gpus, energy, ram
 from cl_runner.machine.precision import choose, keep_freed_memory
+from cl_runner.nn.adapters import adapted
 from cl_runner.nn.networks import build, factory
 from cl_runner.run import needs, weights
 from cl_runner.run.boundaries import check_boundaries
@@ -84,6 +85,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     trained = None if config.init_from is None else weights.read(config.resolved["init_from"])
     if trained is not None:
         make_net = weights.starting_from(new, trained)
+    make_net = adapted(make_net, config.adapter)
     parts = needs.of_data(stream, data if arrays is None else None, config.eval)
 
     def network(env: Env) -> nn.Module:

@@ -40,12 +40,22 @@ def obstacle(members: Sequence[Member]) -> str | None:
         return "the model has BatchNorm, whose statistics a stacked step would not move"
     if first.env.stochastic:
         return "the model has dropout, which draws from a generator of its own"
-    if not all(p.requires_grad for p in first.env.flat.module.parameters()):
-        return f"strategy={first.strategy.name} draws fixed parts of the network from the seed"
+    if fixed_by_seed(first.env):
+        return "fixed parts of the network are drawn from the seed"
     for t in range(first.env.num_tasks):
         if len({len(m.env.stream[t].train) for m in members}) > 1:
             return f"task {t + 1} has a different number of samples in each"
     return None
+
+
+def fixed_by_seed(env: Env) -> bool:
+    """Whether parts of the network that are not trained would be others with another seed."""
+    if all(p.requires_grad for p in env.flat.module.parameters()):
+        return False
+    another = shallow(env)
+    another.seed = env.seed + 1
+    pairs = zip(env.flat.module.parameters(), another.network().parameters(), strict=True)
+    return any(not (p.requires_grad or torch.equal(p, other)) for p, other in pairs)
 
 
 def hyper_parameters(members: Sequence[Member]) -> Hyper:

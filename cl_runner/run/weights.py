@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from cl_runner.config.weights import WEIGHTS, pinned, weights_file
 from cl_runner.core import TrainState
 from cl_runner.errors import UserError, check
+from cl_runner.nn.adapters import merged
 from cl_runner.results.files import write_bytes
 from cl_runner.run.frame import kind, short
 from cl_runner.training.env import Env
@@ -18,11 +19,14 @@ Tensors = Mapping[str, Tensor]
 
 
 def save(out: Path, s: TrainState, env: Env) -> None:
-    """Write the network that is trained, as `state_dict` names it, BatchNorm's statistics too."""
+    """Write the network that is trained, as `state_dict` names it, BatchNorm's statistics too.
+
+    Adapters are merged into the weights that they change, so that what is written is the model.
+    """
     import safetensors.torch
 
     env.commit(s)
-    named = env.flat.module.state_dict()
+    named = merged(env.flat.module)
     tensors = {name: v.detach().cpu().contiguous().clone() for name, v in named.items()}
     write_bytes(out / WEIGHTS, safetensors.torch.save(tensors))
 

@@ -15,7 +15,7 @@ from cl_runner.functional import growing
 from cl_runner.functional.growing import as_vector, touching, within
 from cl_runner.functional.losses import quadratic
 from cl_runner.nn.growing import hidden_sizes, indices, layers, stamped, units, with_reserve
-from cl_runner.nn.networks import MLP
+from cl_runner.nn.networks import plain
 from cl_runner.strategies.base import Aux, Strategy
 from cl_runner.strategies.parts.frozen import only
 from cl_runner.training.engines import Learner, Memory
@@ -90,11 +90,13 @@ class DEN(Strategy):
 
     def wrap(self, make_net: Callable[[], nn.Module], env: Env) -> nn.Module:
         net = make_net()
-        if not isinstance(net, MLP) or len(net.layers) == 1 or len(net.norms):
+        if not plain(net) or len(net.layers) == 1 or len(net.norms):
             raise UserError(
-                f"strategy={self.name} needs model=mlp with at least one hidden layer and "
+                f"strategy={self.name} needs model=mlp 1:
+            needs = "model=mlp with at least one hidden layer and "
                 "model.norm=none"
-            )
+            ) layer, and adapter=none"
+            raise UserError(f"strategy={self.name} needs {needs}")
         return with_reserve(net, self.reserve(env))
 
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:

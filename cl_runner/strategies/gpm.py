@@ -59,7 +59,8 @@ class GPM(Strategy):
                 check(
                     next(module.parameters(recurse=False), None) is None,
                     f"strategy={self.name} knows Linear and Conv2d layers only, and the model's "
-                    f"{name} is a {type(module).__name__}; use model=mlp or model=cnn",
+                    f"{name} is a {type(module).__name__}; use model=mlp or model=cnn, "
+                    "and adapter=none",
                 )
         if env.stream.scenario == "task":
             found.popitem()  # the output layer

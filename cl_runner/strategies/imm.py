@@ -45,6 +45,8 @@ class IMM(Strategy):
 
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
         weight = torch.zeros_like(theta, requires_grad=False)
+        if self.merge == "mean" and env.stream.scenario == "task":
+            env.flat.output_mask(env.own_classes[0])  # refuses a model without
         return kept("merged", theta, env.flat.buffers) | {"weight": weight}
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:

@@ -12,7 +12,7 @@ from cl_runner.core import Batch, Task, TrainState
 from cl_runner.errors import check
 from cl_runner.functional.losses import cross_entropy
 from cl_runner.nn.columns import Columns
-from cl_runner.nn.networks import MLP
+from cl_runner.nn.networks import plain
 from cl_runner.strategies.base import Aux, Strategy
 from cl_runner.strategies.parts.frozen import only
 from cl_runner.training.env import Env
@@ -53,9 +53,10 @@ class PNN(Strategy):
 
     def wrap(self, make_net: Callable[[], nn.Module], env: Env) -> nn.Module:
         made = (make_net() for _ in range(env.num_tasks))
-        networks = [net for net in made if isinstance(net, MLP)]
-        check(len(networks) == env.num_tasks, f"strategy={self.name} needs model=mlp")
-        check(not len(networks[0].norms), f"strategy={self.name} needs model.norm=none")
+        networks = [net for net in made if plain(net)]
+        all_plain = len(networks) == env.num_tasks
+        check(all_plain, f"strategy={self.name} needs model=mlp")
+        check(not len(networks[0].norms), f"strategy={self.name} needs model.norm=none") model=mlp and adapter=none")
         check(
             len(networks[0].layers) > 1,
             f"strategy={self.name} needs at least one hidden layer in model.hidden_sizes, got []",
