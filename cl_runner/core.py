@@ -77,6 +77,8 @@ class Task:
     # [n] the task that each of `train` is of, where they come in an order of their own and a row
     # may come again; None: all are of this task, each comes once, in any order.
     of: Tensor | None = None
+    epochs: int | None = None  # of its training; None: as the run's `training` says
+    lr_factor: float = 1.0  # of the optimizer's learning rate, for its training
 
     @property
     def title(self) -> str:
@@ -116,6 +118,9 @@ class Stream:
     shift: Tensor | None  # [C, 1, 1]
     transform: Transform | None = None  # what a task does to the images, by its rows of the tables
     boundaries: str = "sharp"  # between the tasks' training samples, see data.boundaries
+    # [n] rows of x among which the model that the first task makes chooses the samples of the
+    # tasks after it (see run.edits); None: all tasks are known from the beginning.
+    pool: Tensor | None = None
     cache: dict[tuple[str, int], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:

@@ -71,7 +71,7 @@ def frame(saved: Saved, **changes: object) -> Frame:
         keys=(("test", "class"),),
         y=torch.tensor([0, 1, 2, 1, 2, 0, 2, 2, 2]),
         label=torch.tensor([[0, 1, -1], [-1, -1, 2]]),
-        steps=lambda samples: 3 * samples,
+        steps=lambda _, samples: 3 * samples,
         idle=lambda task: task == 0,
         budget=(),
         evaluation=Eval(every=5),
@@ -527,7 +527,7 @@ def test_the_frame_of_a_run_says_what_it_may_hold(prepared):
     config, strategy, env = prepared("benchmark=split_digits", "strategy=er", *options, *budget)
     own = frame_of(config, strategy, initial_state(strategy, env), env)
     assert own.keys == tuple((s, r) for s in ("test", "validation") for r in ("class", "task"))
-    assert (own.tasks, own.rows, own.steps(100)) == (5, len(env.stream.x), 3)
+    assert (own.tasks, own.rows, own.steps(0, 100)) == (5, len(env.stream.x), 3)
     assert not any(own.idle(t) for t in range(5))
     assert (list(own.budget), own.evaluation, own.classes) == (["flops"], config.eval, 10)
     assert torch.equal(own.label, env.stream.label)
@@ -538,7 +538,7 @@ def test_the_frame_of_a_run_says_what_it_may_hold(prepared):
             "benchmark=split_digits", f"strategy={name}", "training.iterations=3"
         )
         own = frame_of(config, strategy, initial_state(strategy, env), env)
-        assert (own.steps(100), [t for t in range(5) if own.idle(t)]) == (steps, idle)
+        assert (own.steps(0, 100), [t for t in range(5) if own.idle(t)]) == (steps, idle)
 
 
 # With eval.tasks and eval.online

@@ -14,6 +14,7 @@ from cl_runner.compare.runs import Run, is_setting, read_runs
 from cl_runner.config.identity import IMMATERIAL, config_hash, flatten
 from cl_runner.config.schema import Eval
 from cl_runner.errors import UserError, check
+from cl_runner.functional.metrics import Matrix
 from cl_runner.machine.reading import yaml_values
 from cl_runner.results.columns import is_metric, of_guard, of_kind, task_costs
 from cl_runner.results.files import read_rows
@@ -30,6 +31,7 @@ from cl_runner.results.names import (
     ACCURACY_TABLE,
     CONFIG,
     COST_TABLE,
+    EDIT_TABLE,
     GUARD_TABLE,
     ONLINE_TABLE,
     STATES,
@@ -39,6 +41,7 @@ from cl_runner.results.names import (
 from cl_runner.results.seeds import interval
 
 TOLERANCE = 1e-9  # of a metric; the files hold every digit
+EDITS = "edits"  # the kind of benchmark whose later tasks nobody knows before the first
 SAID = STATES[:4]  # of a summary.csv; no run says of itself that it was killed or is missing
 READINGS, SPLITS = ("task", "domain", "class"), ("test", "validation")
 NAMED = ("benchmark", "strategy", "model", "optimizer")  # their names are columns of summary.csv
@@ -80,7 +83,12 @@ def of_run(run: Run) -> Iterator[str]:
     except (UserError, ValueError, KeyError) as error:
         yield unreadable(run.folder / ONLINE_TABLE, error)
         rows = None
-    yield from of_metrics(matrices, row, within, rows)
+    try:
+        edited = read_edits(run.folder, matrices.get(("test", scenario)))
+    except (UserError, ValueError, KeyError, IndexError) as error:
+        yield unreadable(run.folder / EDIT_TABLE, error)
+        edited = None
+    yield from of_metrics(matrices, row, within, rows, edited)
     yield from of_tidy(run.folder, matrices)
 
 
@@ -114,6 +122,22 @@ def read_online(folder: Path) -> list[dict[str, str]] | None:
         said = number(row["accuracy"]) if row["accuracy"] else None
         if not 0 <= hits <= samples or said != (hits / samples if samples else None):
             raise ValueError(f"row {i}: {hits} hits of {samples} samples are not {said}")
+    return rows
+
+
+def read_edits(folder: Path, R: Matrix | None) -> list[dict[str, str]] | None:
+    """The rows of edits.csv, if there is one. Raises ValueError where the matrix says otherwise."""
+    path = folder / EDIT_TABLE
+    if not path.exists():
+        return None
+    rows = read_rows(path)
+    last = int(rows[-1]["task"])
+    for row in rows if R is not None else ():
+        assert R is not None
+        task = int(row["task"])
+        for name, after in (("success", task), ("retained", last)):
+            if not same_cell(row[name], None if np.isnan(v := R[after, task - 1]) else float(v)):
+                raise ValueError(f"task {task}: {name} is {row[name]}, the matrix says {v}")
     return rows
 
 
@@ -247,15 +271,16 @@ def of_shapes(matrices: Matrices, row: Mapping[str, str]) -> Iterator[str]:
             yield f"{name} has {R.shape[1]} tasks, {SUMMARY} says {T}"
         if not complete:
             continue
-        if asked == "all" and np.isnan(R).any():
+        chosen = row.get("benchmark.kind") == EDITS
+        if asked == "all" and np.isnan(R[chosen:]).any():
             yield f"{name} has empty cells, but the run is complete"
-        elif (there := ~np.isnan(R)).tolist() != cells_of(asked, R.shape[1]):
+        elif (there := ~np.isnan(R)).tolist() != cells_of(asked, R.shape[1], chosen=chosen):
             yield f"{name} has {there.sum()} cells, not those of eval.tasks={asked}"
 
 
-def cells_of(asked: str, T: int) -> list[list[bool]]:
-    """Which cells [T + 1, T] a run with this eval.tasks measures."""
-    rows = [Eval(tasks=asked).shown(done, T) for done in range(T + 1)]
+def cells_of(asked: str, T: int, *, chosen: bool = False) -> list[list[bool]]:
+    """Which cells [T + 1, T] a run with this eval.tasks measures; see `Eval.shown`."""
+    rows = [Eval(tasks=asked).shown(done, T, chosen=chosen) for done in range(T + 1)]
     return [[task in shown for task in range(T)] for shown in rows]
 
 
@@ -264,9 +289,10 @@ def of_metrics(
     row: Mapping[str, str],
     curves: Curves | None,
     online: Sequence[Mapping[str, str]] | None,
+    edited: Sequence[Mapping[str, str]] | None,
 ) -> Iterator[str]:
-    """Every metric is what the matrix or online.csv gives, and there is none without them."""
-    expected = metric_columns(matrices, row.get("scenario", ""), curves, online)
+    """Every metric is what the matrix, online.csv or edits.csv gives, and there is no other."""
+    expected = metric_columns(matrices, row.get("scenario", ""), curves, online, edited)
     for name in dict.fromkeys([*expected, *filter(is_metric, row)]):
         cell, value = row.get(name, ""), expected.get(name)
         if value is None or math.isnan(value):

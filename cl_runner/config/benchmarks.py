@@ -201,6 +201,46 @@ class Sequence(Benchmark):
         check_listed("benchmark.datasets", self.datasets, self.num_tasks)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Edits(Benchmark):
+    """The first task is the data set; each further one, an edit, is what its model gets wrong."""
+
+    divides: ClassVar[bool] = True
+    chosen: ClassVar[bool] = True
+    scenarios: ClassVar[tuple[str, ...]] = ("domain",)
+
+    per_edit: int = 1  # samples of an edit
+    epochs_per_edit: int = 50  # passes over an edit: of one sample each is a step
+    lr_factor: float = 0.1  # edits learn at so much of the optimizer's rate
+    pool_fraction: float = 0.5  # of the training samples, kept out of the first task: the pool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self.num_tasks >= 2,
+            "benchmark.num_tasks must be at least 2: the first task, and an edit each, got "
+            f"{self.num_tasks}",
+        )
+        for name in ("per_edit", "epochs_per_edit"):
+            value = getattr(self, name)
+            check(value >= 1, f"benchmark.{name} must be at least 1, got {value}")
+        check(self.lr_factor > 0, f"benchmark.lr_factor must be positive, got {self.lr_factor}")
+        check(
+            0 < self.pool_fraction < 1,
+            f"benchmark.pool_fraction must lie in (0, 1), got {self.pool_fraction}",
+        )
+        check(
+            self.boundaries == "sharp",
+            f"benchmark.boundaries={self.boundaries} does not go with benchmark={self.name}, whose "
+            "edits are not known when the stream begins: use sharp",
+        )
+        check(
+            self.samples_per_task is None,
+            f"benchmark.samples_per_task has no meaning for {self.name}: benchmark.per_edit says "
+            "how many samples an edit has, benchmark.train_samples how many there are in all",
+        )
+
+
 def check_listed(key: str, listed: list[str], num_tasks: int | None) -> None:
     """Raise UserError unless a list has an entry for each of so many tasks."""
     check(bool(listed), f"{key} must hold one entry per task, got an empty list")

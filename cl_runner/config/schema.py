@@ -41,6 +41,8 @@ class Benchmark:
     """What all benchmarks have in common: a data set, turned into a sequence of tasks."""
 
     divides: ClassVar[bool] = False  # each sample is in one task only; else in every one
+    chosen: ClassVar[bool] = False  # the first task's model chooses the samples of those after it
+    scenarios: ClassVar[tuple[str, ...]] = SCENARIOS  # those in which it is defined
 
     name: str
     kind: str
@@ -410,12 +412,14 @@ class Eval:
         right = word == "last" and number.isascii() and number.isdecimal() and len(number) < 10
         return int(number) if right and int(number) else None
 
-    def shown(self, done: int, num_tasks: int) -> range:
+    def shown(self, done: int, num_tasks: int, *, chosen: bool = False) -> range:
         """The indices of the tasks that are evaluated when `done` of num_tasks are trained.
 
         `all`; `seen`, those that are trained, and the coming one (within a task: the one under
-        way); `last:N`, the last N of these, and the coming one; `none`.
+        way); `last:N`, the last N of these, and the coming one; `none`. chosen: before the first
+        is trained, nobody knows the others (`Benchmark.chosen`).
         """
+        num_tasks = 1 if chosen and not done else num_tasks
         if self.tasks in ("all", "none"):
             return range(num_tasks if self.tasks == "all" else 0)
         first = 0 if self.tasks == "seen" else max(0, done - (self._last() or 0))
@@ -527,6 +531,12 @@ class Config(Top):
         super().__post_init__()
         if self.guard.drop is not None:
             self.check_guarded()
+        defined = self.benchmark.scenarios
+        check(
+            self.scenario in defined,
+            f"benchmark={self.benchmark.name} is defined for scenario={', '.join(defined)} only, "
+            f"got scenario={self.scenario}",
+        )
         fuzzy = self.benchmark.boundaries == "fuzzy"
         check(
             not fuzzy or self.scenario != "task",
@@ -539,6 +549,11 @@ class Config(Top):
             "samples of the next task before its classes count as seen: use all or current",
         )
         told = self.training.boundaries
+        check(
+            told == "known" or not self.benchmark.chosen,
+            f"training.boundaries={told} does not go with benchmark={self.benchmark.name}, whose "
+            "tasks after the first are trained otherwise than it: use known",
+        )
         if told != "known":
             self.check_untold()
         if told != "detected":

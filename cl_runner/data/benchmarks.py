@@ -17,6 +17,7 @@ import torch
 
 from cl_runner.config.benchmarks import (
     Conditions,
+    Edits,
     Files,
     Folders,
     LabelPermuted,
@@ -32,6 +33,7 @@ from cl_runner.config.schema import Benchmark
 from cl_runner.core import Stream
 from cl_runner.data.datasets import Arrays
 from cl_runner.data.kinds.conditions import conditions_stream
+from cl_runner.data.kinds.edits import edits_stream
 from cl_runner.data.kinds.label_permuted import label_permuted_stream
 from cl_runner.data.kinds.permuted import permuted_stream
 from cl_runner.data.kinds.random_labels import random_labels_stream
@@ -51,6 +53,7 @@ KINDS: dict[str, tuple[type[Benchmark], Callable[[Any, Arrays, str], Stream]]] =
     "conditions": (Conditions, conditions_stream),
     "label_permuted": (LabelPermuted, label_permuted_stream),
     "random_labels": (RandomLabels, random_labels_stream),
+    "edits": (Edits, edits_stream),
     "folders": (Folders, slices_stream),
     "sequence": (Sequence, sequence_stream),
     "files": (Files, slices_stream),

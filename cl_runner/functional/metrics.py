@@ -153,5 +153,37 @@ def online_accuracy(counts: ArrayLike) -> float:
     return float(hits / samples) if samples else float("nan")
 
 
+# Of edits. readings: (E, 4), a row for each: the share of its samples that are right just after it
+# and after the last one, that of the untouched samples which are taken for the same class as before
+# the first one, and that of the altered copies of its samples that are right.
+
+
+def edit_success(readings: ArrayLike) -> float:
+    """mean_e of what is right just after edit e; NaN without edits."""
+    return _mean(_readings(readings)[:, 0])
+
+
+def edits_retained(readings: ArrayLike) -> float:
+    """mean_e of what of edit e is right after the last edit; NaN without edits."""
+    return _mean(_readings(readings)[:, 1])
+
+
+def locality(readings: ArrayLike) -> float:
+    """Share of the untouched samples that all edits together leave as they were.
+
+    Mitchell et al. 2022, arXiv 2110.11309, call the opposite drawdown. NaN without edits.
+    """
+    return _mean(_readings(readings)[-1:, 2])
+
+
+def generality(readings: ArrayLike) -> float:
+    """mean_e of the altered copies that are right just after edit e; NaN without edits."""
+    return _mean(_readings(readings)[:, 3])
+
+
+def _readings(readings: ArrayLike) -> Matrix:
+    return np.asarray(readings, dtype=np.float64).reshape(-1, 4)
+
+
 def _mean(values: Matrix) -> float:
     return float(values.mean()) if len(values) else float("nan")

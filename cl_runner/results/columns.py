@@ -17,10 +17,14 @@ from cl_runner.functional.metrics import (
     average_anytime_accuracy,
     average_incremental_accuracy,
     bwt,
+    edit_success,
+    edits_retained,
     forgetting,
     fwt,
+    generality,
     intransigence,
     learning_accuracy,
+    locality,
     min_acc,
     next_task_accuracy,
     online_accuracy,
@@ -28,7 +32,8 @@ from cl_runner.functional.metrics import (
 )
 
 Kind = Literal["metric", "calibration", "cost", "group"]
-Needs = Literal["matrix", "curve", "bound", "online"]
+Needs = Literal["matrix", "curve", "bound", "online", "edits"]
+EDIT_READINGS = ("success", "retained", "locality", "generality")  # of edits.csv, in their order
 LARGEST = 1e30  # of what is counted: no machine has come near, and its square is a number
 
 
@@ -63,7 +68,8 @@ class Column:
     kind: Kind
     unit: Unit
     formula: Callable[..., float] | None = None  # of a metric
-    # What the formula takes: R alone, R and the curve, R and a bound; the counts of online.csv.
+    # What the formula takes: R alone, R and the curve, R and a bound; the counts of online.csv; the
+    # readings of edits.csv.
     needs: Needs = "matrix"
     better: Literal["more", "less"] = "less"
     # The tables of cl-compare. Where they are too wide, the columns in the last places leave.
@@ -124,6 +130,14 @@ COLUMNS = (
         better="more",
         place=13,
         told=False,
+    ),
+    *(
+        Column(name, "metric", FRACTION, formula, "edits", "more", place=3, told=False)
+        for name, formula in zip(
+            EDIT_READINGS,
+            (edit_success, edits_retained, locality, generality),
+            strict=True,
+        )
     ),
     Column("NLL", "calibration", NATS, place=8),
     Column("Brier", "calibration", SQUARES, place=9),

@@ -17,7 +17,7 @@ import numpy as np
 from cl_runner.errors import UserError
 from cl_runner.functional.metrics import Matrix
 from cl_runner.machine.reading import LONG, read_text
-from cl_runner.results.columns import column_name, formulas
+from cl_runner.results.columns import EDIT_READINGS, column_name, formulas
 from cl_runner.results.files import Lines, Row, line, read_rows, write_text
 from cl_runner.results.names import ACCURACY_TABLE
 from cl_runner.results.titles import TASKS, UNNAMED, Titles, columns, titled
@@ -151,6 +151,10 @@ def read_titles(path: Path) -> list[str]:
     return [row[TASKS["after_task"]] for row in read_rows(path)[1:] if TASKS["after_task"] in row]
 
 
+def _number(cell: Any) -> float:
+    return math.nan if cell == "" else float(cell)
+
+
 def _fraction(cell: str) -> float:
     value = float(cell) if cell else math.nan
     if cell and not 0 <= value <= 1:
@@ -182,11 +186,12 @@ def metric_columns(
     own_reading: str,
     curves: Curves | None = None,
     online: Sequence[Mapping[str, Any]] | None = None,
+    edits: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, float | None]:
     """Every metric of every matrix; the scenario's own reading of the test data without prefix.
 
     The metrics that need a joint bound have none in a single run. Those that need curves are there
-    where curves are, and those of the rows of online.csv where these are.
+    where curves are, and those of the rows of online.csv and edits.csv where these are.
     """
     columns: dict[str, float | None] = {}
     for (split, reading), R in matrices.items():
@@ -198,4 +203,7 @@ def metric_columns(
     if online is not None:
         counts = [(float(row["samples"]), float(row["hits"])) for row in online]
         columns |= {name: formula(counts) for name, formula in formulas("online").items()}
+    if edits is not None:
+        read = [[_number(row[name]) for name in EDIT_READINGS] for row in edits]
+        columns |= {name: formula(read) for name, formula in formulas("edits").items()}
     return columns

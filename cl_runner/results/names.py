@@ -6,6 +6,7 @@ SUMMARY, STATISTICS, COMPARISON = "summary.csv", "statistics.csv", "comparison.c
 ACCURACY_MATRIX, ACCURACY_TABLE = "accuracy_matrix.csv", "accuracies.csv"
 COST_TABLE, TASK_TABLE = "costs.csv", "tasks.csv"  # the latter where tasks have names
 ONLINE_TABLE = "online.csv"  # with eval.online
+EDIT_TABLE = "edits.csv"  # with benchmark=edits
 GUARD_TABLE = "guard.csv"  # with guard.drop
 CALIBRATION_TABLE, CONFUSION_TABLE = "calibration.csv", "confusion.csv"  # with eval.calibration
 BOUNDARY_TABLE = "boundaries.csv"  # with training.boundaries=detected

@@ -20,6 +20,12 @@ def check_boundaries(config: Config, strategy: Strategy) -> None:
     """Raise UserError for a strategy that the boundaries, or not to know them, are not for."""
     boundaries = config.benchmark.boundaries
     check(
+        not (config.benchmark.chosen and strategy.whole_sequence),
+        f"strategy={strategy.name} trains on all tasks at once, and those of "
+        f"benchmark={config.benchmark.name} are not known before the first is trained; "
+        "strategy=cumulative trains on all so far",
+    )
+    check(
         boundaries == "sharp" or type(strategy).training_set is Strategy.training_set,
         f"benchmark.boundaries={boundaries} does not go with strategy={strategy.name}, which "
         "chooses the samples that it trains on: use benchmark.boundaries=sharp",
@@ -41,7 +47,14 @@ def begun(strategy: Strategy, s: TrainState, task: Task, env: Env) -> TrainState
     if env.optimizer.reset:
         s = env.restart(s, s.theta)
     with env.meter.counting():
-        return env.commit(strategy.begin_task(s, task, env))
+        s = env.commit(strategy.begin_task(s, task, env))
+    return s if env.stream.pool is None else at_rate(s, task, env)
+
+
+def at_rate(s: TrainState, task: Task, env: Env) -> TrainState:
+    """The state at the learning rate of a task."""
+    lr = torch.full_like(s.opt["lr"], env.rate(task.index))
+    return s._replace(opt=s.opt | {"lr": lr})
 
 
 def ended(strategy: Strategy, s: TrainState, task: Task, env: Env) -> TrainState:

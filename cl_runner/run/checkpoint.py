@@ -27,7 +27,9 @@ from cl_runner.machine.reading import regular, yaml_values
 from cl_runner.results.files import remove_leftovers, sync_folder, write_bytes
 from cl_runner.results.matrices import Curves, Matrices, Tables
 from cl_runner.results.names import CHECKPOINT, CONFIG
+from cl_runner.run.edits import Edits
 from cl_runner.run.frame import (
+    EDITS,
     GROUPS,
     KEPT,
     Frame,
@@ -57,6 +59,7 @@ class Saved(NamedTuple):
     progress: Progress | None = None  # of the training on it; None: before its beginning
     watch: dict[str, Tensor] | None = None  # of the detector, where there is one
     backtest: Backtest | None = None  # what the guard has seen of the task under way
+    edits: Edits | None = None  # where the model of the first task has chosen the others
 
 
 def save(out: Path, saved: Saved, config: Mapping[str, Any]) -> None:
@@ -247,6 +250,8 @@ def to_tensors(saved: Saved) -> dict[str, Tensor]:
         found |= {"losses": torch.stack(list(losses))} if losses else {}
         found |= {"predictions": torch.cat(list(predictions))} if predictions else {}
     found |= {f"watch.{name}": v for name, v in (saved.watch or {}).items()}
+    if saved.edits is not None:
+        found |= {f"{EDITS}{name}": v for name, v in saved.edits._asdict().items()}
     return {k: found[k].detach().cpu().contiguous().clone() for k in sorted(found)}
 
 
@@ -279,7 +284,9 @@ def from_tensors(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> S
     if content["guard"] is not None:
         held = state(KEPT) if f"{KEPT}theta" in tensors else None
         backtest = Backtest(**content["guard"], state=held)
-    at = content["task"], progress, group("watch.") or None, backtest
+    known = group(EDITS)
+    edits = Edits(**known) if known else None
+    at = content["task"], progress, group("watch.") or None, backtest, edits
     return Saved(state(), matrices, content["counts"], content["tables"], curves, *at)
 
 

@@ -18,6 +18,7 @@ from cl_runner.core import TrainState
 from cl_runner.errors import UserError
 from cl_runner.machine.energy import SOURCES
 from cl_runner.results.columns import of_kind, task_costs
+from cl_runner.run import edits
 from cl_runner.run.evaluation import readings, splits
 from cl_runner.run.guard import ROW, Backtest
 from cl_runner.run.tasks import times
@@ -29,6 +30,7 @@ from cl_runner.training.meter import COUNTS, ENERGY, SECONDS
 from cl_runner.training.watch import EVERY, Watch
 
 GROUPS = ("buffers", "opt", "memory")  # the fields of TrainState that are dictionaries
+EDITS = "edits."  # before the names of what is known of edits
 KEPT = "guard."  # before the names of the state to which the guard may go back
 HEADER = 100_000_000  # bytes; safetensors takes no longer one
 LARGEST = 1e30  # of any number that a header counts or measures
@@ -58,7 +60,7 @@ class Frame(NamedTuple):
     keys: tuple[tuple[str, str], ...]  # (split, reading) of the accuracy matrices
     y: Tensor  # [N] the classes of the training set
     label: Tensor  # [T, classes] the output that stands for each in a task; -1: it has none
-    steps: Callable[[int], int]  # of a task that trains on so many samples
+    steps: Callable[[int, int], int]  # of a task, by its index, that trains on so many samples
     idle: Callable[[int], bool]  # of a task: whether it has no step of its own
     budget: Collection[str]  # what is limited
     evaluation: Eval = EVERYTHING  # which tables, curves and cells of the matrices there are
@@ -67,6 +69,9 @@ class Frame(NamedTuple):
     watch: Watch | None = None  # where borders are detected, as it begins
     longest: int = 0  # samples that a task trains on, where these are more than all there are
     guard: str | None = None  # the action of the guard, where there is one
+    # Where the first task's model chooses the others: the edits, the samples of each, those of the
+    # pool, and the test samples that nothing trains on.
+    edits: tuple[int, int, int, int] | None = None
 
     @property
     def tasks(self) -> int:
@@ -86,19 +91,20 @@ class Frame(NamedTuple):
     def most_bytes(self) -> int:
         """No checkpoint of the run is longer."""
         most = max(self.rows * self.tasks, self.longest)
-        steps = self.steps(most)
+        steps = max(self.steps(t, most) for t in range(self.tasks))
         state = sum(v.nbytes for v in named(self.state).values()) * (1 + self.keeps_state)
         samples = (2 + self.evaluation.online) * 8 * most
         rows = (self.tasks + 1) + (self.evaluation.every is not None) * self.tasks * steps
         tables = 8 * len(self.keys) * rows * (self.tasks + 2)
         seen = self.rows * self.tasks if self.watch else 0
-        return HEADER + state + samples + tables + 8 * steps + seen
+        chosen = 8 * (2 * most + sum(self.edits)) if self.edits else 0
+        return HEADER + state + samples + tables + 8 * steps + seen + chosen
 
     def measured(self, done: int) -> Tensor:
         """[T + 1, T] bool: the cells of a matrix that are there after `done` tasks."""
         cells = torch.zeros(self.tasks + 1, self.tasks, dtype=torch.bool)
         for i in range(done + 1):
-            shown = self.evaluation.shown(i, self.tasks)
+            shown = self.evaluation.shown(i, self.tasks, chosen=self.edits is not None)
             cells[i, shown.start : shown.stop] = True
         return cells
 
@@ -112,7 +118,9 @@ def frame_of(config: Config, strategy: Strategy, s: TrainState, env: Env) -> Fra
         keys=tuple((split, reading) for split in splits(stream) for reading in read),
         y=stream.y.cpu(),
         label=stream.label.cpu(),
-        steps=lambda samples: plan(samples, env.training, times(strategy, env))[2],
+        steps=lambda t, samples: plan(
+            samples, env.training, times(strategy, env), stream[t].epochs
+        )[2],
         idle=lambda t: not len(strategy.training_set(s, stream, t, env)[0]),
         budget=env.meter.budget.keys(),
         evaluation=config.eval,
@@ -121,6 +129,7 @@ def frame_of(config: Config, strategy: Strategy, s: TrainState, env: Env) -> Fra
         watch=env.watch,
         longest=max(len(task.train) for task in stream),
         guard=None if config.guard.drop is None else config.guard.action,
+        edits=edits.sizes(stream),
     )
 
 
@@ -316,6 +325,8 @@ def check_tensors(tensors: Mapping[str, Tensor], content: Mapping[str, Any], fra
         names |= check_samples(tensors, content, frame)
     if frame.watch is not None:
         names |= check_watch(tensors, task, frame.watch)
+    if frame.edits is not None and task > 0:
+        names |= check_edits(tensors, task, frame.edits, frame.classes)
     unknown = sorted(tensors.keys() - state.keys() - names)
     expect(not unknown, f"{short(next(iter(unknown), None))} is no tensor of such a run")
 
@@ -374,7 +385,7 @@ def check_samples(
     label = tensors["samples.task"] if content["label"] is None else content["label"]
     right = has_classes(index, label, frame)
     expect(right, "samples.index holds a row whose class is not in its task")
-    most = frame.steps(len(index))
+    most = frame.steps(task, len(index))
     expect(step <= most, f"step must lie in 0 .. {most}, got {short(step)}")
     if (losses := tensors.get("losses")) is not None:
         right = losses.is_floating_point() and losses.ndim == 1 and len(losses) <= step
@@ -414,6 +425,31 @@ def check_watch(tensors: Mapping[str, Tensor], task: int, watch: Watch) -> set[s
     expect(len(there["losses"]) <= EVERY, f"watch.losses must be of at most {EVERY} steps")
     expect(watch.whole(there["state"].tolist()), "watch.state is that of no detector")
     return {f"watch.{name}" for name in own}
+
+
+def check_edits(
+    tensors: Mapping[str, Tensor], task: int, sizes: tuple[int, int, int, int], K: int
+) -> set[str]:
+    """The names of what is known of edits. Raises Unfit unless it is in order."""
+    E, n, pool, untouched = sizes
+    there = {name: v for name, v in tensors.items() if name.startswith(EDITS)}
+    own = edits.Edits(
+        torch.zeros(E, n, dtype=torch.int64),
+        torch.zeros(E, n, dtype=torch.int64),
+        torch.zeros(untouched, dtype=torch.int64),
+        torch.zeros(E, dtype=torch.float64),
+        torch.zeros(E, dtype=torch.float64),
+    )
+    check_same_kind(there, {f"{EDITS}{name}": v for name, v in own._asdict().items()})
+    for name, most in (("places", pool), ("taken", K), ("before", K)):
+        check_range(f"{EDITS}{name}", there[f"{EDITS}{name}"], 0, most - 1)
+    places = there[f"{EDITS}places"].flatten()
+    expect(len(places.unique()) == E * n, f"{EDITS}places must be different ones")
+    for name in ("locality", "generality"):
+        v = there[f"{EDITS}{name}"]
+        right = bool(v[task - 1 :].isnan().all()) and is_fraction(v[: task - 1])
+        expect(right, f"{EDITS}{name} must hold fractions of {task - 1} edits, and none below them")
+    return set(there)
 
 
 def is_of_state(name: str) -> bool:

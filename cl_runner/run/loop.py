@@ -46,7 +46,7 @@ class Run:
     task: int = 0  # index of the one that comes next
     progress: Progress | None = None  # of the training on it, where that has begun
     saved: Saved | None = None  # what it goes on from
-    end: Diverged | None = None  # why it ended before its time
+    end: Diverged | UserError | None = None  # why it ended before its time
     said: set[str] = field(default_factory=set)  # the remarks that were made on it
 
     def logged(self) -> AbstractContextManager[None]:
@@ -206,14 +206,19 @@ def train_on(
     for run, end in zip(runs, ends, strict=True):
         with run.logged():
             run.progress = None
-            if isinstance(end, Diverged):
-                run.end = end
-                run.files.ended(end)
-                log.error("%s", end)
-            else:
-                run.s, run.task = end, t + 1
-                run.files.evaluated(t + 1, run.member.strategy, run.s)
-                remark(run, t, aloud)
+            try:
+                if isinstance(end, Diverged):
+                    raise end
+                if t == 0:
+                    run.files.choose(run.member.strategy, end)
+            except (Diverged, UserError) as error:
+                run.end = error
+                run.files.ended(error)
+                log.error("%s", error)
+                continue
+            run.s, run.task = end, t + 1
+            run.files.evaluated(t + 1, run.member.strategy, run.s)
+            remark(run, t, aloud)
 
 
 def remark(run: Run, t: int, aloud: Callable[[str], None]) -> None:

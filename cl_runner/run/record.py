@@ -28,8 +28,16 @@ from cl_runner.machine.ram import peak_memory, reset_peak_memory
 from cl_runner.results import files, matrices, status
 from cl_runner.results.columns import of_guard, task_costs
 from cl_runner.results.images import write_grid
-from cl_runner.results.names import BOUNDARY_TABLE, CONFIG, OVERRIDES, SUMMARY, TASK_TABLE
+from cl_runner.results.names import (
+    BOUNDARY_TABLE,
+    CONFIG,
+    EDIT_TABLE,
+    OVERRIDES,
+    SUMMARY,
+    TASK_TABLE,
+)
 from cl_runner.results.titles import UNNAMED, Titles, titled
+from cl_runner.run import edits
 from cl_runner.run.calibration import Calibration
 from cl_runner.run.checkpoint import Saved
 from cl_runner.run.evaluation import evaluate, readings
@@ -70,6 +78,7 @@ class RunFiles:
         self.tables: matrices.Tables = {name: [] for name in named}
         self.made: files.Lines = {}
         self.backtest: Backtest | None = None  # what the guard has seen of the task under way
+        self.edits: edits.Edits | None = None  # the tasks that were chosen, with benchmark=edits
         self.curves: matrices.Curves = {}
         self.seconds = 0.0
         self.saved_at = started
@@ -91,7 +100,7 @@ class RunFiles:
         about = {"seconds": self.elapsed(), "members": self.members}
         counts = about | self.env.meter.state()
         watch = None if self.env.watch is None else self.env.watch.tensors()
-        at = task, progress, watch, self.backtest
+        at = task, progress, watch, self.backtest, self.edits
         return Saved(s, self.matrices, counts, self.tables, self.curves, *at)
 
     def elapsed(self) -> float:
@@ -114,7 +123,9 @@ class RunFiles:
         if self.env.watch is not None and saved.watch is not None:
             self.env.watch.restore(saved.watch)
         self.matrices, self.tables, self.curves = saved.matrices, saved.tables, saved.curves
-        self.backtest = saved.backtest
+        self.backtest, self.edits = saved.backtest, saved.edits
+        if self.edits is not None:
+            self.env.stream = edits.with_edits(self.env.stream, self.edits)
         self.at(saved.task, 0 if saved.progress is None else saved.progress.step)
         self.memory = footprint(strategy, s, self.env)
 
@@ -123,10 +134,12 @@ class RunFiles:
         self.env.meter.lap()
         T = len(self.env.stream)
         seen = Calibration(after_task) if self.config.eval.calibration else None
-        shown = self.config.eval.shown(after_task, T)
-        for key, row in evaluate(strategy, s, self.env, seen.see if seen else None, shown).items():
+        shown, see = self.shown(after_task), seen.see if seen else None
+        for key, row in evaluate(strategy, s, self.env, see, shown).items():
             R = self.matrices.setdefault(key, np.full((T + 1, T), np.nan))
             R[after_task] = row
+        if self.edits is not None and after_task > 1:
+            self.edits = edits.read(self.edits, after_task - 1, strategy, s, self.env)
         for name, rows in seen.rows().items() if seen else ():
             self.tables.setdefault(name, []).extend(rows)
         self.env.meter.lap("evaluation_seconds")
@@ -159,10 +172,25 @@ class RunFiles:
         if self.measured_at((task, step)):
             return
         self.env.meter.lap()
-        shown = self.config.eval.shown(task, len(self.env.stream))
-        for key, row in evaluate(strategy, s, self.env, shown=shown).items():
+        for key, row in evaluate(strategy, s, self.env, shown=self.shown(task)).items():
             self.curves.setdefault(key, []).append([task, step, *row])
         self.env.meter.lap("evaluation_seconds")
+
+    def shown(self, done: int) -> range:
+        """The indices of the tasks that are evaluated when `done` are trained."""
+        stream = self.env.stream
+        return self.config.eval.shown(done, len(stream), chosen=stream.pool is not None)
+
+    def choose(self, strategy: Strategy, s: TrainState) -> None:
+        """Choose the tasks after the first by what its model gets wrong, where they are chosen.
+
+        Raises UserError if it gets too little wrong.
+        """
+        if self.env.stream.pool is not None:
+            self.env.meter.lap()
+            self.edits = edits.decide(strategy, s, self.env)
+            self.env.stream = edits.with_edits(self.env.stream, self.edits)
+            self.env.meter.lap("evaluation_seconds")
 
     def measured_at(self, position: tuple[int, int]) -> bool:
         """Whether the curves end at this task and step."""
@@ -231,7 +259,7 @@ class RunFiles:
             for group in ("benchmark", "strategy", "model", "optimizer")
         }
         costs = self.tables["costs"]
-        found = self.matrices, self.own, self.within, self.tables.get("online")
+        found = self.matrices, self.own, self.within, self.tables.get("online"), self.edited()
         metrics = matrices.metric_columns(*found)
         return {
             "benchmark": names["benchmark"],
@@ -279,6 +307,13 @@ class RunFiles:
         borders = [end - mixed[t] // size for t, end in enumerate(watch.ends) if end < watch.step]
         return judged(borders, watch.alarms)
 
+    def edited(self) -> list[dict[str, Any]] | None:
+        """The rows of edits.csv; None for a run that is not about edits."""
+        stream, R = self.env.stream, self.matrices.get(("test", self.own))
+        if stream.pool is None:
+            return None
+        return [] if self.edits is None or R is None else edits.rows_of(self.edits, R, stream)
+
     def detected(self) -> dict[str, float | None]:
         """What became of the borders, where they are detected."""
         if self.env.watch is None:
@@ -308,6 +343,8 @@ class RunFiles:
                     files.write_grown(self.out / f"{name}.csv", rows, self.titles, self.made)
         if rows := self.boundaries():
             files.write_rows(self.out / BOUNDARY_TABLE, rows)
+        if edited := self.edited():
+            files.write_rows(self.out / EDIT_TABLE, edited)
         files.write_rows(self.out / SUMMARY, [{"status": state, **self.columns()}])
 
     def ended(self, error: BaseException) -> None:

@@ -107,8 +107,8 @@ def train_detecting(
 def length(strategy: Strategy, env: Env, progress: Progress, t: int) -> Plan:
     """How long the training on task t is."""
     batch_size = strategy.batch_size(t, env)
-    samples = len(progress.samples[0])
-    return plan(samples, env.training, times(strategy, env), batch_size=batch_size)
+    samples, epochs = len(progress.samples[0]), env.stream[t].epochs
+    return plan(samples, env.training, times(strategy, env), epochs, batch_size=batch_size)
 
 
 def times(strategy: Strategy, env: Env) -> int:

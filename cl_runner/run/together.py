@@ -73,7 +73,7 @@ class Together:
     def anneal(self, share: float) -> None:
         """See Steps."""
         rates = [
-            m.env.optimizer.lr
+            m.env.rate(self.t)
             * optim.rate_factor(m.env.optimizer, max(share, m.env.meter.progress()))
             for m in self.members
         ]

@@ -103,7 +103,7 @@ class MER(ER):
         incoming = 0
         for task in env.stream:
             n = len(task.train)
-            _, per_epoch, steps = plan(n, env.training)
+            _, per_epoch, steps = plan(n, env.training, epochs=task.epochs)
             incoming += steps // per_epoch * n + steps % per_epoch * env.training.batch_size
         return incoming * self.batches * (self.replayed(env) + 1)
 

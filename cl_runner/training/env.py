@@ -27,7 +27,7 @@ class Env:
     """Stream, network, optimizer and seeds of one run.
 
     Nothing in it changes during the run but the storage behind the live `theta` (see `Flat`), the
-    meter and the watch.
+    meter, the watch and, once, the tasks of a stream that is chosen (see `run.edits`).
     """
 
     def __init__(
@@ -134,6 +134,10 @@ class Env:
     def step_size(self, s: TrainState) -> Tensor:
         """How far a step moves theta per unit of a gradient that stays as it is, 0-d or [P]."""
         return optim.step_size(self.optimizer, s.opt)
+
+    def rate(self, t: int) -> float:
+        """The learning rate at which task t begins."""
+        return self.optimizer.lr * self.stream[t].lr_factor
 
     def restart(self, s: TrainState, theta: Tensor) -> TrainState:
         """The state with weights theta [P] and an optimizer that has taken no step yet."""

@@ -144,7 +144,7 @@ class Alone:
     def anneal(self, share: float) -> None:
         """See Steps."""
         progress = max(share, self.env.meter.progress())
-        rate = self.env.optimizer.lr * optim.rate_factor(self.env.optimizer, progress)
+        rate = self.env.rate(self.t) * optim.rate_factor(self.env.optimizer, progress)
         lr = torch.full_like(self.s.opt["lr"], rate)
         self.s = self.s._replace(opt=self.s.opt | {"lr": lr})
 
