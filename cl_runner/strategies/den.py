@@ -90,12 +90,8 @@ class DEN(Strategy):
 
     def wrap(self, make_net: Callable[[], nn.Module], env: Env) -> nn.Module:
         net = make_net()
-        if not plain(net) or len(net.layers) == 1 or len(net.norms):
-            raise UserError(
-                f"strategy={self.name} needs model=mlp 1:
-            needs = "model=mlp with at least one hidden layer and "
-                "model.norm=none"
-            ) layer, and adapter=none"
+        if not plain(net) or len(net.layers) == 1 or net.norms:
+            needs = "model=mlp with at least one hidden layer, model.norm=none and adapter=none"
             raise UserError(f"strategy={self.name} needs {needs}")
         return with_reserve(net, self.reserve(env))
 

@@ -53,10 +53,9 @@ class PNN(Strategy):
 
     def wrap(self, make_net: Callable[[], nn.Module], env: Env) -> nn.Module:
         made = (make_net() for _ in range(env.num_tasks))
-        networks = [net for net in made if plain(net)]
-        all_plain = len(networks) == env.num_tasks
-        check(all_plain, f"strategy={self.name} needs model=mlp")
-        check(not len(networks[0].norms), f"strategy={self.name} needs model.norm=none") model=mlp and adapter=none")
+        networks = [net for net in made if plain(net) and not net.norms]
+        needs = "model=mlp, model.norm=none and adapter=none"
+        check(len(networks) == env.num_tasks, f"strategy={self.name} needs {needs}")
         check(
             len(networks[0].layers) > 1,
             f"strategy={self.name} needs at least one hidden layer in model.hidden_sizes, got []",
