@@ -86,6 +86,12 @@ GRIDS: dict[str, str | dict[str, str]] = {
         "permuted_mnist": f"{BUFFER} strategy.layer=1 strategy.lower_lr_factor=0.01,0.1,0.3",
     },
     "icarl": f"{BUFFER} {RATE}",
+    "ncm": "strategy.features=0,2048",
+    "slda": "strategy.features=0,2048 strategy.shrinkage=0.0001,0.01",
+    "ridge": "strategy.lambda=0.01,0.1,1,10",
+    "wa": f"{BUFFER} strategy.policy=herding,reservoir strategy.lambda=0.3,1,3",
+    "bic": f"{BUFFER} strategy.lambda=0.3,1,3 strategy.validation=0.1,0.2",
+    "bir": "strategy.gated=0,0.1,0.5",
     "gdumb": f"{BUFFER} strategy.epochs=32,128 optimizer.lr=0.0003,0.001",
     "generative_replay": {
         "split_mnist_task": "strategy.labels=hard,distillation strategy.generator_lr=0.001,0.002",
