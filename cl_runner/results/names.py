@@ -8,6 +8,7 @@ COST_TABLE, TASK_TABLE = "costs.csv", "tasks.csv"  # the latter where tasks have
 ONLINE_TABLE = "online.csv"  # with eval.online
 GUARD_TABLE = "guard.csv"  # with guard.drop
 CALIBRATION_TABLE, CONFUSION_TABLE = "calibration.csv", "confusion.csv"  # with eval.calibration
+REPRESENTATION_TABLE = "representation.csv"  # with eval.features
 BOUNDARY_TABLE = "boundaries.csv"  # with training.boundaries=detected
 CONFIG, OVERRIDES = "config.yaml", "overrides.yaml"
 STATUS, JOBS = "status.json", "jobs.json"

@@ -28,6 +28,7 @@ from cl_runner.results.files import remove_leftovers, sync_folder, write_bytes
 from cl_runner.results.matrices import Curves, Matrices, Tables
 from cl_runner.results.names import CHECKPOINT, CONFIG
 from cl_runner.run.frame import (
+    GRAMS,
     GROUPS,
     KEPT,
     Frame,
@@ -39,6 +40,7 @@ from cl_runner.run.frame import (
     short,
 )
 from cl_runner.run.guard import Backtest
+from cl_runner.run.representation import Grams
 from cl_runner.training.fit import Progress
 
 NEXT = "checkpoint.next.safetensors"  # one that is about to take the place of CHECKPOINT
@@ -57,6 +59,7 @@ class Saved(NamedTuple):
     progress: Progress | None = None  # of the training on it; None: before its beginning
     watch: dict[str, Tensor] | None = None  # of the detector, where there is one
     backtest: Backtest | None = None  # what the guard has seen of the task under way
+    grams: Grams | None = None  # what the tasks looked like, with eval.features
 
 
 def save(out: Path, saved: Saved, config: Mapping[str, Any]) -> None:
@@ -247,6 +250,7 @@ def to_tensors(saved: Saved) -> dict[str, Tensor]:
         found |= {"losses": torch.stack(list(losses))} if losses else {}
         found |= {"predictions": torch.cat(list(predictions))} if predictions else {}
     found |= {f"watch.{name}": v for name, v in (saved.watch or {}).items()}
+    found |= {f"{GRAMS}{name}": v for name, v in (saved.grams or {}).items()}
     return {k: found[k].detach().cpu().contiguous().clone() for k in sorted(found)}
 
 
@@ -279,7 +283,7 @@ def from_tensors(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> S
     if content["guard"] is not None:
         held = state(KEPT) if f"{KEPT}theta" in tensors else None
         backtest = Backtest(**content["guard"], state=held)
-    at = content["task"], progress, group("watch.") or None, backtest
+    at = content["task"], progress, group("watch.") or None, backtest, group(GRAMS) or None
     return Saved(state(), matrices, content["counts"], content["tables"], curves, *at)
 
 

@@ -7,6 +7,7 @@ or the program itself would have written. Values that no size or index follows f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -18,8 +19,10 @@ from cl_runner.core import TrainState
 from cl_runner.errors import UserError
 from cl_runner.machine.energy import SOURCES
 from cl_runner.results.columns import of_kind, task_costs
+from cl_runner.run import representation
 from cl_runner.run.evaluation import readings, splits
 from cl_runner.run.guard import ROW, Backtest
+from cl_runner.run.representation import shape_of
 from cl_runner.run.tasks import times
 from cl_runner.strategies.base import Strategy
 from cl_runner.training import online
@@ -29,6 +32,7 @@ from cl_runner.training.meter import COUNTS, ENERGY, SECONDS
 from cl_runner.training.watch import EVERY, Watch
 
 GROUPS = ("buffers", "opt", "memory")  # the fields of TrainState that are dictionaries
+GRAMS = "features."  # before the indices of tasks, of what they looked like
 KEPT = "guard."  # before the names of the state to which the guard may go back
 HEADER = 100_000_000  # bytes; safetensors takes no longer one
 LARGEST = 1e30  # of any number that a header counts or measures
@@ -67,6 +71,7 @@ class Frame(NamedTuple):
     watch: Watch | None = None  # where borders are detected, as it begins
     longest: int = 0  # samples that a task trains on, where these are more than all there are
     guard: str | None = None  # the action of the guard, where there is one
+    grams: tuple[tuple[int, ...], ...] = ()  # the shape for each task, with eval.features
 
     @property
     def tasks(self) -> int:
@@ -92,7 +97,8 @@ class Frame(NamedTuple):
         rows = (self.tasks + 1) + (self.evaluation.every is not None) * self.tasks * steps
         tables = 8 * len(self.keys) * rows * (self.tasks + 2)
         seen = self.rows * self.tasks if self.watch else 0
-        return HEADER + state + samples + tables + 8 * steps + seen
+        grams = 4 * sum(math.prod(shape) for shape in self.grams)
+        return HEADER + state + samples + tables + 8 * steps + seen + grams
 
     def measured(self, done: int) -> Tensor:
         """[T + 1, T] bool: the cells of a matrix that are there after `done` tasks."""
@@ -121,6 +127,7 @@ def frame_of(config: Config, strategy: Strategy, s: TrainState, env: Env) -> Fra
         watch=env.watch,
         longest=max(len(task.train) for task in stream),
         guard=None if config.guard.drop is None else config.guard.action,
+        grams=tuple(shape_of(task, env) for task in stream) if config.eval.features else (),
     )
 
 
@@ -215,6 +222,7 @@ def check_tables(tables: Any, task: int, frame: Frame) -> None:
     columns |= TABLES if frame.evaluation.calibration else {}
     columns |= {"online": {*online.row(0, 0, 0, 0)}} if frame.evaluation.online else {}
     columns |= {"guard": {*ROW}} if frame.guard else {}
+    columns |= {"representation": {*representation.ROW}} if frame.grams else {}
     right = isinstance(tables, dict) and tables.keys() == columns.keys()
     expect(right, f"tables must be {', '.join(columns)}")
     for name, rows in tables.items():
@@ -240,6 +248,11 @@ def check_tables(tables: Any, task: int, frame: Frame) -> None:
         right = all(map(is_count, counts.values())) and 1 <= row["task"] <= task
         right = right and row["hits"] <= row["samples"] and row == online.row(**counts)
         expect(right, f"a row of online is {short(row)}")
+    for row in tables.get("representation", ()):
+        right = all(is_count(row[name]) for name in ("after_task", "layer", "task"))
+        scores = [row["probe"], row["own_probe"]] + ([] if row["CKA"] is None else [row["CKA"]])
+        right = right and all(is_amount(v) and v <= 1 for v in scores)
+        expect(right, f"a row of representation is {short(row)}")
     rows = tables.get("guard", ())
     expect(len(rows) <= task, f"guard must have at most {task} rows")
     for row in rows:
@@ -316,6 +329,11 @@ def check_tensors(tensors: Mapping[str, Tensor], content: Mapping[str, Any], fra
         names |= check_samples(tensors, content, frame)
     if frame.watch is not None:
         names |= check_watch(tensors, task, frame.watch)
+    for t, shape in enumerate(frame.grams[:task]):
+        name = f"{GRAMS}{t}"
+        right = kind(tensors.get(name)) == kind(torch.empty(shape, device="meta"))
+        expect(right, f"{name} must be float32 {list(shape)}")
+        names.add(name)
     unknown = sorted(tensors.keys() - state.keys() - names)
     expect(not unknown, f"{short(next(iter(unknown), None))} is no tensor of such a run")
 

@@ -35,6 +35,7 @@ from cl_runner.run.checkpoint import Saved
 from cl_runner.run.evaluation import evaluate, readings
 from cl_runner.run.footprint import footprint
 from cl_runner.run.guard import Backtest, ended, looked_back, row_of
+from cl_runner.run.representation import Grams, measured
 from cl_runner.strategies.base import Strategy
 from cl_runner.training import online
 from cl_runner.training.env import Env
@@ -66,11 +67,13 @@ class RunFiles:
         self.matrices: matrices.Matrices = {}
         self.memory: dict[str, int | None] = {}
         asked = {"online": env.online, "guard": config.guard.drop is not None}
+        asked |= {"representation": config.eval.features}
         named = ("costs", *(name for name, there in asked.items() if there))
         self.tables: matrices.Tables = {name: [] for name in named}
         self.made: files.Lines = {}
         self.backtest: Backtest | None = None  # what the guard has seen of the task under way
         self.curves: matrices.Curves = {}
+        self.grams: Grams = {}  # what the tasks looked like to the network, with eval.features
         self.seconds = 0.0
         self.saved_at = started
         reset_peak_memory(env.device)
@@ -91,7 +94,7 @@ class RunFiles:
         about = {"seconds": self.elapsed(), "members": self.members}
         counts = about | self.env.meter.state()
         watch = None if self.env.watch is None else self.env.watch.tensors()
-        at = task, progress, watch, self.backtest
+        at = task, progress, watch, self.backtest, self.grams
         return Saved(s, self.matrices, counts, self.tables, self.curves, *at)
 
     def elapsed(self) -> float:
@@ -114,7 +117,7 @@ class RunFiles:
         if self.env.watch is not None and saved.watch is not None:
             self.env.watch.restore(saved.watch)
         self.matrices, self.tables, self.curves = saved.matrices, saved.tables, saved.curves
-        self.backtest = saved.backtest
+        self.backtest, self.grams = saved.backtest, saved.grams or {}
         self.at(saved.task, 0 if saved.progress is None else saved.progress.step)
         self.memory = footprint(strategy, s, self.env)
 
@@ -129,6 +132,8 @@ class RunFiles:
             R[after_task] = row
         for name, rows in seen.rows().items() if seen else ():
             self.tables.setdefault(name, []).extend(rows)
+        if self.config.eval.features and after_task:
+            self.tables["representation"] += measured(after_task, s, shown, self.grams, self.env)
         self.env.meter.lap("evaluation_seconds")
         self.memory = footprint(strategy, s, self.env)
         self.add_costs(after_task)
