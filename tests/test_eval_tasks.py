@@ -161,6 +161,7 @@ def test_another_word_is_refused(tasks, message):
     [
         ({"tasks": "none", "every": 3}, "eval.every has no meaning with eval.tasks=none"),
         ({"tasks": "none", "calibration": True}, "eval.calibration has no meaning"),
+        ({"tasks": "none", "features": True}, "eval.features has no meaning"),
         ({"online_window": 3}, "eval.online_window=3 needs eval.online=true"),
         ({"online": True, "online_window": 0}, "eval.online_window must be at least 1 step"),
     ],

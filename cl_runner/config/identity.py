@@ -20,15 +20,18 @@ IMMATERIAL = {
 def of_run(node: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that identify a run: without the keys about the command, and what is not used.
 
-    That is what is not set (`UNSET`), the detector of a run that detects no borders, and the
-    adapter of a run that trains the model's own weights.
+    That is what is not set (`UNSET`), the detector of a run that detects no borders, the adapter of
+    a run that trains the model's own weights, and `eval.features` where it is off.
     """
     unset = {key for key in UNSET if not node.get(key)}
     if node.get("training", {}).get("boundaries") != "detected":
         unset.add("detector")
     if node.get("adapter", {}).get("name") == "none":
         unset.add("adapter")
-    return {k: v for k, v in node.items() if k not in ABOUT_THE_COMMAND | unset}
+    used = {k: v for k, v in node.items() if k not in ABOUT_THE_COMMAND | unset}
+    if not node.get("eval", {}).get("features"):
+        used["eval"] = {k: v for k, v in node.get("eval", {}).items() if k != "features"}
+    return used
 
 
 def canonical(value: Any) -> Any:

@@ -388,6 +388,7 @@ class Eval:
     tasks: str = "all"  # all | seen | last:N | none: see `shown`
     every: int | None = None  # optimizer steps between evaluations within a task
     calibration: bool = False  # NLL, Brier score, calibration error and confusion matrices
+    features: bool = False  # what the layers know of each task: similarity and linear probes
     online: bool = False  # what the steps themselves predict, each before it learns
     online_window: int | None = None  # steps of a row of online.csv; None: a task's
 
@@ -397,7 +398,7 @@ class Eval:
         check(right, f"{message}, got {self.tasks!r}")
         message = f"eval.every must be at least 1 step, or null, got {self.every}"
         check(self.every is None or self.every >= 1, message)
-        for name in ("every", "calibration"):
+        for name in ("every", "calibration", "features"):
             message = f"eval.{name} has no meaning with eval.tasks=none: leave it out"
             check(self.tasks != "none" or not getattr(self, name), message)
         window = self.online_window

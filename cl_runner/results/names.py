@@ -9,6 +9,7 @@ ONLINE_TABLE = "online.csv"  # with eval.online
 EDIT_TABLE = "edits.csv"  # with benchmark=edits
 GUARD_TABLE = "guard.csv"  # with guard.drop
 CALIBRATION_TABLE, CONFUSION_TABLE = "calibration.csv", "confusion.csv"  # with eval.calibration
+REPRESENTATION_TABLE = "representation.csv"  # with eval.features
 BOUNDARY_TABLE = "boundaries.csv"  # with training.boundaries=detected
 CONFIG, OVERRIDES = "config.yaml", "overrides.yaml"
 STATUS, JOBS = "status.json", "jobs.json"

@@ -30,6 +30,7 @@ from cl_runner.results.names import CHECKPOINT, CONFIG
 from cl_runner.run.edits import Edits
 from cl_runner.run.frame import (
     EDITS,
+    GRAMS,
     GROUPS,
     KEPT,
     Frame,
@@ -41,6 +42,7 @@ from cl_runner.run.frame import (
     short,
 )
 from cl_runner.run.guard import Backtest
+from cl_runner.run.representation import Grams
 from cl_runner.training.fit import Progress
 
 NEXT = "checkpoint.next.safetensors"  # one that is about to take the place of CHECKPOINT
@@ -60,6 +62,7 @@ class Saved(NamedTuple):
     watch: dict[str, Tensor] | None = None  # of the detector, where there is one
     backtest: Backtest | None = None  # what the guard has seen of the task under way
     edits: Edits | None = None  # where the model of the first task has chosen the others
+    grams: Grams | None = None  # what the tasks looked like, with eval.features
 
 
 def save(out: Path, saved: Saved, config: Mapping[str, Any]) -> None:
@@ -252,6 +255,7 @@ def to_tensors(saved: Saved) -> dict[str, Tensor]:
     found |= {f"watch.{name}": v for name, v in (saved.watch or {}).items()}
     if saved.edits is not None:
         found |= {f"{EDITS}{name}": v for name, v in saved.edits._asdict().items()}
+    found |= {f"{GRAMS}{name}": v for name, v in (saved.grams or {}).items()}
     return {k: found[k].detach().cpu().contiguous().clone() for k in sorted(found)}
 
 
@@ -286,7 +290,7 @@ def from_tensors(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> S
         backtest = Backtest(**content["guard"], state=held)
     known = group(EDITS)
     edits = Edits(**known) if known else None
-    at = content["task"], progress, group("watch.") or None, backtest, edits
+    at = content["task"], progress, group("watch.") or None, backtest, edits, group(GRAMS) or None
     return Saved(state(), matrices, content["counts"], content["tables"], curves, *at)
 
 

@@ -7,6 +7,7 @@ or the program itself would have written. Values that no size or index follows f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -18,9 +19,10 @@ from cl_runner.core import TrainState
 from cl_runner.errors import UserError
 from cl_runner.machine.energy import SOURCES
 from cl_runner.results.columns import of_kind, task_costs
-from cl_runner.run import edits
+from cl_runner.run import edits, representation
 from cl_runner.run.evaluation import readings, splits
 from cl_runner.run.guard import ROW, Backtest
+from cl_runner.run.representation import shape_of
 from cl_runner.run.tasks import times
 from cl_runner.strategies.base import Strategy
 from cl_runner.training import online
@@ -31,6 +33,7 @@ from cl_runner.training.watch import EVERY, Watch
 
 GROUPS = ("buffers", "opt", "memory")  # the fields of TrainState that are dictionaries
 EDITS = "edits."  # before the names of what is known of edits
+GRAMS = "features."  # before the indices of tasks, of what they looked like
 KEPT = "guard."  # before the names of the state to which the guard may go back
 HEADER = 100_000_000  # bytes; safetensors takes no longer one
 LARGEST = 1e30  # of any number that a header counts or measures
@@ -72,6 +75,7 @@ class Frame(NamedTuple):
     # Where the first task's model chooses the others: the edits, the samples of each, those of the
     # pool, and the test samples that nothing trains on.
     edits: tuple[int, int, int, int] | None = None
+    grams: tuple[tuple[int, ...], ...] = ()  # the shape for each task, with eval.features
 
     @property
     def tasks(self) -> int:
@@ -98,7 +102,8 @@ class Frame(NamedTuple):
         tables = 8 * len(self.keys) * rows * (self.tasks + 2)
         seen = self.rows * self.tasks if self.watch else 0
         chosen = 8 * (2 * most + sum(self.edits)) if self.edits else 0
-        return HEADER + state + samples + tables + 8 * steps + seen + chosen
+        grams = 4 * sum(math.prod(shape) for shape in self.grams)
+        return HEADER + state + samples + tables + 8 * steps + seen + chosen + grams
 
     def measured(self, done: int) -> Tensor:
         """[T + 1, T] bool: the cells of a matrix that are there after `done` tasks."""
@@ -130,6 +135,7 @@ def frame_of(config: Config, strategy: Strategy, s: TrainState, env: Env) -> Fra
         longest=max(len(task.train) for task in stream),
         guard=None if config.guard.drop is None else config.guard.action,
         edits=edits.sizes(stream),
+        grams=tuple(shape_of(task, env) for task in stream) if config.eval.features else (),
     )
 
 
@@ -224,6 +230,7 @@ def check_tables(tables: Any, task: int, frame: Frame) -> None:
     columns |= TABLES if frame.evaluation.calibration else {}
     columns |= {"online": {*online.row(0, 0, 0, 0)}} if frame.evaluation.online else {}
     columns |= {"guard": {*ROW}} if frame.guard else {}
+    columns |= {"representation": {*representation.ROW}} if frame.grams else {}
     right = isinstance(tables, dict) and tables.keys() == columns.keys()
     expect(right, f"tables must be {', '.join(columns)}")
     for name, rows in tables.items():
@@ -249,6 +256,11 @@ def check_tables(tables: Any, task: int, frame: Frame) -> None:
         right = all(map(is_count, counts.values())) and 1 <= row["task"] <= task
         right = right and row["hits"] <= row["samples"] and row == online.row(**counts)
         expect(right, f"a row of online is {short(row)}")
+    for row in tables.get("representation", ()):
+        right = all(is_count(row[name]) for name in ("after_task", "layer", "task"))
+        scores = [row["probe"], row["own_probe"]] + ([] if row["CKA"] is None else [row["CKA"]])
+        right = right and all(is_amount(v) and v <= 1 for v in scores)
+        expect(right, f"a row of representation is {short(row)}")
     rows = tables.get("guard", ())
     expect(len(rows) <= task, f"guard must have at most {task} rows")
     for row in rows:
@@ -327,6 +339,11 @@ def check_tensors(tensors: Mapping[str, Tensor], content: Mapping[str, Any], fra
         names |= check_watch(tensors, task, frame.watch)
     if frame.edits is not None and task > 0:
         names |= check_edits(tensors, task, frame.edits, frame.classes)
+    for t, shape in enumerate(frame.grams[:task]):
+        name = f"{GRAMS}{t}"
+        right = kind(tensors.get(name)) == kind(torch.empty(shape, device="meta"))
+        expect(right, f"{name} must be float32 {list(shape)}")
+        names.add(name)
     unknown = sorted(tensors.keys() - state.keys() - names)
     expect(not unknown, f"{short(next(iter(unknown), None))} is no tensor of such a run")
 

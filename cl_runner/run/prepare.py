@@ -29,6 +29,7 @@ from cl_runner.run import needs, weights
 from cl_runner.run.boundaries import check_boundaries
 from cl_runner.run.footprint import check_bytes
 from cl_runner.run.messages import print_and_log, say_once
+from cl_runner.run.representation import check_shown
 from cl_runner.strategies.base import Strategy
 from cl_runner.training import engines
 from cl_runner.training.env import Env
@@ -102,6 +103,8 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
         seed=config.seed,
         online=config.eval.online,
     )
+    if config.eval.features:
+        check_shown(env)
     if training.boundaries == "detected":
         env.watch = Watch(config.detector, stream)
     parts |= needs.of_parameters(config, env.flat.module, device)

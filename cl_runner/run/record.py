@@ -43,6 +43,7 @@ from cl_runner.run.checkpoint import Saved
 from cl_runner.run.evaluation import evaluate, readings
 from cl_runner.run.footprint import footprint
 from cl_runner.run.guard import Backtest, ended, looked_back, row_of
+from cl_runner.run.representation import Grams, measured
 from cl_runner.strategies.base import Strategy
 from cl_runner.training import online
 from cl_runner.training.env import Env
@@ -74,12 +75,14 @@ class RunFiles:
         self.matrices: matrices.Matrices = {}
         self.memory: dict[str, int | None] = {}
         asked = {"online": env.online, "guard": config.guard.drop is not None}
+        asked |= {"representation": config.eval.features}
         named = ("costs", *(name for name, there in asked.items() if there))
         self.tables: matrices.Tables = {name: [] for name in named}
         self.made: files.Lines = {}
         self.backtest: Backtest | None = None  # what the guard has seen of the task under way
         self.edits: edits.Edits | None = None  # the tasks that were chosen, with benchmark=edits
         self.curves: matrices.Curves = {}
+        self.grams: Grams = {}  # what the tasks looked like to the network, with eval.features
         self.seconds = 0.0
         self.saved_at = started
         reset_peak_memory(env.device)
@@ -100,7 +103,7 @@ class RunFiles:
         about = {"seconds": self.elapsed(), "members": self.members}
         counts = about | self.env.meter.state()
         watch = None if self.env.watch is None else self.env.watch.tensors()
-        at = task, progress, watch, self.backtest, self.edits
+        at = task, progress, watch, self.backtest, self.edits, self.grams
         return Saved(s, self.matrices, counts, self.tables, self.curves, *at)
 
     def elapsed(self) -> float:
@@ -123,7 +126,7 @@ class RunFiles:
         if self.env.watch is not None and saved.watch is not None:
             self.env.watch.restore(saved.watch)
         self.matrices, self.tables, self.curves = saved.matrices, saved.tables, saved.curves
-        self.backtest, self.edits = saved.backtest, saved.edits
+        self.backtest, self.edits, self.grams = saved.backtest, saved.edits, saved.grams or {}
         if self.edits is not None:
             self.env.stream = edits.with_edits(self.env.stream, self.edits)
         self.at(saved.task, 0 if saved.progress is None else saved.progress.step)
@@ -142,6 +145,8 @@ class RunFiles:
             self.edits = edits.read(self.edits, after_task - 1, strategy, s, self.env)
         for name, rows in seen.rows().items() if seen else ():
             self.tables.setdefault(name, []).extend(rows)
+        if self.config.eval.features and after_task:
+            self.tables["representation"] += measured(after_task, s, shown, self.grams, self.env)
         self.env.meter.lap("evaluation_seconds")
         self.memory = footprint(strategy, s, self.env)
         self.add_costs(after_task)

@@ -207,6 +207,7 @@ def test_every_strategy_goes_on_in_the_middle_of_a_task(configure, monkeypatch, 
         ("budget.samples=100", "optimizer.schedule=cosine", "eval.every=1"),
         ("budget.flops=6e6", "optimizer.schedule=cosine"),
         ("eval.calibration=true",),
+        ("eval.features=true",),
     ],
     ids=" ".join,
 )

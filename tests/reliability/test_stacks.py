@@ -168,6 +168,7 @@ def test_a_member_that_diverges_leaves_the_others_as_they_go_on(configure, monke
         ("eval.online=true", "eval.online_window=2", "training.iterations=12"),
         ("budget.flops=2e5", "eval.every=1"),
         ("eval.calibration=true",),
+        ("eval.features=true",),
     ],
     ids=" ".join,
 )
