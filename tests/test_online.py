@@ -166,8 +166,8 @@ def test_predictions_are_over_all_outputs_and_in_task_il_over_the_tasks_own(conf
     assert all(row[3] > 0 for row in first["task"])
 
 
-# mer and gdumb are refused; the network of hat also takes how hard its attention is.
-NAMES = [name for name in available() if name not in ("mer", "gdumb", "hat")]
+# mer, gdumb and scr are refused; the network of hat also takes how hard its attention is.
+NAMES = [name for name in available() if name not in ("mer", "gdumb", "hat", "scr")]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -286,7 +286,7 @@ def test_recorded_steps_tell_the_same(prepared):
     assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("strategy", ["mer", "gdumb"])
+@pytest.mark.parametrize("strategy", ["mer", "gdumb", "scr"])
 def test_a_strategy_that_predicts_no_batch_says_so_before_training(configure, tmp_path, strategy):
     with pytest.raises(UserError) as caught:
         run(configure(*TOY, f"strategy={strategy}"), tmp_path / "run")

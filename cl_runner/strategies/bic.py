@@ -147,10 +147,10 @@ class BiC(ER):
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
         slots, held_out = load(s.memory), self.held_out(task, env)
-        new, seen = env.own_classes[task.index], classes_before(task.index + 1, env)
+        old, seen = classes_before(task.index, env), classes_before(task.index + 1, env)
         if task.index:
             logits, y = self.answers(s, slots, task, held_out, env)
-            numbers = correction(logits, y, new, seen)
+            numbers = correction(logits, y, seen & ~old, seen)
             s = s._replace(memory=s.memory | {"correction": numbers})
         size, reserved = len(slots["index"]), self.reserved(task.index + 1, env)
         validation = torch.cat([slots["validation"], held_out])
