@@ -83,11 +83,8 @@ def moving_course(held: Tensor, values: Tensor, source: Tensor) -> Tensor:
     """
     W, B = values.shape
     before = course(held, values, torch.where(source < B, source, -1))[:-1]
-    moved, taken = (
-        before.gather(1, (source - B).clamp_min(0)),
-        values.gather(1, source.clamp(0, B - 1)),
-    )
-    incoming = torch.where(source < B, taken, moved)
+    taken = values.gather(1, source.clamp(0, B - 1))
+    incoming = torch.where(source < B, taken, before.gather(1, (source - B).clamp_min(0)))
     step = torch.arange(W, device=held.device)[:, None]
     latest = torch.where(source >= 0, step, -1).cummax(0).values
     rows = torch.where(latest >= 0, incoming.gather(0, latest.clamp_min(0)), held)

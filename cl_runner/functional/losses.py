@@ -89,7 +89,7 @@ def supervised_contrastive(
 ) -> tuple[Tensor, Tensor]:
     """Per anchor -1/|P| sum_{p in P} log(exp(z.z_p / T) / sum_{a in A} exp(z.z_a / T)), and if any.
 
-    Khosla et al. 2020, arXiv 2004.11362, eq. 2. anchors [N, D] and others [M, D] of length 1;
+    Khosla et al. 2020, arXiv 2004.11362. anchors [N, D] and others [M, D] of length 1;
     among [N, M] bool: A, those that an anchor is compared with; same [N, M] bool: of its class, so
     that P is those of A that are. The second result, [N] bool, is whether P has any: where not, the
     first is 0.

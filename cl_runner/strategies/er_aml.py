@@ -33,8 +33,9 @@ class ERAML(ER):
     The authors' code (github.com/pclucas14/AML) takes for each incoming sample one positive and one
     negative, drawn from the whole buffer and the batch, at the cost of two more forward passes, and
     compares it with all that were drawn for any; here it is compared with what the step passes
-    anyway. Their factor T / 0.07 is part of gamma, and in the first steps, until the buffer
-    holds samples, they take the cross-entropy of the incoming ones.
+    anyway. Their factor T / 0.07 is part of gamma, and until the buffer holds samples they take the
+    cross-entropy of the incoming ones. It gains over ER where the memory is small, as in the paper:
+    on Split MNIST with 50 samples; with 500 it is level with ER or a little behind.
     """
 
     gamma: float = 1.0
@@ -68,7 +69,8 @@ class ERAML(ER):
         active = None if batch.active is None else batch.active[B:]
         old = cross_entropy(logits[B:], batch.y[B:], active, batch.weight[B:])
         same = batch.y[:B, None] == batch.y  # [B, B + R]
-        among = same.any(0) & (batch.weight > 0) & ~torch.eye(B, len(batch.y)).to(same)
+        others = ~torch.eye(*same.shape, dtype=torch.bool, device=same.device)
+        among = same.any(0) & (batch.weight > 0) & others
         z = unit(features)
         pulled, some = supervised_contrastive(z[:B], z, same, among, self.temperature)
         return old + self.gamma * weighted_mean(pulled, some.float()), {"logits": logits}

@@ -31,14 +31,14 @@ class LUCIR(ER):
 
     Hou et al. 2019, "Learning a unified classifier incrementally via rebalancing" (CVPR). For
     class-incremental learning. With f a sample's features and w_c a class's weights, both divided
-    by their length, the logit of class c is eta <w_c, f> with one learnt scale eta (eq. 4). Each
+    by their length, the logit of class c is eta <w_c, f> with one learnt scale eta. Each
     step trains on the incoming batch and on one of the buffer, with n classes of earlier tasks and
     m of this one, and takes the mean of
     - the cross-entropy over the n + m classes;
     - less-forget: lambda sqrt(n / m) (1 - <f_old, f>), f_old of the network at the end of the last
-      task (eq. 6);
+      task;
     - margin ranking, of samples of the old classes: the mean of max(margin - <w_y, f> + <w_k, f>,
-      0) over the k that are the `negatives` nearest of the new classes (eq. 8).
+      0) over the k that are the `negatives` nearest of the new classes.
     When a task begins, its classes' w_c become the mean direction of their features, as long as the
     old weights in the mean; the weights of old classes are fixed.
 

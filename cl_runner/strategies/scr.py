@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from cl_runner.core import Batch, TrainState
-from cl_runner.data.augment import shift
 from cl_runner.errors import check
 from cl_runner.functional.exemplars import class_means, nearest_mean, unit
 from cl_runner.functional.losses import supervised_contrastive, weighted_mean
@@ -31,17 +30,17 @@ class SCR(ER):
 
     arXiv 2103.13885. The output layer gives way to a projection: two layers, `projection_size`
     numbers, divided by their length, z. Each step takes the incoming batch and one of the buffer,
-    each sample in two views, and each view i of these is pulled to all others of its class and away
-    from the rest (eq. 2): the mean of -1/|P| sum_{p in P} log(exp(z_i.z_p / T) / sum_a exp(z_i.z_a
-    / T)), P the views of its class but i, a all views but i. A sample is of the class whose mean is
-    nearest (eq. 3), of the features before the projection, of length 1, of what the buffer holds,
-    by the network as it is then. So nothing needs to be told of tasks; `weighting` has no meaning.
+    each sample in two views, and pulls each view i to all others of its class and away from the
+    rest: the mean over i of -1/|P| sum_{p in P} log(exp(z_i.z_p / T) / sum_a exp(z_i.z_a / T)), P
+    the views of its class but i, a all views but i. A sample is of the class whose mean is nearest,
+    of the features before the projection, of length 1, of what the buffer holds, by the network as
+    it is then. So nothing needs to be told of tasks; `weighting` has no meaning.
 
-    - The second view: where the run augments, the image as its uniforms of another draw show it;
-      else an image is shifted by up to an eighth of its height, at least a pixel, and of a feature
-      vector 0.3 of the numbers are those of the sample before it in the batch (as in SCARF, Bahri
-      et al. 2022, 2106.15147, which takes 0.6 of any sample's). The paper has random crops,
-      mirroring and colours; mirrored digits would be other digits.
+    - The second view: where the run augments, the image by uniforms of its own; else an image is
+      shifted by up to an eighth of its height, at least a pixel (ours), and of a feature vector 0.3
+      of the numbers are those of the sample before it in the batch (ours, after SCARF, Bahri et al.
+      2022, 2106.15147). The authors' code crops, mirrors, and changes colours; mirrored digits
+      would be other digits.
     - Classes of which the buffer has no sample come last. The means are computed anew whenever the
       network is asked, in evaluation mode, for each chunk of samples: large buffers make evaluation
       slow.
@@ -94,10 +93,7 @@ class SCR(ER):
         uniform = batch.noise["view"][: len(batch.y)]
         if env.input_shape[1] == 1:
             return torch.where(uniform.view_as(batch.x) < EXCHANGED, batch.x.roll(1, 0), batch.x)
-        images = env.stream.images(batch.index, batch.task)
-        if env.training.augment == "none":
-            images = shift(images, uniform)
-        return env.inputs(images, uniform)
+        return env.view(batch.index, batch.task, uniform)
 
     def predict(self, s: TrainState, x: Tensor, task: int, env: Env) -> Tensor:
         slots = load(s.memory)
