@@ -45,8 +45,9 @@ FAMILIES = {
     ),
     "regularisation": ("l2", "ewc", "si", "mas", "rwalk", "lwf", "imm"),
     "replay": (
-        *("er", "er_ace", "mir", "der", "derpp", "cls_er", "mer", "latent_replay", "icarl"),
-        *("gdumb", "wa", "bic", "er_ewc", "generative_replay", "bir"),
+        *("er", "er_ace", "er_aml", "scr", "mir", "der", "derpp", "cls_er", "mer"),
+        *("latent_replay", "icarl", "wa", "bic", "lucir"),
+        *("gdumb", "er_ewc", "generative_replay", "bir"),
     ),
     "closed form": ("ncm", "slda", "ridge"),
     "gradient constraint": ("agem", "gem", "ogd", "gpm"),

@@ -76,6 +76,53 @@ def ring_targets(counts: Tensor, capacity_per_bin: int, bins: Tensor) -> Tensor:
     return bins * capacity_per_bin + (counts[bins] + rank) % capacity_per_bin
 
 
+def moving_course(held: Tensor, values: Tensor, source: Tensor) -> Tensor:
+    """`course`, where a slot may also take what another held before the step, [W + 1, K].
+
+    source: B + j is what slot j held, which takes samples alone.
+    """
+    W, B = values.shape
+    before = course(held, values, torch.where(source < B, source, -1))[:-1]
+    taken = values.gather(1, source.clamp(0, B - 1))
+    incoming = torch.where(source < B, taken, before.gather(1, (source - B).clamp_min(0)))
+    step = torch.arange(W, device=held.device)[:, None]
+    latest = torch.where(source >= 0, step, -1).cummax(0).values
+    rows = torch.where(latest >= 0, incoming.gather(0, latest.clamp_min(0)), held)
+    return torch.cat([held[None], rows])
+
+
+def dual_sources(
+    counts: Tensor, short_bins: Tensor, bins: Tensor, capacity_per_bin: int, uniform: Tensor
+) -> Tensor:
+    """Which sample each slot takes in each of W steps, [W, S + L], of a short and a long memory.
+
+    The first S slots are a ring of the latest items, item n in slot n mod S. What it drops is
+    offered to the long memory: of each bin's items that were dropped so far it holds
+    `capacity_per_bin`, all with equal probability (`reservoir_targets`), in slots S + b *
+    capacity_per_bin onwards. A slot takes sample i of the step's batch (i), what slot j of the ring
+    held (B + j), or nothing (-1). counts: [bins] items seen so far per bin; short_bins: [S] those
+    of the ring's items, by slot; bins: [W, B] those of the coming ones; uniform: [W, B].
+    """
+    (W, B), S, seen = bins.shape, len(short_bins), counts.sum()
+    number = seen + torch.arange(W * B, device=bins.device)
+    short = sources((number % S).view(W, B), S)
+    age = (seen + torch.arange(S, device=bins.device)) % S  # the ring's slots, the oldest first
+    own = torch.cat([short_bins[age], bins.flatten()])[: W * B]  # of the items that are dropped
+    there = number >= S
+    held = torch.arange(S, device=bins.device) < seen
+    inside = torch.zeros_like(counts).scatter_add(0, short_bins, held.to(counts.dtype))
+    member = (own[:, None] == torch.arange(len(counts), device=bins.device)) & there[:, None]
+    n = (counts - inside)[own] + member.cumsum(0).gather(1, own[:, None])[:, 0] - 1
+    drawn = (uniform.flatten().double() * (n + 1)).long().minimum(n)
+    place = torch.where(n < capacity_per_bin, n, drawn)
+    room = len(counts) * capacity_per_bin
+    target = torch.where(there & (place < capacity_per_bin), own * capacity_per_bin + place, room)
+    dropped = sources(target.view(W, B), room)  # i: the i-th that is dropped in the step
+    first = (seen + torch.arange(W, device=bins.device) * B)[:, None]  # as many items before a step
+    moved = torch.where(dropped < S, B + (first + dropped) % S, dropped - S)
+    return torch.cat([short, torch.where(dropped < 0, -1, moved)], 1)
+
+
 def draw(held: Tensor, uniform: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """`size` slots of those `held`, uniformly and without replacement: (slots, whether it is held).
 

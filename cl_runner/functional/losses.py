@@ -82,3 +82,20 @@ def quadratic_proximal(theta: Tensor, anchor: Tensor, importance: Tensor, step: 
     """
     step = step.clamp_max(torch.finfo(step.dtype).max)  # infinity times importance 0 is no number
     return torch.lerp(anchor, theta, (step * importance).add_(1).reciprocal_())
+
+
+def supervised_contrastive(
+    anchors: Tensor, others: Tensor, same: Tensor, among: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Per anchor -1/|P| sum_{p in P} log(exp(z.z_p / T) / sum_{a in A} exp(z.z_a / T)), and if any.
+
+    Khosla et al. 2020, arXiv 2004.11362. anchors [N, D] and others [M, D] of length 1;
+    among [N, M] bool: A, those that an anchor is compared with; same [N, M] bool: of its class, so
+    that P is those of A that are. The second result, [N] bool, is whether P has any: where not, the
+    first is 0.
+    """
+    positive = same & among
+    scores = anchors @ others.T / temperature
+    log_p = scores - scores.masked_fill(~among, -1e9).logsumexp(1, keepdim=True)
+    number = positive.sum(1)
+    return -(log_p * positive).sum(1) / number.clamp_min(1), number > 0

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._utils import _unflatten_dense_tensors
 from torch.autograd.function import once_differentiable
+from torch.nn import Linear
 
 from cl_runner.nn.kernels import by_size
 from cl_runner.nn.networks import MLP
@@ -22,7 +23,8 @@ def applies_to(module: object) -> bool:
     """Whether a network's backward pass is written out here: a plain MLP's is."""
     if type(module) is not MLP or module.dropout or len(module.norms):
         return False
-    return all(p.requires_grad and p.dtype == torch.float32 for p in module.parameters())
+    plain = all(type(layer) is Linear for layer in module.layers)
+    return plain and all(p.requires_grad and p.dtype == torch.float32 for p in module.parameters())
 
 
 def logits(theta: Tensor, x: Tensor, parameters: Sequence[Tensor], threads: int | None) -> Tensor:

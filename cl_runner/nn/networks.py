@@ -12,10 +12,11 @@ module:
   an attribute `dropout`, or in modules that torch.compile and vmap can follow.
 - The last `nn.Linear` in it is the output layer, with K units: lwf, hat, packnet, imm, den,
   soft_sharing, frozen_features, expandable_head and wa tell by it which weights belong to which
-  class (`nn.flat.Flat.output_mask`), and refuse a module without it.
-- It is a `Network`, which has `stages`: icarl, latent_replay, bir and policy=herding read the
-  activations between them, hat and xdg gate them. They refuse any other module, and den and pnn,
-  which grow an mlp, any other network. All other strategies train a plain `nn.Module`.
+  class (`nn.flat.Flat.output_mask`), and refuse a module without it; so do lucir and scr, which
+  put another layer in its place.
+- It is a `Network`, which has `stages`: icarl, lucir, er_aml, scr, bir, latent_replay and
+  policy=herding read the activations between them, hat and xdg gate them. They refuse any other module, and den
+  and pnn, which grow an mlp, any other network. All other strategies train a plain `nn.Module`.
 """
 
 from __future__ import annotations
@@ -361,6 +362,34 @@ def check_network(name: str, network: nn.Module, input_shape: Shape, outputs: in
     right = isinstance(logits, Tensor) and logits.shape == (2, outputs)
     got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     check(right, f"{where} that gives logits [2, {outputs}] for x {list(x.shape)}, got {got}")
+
+
+def replace_output(
+    network: nn.Module, outputs: int, make: Callable[[nn.Linear], nn.Module]
+) -> nn.Module:
+    """The network with another module, made of it, for its output layer, the last nn.Linear.
+
+    Raises UserError where that has not a unit for each of so many classes.
+    """
+    layers = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear)]
+    name, layer = layers[-1] if layers else ("", None)
+    if layer is None or layer.out_features != outputs:
+        raise UserError(
+            f"the strategy replaces the output layer, which must have a unit for each of {outputs} "
+            "classes and be the last nn.Linear of the model"
+        )
+    network.set_submodule(name, make(layer))
+    return network
+
+
+def with_projection(network: nn.Module, outputs: int, size: int) -> nn.Module:
+    """The network with two layers that give [B, size] for its output layer. Raises UserError."""
+
+    def projection(layer: nn.Linear) -> nn.Module:
+        D = layer.in_features
+        return nn.Sequential(nn.Linear(D, D), nn.ReLU(), nn.Linear(D, size))
+
+    return replace_output(network, outputs, projection)
 
 
 def in_evaluation(network: nn.Module, *args: Any) -> Any:

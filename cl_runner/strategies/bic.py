@@ -40,7 +40,7 @@ class BiC(ER):
       the n + m plus lambda n / (n + m) times the distillation of the old network's corrected
       answers over the n, at the temperature T.
     - Stage two, when a task ends, from the second on: the logits o_c of its classes become
-      alpha o_c + beta, those of the old classes stay (eq. 4), with the alpha and beta of the least
+      alpha o_c + beta, those of the old classes stay, with the alpha and beta of the least
       cross-entropy on validation samples, as many of each class, old or new.
     - A share `validation` of each class's places in the buffer is for these samples, drawn from the
       class's own when its task begins; they are neither trained on nor replayed. The other places
@@ -147,10 +147,10 @@ class BiC(ER):
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
         slots, held_out = load(s.memory), self.held_out(task, env)
-        new, seen = env.own_classes[task.index], classes_before(task.index + 1, env)
+        old, seen = classes_before(task.index, env), classes_before(task.index + 1, env)
         if task.index:
             logits, y = self.answers(s, slots, task, held_out, env)
-            numbers = correction(logits, y, new, seen)
+            numbers = correction(logits, y, seen & ~old, seen)
             s = s._replace(memory=s.memory | {"correction": numbers})
         size, reserved = len(slots["index"]), self.reserved(task.index + 1, env)
         validation = torch.cat([slots["validation"], held_out])
@@ -192,6 +192,6 @@ class BiC(ER):
 
 
 def corrected(logits: Tensor, numbers: Tensor, classes: Tensor) -> Tensor:
-    """Logits [B, K] with alpha o_c + beta in the place of o_c for `classes` [K] bool (eq. 4)."""
+    """Logits [B, K] with alpha o_c + beta in the place of o_c for `classes` [K] bool."""
     alpha, beta = numbers
     return torch.where(classes, alpha * logits + beta, logits)

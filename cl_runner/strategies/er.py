@@ -35,14 +35,17 @@ class ER(Strategy):
 
     Chaudhry et al. 2019, arXiv 1902.10486 (reservoir and ring); Rolnick et al. 2019, 1811.11682.
     - policy `reservoir`: every sample of the stream is held with equal probability; `ring`: the
-      latest of each class; both fed after each step. `class_balanced`: at the end of each task all
-      classes seen so far get equal random shares; `herding`: equal shares of the samples whose mean
-      feature is closest to their class's, the best first, and of old classes the best stay (Rebuffi
-      et al. 2017, 1611.07725, algorithms 4 and 5). In domain-incremental learning, where the tasks
-      share their classes, "class" means a task's class for all but reservoir.
+      latest of each class; `dual` (ours): a tenth of the places is a ring of the latest samples, of
+      whatever class, and what it drops is offered to the rest, where each class has the same number
+      of places and holds each of its samples with equal probability; fed after each step.
+      `class_balanced`: at the end of each task all classes seen so far get equal random shares;
+      `herding`: equal shares of the samples whose mean feature is closest to their class's, the
+      best first, and of old classes the best stay (Rebuffi et al. 2017, 1611.07725, algorithms 4
+      and 5). In domain-incremental learning, where the tasks share their classes, "class" means a
+      task's class for all but reservoir.
     - per_class in the place of buffer_size: each class has that many places from its own task on,
       or one for each of its samples, and keeps what it holds (as in van de Ven et al. 2022, below);
-      the buffer is as large as all classes need. For every policy but reservoir.
+      the buffer is as large as all classes need. For every policy but reservoir and dual.
     - weighting `concatenation`: one mean over the batch and the replayed samples; `task_share`:
       1/t and 1 - 1/t of their two means in task t (the weights of generative replay in van de Ven
       et al. 2022, Nature Machine Intelligence 4, 1185).
@@ -139,7 +142,7 @@ class ER(Strategy):
         """The state after the batch's samples have been offered to the buffer."""
         if self.policy in REFILLED:
             return s
-        return offered(s, batch.plan, self.keep(s, batch, aux, env))
+        return offered(s, batch.plan, self.keep(s, batch, aux, env), self.policy)
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
         if self.policy not in REFILLED:

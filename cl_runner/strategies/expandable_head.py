@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState
 from cl_runner.errors import one_of
 from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.strategies.parts.features import mean_directions
 from cl_runner.strategies.parts.outputs import (
     check_growing,
     output_units,
@@ -70,18 +70,7 @@ class ExpandableHead(Strategy):
         if self.new_units == "mean":
             return mean
         length = there[:, :-1].norm(dim=1).mean()
-        return torch.cat([length * self.imprints(s, task, env), mean[:, -1:]], 1)
-
-    @torch.no_grad()
-    def imprints(self, s: TrainState, task: Task, env: Env) -> Tensor:
-        """Each class's mean L2-normalised feature, normalised, [K, D]; 0 where there is none."""
-
-        def add(total: Tensor, batch: Batch) -> Tensor:
-            features = env.net(s.theta, batch.x, batch.task, last=-1).flatten(1)
-            return total.index_add(0, batch.y, F.normalize(features))
-
-        total, _ = env.fold(add, torch.zeros_like(s.memory["initial"][:, :-1]), s, task)
-        return F.normalize(total)  # of the sum, which has the mean's direction
+        return torch.cat([length * mean_directions(s, task, env), mean[:, -1:]], 1)
 
     def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
         active = shown(s).expand(len(batch.y), -1)

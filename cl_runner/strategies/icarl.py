@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +13,8 @@ from cl_runner.errors import check
 from cl_runner.functional import buffers
 from cl_runner.functional.exemplars import class_means, nearest_mean, unit
 from cl_runner.functional.losses import weighted_mean
-from cl_runner.nn.networks import activation_shapes
 from cl_runner.strategies.base import Aux, Strategy
-from cl_runner.strategies.parts.features import features_of, herded
+from cl_runner.strategies.parts.features import features_of, herded, width
 from cl_runner.strategies.parts.replay import (
     arrived,
     bins_of,
@@ -79,9 +77,7 @@ class ICaRL(Strategy):
             "the outputs of all classes seen so far on every sample",
         )
         check_features(f"strategy={self.name}", env)
-        shapes = activation_shapes(env.flat.module, env.input_shape)
-        features = math.prod((env.input_shape, *shapes)[-2])
-        means = torch.zeros(env.num_classes, features, device=env.device)
+        means = torch.zeros(env.num_classes, width(env), device=env.device)
         return (
             store(empty_rows(size, env)) | {"means": means} | kept("old", theta, env.flat.buffers)
         )

@@ -94,8 +94,9 @@ class WA(ER):
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
         s = super().end_task(s, task, env)
-        old, new = classes_before(task.index, env), env.own_classes[task.index]
-        if not task.index:
+        old = classes_before(task.index, env)
+        new = env.own_classes[task.index] & ~old
+        if not (old.any() and new.any()):
             return s
         units = output_units(s.theta.detach(), env)
         lengths = units.norm(dim=1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cl_runner.config.schema import Budget, Optimizer, Training
 from cl_runner.core import Batch, Stream, Task, TrainState, generator_for, seed_for
-from cl_runner.data.augment import AUGMENTATIONS
+from cl_runner.data.augment import AUGMENTATIONS, shift
 from cl_runner.nn.flat import Flat
 from cl_runner.nn.networks import build, largest_activation, layout
 from cl_runner.training import optim
@@ -182,6 +182,16 @@ class Env:
         if self.layout == torch.channels_last:
             x = x.contiguous(memory_format=self.layout)
         return x
+
+    def view(self, index: Tensor, task: Tensor, uniform: Tensor) -> Tensor:
+        """Network inputs from the images of training rows `index` [B], by uniforms [B, 3].
+
+        Augmented if the run is, else shifted a little (`data.augment.shift`).
+        """
+        images = self.stream.images(index, task)
+        if self.training.augment == "none":
+            images = shift(images, uniform)
+        return self.inputs(images, uniform)
 
     def active(self, task: Tensor, t: Tensor) -> Tensor | None:
         """The classes [B, K] on which samples of tasks [B] are scored in training; None: all."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cl_runner.data.augment import crop, crop_flip
+from cl_runner.data.augment import crop, crop_flip, shift
 
 STAY = 4.5 / 9  # the uniform in the middle of those that give a shift of 4, which moves nothing
 
@@ -15,15 +15,15 @@ def images(number: int, *shape: int) -> Tensor:
     return torch.randint(1, 256, (number, *shape), dtype=torch.uint8, generator=generator)
 
 
-def pixel_by_pixel(x: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+def pixel_by_pixel(x: np.ndarray, uniform: np.ndarray, most: int = 4) -> np.ndarray:
     """Pad by 4, cut out at (floor(9 u1), floor(9 u2)), mirror if u3 < 1/2."""
-    out = np.zeros_like(x)
+    out, places = np.zeros_like(x), 2 * most + 1
     B, C, H, W = x.shape
     for b in range(B):
-        down, right = int(9 * uniform[b, 0]), int(9 * uniform[b, 1])
+        down, right = int(places * uniform[b, 0]), int(places * uniform[b, 1])
         for c, i, j in np.ndindex(C, H, W):
             column = W - 1 - j if uniform[b, 2] < 0.5 else j
-            row, column = i + down - 4, column + right - 4
+            row, column = i + down - most, column + right - most
             if 0 <= row < H and 0 <= column < W:
                 out[b, c, i, j] = x[b, c, row, column]
     return out
@@ -79,3 +79,13 @@ def test_crop_is_crop_flip_without_the_flip() -> None:
     unflipped[:, 2] = 0.9
     assert torch.equal(crop(x, uniform), crop_flip(x, unflipped))
     assert not torch.equal(crop(x, uniform), crop_flip(x, uniform * 0.5))
+
+
+@pytest.mark.parametrize(("height", "most"), [(8, 1), (5, 1), (28, 3)])
+def test_shift_is_a_crop_by_an_eighth_that_mirrors_nothing(height: int, most: int) -> None:
+    x, uniform = images(6, 2, height, 6), torch.rand(6, 3)
+    uniform[0], uniform[1] = 0.0, 1 - 2**-24
+    uniform[:, 2] = 0.9
+    expected = pixel_by_pixel(x.numpy(), uniform.numpy(), most)
+    uniform[:, 2] = 0.1
+    np.testing.assert_array_equal(shift(x, uniform).numpy(), expected)

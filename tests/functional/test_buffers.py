@@ -429,3 +429,46 @@ def test_the_greedy_sampler_holds_every_sample_of_a_bin_equally_often() -> None:
     p = 4 / size
     statistics = ((held - trials * p) ** 2).sum(1) / (trials * p * (1 - p)) * (size - 1) / size
     assert bool((torch.from_numpy(chi2.sf(statistics.numpy(), size - 1)) > RARE).all())
+
+
+@pytest.mark.parametrize(("batch", "ring"), [(5, 3), (3, 7), (4, 4), (1, 2)])
+def test_dual_is_a_ring_whose_drops_enter_a_reservoir_of_each_class(batch, ring) -> None:
+    """Item by item in plain Python, with what is held of each moving along; in two windows."""
+    bins, cap, W, generator = 3, 2, 11, torch.Generator().manual_seed(batch)
+    K = ring + bins * cap
+    held = torch.full((K,), -1)
+    own = torch.zeros(K, dtype=torch.int64)  # of each slot, its bin
+    kept = torch.full((K,), -1.0)  # written by the steps, one after another
+    counts, item = torch.zeros(bins, dtype=torch.int64), 0
+    latest: deque[tuple[int, int]] = deque()
+    rest: list[list[int]] = [[] for _ in range(bins)]
+    dropped = [0] * bins
+    for _ in range(2):
+        b = torch.randint(bins, (W, batch), generator=generator)
+        u = torch.rand(W, batch, generator=generator)
+        rows = item + torch.arange(W * batch).view(W, batch)
+        item += W * batch
+        source = buffers.dual_sources(counts, own[:ring], b, cap, u)
+        course = buffers.moving_course(held, rows, source)
+        of_bins = buffers.moving_course(own, b, source)
+        for w in range(W):
+            for row, new, v in zip(rows[w].tolist(), b[w].tolist(), u[w].tolist(), strict=True):
+                latest.append((row, new))
+                if len(latest) <= ring:
+                    continue
+                old, c = latest.popleft()
+                n, dropped[c] = dropped[c], dropped[c] + 1
+                place = n if n < cap else min(int(v * (n + 1)), n)
+                if n < cap:
+                    rest[c].append(old)
+                elif place < cap:
+                    rest[c][place] = old
+            kept = buffers.write(kept, torch.cat([rows[w].float(), kept]), source[w])
+            now = course[w + 1]
+            assert sorted(r for r in now[:ring].tolist() if r >= 0) == [r for r, _ in latest]
+            for c in range(bins):
+                places = now[ring + c * cap : ring + (c + 1) * cap].tolist()
+                assert [r for r in places if r >= 0] == rest[c]
+            assert torch.equal(kept.long(), now)
+        held, own = course[-1], of_bins[-1]
+        counts = counts + torch.bincount(b.flatten(), minlength=bins)

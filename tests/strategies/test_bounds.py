@@ -99,7 +99,10 @@ REFUSED: dict[str, Rows] = {
         ({"replay_batch_size": 0}, "strategy.replay_batch_size must be at least 1, got 0"),
         (
             {"policy": "no"},
-            "strategy.policy must be one of reservoir, ring, class_balanced, herding, got 'no'",
+            (
+                "strategy.policy must be one of reservoir, ring, dual, class_balanced, herding, "
+                "got 'no'"
+            ),
         ),
         (
             {"buffer_size": None, "per_class": 2},
@@ -125,8 +128,32 @@ REFUSED: dict[str, Rows] = {
             for v in (0, 1)
         ),
     ],
+    "lucir": [
+        LAMBDA,
+        ({"margin": -0.1}, "strategy.margin must be at least 0, got -0.1"),
+        ({"negatives": 0}, "strategy.negatives must be at least 1, got 0"),
+        ({"scale": 0}, "strategy.scale must be positive, got 0"),
+    ],
     "wa": [LAMBDA, ({"temperature": 0}, "strategy.temperature must be positive, got 0")],
     "er_ace": [*PLACES[:1], unweighted("er_ace", "the means are added")],
+    "er_aml": [
+        *PLACES[:1],
+        unweighted("er_aml", "the means are added"),
+        ({"gamma": -0.1}, "strategy.gamma must be at least 0, got -0.1"),
+        ({"temperature": 0}, "strategy.temperature must be positive, got 0"),
+        (
+            {"policy": "herding"},
+            (
+                "strategy.policy=herding holds no sample of the current task, whose classes "
+                "strategy=er_aml learns from the buffer alone; use reservoir, ring or dual"
+            ),
+        ),
+    ],
+    "scr": [
+        unweighted("scr", "samples are compared"),
+        ({"temperature": 0}, "strategy.temperature must be positive, got 0"),
+        ({"projection_size": 0}, "strategy.projection_size must be at least 1, got 0"),
+    ],
     "er_ewc": [*PLACES[:1], LAMBDA, LABELS, PENALTY, SAMPLES],
     "ewc": [
         LAMBDA,
@@ -315,6 +342,8 @@ EDGES: dict[str, list[dict[str, Any]]] = {
             for policy in ("ring", "class_balanced", "herding")
         ),
     ],
+    "er_aml": [{"gamma": 0, "temperature": 0.1}],
+    "scr": [{"temperature": 0.1, "projection_size": 1}],
     "er_ewc": [{"lambda_": 0, "fisher_samples": 1, "penalty": "loss"}, {"fisher_samples": None}],
     "ewc": [
         {"lambda_": 0, "fisher_samples": 1, "penalty": "proximal"},
@@ -366,6 +395,7 @@ EDGES: dict[str, list[dict[str, Any]]] = {
         {"lambda_": 0, "temperature": 0.1, "validation": 0.9, "policy": "class_balanced"},
         {"validation": 0.1},
     ],
+    "lucir": [{"lambda_": 0, "margin": 0, "negatives": 1, "scale": 0.1}],
     "wa": [{"lambda_": 0, "temperature": 0.1}],
     "xdg": [{"gated": 0, "initial": "network"}, {"gated": 0.9}],
 }

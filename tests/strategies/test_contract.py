@@ -37,6 +37,7 @@ VARIANTS = {
         "strategy.policy=class_balanced",
         "strategy.policy=ring",
         "strategy.policy=herding",
+        "strategy.policy=dual",
     ),
     "lwf": ("scenario=task", "strategy.warm_up=5 strategy.weight=fixed"),
     "imm": ("strategy.merge=mean scenario=task",),
@@ -174,6 +175,9 @@ CLAIMS = [
     (("strategy=er_ace", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),
     (("strategy=mir", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),
     (("strategy=bic", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),
+    (("strategy=lucir", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),
+    (("strategy=er_aml", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),
+    (("strategy=scr", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),
     (("strategy=wa", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),
     (
         ("strategy=mer", "strategy.buffer_size=100"),

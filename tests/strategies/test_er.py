@@ -374,6 +374,8 @@ def test_an_empty_buffer_changes_nothing(prepared):
         (("strategy.buffer_size=0",), "strategy.buffer_size must lie between 1 and 1000000, got 0"),
         (("strategy.buffer_size=9", "strategy.policy=ring"), "one place for each of 10 classes"),
         (("strategy.buffer_size=9", "strategy.policy=herding"), "one place for each of 10 classes"),
+        (("strategy.buffer_size=10", "strategy.policy=dual"), "classes, besides those of its ring"),
+        ((*SHARES, "strategy.policy=dual"), "policy=dual, whose ring knows none; use ring"),
         (("strategy.replay_batch_size=0",), "strategy.replay_batch_size"),
         (("strategy.policy=fifo",), "strategy.policy must be one of reservoir"),
     ],
@@ -383,7 +385,7 @@ def test_what_cannot_be_is_refused(prepared, overrides, message):
         prepared(*TOY, *overrides)
 
 
-@pytest.mark.parametrize("policy", ["reservoir", "ring"])
+@pytest.mark.parametrize("policy", ["reservoir", "ring", "dual"])
 def test_how_many_steps_are_planned_at_once_changes_nothing(prepared, monkeypatch, policy):
     """One step, a few, or as many as there are."""
     states = []
@@ -396,3 +398,17 @@ def test_how_many_steps_are_planned_at_once_changes_nothing(prepared, monkeypatc
     for theta, memory in states[1:]:
         assert torch.equal(theta, states[0][0])
         assert all(torch.equal(memory[key], value) for key, value in states[0][1].items())
+
+
+def test_a_dual_buffer_holds_the_latest_and_equal_shares_of_the_classes_dropped(prepared):
+    """Also where the first row of the training set, 0, has no class in the first task."""
+    order = ("benchmark.class_order=shuffled", "benchmark.seed=0")
+    _, _, env, s = run(prepared, "strategy.policy=dual", *order)
+    assert env.stream.labels(torch.tensor([0]), 0).tolist() == [-1]
+    index, task = s.memory["buffer_index"], s.memory["buffer_task"]
+    assert len(index) == 60
+    labels = env.stream.labels(index.clamp_min(0), task)
+    latest, rest = index[:6], labels[6:56].view(10, 5)
+    assert set(latest.tolist()) <= set(env.stream[len(env.stream) - 1].train.tolist())
+    assert rest.tolist() == [[c] * 5 for c in range(10)]
+    assert index[56:].tolist() == [-1] * 4  # what does not divide by the classes

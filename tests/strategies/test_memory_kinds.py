@@ -11,7 +11,7 @@ from cl_runner.strategies import available
 TASK_IL = ("den", "gpm", "hat", "packnet", "pnn", "separate", "soft_sharing", "xdg")
 BUFFERED = (
     *("agem", "cls_er", "der", "derpp", "er", "er_ace", "er_ewc", "gdumb", "gem", "icarl", "mer"),
-    *("bic", "mir", "wa"),
+    *("bic", "er_aml", "lucir", "mir", "scr", "wa"),
 )
 # Whatever has no other kind is float32.
 KINDS = {

@@ -20,7 +20,7 @@ SMALL = (
     *("model.hidden_sizes=[20]", "training.batch_size=8", "training.epochs=1", "verbose=false"),
 )
 UNTOLD = "training.boundaries=none"
-FREE = {"naive", "er", "er_ace", "der", "derpp", "mir", "mer", "cls_er"}
+FREE = {"naive", "er", "er_ace", "er_aml", "scr", "der", "derpp", "mir", "mer", "cls_er"}
 QUICK = {
     "gdumb": ("strategy.epochs=1",),
     "mer": ("training.iterations=3",),
@@ -33,6 +33,7 @@ CASES = [
     ("er", "strategy.policy=class_balanced strategy.buffer_size=30", True),
     ("der", "strategy.policy=herding strategy.buffer_size=30", True),
     ("er", "strategy.policy=ring strategy.buffer_size=30", False),
+    ("er", "strategy.policy=dual strategy.buffer_size=30", False),
     ("er", "strategy.weighting=task_share", True),
 ]
 

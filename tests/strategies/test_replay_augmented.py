@@ -10,11 +10,14 @@ import torch
 from cl_runner import strategies
 from cl_runner.strategies.er import ER
 
-# Latent replay stores what became of the augmented input and has nothing left to augment.
+# Latent replay stores what became of the augmented input and has nothing left to augment; scr has a
+# second view, which is made in another way where a run does not augment.
 REPLAYING = [
     name
     for name in strategies.available()
-    if issubclass(strategies.find(name), ER) and strategies.find(name).buffers_inputs
+    if issubclass(strategies.find(name), ER)
+    and strategies.find(name).buffers_inputs
+    and name != "scr"
 ]
 AS_IT_IS = torch.tensor([0.5, 0.5, 0.9])  # the uniforms of no shift and no mirroring
 TOY = (

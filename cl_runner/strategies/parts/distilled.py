@@ -9,9 +9,13 @@ from cl_runner.functional.losses import distillation, weighted_mean
 from cl_runner.training.env import Env, statistics
 
 
-def old_answers(s: TrainState, batch: Batch, env: Env) -> Tensor:
-    """Logits [B, K] of the network that the memory holds as "old", in evaluation mode."""
-    return env.answers(s.memory["old"], batch.x, batch.task, statistics(s.memory, "old"))
+def old_answers(s: TrainState, batch: Batch, env: Env, last: int | None = None) -> Tensor:
+    """Logits [B, K] of the network that the memory holds as "old", in evaluation mode.
+
+    last=-1: its features [B, ...].
+    """
+    of_old = statistics(s.memory, "old")
+    return env.answers(s.memory["old"], batch.x, batch.task, of_old, last=last)
 
 
 def distilled(

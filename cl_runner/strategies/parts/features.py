@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from cl_runner.core import Task, TrainState
+from cl_runner.core import Batch, Task, TrainState
 from cl_runner.functional.buffers import Preference
 from cl_runner.functional.exemplars import herding, unit
+from cl_runner.nn.networks import activation_shapes
 from cl_runner.training.env import Env
 
 CHUNK = 1000  # samples per forward pass
@@ -43,3 +47,21 @@ def herded(s: TrainState, task: Task, env: Env, capacity: int) -> Preference:
         return torch.cat([held, new[herding(features, k - len(held))]])
 
     return best
+
+
+@torch.no_grad()
+def mean_directions(s: TrainState, task: Task, env: Env) -> Tensor:
+    """Each class's mean feature of length 1, of length 1 again, [K, D]; 0 without samples."""
+
+    def add(total: Tensor, batch: Batch) -> Tensor:
+        features = env.net(s.theta, batch.x, batch.task, last=-1)
+        return total.index_add(0, batch.y, unit(features))
+
+    total, _ = env.fold(add, torch.zeros(env.num_classes, width(env), device=env.device), s, task)
+    return F.normalize(total)  # of the sum, which has the mean's direction
+
+
+def width(env: Env) -> int:
+    """The numbers of a sample's features, D."""
+    shapes = activation_shapes(env.flat.module, env.input_shape)
+    return math.prod((env.input_shape, *shapes)[-2])

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState, Window, generator_for
@@ -23,7 +24,8 @@ from cl_runner.training.env import FOLD_CHUNK, Env
 PREFIX = "buffer_"
 LARGEST = 1_000_000  # samples; drawing from a buffer takes time in proportion to its size
 REFILLED = ("class_balanced", "herding")  # at the end of each task, not after each step
-POLICIES = ("reservoir", "ring", *REFILLED)
+POLICIES = ("reservoir", "ring", "dual", *REFILLED)
+SHORT = 0.1  # of the places, policy dual: those of the latest samples
 # Rows and tasks that are held [..., K], the current task -> which of them may be drawn, bool
 Drawable = Callable[[Slots, Tensor], Tensor]
 # What is held of a batch's samples besides row and task, [B, ...]: (s, batch, aux, env) -> ...
@@ -56,19 +58,20 @@ def check_buffer(
         f"strategy.replay_batch_size must be at least 1, got {replay_batch_size}",
     )
     one_of("strategy.policy", policy, POLICIES)
-    check(
-        per_class is None or policy != "reservoir",
-        "strategy.per_class has no meaning for strategy.policy=reservoir, which knows no "
-        f"classes; use {', '.join(POLICIES[1:])}",
-    )
+    for other, why in (("reservoir", "which knows no classes"), ("dual", "whose ring knows none")):
+        check(
+            per_class is None or policy != other,
+            f"strategy.per_class has no meaning for strategy.policy={other}, {why}; use ring, "
+            "class_balanced, herding",
+        )
 
 
 def why_borders(policy: str, weighting: str, scenario: str) -> str:
     """Why a buffer has to be told where tasks begin (`Strategy.needs_borders`); "": it has not."""
     if policy in REFILLED:
         return f"strategy.policy={policy} fills the buffer when a task ends"
-    if policy == "ring" and scenario == "domain":
-        return "strategy.policy=ring has places for each task where tasks share their classes"
+    if policy in ("ring", "dual") and scenario == "domain":
+        return f"strategy.policy={policy} has places for each task where tasks share their classes"
     return "strategy.weighting=task_share counts the tasks" if weighting == "task_share" else ""
 
 
@@ -81,10 +84,12 @@ def why_tasks(policy: str, scenario: str) -> str:
 
 def check_room(places: int, policy: str, env: Env) -> None:
     """Refuse a buffer, or a network, that the policy cannot work with."""
+    long = places - short(places) if policy == "dual" else places
     check(
-        policy == "reservoir" or places >= env.num_bins,
+        policy == "reservoir" or long >= env.num_bins,
         f"strategy.buffer_size={places} is too small for strategy.policy={policy}, which needs at "
-        f"least one place for each of {env.num_bins} classes",
+        f"least one place for each of {env.num_bins} classes"
+        + (", besides those of its ring" if policy == "dual" else ""),
     )
     if policy == "herding":
         check_features("strategy.policy=herding", env)
@@ -111,6 +116,11 @@ def places(buffer_size: int | None, per_class: int | None, env: Env) -> int:
         f"and {LARGEST} are the most",
     )
     return size
+
+
+def short(places: int) -> int:
+    """How many places the latest samples have, policy dual."""
+    return max(1, round(SHORT * places))
 
 
 # Its slots.
@@ -150,8 +160,9 @@ def planned(
     """
     slots, seen = load(memory), memory["seen"]
     source, counted = entering(slots, seen, window, policy, env)
+    course = buffers.moving_course if policy == "dual" else buffers.course
     held = {
-        name: buffers.course(slots[name], values, source)
+        name: course(slots[name], values, source)
         for name, values in (("index", window.index), ("task", window.task))
     }
     plan = {name: rows[1:] for name, rows in held.items()} | {"seen": counted, "source": source}
@@ -169,19 +180,25 @@ def entering(
 ) -> tuple[Tensor, Tensor]:
     """Which of the batch's samples each slot takes in each step, [W, K], or -1: none.
 
-    And what has been `seen` after it, [W, bins].
+    With policy dual also B + j: what slot j held. And what has been `seen` after it, [W, bins].
     """
     (W, B), K, bins = window.y.shape, len(slots["index"]), env.bins(window.y, window.task)
     if policy in REFILLED:
         return torch.full((W, K), -1, device=bins.device), seen.expand(W, -1)
+    each = seen.new_zeros(W, len(seen)).scatter_add(1, bins, torch.ones_like(bins))
+    counted = seen + each.cumsum(0)
+    uniform = window.noise["reservoir"][:, :B]
+    if policy == "dual":
+        ring = short(K)
+        index, task = slots["index"][:ring].clamp_min(0), slots["task"][:ring]
+        own = env.bins(env.stream.labels(index, task).clamp_min(0), task)  # of an empty slot: any
+        source = buffers.dual_sources(seen, own, bins, (K - ring) // env.num_bins, uniform)
+        return F.pad(source, (0, K - source.shape[1]), value=-1), counted
     if policy == "ring":
         target = buffers.ring_targets(seen, K // env.num_bins, bins.flatten())
     else:
-        target = buffers.reservoir_targets(
-            seen.sum(), K, window.noise["reservoir"][:, :B].flatten()
-        )
-    each = seen.new_zeros(W, len(seen)).scatter_add(1, bins, torch.ones_like(bins))
-    return buffers.sources(target.view(W, B), K), seen + each.cumsum(0)
+        target = buffers.reservoir_targets(seen.sum(), K, uniform.flatten())
+    return buffers.sources(target.view(W, B), K), counted
 
 
 def draws(
@@ -223,15 +240,16 @@ def held_of(s: TrainState, replay: Batch, name: str) -> Tensor:
     return load(s.memory)[name][replay.noise["slot"]]
 
 
-def offered(s: TrainState, plan: Slots, kept: Slots) -> TrainState:
+def offered(s: TrainState, plan: Slots, kept: Slots, policy: str) -> TrainState:
     """The state after a batch's samples were offered to the buffer, as it was `planned`.
 
     kept: what is held of them besides row and task, [B, ...].
     """
-    slots = {
-        name: buffers.write(s.memory[PREFIX + name], values, plan["source"])
-        for name, values in kept.items()
-    }
+    slots = {}
+    for name, values in kept.items():
+        held = s.memory[PREFIX + name]
+        given = torch.cat([values, held]) if policy == "dual" else values
+        slots[name] = buffers.write(held, given, plan["source"])
     slots |= {"index": plan["index"], "task": plan["task"]}
     return s._replace(memory=s.memory | store(slots) | {"seen": plan["seen"]})
 
