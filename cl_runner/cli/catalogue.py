@@ -48,7 +48,7 @@ FAMILIES = {
         *("er", "er_ace", "mir", "der", "derpp", "cls_er", "mer", "latent_replay", "icarl"),
         *("gdumb", "er_ewc", "generative_replay"),
     ),
-    "gradient constraint": ("agem", "gem", "ogd", "gpm"),
+    "gradient constraint": ("agem", "gem", "ogd", "gpm", "owm"),
     "architecture": ("pnn", "packnet", "hat", "xdg", "den"),
 }
 LIST = f"""\

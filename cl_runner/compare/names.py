@@ -36,6 +36,7 @@ NAMES = {
     "mer": "MER",
     "mir": "MIR",
     "ogd": "OGD",
+    "owm": "OWM",
     "packnet": "PackNet",
     "pnn": "PNN",
     "rwalk": "RWalk",

@@ -107,6 +107,7 @@ FIRST_TASK_IS_NAIVE = [
     ("gem",),
     ("ogd",),
     ("gpm",),
+    ("owm",),
     ("latent_replay",),
 ]
 
@@ -192,6 +193,7 @@ CLAIMS = [
     (("strategy=gem", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),
     (("strategy=ogd",), ("benchmark=permuted_digits",), 0.08),
     (("strategy=gpm",), ("benchmark=permuted_digits",), 0.1),
+    (("strategy=owm",), ("benchmark=split_digits",), 0.3),
     (("strategy=rwalk",), ("benchmark=permuted_digits",), 0.05),
     (("strategy=er_ewc", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),
     (
