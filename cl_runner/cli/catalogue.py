@@ -50,7 +50,7 @@ FAMILIES = {
         *("gdumb", "er_ewc", "generative_replay", "bir"),
     ),
     "closed form": ("ncm", "slda", "ridge"),
-    "gradient constraint": ("agem", "gem", "ogd", "gpm"),
+    "gradient constraint": ("agem", "gem", "ogd", "gpm", "owm"),
     "architecture": ("pnn", "packnet", "hat", "xdg", "den"),
 }
 LIST = f"""\

@@ -41,6 +41,7 @@ NAMES = {
     "mir": "MIR",
     "ncm": "nearest class mean",
     "ogd": "OGD",
+    "owm": "OWM",
     "packnet": "PackNet",
     "pnn": "PNN",
     "ridge": "ridge regression",

@@ -93,6 +93,21 @@ def grow_projector(projector: Tensor, gram: Tensor, threshold: float) -> Tensor:
     return grown.to(projector.dtype)
 
 
+def shrink_projector(projector: Tensor, gram: Tensor, alpha: float) -> Tensor:
+    """P [d, d] after inputs R [d, n] of which gram = R R^T: (P^-1 + gram / alpha)^-1.
+
+    What recursive least squares gives, one input after another in any order: P <- P - k k^T /
+    (alpha + x^T k) with k = P x (Zeng et al. 2019, arXiv 1810.01256). From P = I it is
+    alpha (alpha I + R R^T)^-1: 0 in directions whose inputs are large beside alpha, I in others.
+    In double precision, and with no inverse of P, which may be nearly singular.
+    """
+    values, U = torch.linalg.eigh(projector.double())
+    root = U * values.clamp_min(0).sqrt() @ U.T
+    inner = torch.eye(len(root), dtype=root.dtype, device=root.device) + root @ gram @ root / alpha
+    new: Tensor = root @ torch.linalg.solve(inner, root)
+    return ((new + new.T) / 2).to(projector.dtype)
+
+
 def layer_inputs(layer: nn.Module, x: Tensor) -> Tensor:
     """The vectors [n, d] that a layer multiplies with its weight, seen as a matrix [outputs, d].
 

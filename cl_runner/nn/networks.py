@@ -15,8 +15,9 @@ module:
   class (`nn.flat.Flat.output_mask`), and refuse a module without it; so do lucir and scr, which
   put another layer in its place.
 - It is a `Network`, which has `stages`: icarl, lucir, er_aml, scr, bir, latent_replay and
-  policy=herding read the activations between them, hat and xdg gate them. They refuse any other module, and den
-  and pnn, which grow an mlp, any other network. All other strategies train a plain `nn.Module`.
+  policy=herding read the activations between them, hat and xdg gate them. They refuse any other
+  module, and den and pnn, which grow an mlp, any other network. All other strategies train a plain
+  `nn.Module`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from cl_runner.core import Batch, Task, TrainState
 from cl_runner.errors import check
 from cl_runner.functional.projection import grow_projector
 from cl_runner.strategies.base import Aux, Strategy
-from cl_runner.strategies.parts.gradients import input_grams
+from cl_runner.strategies.parts.gradients import input_grams, matrix_layers
 from cl_runner.training.env import Env
 
 THRESHOLD = [0.95, 0.99]  # of the first layer, and of all others, if there are any
@@ -51,17 +51,7 @@ class GPM(Strategy):
 
     def layers(self, env: Env) -> dict[str, nn.Linear | nn.Conv2d]:
         """The layers whose gradients are projected, by name, in the order of the network."""
-        found = {}
-        for name, module in env.flat.module.named_modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                found[name] = module
-            else:
-                check(
-                    next(module.parameters(recurse=False), None) is None,
-                    f"strategy={self.name} knows Linear and Conv2d layers only, and the model's "
-                    f"{name} is a {type(module).__name__}; use model=mlp or model=cnn, "
-                    "and adapter=none",
-                )
+        found = matrix_layers(env, self.name)
         if env.stream.scenario == "task":
             found.popitem()  # the output layer
         return found

@@ -158,6 +158,7 @@ REFUSED: dict[str, Rows] = {
     "ewc": [
         LAMBDA,
         ({"mode": "no"}, "strategy.mode must be one of separate, online, got 'no'"),
+        ({"curvature": "no"}, "strategy.curvature must be one of diagonal, kron, got 'no'"),
         LABELS,
         PENALTY,
         ({"mode": "online", "gamma": 0}, "strategy.gamma must lie in (0, 1], got 0"),
@@ -276,6 +277,10 @@ REFUSED: dict[str, Rows] = {
         ({"directions": 0}, "strategy.directions must be at least 1, got 0"),
         ({"logits": "no"}, "strategy.logits must be one of ground_truth, all, got 'no'"),
     ],
+    "owm": [
+        ({"alpha": 0}, "strategy.alpha must be positive, got 0"),
+        ({"samples": 0}, "strategy.samples must be at least 1, got 0"),
+    ],
     "packnet": [
         ({"prune": -0.1}, "strategy.prune must lie in [0, 1), got -0.1"),
         ({"prune": 1}, "strategy.prune must lie in [0, 1), got 1"),
@@ -378,6 +383,7 @@ EDGES: dict[str, list[dict[str, Any]]] = {
     "mir": [{"replay_batch_size": 4, "candidates": 4}],
     "ncm": [{"features": 1}, {"input": "features", "layer": 1}],
     "ogd": [{"directions": 1, "logits": "all"}],
+    "owm": [{"alpha": 1e-9, "samples": 1}, {"samples": None}],
     "packnet": [{"prune": 0, "retrain_epochs": 0}, {"prune": 0.9, "retrain_epochs": None}],
     "pnn": [{"adapter_size": 1, "alpha_init": 0.05}, {"adapter_size": None}],
     "ridge": [{"lambda_": 0, "features": 0}],

@@ -113,6 +113,7 @@ FIRST_TASK_IS_NAIVE = [
     ("gem",),
     ("ogd",),
     ("gpm",),
+    ("owm",),
     ("latent_replay",),
 ]
 
@@ -203,6 +204,7 @@ CLAIMS = [
     (("strategy=gem", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),
     (("strategy=ogd",), ("benchmark=permuted_digits",), 0.08),
     (("strategy=gpm",), ("benchmark=permuted_digits",), 0.1),
+    (("strategy=owm",), ("benchmark=split_digits",), 0.3),
     (("strategy=rwalk",), ("benchmark=permuted_digits",), 0.05),
     (("strategy=er_ewc", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),
     (

@@ -303,7 +303,6 @@ REFUSED = [
     (("model=reduced_resnet18", "benchmark=split_digits"), "without BatchNorm: use model=mlp"),
     (("optimizer=adam",), "with optimizer=adam use strategy.penalty=loss"),
     (("strategy.overlap=true",), "strategy.overlap=True has no meaning with strategy.curvature"),
-    (("strategy.curvature=full",), "strategy.curvature must be one of diagonal, kron, got 'full'"),
 ]
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cl_runner.core import Batch, Task, TrainState
+from cl_runner.errors import check
 from cl_runner.functional.projection import layer_inputs
 from cl_runner.training.env import Env
 
@@ -43,15 +44,42 @@ def logit_gradients(s: TrainState, task: Task, env: Env, *, number: int, every: 
     return torch.cat(rows)
 
 
+def matrix_layers(env: Env, strategy: str) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The layers of the network by name, in its order. Raises UserError for other kinds."""
+    found = {}
+    for name, module in env.flat.module.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            found[name] = module
+        else:
+            check(
+                next(module.parameters(recurse=False), None) is None,
+                f"strategy={strategy} knows Linear and Conv2d layers only, and the model's "
+                f"{name} is a {type(module).__name__}; use model=mlp or model=cnn, "
+                "and adapter=none",
+            )
+    return found
+
+
 def input_grams(
-    s: TrainState, task: Task, env: Env, layers: Mapping[str, nn.Module], *, samples: int
+    s: TrainState,
+    task: Task,
+    env: Env,
+    layers: Mapping[str, nn.Module],
+    *,
+    samples: int | None,
+    ones: bool = False,
 ) -> dict[str, Tensor]:
-    """R R^T [d, d] float64 of each layer's inputs R [d, n], on random samples of a task."""
+    """R R^T [d, d] float64 of each layer's inputs R [d, n], on random samples of a task.
+
+    samples: how many; None: all. ones: with a 1 appended to the inputs of layers that have a bias.
+    """
     grams: dict[str, Tensor] = {}
 
     def watch(name: str) -> torch.utils.hooks.RemovableHandle:
         def add(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = layer_inputs(layer, inputs[0]).double()
+            if ones and layer.bias is not None:
+                x = torch.cat([x, x.new_ones(len(x), 1)], 1)
             grams[name] = grams[name] + x.T @ x if name in grams else x.T @ x
 
         return layers[name].register_forward_pre_hook(add)
