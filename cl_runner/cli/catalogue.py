@@ -49,7 +49,7 @@ FAMILIES = {
         *("gdumb", "er_ewc", "generative_replay"),
     ),
     "gradient constraint": ("agem", "gem", "ogd", "gpm"),
-    "architecture": ("pnn", "packnet", "hat", "xdg", "den"),
+    "architecture": ("pnn", "packnet", "hat", "xdg", "den", "supsup", "piggyback"),
 }
 LIST = f"""\
 cl-run list [{"|".join(GROUPS)}]
