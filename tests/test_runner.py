@@ -237,6 +237,8 @@ def test_the_logits_in_a_buffer_are_counted(configure, tmp_path):
         ("pnn", lambda _: 0),
         ("den", lambda P: 8 * (24 + 2 * 20) + 4 * P),  # units' stamps, weights before the task
         ("packnet", lambda P: 2 * P),  # each weight's owner
+        ("supsup", lambda P: 3 * P),  # a mask for each of three tasks
+        ("piggyback", lambda P: 3 * P + 4 * P),  # and the backbone
         ("lwf", lambda P: 4 * P + 8),  # the old network, and a count of steps
         ("frozen_features", lambda _: 0),
         ("soft_sharing", lambda _: 0),

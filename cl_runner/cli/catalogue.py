@@ -51,7 +51,7 @@ FAMILIES = {
     ),
     "closed form": ("ncm", "slda", "ridge"),
     "gradient constraint": ("agem", "gem", "ogd", "gpm", "owm"),
-    "architecture": ("pnn", "packnet", "hat", "xdg", "den"),
+    "architecture": ("pnn", "packnet", "hat", "xdg", "den", "supsup", "piggyback"),
 }
 LIST = f"""\
 cl-run list [{"|".join(GROUPS)}]

@@ -51,6 +51,7 @@ VARIANTS = {
     "hat": ("model.hidden_sizes=[24,12] training.iterations=7",),
     "packnet": ("strategy.retrain_epochs=0",),
     "pnn": ("strategy.adapter_size=5 model.hidden_sizes=[24,12]",),
+    "piggyback": ("strategy.backbone=initial optimizer=adam",),
     "soft_sharing": ("strategy.penalty=proximal",),
     "mir": ("scenario=task strategy.policy=ring",),
     "latent_replay": ("scenario=task strategy.policy=class_balanced",),
@@ -263,7 +264,13 @@ CLAIMS = [
             ),
             margin,
         )
-        for name, margin in (("xdg", 0.05), ("hat", 0.05), ("packnet", 0.08))
+        for name, margin in (
+            ("xdg", 0.05),
+            ("hat", 0.05),
+            ("packnet", 0.08),
+            ("supsup", 0.08),
+            ("piggyback", 0.08),
+        )
     ),
     *(
         ((f"strategy={name}",), ("benchmark=split_digits",), 0.5)

@@ -8,7 +8,10 @@ import torch
 from cl_runner.run.tasks import initial_state
 from cl_runner.strategies import available
 
-TASK_IL = ("den", "gpm", "hat", "packnet", "pnn", "separate", "soft_sharing", "xdg")
+TASK_IL = (
+    *("den", "gpm", "hat", "packnet", "piggyback", "pnn", "separate", "soft_sharing", "supsup"),
+    "xdg",
+)
 BUFFERED = (
     *("agem", "cls_er", "der", "derpp", "er", "er_ace", "er_ewc", "gdumb", "gem", "icarl", "mer"),
     *("bic", "er_aml", "lucir", "mir", "scr", "wa"),
@@ -21,7 +24,10 @@ KINDS = {
     "buffer_validation": torch.bool,
     "free": torch.bool,
     "hidden": torch.bool,
+    "masked": torch.bool,
+    "masks": torch.bool,
     "output": torch.bool,
+    "own": torch.bool,
     "owner": torch.int16,
     "period": torch.int64,
     "remaining": torch.int64,

@@ -6,6 +6,21 @@ import torch
 from torch import Tensor
 
 from cl_runner.core import TrainState
+from cl_runner.errors import check
+from cl_runner.training.env import Env
+
+
+def check_maskable(name: str, env: Env) -> None:
+    """Refuse a network that is more than weights which tasks may mask."""
+    check(
+        not env.flat.buffers,
+        f"strategy={name} needs a model without BatchNorm, whose statistics are shared; "
+        "use model=mlp or model=cnn",
+    )
+    check(
+        all(p.requires_grad for p in env.flat.module.parameters()),
+        f"strategy={name} masks a model's own weights: it needs adapter=none",
+    )
 
 
 def only(new: TrainState, s: TrainState, free: Tensor) -> TrainState:
