@@ -19,7 +19,7 @@ from cl_runner.results.names import CALIBRATION_TABLE, STATUS, SUMMARY
 LONGEST = 60  # characters of a cell in a message
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a terminal may take it for an order
 OTHER_FILES = re.compile(
-    r"(accura.*|costs|guard|tasks|calibration|confusion|online|edits|statistics|comparison.*"
+    r"(accura.*|costs|guard|tasks|calibration|confusion|online|edits|personal|statistics|comparison.*"
     r"|fisher_overlap)\.csv"
 )  # of runs, and our own
 NEEDED = ("benchmark", "scenario", "strategy", "seed", "ACC")  # of a run that is complete
