@@ -82,6 +82,14 @@ def test_an_edit_has_its_own_length_and_rate(prepared):
     assert float(s.opt["lr"]) == pytest.approx(0.05)
 
 
+def test_a_schedule_is_of_the_edits_rate(prepared):
+    stepped = ("optimizer.schedule=step", "optimizer.milestones=[0.5]", "optimizer.decay=0.5")
+    strategy, env, s, _ = decided(prepared, "optimizer.lr=0.2", *stepped)
+    assert float(s.opt["lr"]) == pytest.approx(0.1)
+    s = train_task(strategy, s, env.stream[1], env)
+    assert float(s.opt["lr"]) == pytest.approx(0.01)
+
+
 # The choice.
 
 

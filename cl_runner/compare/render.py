@@ -17,7 +17,14 @@ from cl_runner.compare.table import BOUNDS, POSITION, Comparison, Group, StreamG
 from cl_runner.compare.terminal import TextColumn, printable
 from cl_runner.compare.verdict import PREFIXES, verdict
 from cl_runner.results import files, status
-from cl_runner.results.columns import Column, column_of, compared, larger_is_better, shown
+from cl_runner.results.columns import (
+    Column,
+    column_of,
+    compared,
+    formulas,
+    larger_is_better,
+    shown,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -473,6 +480,9 @@ def records(comparison: Comparison, columns: Names = None) -> list[dict[str, Any
     keys = sorted({key for s in comparison.streams for g in s.groups for key in g.settings})
     stream_keys = sorted({key for s in comparison.streams for key in s.settings})
     everything = [comparison.question.metric, *compared()]
+    groups = [g for s in comparison.streams for g in s.groups]
+    special = {*formulas("edits"), *formulas("base")}  # of a benchmark of its own
+    everything = [n for n in everything if n not in special or any(has(g, n) for g in groups)]
     names = list(dict.fromkeys(everything if columns is None else columns))
     rows = []
     for stream in comparison.streams:

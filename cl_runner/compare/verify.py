@@ -23,6 +23,7 @@ from cl_runner.results.matrices import (
     Matrices,
     matrix_name,
     metric_columns,
+    personal_rows,
     read_curves,
     read_matrix,
 )
@@ -34,6 +35,7 @@ from cl_runner.results.names import (
     EDIT_TABLE,
     GUARD_TABLE,
     ONLINE_TABLE,
+    PERSONAL_TABLE,
     STATES,
     STATISTICS,
     SUMMARY,
@@ -89,6 +91,7 @@ def of_run(run: Run) -> Iterator[str]:
         yield unreadable(run.folder / EDIT_TABLE, error)
         edited = None
     yield from of_metrics(matrices, row, within, rows, edited)
+    yield from of_personal(run.folder, matrices.get(("test", scenario)))
     yield from of_tidy(run.folder, matrices)
 
 
@@ -292,9 +295,10 @@ def of_metrics(
     edited: Sequence[Mapping[str, str]] | None,
 ) -> Iterator[str]:
     """Every metric is what the matrix, online.csv or edits.csv gives, and there is no other."""
-    expected = metric_columns(matrices, row.get("scenario", ""), curves, online, edited)
-    for name in dict.fromkeys([*expected, *filter(is_metric, row)]):
-        cell, value = row.get(name, ""), expected.get(name)
+    base = bool(row.get("benchmark.base"))
+    found = metric_columns(matrices, row.get("scenario", ""), curves, online, edited, base=base)
+    for name in dict.fromkeys([*found, *filter(is_metric, row)]):
+        cell, value = row.get(name, ""), found.get(name)
         if value is None or math.isnan(value):
             if cell:
                 yield f"{SUMMARY} has {name} {cell}, which no matrix here gives"
@@ -305,6 +309,21 @@ def of_metrics(
             agrees = False
         if not agrees:
             yield f"{SUMMARY} says {name} is {cell or 'empty'}, the matrix gives {value}"
+
+
+def of_personal(folder: Path, R: Matrix | None) -> Iterator[str]:
+    """personal.csv says what the matrix says."""
+    path = folder / PERSONAL_TABLE
+    if not path.exists() or R is None:
+        return
+    rows, expected = read_rows(path), personal_rows(R)
+    right = len(rows) == len(expected) and all(
+        same_cell(row.get(name, ""), None if np.isnan(value) else value)
+        for row, own in zip(rows, expected, strict=True)
+        for name, value in own.items()
+    )
+    if not right:
+        yield f"{PERSONAL_TABLE} is not what the matrix gives"
 
 
 def of_tidy(folder: Path, matrices: Matrices) -> Iterator[str]:

@@ -57,6 +57,27 @@ class Slices(Benchmark):
 
     # None: as many as there are; a number takes the first ones.
     num_tasks: int | None = None  # type: ignore[assignment]  # of the other kinds it is part
+    base: int | None = None  # the first so many slices are one task, the others' common model
+    people: list[str] | None = None  # which slices follow it, in this order; None: all others
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        message = f"benchmark.base must be at least 1, or null, got {self.base}"
+        check(self.base is None or self.base >= 1, message)
+        people = self.people
+        check(
+            people is None or self.base is not None,
+            f"benchmark.people={people} needs benchmark.base=N, the slices of the common model",
+        )
+        check(
+            people is None or 0 < len(people) == len(set(people)),
+            f"benchmark.people must name one or more different slices, or be null, got {people}",
+        )
+        check(
+            self.base is None or self.num_tasks is None or self.num_tasks >= 2,
+            f"benchmark.base={self.base} needs benchmark.num_tasks of at least 2: the first is the "
+            f"common model's, got {self.num_tasks}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +147,10 @@ class Table(Files):
             self.slice is not None or self.num_tasks is not None,
             "benchmark.slice=COLUMN (a task for each value) or benchmark.num_tasks=N (equal parts "
             "in the order of the rows) must be set",
+        )
+        check(
+            self.slice is not None or self.base is None,
+            f"benchmark.base={self.base} needs benchmark.slice=COLUMN, whose values it counts",
         )
         check(
             self.slice_by in (None, "year", "month", "day"),

@@ -8,6 +8,7 @@ from importlib.resources import files as resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from cl_runner.config.benchmarks import Files, Table
@@ -83,6 +84,7 @@ def shaping(config: Files) -> dict[str, Any]:
         "drop",
     ]
     keys += ["slice", "slice_by"] if isinstance(config, Table) else []
+    keys += ["base"] if config.base is not None else []
     keys += ["num_tasks"] if isinstance(config, Table) and config.slice is None else []
     return {key: value for key, value in asdict(config).items() if key in keys}
 
@@ -105,8 +107,10 @@ def in_slices(
     others = [name for name in (config.label, getattr(config, "slice", None)) if name is not None]
     for name in (*label.names, *slices.names):
         check_name(name, source)
-    test = held_out(slices, label.place, config.test_fraction, source)
-    first, remarks = (slices.place == 0) & ~test, list[str]()
+    base = min(config.base or 1, len(slices.names))  # slices that are one task
+    tasks = Numbered(np.maximum(slices.place - (base - 1), 0), slices.names[base - 1 :])
+    test = held_out(tasks, label.place, config.test_fraction, source)
+    first, remarks = (tasks.place == 0) & ~test, list[str]()
     x = features(frame.drop(columns=others), config, first, where, remarks.append)
     decoded: Decoded = {"x_train": x[~test], "y_train": label.place[~test]}
     decoded |= {"x_test": x[test], "y_test": label.place[test]}

@@ -153,6 +153,31 @@ def online_accuracy(counts: ArrayLike) -> float:
     return float(hits / samples) if samples else float("nan")
 
 
+def personal(R: ArrayLike) -> Matrix:
+    """What each task after the first gains by its own training, and the others lose; (T - 1, 2).
+
+    The first task makes the common model, R[1]. Task p gains R[p, p] - R[1, p] over it, and what
+    the others have lost by then is mean_{j != p} (R[1, j] - R[p, j]), those of later tasks among
+    them.
+    """
+    R = _matrix(R)
+    T = R.shape[1]
+    own, common = np.diag(R[1:])[1:], R[1]
+    lost = common - R[2:]
+    others = (lost.sum(1) - (common[1:] - own)) / max(T - 1, 1)
+    return np.stack([own - common[1:], others], axis=1)
+
+
+def personal_gain(R: ArrayLike) -> float:
+    """mean_{p >= 2} (R[p, p] - R[1, p]): over the common model, by own training."""
+    return _mean(personal(R)[:, 0])
+
+
+def others_loss(R: ArrayLike) -> float:
+    """mean_{p >= 2} mean_{j != p} (R[1, j] - R[p, j]): of the common model, by others' training."""
+    return _mean(personal(R)[:, 1])
+
+
 # Of edits. readings: (E, 4), a row for each: the share of its samples that are right just after it
 # and after the last one, that of the untouched samples which are taken for the same class as before
 # the first one, and that of the altered copies of its samples that are right.

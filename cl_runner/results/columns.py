@@ -28,11 +28,13 @@ from cl_runner.functional.metrics import (
     min_acc,
     next_task_accuracy,
     online_accuracy,
+    others_loss,
+    personal_gain,
     worst_case_acc,
 )
 
 Kind = Literal["metric", "calibration", "cost", "group"]
-Needs = Literal["matrix", "curve", "bound", "online", "edits"]
+Needs = Literal["matrix", "curve", "bound", "online", "edits", "base"]
 EDIT_READINGS = ("success", "retained", "locality", "generality")  # of edits.csv, in their order
 LARGEST = 1e30  # of what is counted: no machine has come near, and its square is a number
 
@@ -69,7 +71,7 @@ class Column:
     unit: Unit
     formula: Callable[..., float] | None = None  # of a metric
     # What the formula takes: R alone, R and the curve, R and a bound; the counts of online.csv; the
-    # readings of edits.csv.
+    # readings of edits.csv; R alone, where the first task makes a common model.
     needs: Needs = "matrix"
     better: Literal["more", "less"] = "less"
     # The tables of cl-compare. Where they are too wide, the columns in the last places leave.
@@ -89,7 +91,7 @@ class Column:
 COLUMNS = (
     Column("ACC", "metric", FRACTION, acc, better="more", place=1, brief=True),
     Column("BWT", "metric", DIFFERENCE, bwt, better="more"),
-    Column("FWT", "metric", DIFFERENCE, fwt, better="more", place=11),
+    Column("FWT", "metric", DIFFERENCE, fwt, better="more", place=17),
     Column("forgetting", "metric", DIFFERENCE, forgetting, place=2, brief=True),
     Column("learning_accuracy", "metric", FRACTION, learning_accuracy, better="more", place=4),
     Column(
@@ -100,8 +102,8 @@ COLUMNS = (
         better="more",
         compared=False,
     ),
-    Column("intransigence", "metric", DIFFERENCE, intransigence, needs="bound", place=5),
-    Column("min_ACC", "metric", FRACTION, min_acc, needs="curve", better="more", place=7),
+    Column("intransigence", "metric", DIFFERENCE, intransigence, needs="bound", place=11),
+    Column("min_ACC", "metric", FRACTION, min_acc, needs="curve", better="more", place=13),
     Column("worst_case_ACC", "metric", FRACTION, worst_case_acc, needs="curve", better="more"),
     Column(
         "average_anytime_accuracy",
@@ -110,7 +112,7 @@ COLUMNS = (
         average_anytime_accuracy,
         needs="curve",
         better="more",
-        place=6,
+        place=12,
     ),
     Column(
         "next_task_accuracy",
@@ -118,7 +120,7 @@ COLUMNS = (
         FRACTION,
         next_task_accuracy,
         better="more",
-        place=12,
+        place=18,
         told=False,
     ),
     Column(
@@ -128,20 +130,32 @@ COLUMNS = (
         online_accuracy,
         needs="online",
         better="more",
-        place=13,
+        place=19,
         told=False,
     ),
+    Column(
+        "personal_gain",
+        "metric",
+        DIFFERENCE,
+        personal_gain,
+        needs="base",
+        better="more",
+        place=5,
+        told=False,
+    ),
+    Column("others_loss", "metric", DIFFERENCE, others_loss, needs="base", place=6, told=False),
     *(
-        Column(name, "metric", FRACTION, formula, "edits", "more", place=3, told=False)
-        for name, formula in zip(
+        Column(name, "metric", FRACTION, formula, "edits", "more", place=place, told=False)
+        for place, name, formula in zip(
+            range(7, 11),
             EDIT_READINGS,
             (edit_success, edits_retained, locality, generality),
             strict=True,
         )
     ),
-    Column("NLL", "calibration", NATS, place=8),
-    Column("Brier", "calibration", SQUARES, place=9),
-    Column("ECE", "calibration", FRACTION, place=10),
+    Column("NLL", "calibration", NATS, place=14),
+    Column("Brier", "calibration", SQUARES, place=15),
+    Column("ECE", "calibration", FRACTION, place=16),
     Column("seconds", "cost", SECONDS, place=4, by_task=False, exact=False),
     Column("train_seconds", "cost", SECONDS, compared=False, exact=False),
     Column("evaluation_seconds", "cost", SECONDS, compared=False, exact=False),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cl_runner.errors import UserError
-from cl_runner.functional.metrics import Matrix
+from cl_runner.functional.metrics import Matrix, personal
 from cl_runner.machine.reading import LONG, read_text
 from cl_runner.results.columns import EDIT_READINGS, column_name, formulas
 from cl_runner.results.files import Lines, Row, line, read_rows, write_text
@@ -151,6 +151,21 @@ def read_titles(path: Path) -> list[str]:
     return [row[TASKS["after_task"]] for row in read_rows(path)[1:] if TASKS["after_task"] in row]
 
 
+def personal_rows(R: Matrix) -> list[dict[str, Any]]:
+    """The rows of personal.csv: what each task after the first gains over the first's model."""
+    return [
+        {
+            "task": p,
+            "common": float(R[1, p - 1]),
+            "own": float(R[p, p - 1]),
+            "gain": float(gain),
+            "others_loss": float(lost),
+            "at_the_end": float(R[-1, p - 1]),
+        }
+        for p, (gain, lost) in enumerate(personal(R), 2)
+    ]
+
+
 def _number(cell: Any) -> float:
     return math.nan if cell == "" else float(cell)
 
@@ -187,16 +202,20 @@ def metric_columns(
     curves: Curves | None = None,
     online: Sequence[Mapping[str, Any]] | None = None,
     edits: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    base: bool = False,
 ) -> dict[str, float | None]:
     """Every metric of every matrix; the scenario's own reading of the test data without prefix.
 
     The metrics that need a joint bound have none in a single run. Those that need curves are there
-    where curves are, and those of the rows of online.csv and edits.csv where these are.
+    where curves are, and those of the rows of online.csv and edits.csv where these are. base:
+    whether the first task makes a common model, over which the others gain.
     """
     columns: dict[str, float | None] = {}
     for (split, reading), R in matrices.items():
         curve = None if curves is None else curves.get((split, reading), [])
-        values = summarise(R, curve).items()
+        values = [*summarise(R, curve).items()]
+        values += [(name, f(R)) for name, f in formulas("base").items()] if base else []
         columns |= {column_name(name, split, reading, own_reading): value for name, value in values}
         if (split, reading) == ("test", own_reading):
             columns |= dict.fromkeys(formulas("bound"))

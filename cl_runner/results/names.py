@@ -5,6 +5,7 @@ from __future__ import annotations
 SUMMARY, STATISTICS, COMPARISON = "summary.csv", "statistics.csv", "comparison.csv"
 ACCURACY_MATRIX, ACCURACY_TABLE = "accuracy_matrix.csv", "accuracies.csv"
 COST_TABLE, TASK_TABLE = "costs.csv", "tasks.csv"  # the latter where tasks have names
+PERSONAL_TABLE = "personal.csv"  # with benchmark.base
 ONLINE_TABLE = "online.csv"  # with eval.online
 EDIT_TABLE = "edits.csv"  # with benchmark=edits
 GUARD_TABLE = "guard.csv"  # with guard.drop

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -43,7 +44,7 @@ def decide(strategy: Strategy, s: TrainState, env: Env) -> Edits:
     stream, pool = env.stream, env.stream.pool
     assert pool is not None
     (E, n), size = (len(stream) - 1, len(stream[1].train)), len(pool)
-    found = classes(strategy, s, stream.images(pool, 0), 0, env)
+    found = predicted(strategy, s, stream.images(pool, 0), 0, env)
     wrong = (found != stream.labels(pool, 0).cpu()).nonzero().squeeze(1)
     check(
         len(wrong) >= E * n,
@@ -53,16 +54,16 @@ def decide(strategy: Strategy, s: TrainState, env: Env) -> Edits:
     )
     places = wrong[: E * n].view(E, n)
     unread = torch.full((E,), torch.nan, dtype=torch.float64)
-    before = classes(strategy, s, untouched(stream), 0, env)
+    before = predicted(strategy, s, untouched(stream), 0, env)
     return Edits(places, found[places], before, unread, unread)
 
 
 def read(edits: Edits, t: int, strategy: Strategy, s: TrainState, env: Env) -> Edits:
     """What is known after task t, an edit: its locality and its generality."""
     stream, task = env.stream, env.stream[t]
-    now = classes(strategy, s, untouched(stream), t, env)
+    now = predicted(strategy, s, untouched(stream), t, env)
     x = copies(stream.images(task.train, t), deviation(stream), env.seed, t)
-    right = classes(strategy, s, x, t, env) == stream.labels(task.train, t).cpu().repeat(COPIES)
+    right = predicted(strategy, s, x, t, env) == stream.labels(task.train, t).cpu().repeat(COPIES)
     locality, generality = edits.locality.clone(), edits.generality.clone()
     locality[t - 1] = (now == edits.before).double().mean()
     generality[t - 1] = right.double().mean()
@@ -88,7 +89,7 @@ def untouched(stream: Stream) -> Tensor:
 
 
 @torch.no_grad()
-def classes(strategy: Strategy, s: TrainState, images: Tensor, t: int, env: Env) -> Tensor:
+def predicted(strategy: Strategy, s: TrainState, images: Tensor, t: int, env: Env) -> Tensor:
     """The classes [n] that a strategy takes images [n, C, H, W] of task t for, on the host."""
     env.flat.module.eval()
     found = [
@@ -128,21 +129,24 @@ def rows_of(edits: Edits, R: Matrix, stream: Stream) -> list[dict[str, Any]]:
     The model is right about the share `success` of the edit's samples just after it, and about
     `retained` after the last task that was evaluated.
     """
-    done = [t for t in range(1, len(stream)) if not edits.generality[t - 1].isnan()]
-    rows = []
-    for t in done:
-        task, names = stream[t], stream[t].names
-        labels = stream.labels(task.train, t).tolist()
-        numbers = R[t + 1, t], R[done[-1] + 1, t], edits.locality[t - 1], edits.generality[t - 1]
-        rows.append(
-            {
-                "task": t + 1,
-                "samples": task.train.tolist(),
-                "classes": json.dumps([names[c] for c in labels], ensure_ascii=False),
-                "taken_for": json.dumps(
-                    [names[c] for c in edits.taken[t - 1].tolist()], ensure_ascii=False
-                ),
-                **{k: float(v) for k, v in zip(EDIT_READINGS, numbers, strict=True)},
-            }
-        )
-    return rows
+    assert stream.pool is not None
+    rows = stream.pool.cpu()[edits.places]
+    labels = stream.labels(rows.flatten().to(stream.pool.device), 0).view_as(rows).tolist()
+    done = int((~edits.generality.isnan()).sum())
+    read = zip(np.diag(R[2:, 1:]), R[done + 1, 1:], edits.locality, edits.generality, strict=True)
+    of = zip(rows.tolist(), labels, edits.taken.tolist(), read, strict=True)
+    return [
+        {
+            "task": task,
+            "samples": samples,
+            "classes": called(stream, classes),
+            "taken_for": called(stream, taken),
+            **{name: float(v) for name, v in zip(EDIT_READINGS, values, strict=True)},
+        }
+        for task, (samples, classes, taken, values) in zip(range(2, done + 2), of, strict=False)
+    ]
+
+
+def called(stream: Stream, classes: list[int]) -> str:
+    """What the data call classes, in a cell."""
+    return json.dumps([stream[0].names[c] for c in classes], ensure_ascii=False)

@@ -102,6 +102,7 @@ def run_alone(config: Config, out: Path, overrides: Sequence[str], job: str) -> 
         say(text.format_matrix(one.files.matrices["test", own], one.files.titles.tasks, width))
         say(text.format_metrics(columns, [own, *others]))
         asked = config.eval.online or config.eval.tasks != "all"
+        asked = asked or one.files.edits is not None or one.files.base
         if asked and (further := text.further(columns)):
             say(further)
         say(f"{one.files.seconds:.1f} s · results in {near(out)}")

@@ -33,6 +33,7 @@ from cl_runner.results.names import (
     CONFIG,
     EDIT_TABLE,
     OVERRIDES,
+    PERSONAL_TABLE,
     SUMMARY,
     TASK_TABLE,
 )
@@ -265,7 +266,7 @@ class RunFiles:
         }
         costs = self.tables["costs"]
         found = self.matrices, self.own, self.within, self.tables.get("online"), self.edited()
-        metrics = matrices.metric_columns(*found)
+        metrics = matrices.metric_columns(*found, base=self.base)
         return {
             "benchmark": names["benchmark"],
             "scenario": flat.pop("scenario"),
@@ -287,6 +288,11 @@ class RunFiles:
             "stacked_members": self.members,
             **versions(self.env),
         }
+
+    @property
+    def base(self) -> bool:
+        """Whether the first task makes a common model, over which the others gain."""
+        return getattr(self.config.benchmark, "base", None) is not None
 
     @property
     def within(self) -> matrices.Curves | None:
@@ -348,6 +354,9 @@ class RunFiles:
                     files.write_grown(self.out / f"{name}.csv", rows, self.titles, self.made)
         if rows := self.boundaries():
             files.write_rows(self.out / BOUNDARY_TABLE, rows)
+        if self.base and self.matrices:
+            rows = matrices.personal_rows(self.matrices["test", self.own])
+            files.write_rows(self.out / PERSONAL_TABLE, titled(rows, self.titles))
         if edited := self.edited():
             files.write_rows(self.out / EDIT_TABLE, edited)
         files.write_rows(self.out / SUMMARY, [{"status": state, **self.columns()}])
