@@ -20,8 +20,7 @@ LONGEST = 60  # characters of a cell in a message
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a terminal may take it for an order
 OTHER_FILES = re.compile(
     r"(accura.*|costs|guard|tasks|calibration|confusion|online|edits|representation|statistics"
-    r"|comparison.*|fisher_overlap)\.csv"    r"(accura.*|costs|guard|tasks|calibration|confusion|online|edits|personal|statistics|comparison.*"
-    r"|fisher_overlap)\.csv"
+    r"|comparison.*|fisher_overlap|personal)\.csv"
 )  # of runs, and our own
 NEEDED = ("benchmark", "scenario", "strategy", "seed", "ACC")  # of a run that is complete
 ROUNDING = 1e-9  # by which a mean of accuracies may exceed the largest
