@@ -28,7 +28,7 @@ from cl_runner.config.parse import validate
 from cl_runner.config.schema import Config
 from cl_runner.core import Batch, TrainState
 from cl_runner.errors import UserError
-from cl_runner.run.prepare import prepare
+from cl_runner.run.prepare import prepare, strategy_of
 from cl_runner.run.tasks import initial_state, restored, train_task
 from cl_runner.strategies.base import Strategy
 from cl_runner.training.batches import Source
@@ -73,7 +73,7 @@ def composer(root: str, plugins: Sequence[str]) -> Prepare:
     def prepared(*overrides: str) -> tuple[Config, Strategy, Env]:
         with initialize_config_module("cl_runner.conf", version_base="1.3"):
             config = validate(compose("config", with_yaml_of_plugins([*own, *overrides])))
-        strategy = strategies.build(config.strategy, config.plugins)
+        strategy = strategy_of(config)
         return config, strategy, prepare(config, strategy)
 
     return prepared

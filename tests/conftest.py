@@ -29,12 +29,11 @@ from hydra.core.override_parser.types import OverrideType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cl_runner import strategies
 from cl_runner.config.parse import validate
 from cl_runner.config.schema import Config
 from cl_runner.core import Batch, TrainState, Window
 from cl_runner.run.evaluation import evaluate
-from cl_runner.run.prepare import prepare
+from cl_runner.run.prepare import prepare, strategy_of
 from cl_runner.run.tasks import initial_state, train_task
 from cl_runner.strategies.base import Strategy
 from cl_runner.training.batches import Source
@@ -284,7 +283,7 @@ def prepared(configure):
 
     def function(*overrides: str, **keys: Path) -> tuple[Config, Strategy, Env]:
         config = configure(*overrides, **keys)
-        strategy = strategies.build(config.strategy)
+        strategy = strategy_of(config)
         return config, strategy, prepare(config, strategy)
 
     return function

@@ -120,7 +120,7 @@ def summary(group: str, name: str) -> str:
 
 
 SECTIONS = (
-    *("data", "detector", "budget", "guard"),
+    *("data", "ssl", "detector", "budget", "guard"),
     *("eval", "energy", "checkpoint", "training"),
 )
 

@@ -21,11 +21,16 @@ def of_run(node: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that identify a run: without the keys about the command, and what is not used.
 
     That is what is not set (`UNSET`), the detector of a run that detects no borders, the adapter of
-    a run that trains the model's own weights, and `eval.features` where it is off.
+    a run that trains the model's own weights, what there is of self-supervised learning in a run
+    without, and `eval.features` where it is off.
     """
-    unset = {key for key in UNSET if not node.get(key)}
-    if node.get("training", {}).get("boundaries") != "detected":
+    unset, training = {key for key in UNSET if not node.get(key)}, node.get("training", {})
+    if training.get("boundaries") != "detected":
         unset.add("detector")
+    if training.get("ssl", "none") == "none":
+        unset.add("ssl")
+        training = {k: v for k, v in training.items() if k != "ssl"}
+        node = {k: training if k == "training" else v for k, v in node.items()}
     if node.get("adapter", {}).get("name") == "none":
         unset.add("adapter")
     used = {k: v for k, v in node.items() if k not in ABOUT_THE_COMMAND | unset}

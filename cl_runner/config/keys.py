@@ -10,9 +10,13 @@ from omegaconf import DictConfig
 
 
 def nearest(key: str, keys: Sequence[str], cutoff: float = 0.6) -> list[str]:
-    """The keys whose last names are nearest to that of a key, the nearest first."""
+    """The keys whose last names are nearest to that of a key, the nearest first.
+
+    Of those of one name that of `training` comes first, which is meant most often.
+    """
     names = get_close_matches(last(key).lower(), {last(k) for k in keys}, cutoff=cutoff)
-    return sorted((k for k in keys if last(k) in names), key=lambda k: names.index(last(k)))
+    found = sorted(keys, key=lambda k: not k.startswith("training."))
+    return sorted((k for k in found if last(k) in names), key=lambda k: names.index(last(k)))
 
 
 def last(key: str) -> str:

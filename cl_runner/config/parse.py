@@ -23,6 +23,7 @@ from cl_runner.config.schema import (
     ADAPTERS,
     OPTIMIZERS,
     SECTIONS,
+    SSL,
     Budget,
     Checkpoint,
     Config,
@@ -123,8 +124,8 @@ def validate(cfg: DictConfig) -> Config:
         node: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from None
-    # The configuration of a run without them has neither detector nor adapter.
-    node = {"detector": {}, "adapter": {"name": "none"}} | node
+    # The configuration of a run without them has neither detector, adapter nor ssl.
+    node = {"detector": {}, "ssl": {}, "adapter": {"name": "none"}} | node
     known = {f.name for f in dataclasses.fields(Config)} - {"resolved"}
     for key in node:
         check(key in known, f"unknown key {key}; known are {', '.join(sorted(known))}")
@@ -145,6 +146,7 @@ def validate(cfg: DictConfig) -> Config:
         adapter=parse(ADAPTERS[node["adapter"]["name"]], node["adapter"], "adapter"),
         optimizer=parse(OPTIMIZERS[node["optimizer"]["name"]], node["optimizer"], "optimizer"),
         training=parse(Training, node["training"], "training"),
+        ssl=parse(SSL, node["ssl"], "ssl"),
         detector=parse(Detector, node["detector"], "detector"),
         budget=parse(Budget, node["budget"], "budget"),
         guard=parse(Guard, node["guard"], "guard"),

@@ -18,10 +18,11 @@ from cl_runner.errors import check, one_of
 SCENARIOS = ("task", "domain", "class")
 SECTIONS = (
     *("data", "benchmark", "model", "adapter", "optimizer", "training"),
-    *("detector", "budget", "guard", "eval", "energy", "checkpoint", "strategy"),
+    *("ssl", "detector", "budget", "guard", "eval", "energy", "checkpoint", "strategy"),
 )
 ENGINES = ("auto", "eager", "compile", "graph")
 ACTIONS = ("rollback", "stop", "warn")
+PRETEXTS = ("none", "rotation", "barlow", "masked")
 PRECISIONS = ("auto", "float32", "float32_onednn", "tf32", "bfloat16")
 
 
@@ -299,8 +300,10 @@ class Training:
     active_classes: str = "all"  # class-incremental softmax during training: current | seen | all
     augment: str = "none"  # none | crop (padding 4) | crop_flip: and horizontal flip, both random
     boundaries: str = "known"  # what the learner is told of them: known | none | detected
+    ssl: str = "none"  # a pretext task, learnt without labels: none | rotation | barlow | masked
 
     def __post_init__(self) -> None:
+        one_of("training.ssl", self.ssl, PRETEXTS)
         one_of("training.boundaries", self.boundaries, ("known", "none", "detected"))
         one_of("training.active_classes", self.active_classes, ("current", "seen", "all"))
         one_of("training.augment", self.augment, ("none", "crop", "crop_flip"))
@@ -310,6 +313,64 @@ class Training:
             f"training.iterations must be at least 1, got {self.iterations}",
         )
         check(self.batch_size >= 1, f"training.batch_size must be positive, got {self.batch_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SSL:
+    """How the pretext task of training.ssl is learnt: before the stream, and beside it."""
+
+    epochs: int = 30  # before the first task; 0: none
+    weight: float = 0.0  # of its loss beside the strategy's, in each step of the stream; 0: none
+    rows: str = "task"  # of the phase before: task, the first task's own | FILE.npz
+    batch_size: int = 128  # of that phase
+    lr: float = 1e-3  # of Adam, in that phase, and of the head's throughout
+    hidden_sizes: list[int] = field(default_factory=lambda: [256])  # of the head
+    mask_ratio: float | None = None  # share of hidden patches; None: by the pretext task
+    patch_size: int = 1  # pixels, of a side of what is hidden
+    lambda_: float = 0.005  # barlow: weight of the off-diagonal terms
+
+    def __post_init__(self) -> None:
+        check(self.epochs >= 0, f"ssl.epochs must be at least 0, got {self.epochs}")
+        check(self.weight >= 0, f"ssl.weight must be at least 0, got {self.weight}")
+        right = self.rows == "task" or self.rows.endswith(".npz")
+        check(right, f"ssl.rows must be task or the name of an .npz file, got {self.rows!r}")
+        check(self.batch_size >= 2, f"ssl.batch_size must be at least 2, got {self.batch_size}")
+        check(self.lr > 0, f"ssl.lr must be positive, got {self.lr}")
+        right = all(size >= 1 for size in self.hidden_sizes)
+        check(right, f"ssl.hidden_sizes must be positive, got {self.hidden_sizes}")
+        right = self.mask_ratio is None or 0 < self.mask_ratio < 1
+        check(right, f"ssl.mask_ratio must lie in (0, 1), or be null, got {self.mask_ratio}")
+        check(self.patch_size >= 1, f"ssl.patch_size must be at least 1, got {self.patch_size}")
+        check(self.lambda_ >= 0, f"ssl.lambda must be at least 0, got {self.lambda_}")
+
+    def hidden_share(self, pretext: str) -> float:
+        """The share of patches that a pretext task hides."""
+        return self.mask_ratio or {"masked": 0.75, "barlow": 0.25}[pretext]
+
+    def check_meaning(self, pretext: str) -> None:
+        """Refuse what changes nothing for a pretext task, and one that is never learnt."""
+        names = set(vars(self))
+        used = {
+            "none": set(),
+            "rotation": names - {"mask_ratio", "patch_size", "lambda_"},
+            "barlow": names,
+            "masked": names - {"lambda_"},
+        }[pretext]
+        if self.epochs == 0:
+            used -= {"rows", "batch_size"}
+        defaults = vars(type(self)())
+        for name in sorted(names - used):
+            value, default = getattr(self, name), defaults[name]
+            where = f"training.ssl={pretext}" + (" and ssl.epochs=0" if self.epochs == 0 else "")
+            check(
+                value == default,
+                f"ssl.{name.rstrip('_')}={value} has no meaning with {where}: leave it out",
+            )
+        check(
+            pretext == "none" or self.epochs > 0 or self.weight > 0,
+            f"training.ssl={pretext} needs ssl.epochs > 0, to be learnt before the stream, or "
+            "ssl.weight > 0, to be learnt beside it",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -519,6 +580,7 @@ class Config(Top):
     adapter: Adapter
     optimizer: Optimizer
     training: Training
+    ssl: SSL
     detector: Detector
     budget: Budget
     guard: Guard
@@ -530,6 +592,7 @@ class Config(Top):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.ssl.check_meaning(self.training.ssl)
         if self.guard.drop is not None:
             self.check_guarded()
         defined = self.benchmark.scenarios

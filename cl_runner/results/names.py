@@ -15,5 +15,6 @@ BOUNDARY_TABLE = "boundaries.csv"  # with training.boundaries=detected
 CONFIG, OVERRIDES = "config.yaml", "overrides.yaml"
 STATUS, JOBS = "status.json", "jobs.json"
 CHECKPOINT = "checkpoint.safetensors"
+PRETRAINED = "pretrained.safetensors"  # with training.ssl, before the first task
 LOG, TRACEBACK = "cl-run.log", "traceback.txt"
 STATES = ("complete", "running", "interrupted", "failed", "killed", "missing")

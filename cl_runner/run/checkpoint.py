@@ -26,7 +26,7 @@ from cl_runner.errors import UserError, check
 from cl_runner.machine.reading import regular, yaml_values
 from cl_runner.results.files import remove_leftovers, sync_folder, write_bytes
 from cl_runner.results.matrices import Curves, Matrices, Tables
-from cl_runner.results.names import CHECKPOINT, CONFIG
+from cl_runner.results.names import CHECKPOINT, CONFIG, PRETRAINED
 from cl_runner.run.edits import Edits
 from cl_runner.run.frame import (
     EDITS,
@@ -199,10 +199,9 @@ def load(out: Path, config: Mapping[str, Any], frame: Frame) -> Saved | None:
 
 def remove(out: Path) -> None:
     """Remove the checkpoint in `out`, and what a process that was killed had half written."""
-    with suppress(OSError):
-        (out / CHECKPOINT).unlink()
-    with suppress(OSError):
-        (out / NEXT).unlink()
+    for name in (CHECKPOINT, NEXT, PRETRAINED):
+        with suppress(OSError):
+            (out / name).unlink()
     remove_leftovers(out)
 
 

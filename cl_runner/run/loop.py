@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from shutil import get_terminal_size
 
-from cl_runner import strategies
 from cl_runner.config.schema import Config
 from cl_runner.core import TrainState
 from cl_runner.errors import Diverged, UserError
@@ -20,16 +19,17 @@ from cl_runner.functional.metrics import acc
 from cl_runner.machine.console import near, say
 from cl_runner.machine.signals import Stop, stoppable
 from cl_runner.results import files, status, text
-from cl_runner.run import checkpoint, guard, needs, together, weights
+from cl_runner.run import checkpoint, guard, needs, pretraining, together, weights
 from cl_runner.run.checkpoint import Saved
 from cl_runner.run.evaluation import readings
 from cl_runner.run.frame import frame_of
 from cl_runner.run.messages import logged, notes, print_and_log, say_once, where_it_goes_on
-from cl_runner.run.prepare import free_gpu, prepare
+from cl_runner.run.prepare import free_gpu, prepare, strategy_of
 from cl_runner.run.progress import display
 from cl_runner.run.record import RunFiles
 from cl_runner.run.stacked import StackedStep
 from cl_runner.run.tasks import Member, Observer, initial_state, restored, train_task
+from cl_runner.strategies.parts.pretext import with_head
 from cl_runner.training.fit import AfterStep, Progress, Steps
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def run_alone(config: Config, out: Path, overrides: Sequence[str], job: str) -> 
     """`run` for what is neither complete nor another run's, on the GPU that was chosen."""
     started = time.perf_counter()
     checkpoint.settle([out])
-    strategy = strategies.build(config.strategy, config.plugins)
+    strategy = strategy_of(config)
     member = Member(strategy, prepare(config, strategy))
     one = open_run(config, out, overrides, member, started)
     train_runs([one], say_once if job else say)
@@ -141,17 +141,16 @@ def train_runs(runs: Sequence[Run], aloud: Callable[[str], None] = say) -> None:
     Several are trained as one stacked state; one that diverges (`Run.end`) leaves the others.
     aloud: says what is to be known about a run before it starts.
     """
-    first, alive = runs[0], list(runs)
+    first = runs[0]
+    alive: Sequence[Run] = runs
     names = [task.name for task in first.member.env.stream]
     tasks = len(names)
     try:
         with stoppable() as stop, display(names, first.config.verbose) as bar:
             first.member.env.meter.display = bar
-            for run in runs:
-                with run.logged():
-                    begin(run, len(runs), aloud)
-            step = StackedStep([run.member for run in runs]) if len(runs) > 1 else None
-            for t in range(first.task, tasks):
+            alive = begun(runs, aloud)
+            step = StackedStep([run.member for run in alive]) if len(alive) > 1 else None
+            for t in range(first.task, tasks if alive else 0):
                 train_on(t, alive, stop, step, aloud)
                 alive = [run for run in alive if run.end is None]
                 save([(run, run.s, None) for run in alive], t + 1)
@@ -172,6 +171,53 @@ def train_runs(runs: Sequence[Run], aloud: Callable[[str], None] = say) -> None:
                 run.files.ended(error)
                 log.error("%s", repr(error))
         raise
+
+
+def begun(runs: Sequence[Run], aloud: Callable[[str], None]) -> list[Run]:
+    """Do what comes before the first step; those runs that did not diverge in it."""
+    phase = pretraining.comes_before(runs[0].config)
+    alive = pretrained(runs, aloud) if phase else list(runs)
+    for run in alive:
+        with run.logged():
+            begin(run, len(runs), aloud)
+    if phase and runs[0].saved is None:
+        save([(run, run.s, None) for run in alive], 0)
+    return alive
+
+
+def pretrained(runs: Sequence[Run], aloud: Callable[[str], None]) -> list[Run]:
+    """Let runs begin with what their networks learn without labels; those that did not diverge.
+
+    Those that go on begin with what they had learnt.
+    """
+    if runs[0].saved is not None:
+        for run in runs:
+            pretraining.begin_with(run.config, run.member, pretraining.load(run.files.out))
+            run.s = restored(run.saved.state, run.member.env)  # type: ignore[union-attr]
+        return list(runs)
+    members = [pretraining.learner(run.config, run.member.env) for run in runs]
+    for run, member in zip(runs, members, strict=True):
+        run.member.env.meter.share = 1 / len(runs)
+        with run.logged():
+            print_and_log(run.config, pretraining.told(run.config, member), aloud)
+    lap(runs)
+    ends = pretraining.learn(members)
+    lap(runs, "train_seconds")
+    for run, member, end in zip(runs, members, ends, strict=True):
+        strategy, env = run.member
+        env.meter.add(member.env.meter)
+        with run.logged():
+            try:
+                trunk, head = pretraining.learnt(run.config, member, end)
+            except Diverged as error:
+                run.end = error
+                run.files.ended(error)
+                log.error("%s", error)
+                continue
+        pretraining.begin_with(run.config, run.member, trunk)
+        pretraining.save(run.files.out, trunk)
+        run.s = with_head(initial_state(strategy, env), head)
+    return [run for run in runs if run.end is None]
 
 
 def begin(run: Run, members: int, aloud: Callable[[str], None]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from cl_runner import strategies
 from cl_runner.config.outline import check_scenario
 from cl_runner.config.schema import Config, Training
 from cl_runner.core import Stream
@@ -24,13 +25,15 @@ from cl_runner.errors import UserError, check
 from cl_runner.machine import cores_and_gpus, energy, ram
 from cl_runner.machine.precision import choose, keep_freed_memory
 from cl_runner.nn.adapters import adapted
-from cl_runner.nn.networks import build, factory
+from cl_runner.nn.networks import build
 from cl_runner.run import needs, weights
 from cl_runner.run.boundaries import check_boundaries
 from cl_runner.run.footprint import check_bytes
 from cl_runner.run.messages import print_and_log, say_once
 from cl_runner.run.representation import check_shown
+from cl_runner.run.pretraining import check_pretext, comes_before
 from cl_runner.strategies.base import Strategy
+from cl_runner.strategies.parts.pretext import Pretext, assisted
 from cl_runner.training import engines
 from cl_runner.training.env import Env
 from cl_runner.training.watch import Watch
@@ -51,6 +54,14 @@ def read(config: Config) -> Arrays:
     )
 
 
+def strategy_of(config: Config) -> Strategy:
+    """The strategy of a run, with its pretext task where that goes along. Raises UserError."""
+    strategy = strategies.build(config.strategy, config.plugins)
+    if config.training.ssl == "none" or not config.ssl.weight:
+        return strategy
+    return assisted(strategy, Pretext(config.training.ssl, config.ssl))
+
+
 def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) -> Env:
     """Device, data, stream and network of a run. Raises UserError for whatever does not fit.
 
@@ -62,10 +73,9 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     )
     check(strategy.whole_batches or not config.eval.online, f"{single} before it learns from it")
     unused = strategy.without_model()
-    check(
-        config.init_from is None or not unused,
-        f"init_from has no meaning with {unused}, by which the network has no part in the run",
-    )
+    for key, asked in (("init_from", config.init_from), ("training.ssl", comes_before(config))):
+        message = f"{key} has no meaning with {unused}, by which the network has no part in the run"
+        check(not (asked and unused), message)
     check_boundaries(config, strategy)
     device = choose_device(config.device)
     free = ram.available(device)
@@ -82,10 +92,8 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
         plugins=config.plugins,
     )
     stream, training = in_time(stream, config)
-    make_net = new = factory(config.model, stream.input_shape, stream.num_classes, config.plugins)
-    trained = None if config.init_from is None else weights.read(config.resolved["init_from"])
-    if trained is not None:
-        make_net = weights.starting_from(new, trained)
+    new, trained = weights.configured(config, stream)
+    make_net = new if trained is None else weights.starting_from(new, trained)
     make_net = adapted(make_net, config.adapter)
     parts = needs.of_data(stream, data if arrays is None else None, config.eval)
 
@@ -105,6 +113,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     )
     if config.eval.features:
         check_shown(env)
+    check_pretext(config, env)
     if training.boundaries == "detected":
         env.watch = Watch(config.detector, stream)
     parts |= needs.of_parameters(config, env.flat.module, device)

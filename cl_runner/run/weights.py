@@ -7,15 +7,18 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from cl_runner.config.schema import Config
 from cl_runner.config.weights import WEIGHTS, pinned, weights_file
-from cl_runner.core import TrainState
+from cl_runner.core import Stream, TrainState
 from cl_runner.errors import UserError, check
 from cl_runner.nn.adapters import merged
+from cl_runner.nn.networks import factory
 from cl_runner.results.files import write_bytes
 from cl_runner.run.frame import kind, short
 from cl_runner.training.env import Env
 
 Tensors = Mapping[str, Tensor]
+MakeNet = Callable[[], nn.Module]
 
 
 def save(out: Path, s: TrainState, env: Env) -> None:
@@ -29,6 +32,12 @@ def save(out: Path, s: TrainState, env: Env) -> None:
     named = merged(env.flat.module)
     tensors = {name: v.detach().cpu().contiguous().clone() for name, v in named.items()}
     write_bytes(out / WEIGHTS, safetensors.torch.save(tensors))
+
+
+def configured(config: Config, stream: Stream) -> tuple[MakeNet, Tensors | None]:
+    """What makes the configured network, and the weights that it starts from (`init_from`)."""
+    new = factory(config.model, stream.input_shape, stream.num_classes, config.plugins)
+    return new, None if config.init_from is None else read(config.resolved["init_from"])
 
 
 def read(init_from: str) -> Tensors:
@@ -47,7 +56,7 @@ def read(init_from: str) -> Tensors:
     return tensors
 
 
-def starting_from(make_net: Callable[[], nn.Module], tensors: Tensors) -> Callable[[], nn.Module]:
+def starting_from(make_net: MakeNet, tensors: Tensors) -> MakeNet:
     """make_net, but with these weights; an output layer that does not fit stays as it was drawn.
 
     It raises UserError if anything else does not fit.
@@ -66,15 +75,16 @@ def starting_from(make_net: Callable[[], nn.Module], tensors: Tensors) -> Callab
 
 
 def unfitting_head(network: nn.Module, tensors: Tensors) -> set[str]:
-    """The names of the output layer's tensors if one is missing or of another shape, else none.
-
-    The output layer is the last nn.Linear.
-    """
-    layers = [name for name, m in network.named_modules() if isinstance(m, nn.Linear)]
-    names = {f"{layers[-1]}.{part}" for part in ("weight", "bias")} if layers else set()
-    own = network.state_dict()
+    """The names of the output layer's tensors if one is missing or of another shape, else none."""
+    names, own = output_layer(network), network.state_dict()
     shapes = [(tensors[k].shape if k in tensors else None, own[k].shape) for k in names & {*own}]
     return names if any(there != here for there, here in shapes) else set()
+
+
+def output_layer(network: nn.Module) -> set[str]:
+    """The names of the output layer's tensors. It is the last nn.Linear."""
+    layers = [name for name, m in network.named_modules() if isinstance(m, nn.Linear)]
+    return {f"{layers[-1]}.{part}" for part in ("weight", "bias")} if layers else set()
 
 
 def check_fit(names: set[str], own: Tensors, tensors: Tensors) -> None:

@@ -15,6 +15,7 @@ from cl_runner.strategies.base import Aux, Strategy
 from cl_runner.strategies.parts.importance import output_sensitivity
 from cl_runner.strategies.parts.penalty import PENALTIES, Quadratic, descend, unstable
 from cl_runner.training.env import Env
+from cl_runner.training.unlabelled import read_rows, without_labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,11 @@ class MAS(Strategy):
       diverges once lr * lambda * max Omega > 1, and Omega has no bound: with lr 0.1 a lambda of 1
       does on every benchmark. `proximal`: the penalty's proximal step after the optimizer's own
       (`Quadratic.proximal_step`): the same minimum, and stable at any lambda.
+    - rows: the inputs over which Omega is the mean. `train`: the task's training rows. `test`: the
+      task's test inputs, never their labels: the paper's case of a network that adapts what it must
+      not forget to the unlabelled data it is used on. The method has then looked at the inputs on
+      which it is judged, so ask for it only where that is meant. FILE.npz: inputs of your own
+      (`training.unlabelled.read_rows`), all of them after each task, as the task shows images.
     What is shown as the loss is without the penalty.
     """
 
@@ -36,6 +42,7 @@ class MAS(Strategy):
     lambda_: float = 0.1
     samples: int | None = None
     penalty: str = "proximal"
+    rows: str = "train"
 
     def __post_init__(self) -> None:
         check(self.lambda_ >= 0, f"strategy.lambda must be at least 0, got {self.lambda_}")
@@ -44,8 +51,17 @@ class MAS(Strategy):
             self.samples is None or self.samples >= 1,
             f"strategy.samples must be at least 1, got {self.samples}",
         )
+        right = self.rows in ("train", "test") or self.rows.endswith(".npz")
+        check(
+            right, f"strategy.rows must be train, test or the name of an .npz file, got {self.rows}"
+        )
+
+    def needs_tasks(self, scenario: str) -> str:
+        reason = "strategy.rows=test is of the tasks of the stream"
+        return reason if self.rows == "test" else super().needs_tasks(scenario)
 
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
+        self.shown(env.stream[0], env)  # a file that does not fit is refused before any training
         anchor = theta.detach().clone()
         return {"anchor": anchor, "importance": torch.zeros_like(anchor)}
 
@@ -62,6 +78,15 @@ class MAS(Strategy):
         return s, {**aux, "loss": loss}
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
-        new = output_sensitivity(s, task, env, samples=self.samples)
+        shown, unlabelled = self.shown(task, env)
+        new = output_sensitivity(s, shown, unlabelled, samples=self.samples)
         importance = s.memory["importance"] + new
         return s._replace(memory={"anchor": s.theta.detach().clone(), "importance": importance})
+
+    def shown(self, task: Task, env: Env) -> tuple[Task, Env]:
+        """The task whose training rows are what Omega is measured on, and where they lie."""
+        if self.rows == "train":
+            return task, env
+        if self.rows == "test":
+            return without_labels(task, env, env.stream.x_test[task.test])
+        return without_labels(task, env, read_rows("strategy.rows", self.rows, env.stream))

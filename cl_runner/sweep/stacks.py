@@ -19,9 +19,9 @@ from cl_runner.data.datasets import Arrays
 from cl_runner.errors import UserError, check
 from cl_runner.machine.locks import locked
 from cl_runner.results import status
-from cl_runner.run import checkpoint, needs
+from cl_runner.run import checkpoint, needs, pretraining
 from cl_runner.run.loop import draw_pictures, final_acc, open_run, tidy, train_runs
-from cl_runner.run.prepare import prepare, read
+from cl_runner.run.prepare import prepare, read, strategy_of
 from cl_runner.run.stacked import obstacle
 from cl_runner.run.tasks import Member
 from cl_runner.sweep.job import Job, given_up
@@ -54,7 +54,8 @@ def train_stacked(jobs: Sequence[Job]) -> Sequence[Job]:
     """Train jobs as stacks of as many as fit into memory. Those that remain to be run otherwise."""
     try:
         first = member(jobs[0], arrays := read(jobs[0].config))
-        reason = obstacle([first]) or not_worth_it(first.env)
+        reason = obstacle([first]) or pretraining.obstacle(jobs[0].config, first.env)
+        reason = reason or not_worth_it(first.env)
     except Exception as error:  # noqa: BLE001 - told when the job is run alone
         reason = str(error)
     if reason is not None:
@@ -108,7 +109,7 @@ def side_by_side(jobs: Sequence[Job]) -> list[list[Job]]:
 
 def member(job: Job, arrays: Arrays) -> Member:
     """A job's strategy and environment; the data set is shared by all jobs of a stack."""
-    strategy = strategies.build(job.config.strategy, job.config.plugins)
+    strategy = strategy_of(job.config)
     return Member(strategy, prepare(job.config, strategy, arrays))
 
 

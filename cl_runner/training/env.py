@@ -27,7 +27,8 @@ class Env:
     """Stream, network, optimizer and seeds of one run.
 
     Nothing in it changes during the run but the storage behind the live `theta` (see `Flat`), the
-    meter, the watch and, once, the tasks of a stream that is chosen (see `run.edits`).
+    meter, the watch and, once, the tasks of a stream that is chosen (see `run.edits`); before it,
+    `renew` may.
     """
 
     def __init__(
@@ -59,15 +60,22 @@ class Env:
         self.own_classes = own_classes(stream)  # [T, K] bool
         self.active_table = active_table(stream, training.active_classes)  # [T, K] bool, or None
         self.active_by_time = stream.scenario == "class" and training.active_classes == "seen"
-        self.make_net = make_net
-        network = self.network()
-        self.flat = Flat(network, mixed=precision == "bfloat16")
+        self.renew(make_net)
+        network = self.flat.module
         self.layout = layout(network, self.input_shape, self.device)
         self.largest_activation = largest_activation(network, self.input_shape)
         # The network draws from torch's global generator, which is then seeded at each step.
         self.stochastic = any(getattr(m, "dropout", 0) for m in self.flat.module.modules())
 
     # The network and its gradient.
+
+    def renew(self, make_net: Callable[[Env], nn.Module]) -> None:
+        """Let the live network, and all that are drawn from now on, be those that make_net makes.
+
+        They are of the same shape as before.
+        """
+        self.make_net = make_net
+        self.flat = Flat(self.network(), mixed=self.precision == "bfloat16")
 
     def network(self, *purpose: str | int) -> nn.Module:
         """The network before any training, on the run's device; each purpose has its own draw.

@@ -94,6 +94,12 @@ class Meter:
         if self.display:
             self.display.step(epoch, samples, loss)
 
+    def add(self, other: Meter) -> None:
+        """Count what another has counted of training, but for its seconds and energy."""
+        self.steps += other.steps
+        self.samples += other.samples
+        self.flops += other.flops
+
     # What is done between the steps.
 
     @contextmanager

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
+from cl_runner.errors import UserError
 from cl_runner.run.tasks import initial_state, train_task
 from cl_runner.strategies.naive import Naive
 from cl_runner.strategies.parts.importance import output_sensitivity
+from cl_runner.training.unlabelled import without_labels
 
 CASES = [
     ("model.hidden_sizes=[12]", "scenario=task"),
@@ -104,3 +109,67 @@ def test_samples_is_how_many_are_looked_at(prepared):
         torch.testing.assert_close(s.memory["importance"], expected)
         found[samples] = expected
     assert not torch.allclose(found["7"], found["null"], rtol=0.01)
+
+
+# Importance from inputs of another source.
+
+
+ROWS = ("strategy=mas", "benchmark=rotated_digits", "scenario=domain", "benchmark.num_tasks=2")
+
+
+@pytest.mark.parametrize("rows", ["test", "file"])
+def test_the_importance_is_that_of_the_asked_inputs_as_the_task_shows_them(
+    prepared, tmp_path, rows
+):
+    """Sample by sample with autograd; in the second task, which turns its images."""
+    _, _, env = prepared(*ROWS)
+    own = env.stream.x_test[:30] if rows == "file" else env.stream.x_test[env.stream[1].test]
+    if rows == "file":
+        np.savez(tmp_path / "rows.npz", x=own[:, 0].numpy())
+        rows = tmp_path / "rows.npz"
+    _, strategy, env = prepared(*ROWS, f"strategy.rows={rows}", "model.hidden_sizes=[6]")
+    s = initial_state(strategy, env)
+    s = s._replace(t=torch.ones_like(s.t))
+    after = strategy.end_task(s, env.stream[1], env)
+    x = env.stream.normalise(env.stream.transform(own, 1, env.stream.tables))
+    expected = torch.zeros_like(s.theta, requires_grad=False)
+    for image in x:
+        z = env.net(s.theta, image[None], torch.ones(1, dtype=torch.int64))
+        gradients = torch.autograd.grad(z.square().sum(), env.flat.parameters)
+        expected += torch.cat([g.flatten() for g in gradients]).abs() / len(x)
+    torch.testing.assert_close(after.memory["importance"], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_labels_of_the_asked_inputs_are_never_seen(prepared):
+    _, strategy, env = prepared(*ROWS, "strategy.rows=test", "model.hidden_sizes=[6]")
+    s = initial_state(strategy, env)
+    before = strategy.end_task(s, env.stream[0], env).memory["importance"]
+    env.stream.y_test.fill_(-(10**6))  # whoever looks one up fails
+    env.stream.y.fill_(-(10**6))
+    assert torch.equal(before, strategy.end_task(s, env.stream[0], env).memory["importance"])
+
+
+def test_inputs_of_other_sources_find_the_same_parameters_important(prepared):
+    """Section 4 of the paper: test inputs serve as well as those that were trained on."""
+    _, strategy, env = prepared(
+        *("strategy=mas", "benchmark=split_digits", "scenario=class", "benchmark.num_tasks=2")
+    )
+    s = train_task(strategy, initial_state(strategy, env), env.stream[0], env)
+    other = replace(strategy, rows="test").end_task(s, env.stream[0], env).memory["importance"]
+    own, other = s.memory["importance"], other - s.memory["importance"]
+    assert float(torch.corrcoef(torch.stack([own, other]))[0, 1]) > 0.95
+    noise = without_labels(env.stream[0], env, 16 * torch.rand(200, 1, 8, 8).round().byte())
+    foreign = output_sensitivity(s, *noise, samples=None)
+    assert float(torch.corrcoef(torch.stack([own, foreign]))[0, 1]) < 0.9  # not any inputs do
+
+
+def test_rows_that_cannot_be(prepared, tmp_path):
+    with pytest.raises(
+        UserError, match=r"strategy.rows must be train, test or the name of an .npz"
+    ):
+        prepared(*ROWS, "strategy.rows=validation")
+    np.savez(tmp_path / "rows.npz", x=np.zeros((3, 9, 9), np.uint8))
+    with pytest.raises(UserError, match=r"strategy.rows=.*its rows are uint8 of"):
+        prepared(*ROWS, f"strategy.rows={tmp_path / 'rows.npz'}")
+    with pytest.raises(UserError, match=r"strategy.rows=test is of the tasks of the stream"):
+        prepared(*ROWS, "strategy.rows=test", "training.boundaries=detected")
