@@ -30,8 +30,8 @@ from cl_runner.run import needs, weights
 from cl_runner.run.boundaries import check_boundaries
 from cl_runner.run.footprint import check_bytes
 from cl_runner.run.messages import print_and_log, say_once
-from cl_runner.run.representation import check_shown
 from cl_runner.run.pretraining import check_pretext, comes_before
+from cl_runner.run.representation import check_shown
 from cl_runner.strategies.base import Strategy
 from cl_runner.strategies.parts.pretext import Pretext, assisted
 from cl_runner.training import engines
