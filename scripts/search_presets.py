@@ -46,6 +46,7 @@ LOSS = "strategy.penalty=loss"  # as the papers have it; with Adam it needs no b
 # What is slow, or was searched last, is searched on a fifth of Permuted MNIST's training data.
 FIFTH = "benchmark.train_fraction=0.2"
 ON_A_FIFTH = {
+    *("bir", "er_aml", "owm", "piggyback", "scr", "supsup"),
     *("agem", "den", "gpm", "latent_replay", "mer", "ogd", "packnet", "pnn"),
     *("soft_sharing", "xdg"),
 }
@@ -91,7 +92,13 @@ GRIDS: dict[str, str | dict[str, str]] = {
     "ridge": "strategy.lambda=0.01,0.1,1,10",
     "wa": f"{BUFFER} strategy.policy=herding,reservoir strategy.lambda=0.3,1,3",
     "bic": f"{BUFFER} strategy.lambda=0.3,1,3 strategy.validation=0.1,0.2",
+    "lucir": f"{BUFFER} strategy.lambda=1,5 strategy.margin=0.1,0.5",
+    "er_aml": f"{BUFFER} strategy.gamma=0.3,1 strategy.temperature=0.1,0.2",
+    "scr": f"{BUFFER} strategy.temperature=0.07,0.2 optimizer.lr=0.001,0.003",
     "bir": "strategy.gated=0,0.1,0.5",
+    "owm": f"{PLAIN} strategy.alpha=0.01,0.1,1",
+    "supsup": f"strategy.density=0.3,0.5 {RATE}",
+    "piggyback": RATE,
     "gdumb": f"{BUFFER} strategy.epochs=32,128 optimizer.lr=0.0003,0.001",
     "generative_replay": {
         "split_mnist_task": "strategy.labels=hard,distillation strategy.generator_lr=0.001,0.002",
