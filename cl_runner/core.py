@@ -147,9 +147,15 @@ class Stream:
         channels, height, width = self.x.shape[1:]
         return channels, height, width
 
-    def images(self, index: Tensor, task: int | Tensor) -> Tensor:
-        """Training images `index` [B] as task `task` (one, or one each [B]) shows them, raw."""
+    def images(
+        self, index: Tensor, task: int | Tensor, change: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Training images `index` [B] as task `task` (one, or one each [B]) shows them, raw.
+
+        change: what is done to them before the task shows them.
+        """
         x = self.x.index_select(0, index)
+        x = x if change is None else change(x)
         return x if self.transform is None else self.transform(x, task, self.tables)
 
     def normalise(self, x: Tensor) -> Tensor:

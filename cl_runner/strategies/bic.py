@@ -83,8 +83,8 @@ class BiC(ER):
         check_growing(f"strategy={self.name}", env)
         check(
             self.places(env) >= 2 * env.num_classes,
-            f"strategy.buffer_size={self.places(env)} is too small for strategy={self.name}, which "
-            f"needs at least two places for each of {env.num_classes} classes",
+            f"{self.places(env)} places are too few for strategy={self.name}, which needs two for "
+            f"each of {env.num_classes} classes: raise strategy.buffer_size or strategy.per_class",
         )
         plain = torch.eye(2, device=env.device)[0]  # alpha 1, beta 0
         return (

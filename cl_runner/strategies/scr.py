@@ -37,10 +37,10 @@ class SCR(ER):
     it is then. So nothing needs to be told of tasks; `weighting` has no meaning.
 
     - The second view: where the run augments, the image by uniforms of its own; else an image is
-      shifted by up to an eighth of its height, at least a pixel (ours), and of a feature vector 0.3
-      of the numbers are those of the sample before it in the batch (ours, after SCARF, Bahri et al.
-      2022, 2106.15147). The authors' code crops, mirrors, and changes colours; mirrored digits
-      would be other digits.
+      shifted by up to an eighth of its height, at least a pixel, before its task permutes or turns
+      it (ours), and of a feature vector 0.3 of the numbers are those of the sample before it in the
+      batch (ours, after SCARF, Bahri et al. 2022, 2106.15147). The authors' code crops, mirrors,
+      and changes colours; mirrored digits would be other digits.
     - Classes of which the buffer has no sample come last. The means are computed anew whenever the
       network is asked, in evaluation mode, for each chunk of samples: large buffers make evaluation
       slow.

@@ -194,12 +194,12 @@ class Env:
     def view(self, index: Tensor, task: Tensor, uniform: Tensor) -> Tensor:
         """Network inputs from the images of training rows `index` [B], by uniforms [B, 3].
 
-        Augmented if the run is, else shifted a little (`data.augment.shift`).
+        Augmented if the run is, else shifted a little (`data.augment.shift`) before the task does
+        to them what it does.
         """
-        images = self.stream.images(index, task)
-        if self.training.augment == "none":
-            images = shift(images, uniform)
-        return self.inputs(images, uniform)
+        if self.training.augment != "none":
+            return self.inputs(self.stream.images(index, task), uniform)
+        return self.inputs(self.stream.images(index, task, lambda x: shift(x, uniform)))
 
     def active(self, task: Tensor, t: Tensor) -> Tensor | None:
         """The classes [B, K] on which samples of tasks [B] are scored in training; None: all."""

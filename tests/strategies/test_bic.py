@@ -114,7 +114,7 @@ def test_what_is_predicted_is_corrected_for_the_latest_task(mid_run):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("strategy.buffer_size=19", "strategy.buffer_size=19 is too small for strategy=bic"),
+        ("strategy.buffer_size=19", "19 places are too few for strategy=bic, which needs two"),
         ("training.active_classes=current", "training.active_classes must be all or seen"),
     ],
 )

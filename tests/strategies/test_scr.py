@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from cl_runner.core import Batch
+from cl_runner.data.augment import shift
 from cl_runner.functional.losses import supervised_contrastive
 from cl_runner.run.tasks import initial_state
 
@@ -78,6 +79,16 @@ def test_the_second_view_of_an_image_is_shifted(prepared):
     view = strategy.second_view(batch, env)
     assert torch.equal(view[0], batch.x[0])
     assert torch.equal(view[1, :, :-1], batch.x[1, :, 1:]) and not view[1, :, -1].any()
+
+
+def test_an_image_is_shifted_before_its_task_permutes_it(prepared):
+    _, strategy, env = prepared(*TOY, "benchmark=permuted_digits")
+    index, uniform = env.stream[1].train[:2], torch.tensor([[0.9, 0.5, 0.0], [0.1, 0.9, 0.0]])
+    batch = env.gather(index, 1, torch.tensor(1))
+    batch.noise["view"] = uniform
+    moved = env.stream.transform(shift(env.stream.x[index], uniform), 1, env.stream.tables)
+    assert torch.equal(strategy.second_view(batch, env), env.inputs(moved))
+    assert not torch.equal(moved, shift(env.stream.images(index, 1), uniform))
 
 
 def test_the_second_view_of_a_run_that_augments_is_another_draw(prepared):
