@@ -34,8 +34,8 @@ def of_run(node: Mapping[str, Any]) -> dict[str, Any]:
     if node.get("adapter", {}).get("name") == "none":
         unset.add("adapter")
     used = {k: v for k, v in node.items() if k not in ABOUT_THE_COMMAND | unset}
-    if not node.get("eval", {}).get("features"):
-        used["eval"] = {k: v for k, v in node.get("eval", {}).items() if k != "features"}
+    if "eval" in used and not used["eval"].get("features"):
+        used["eval"] = {k: v for k, v in used["eval"].items() if k != "features"}
     return used
 
 

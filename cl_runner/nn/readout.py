@@ -17,8 +17,9 @@ class ReadOut(Network):
     """Features, random ones of these if asked for, and the output layer on top.
 
     body: a network whose activations after the first `layer` stages are the features (None: after
-    all but the last); None: the inputs are. random: so many units relu(V f + v) of a layer of
-    nn.Linear as torch draws it; 0: none. Raises UserError for a layer that the body does not have.
+    all but the last); None: the inputs are. random: so many units relu(V f), V normal; 0: none.
+    Without a bias they keep the scale of f, whatever it is. Raises UserError for a layer that the
+    body does not have.
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class ReadOut(Network):
         )
         self.layer = len(shapes) if layer is None else layer
         d = math.prod((shape, *shapes)[self.layer])
-        self.random = nn.Linear(d, random) if random else None
+        self.random = nn.Linear(d, random, bias=False) if random else None
+        if self.random is not None:
+            nn.init.kaiming_normal_(self.random.weight, nonlinearity="relu")
         self.output = nn.Linear(random or d, outputs)
 
     def stages(self) -> Sequence[Stage]:

@@ -17,12 +17,11 @@ class Ridge(ClosedForm):
 
     h is `features` random ReLU units of the inputs or of a network's features. ACIL (Zhuang et al.
     2022, arXiv 2205.14922) and RanPAC (McDonnell et al. 2023, arXiv 2307.02251) do this on the
-    features of a pretrained network. ACIL updates the inverse of the Gram matrix by rank (its
-    eq. 12), which gives the same weights; RanPAC keeps the Gram matrix, as here. They have no bias,
-    and normal random weights without biases; here the bias is free, so that the system is that of
-    centred features, and the random layer is drawn as nn.Linear draws it. RanPAC chooses lambda for
-    each task anew on a fifth of its samples; here it is the run's. RanPAC first adapts its network
-    to the first task; that would be a run of its own and init_from.
+    features of a pretrained network. ACIL updates the inverse of the Gram matrix by rank, which
+    gives the same weights; RanPAC keeps the Gram matrix, as here. They have no bias at the output;
+    here it is free, so that the system is that of centred features. RanPAC chooses lambda for each
+    task anew on a fifth of its samples; here it is the run's. RanPAC first adapts its network to
+    the first task; that would be a run of its own and init_from.
     """
 
     features: int = 2048

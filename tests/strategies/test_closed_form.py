@@ -62,13 +62,13 @@ def test_any_order_of_tasks_is_joint_training(prepared, name, more):
 
 
 def test_the_moments_are_the_sums_over_all_samples(prepared):
-    """Of the features by hand, relu(V x + v), each sample once, though passes are padded."""
+    """Of the features by hand, relu(V x), each sample once, though passes are padded."""
     _, env, s = trained(prepared, "strategy=ridge", "benchmark.num_tasks=2")
     rows = torch.cat([task.train for task in env.stream])
     y = env.stream.y
     x = env.inputs(env.stream.x[rows]).double().flatten(1)
     views = {k: v.double() for k, v in env.flat.views(s.theta.detach()).items()}
-    h = (x @ views["random.weight"].T + views["random.bias"]).relu()
+    h = (x @ views["random.weight"].T).relu()
     member = torch.nn.functional.one_hot(y[rows], 10).double()
     torch.testing.assert_close(s.memory["count"], member.sum(0))
     torch.testing.assert_close(s.memory["sum"], member.T @ h, rtol=1e-5, atol=1e-5)
@@ -93,9 +93,7 @@ def test_only_the_output_layer_changes(prepared):
     after = env.flat.views(s.theta.detach())
     moved = {name for name, v in after.items() if not torch.equal(v, before[name])}
     assert moved == {"output.weight", "output.bias"}
-    assert {*after} - moved == {
-        *("body.layers.0.weight", "body.layers.0.bias", "random.weight", "random.bias")
-    }
+    assert {*after} - moved == {*("body.layers.0.weight", "body.layers.0.bias", "random.weight")}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -103,8 +101,8 @@ def test_only_the_output_layer_changes(prepared):
     ("where", "least"),
     [
         ("scenario=task", {"ncm": 0.85, "slda": 0.92, "ridge": 0.92}),
-        ("benchmark=permuted_digits scenario=domain", {"ncm": 0.5, "slda": 0.75, "ridge": 0.75}),
-        ("benchmark=permuted_digits scenario=task", {"ncm": 0.5, "slda": 0.75, "ridge": 0.75}),
+        ("benchmark=permuted_digits scenario=domain", {"ncm": 0.5, "slda": 0.7, "ridge": 0.7}),
+        ("benchmark=permuted_digits scenario=task", {"ncm": 0.5, "slda": 0.7, "ridge": 0.7}),
     ],
 )
 def test_in_the_other_scenarios_it_does_what_it_can(prepared, name, where, least):
@@ -139,7 +137,7 @@ def test_a_task_is_passed_once_which_counts(configure, tmp_path):
         int(r["flops"]) - forward - n * each for n, r in zip(samples, rows[1:], strict=True)
     ] == [2 * K * D] * 2
     assert {r["memory_bytes"] for r in rows} == {str(8 * (K + K * D + D * D))}
-    assert {r["parameters"] for r in rows} == {str(d * D + D + D * K + K)}
+    assert {r["parameters"] for r in rows} == {str(d * D + D * K + K)}
     assert {r["buffer_bytes"] for r in rows} == {""}
 
 
