@@ -32,9 +32,14 @@ def run(folder: Path) -> None:
         command = [
             str(Path(sys.executable).with_name("cl-run")),
             *("-m", "benchmark=edits", f"seed={SEEDS}", *f"strategy={name}".split(", ")),
-            *("verbose=false", f"hydra.sweep.dir={folder / name.replace(', ', '-')}"),
+            *("verbose=false", f"hydra.sweep.dir={place(folder, name)}"),
         ]
         subprocess.run(command, check=True)
+
+
+def place(folder: Path, name: str) -> Path:
+    """Where the sweep of a line lies; the name has no sign that Hydra reads."""
+    return folder / "".join(c if c.isalnum() else "_" for c in name)
 
 
 def read(folder: Path) -> pd.DataFrame:
@@ -44,7 +49,7 @@ def read(folder: Path) -> pd.DataFrame:
     """
     rows = []
     for name in (*STRATEGIES, FEW):
-        own = folder / name.replace(", ", "-")
+        own = place(folder, name)
         runs = pd.read_csv(own / "summary.csv").query("status == 'complete'")
         R = [pd.read_csv(own / run / "accuracy_matrix.csv").task_1 for run in runs.run]
         runs = runs.assign(before=[r[1] for r in R], after=[r.iloc[-1] for r in R])

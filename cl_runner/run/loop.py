@@ -241,7 +241,7 @@ def train_on(
     step: StackedStep | None,
     aloud: Callable[[str], None],
 ) -> None:
-    """Train runs on task t and evaluate them; of one that diverges, write down its end."""
+    """Train runs on task t and evaluate them; of one that cannot go on, write down its end."""
     for run in runs:
         run.member.env.meter.share = 1 / len(runs)
         with run.logged():
