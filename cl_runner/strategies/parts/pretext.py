@@ -213,12 +213,13 @@ def apart(s: TrainState) -> tuple[TrainState, dict[str, Tensor]]:
 
 
 def with_head(s: TrainState, head: Tensor) -> TrainState:
-    """The state with a trained head, where one is in use, on as many features."""
+    """The state with a trained head, where one is in use and has as many features.
+
+    It has not where the strategy has widened the network.
+    """
     name = f"{OWN}head"
     there = s.memory.get(name)
-    fits = (
-        there is not None and there.shape == head.shape
-    )  # a strategy may have widened the network
+    fits = there is not None and there.shape == head.shape
     return with_memory(s, {name: head}) if fits else s
 
 
