@@ -222,7 +222,7 @@ def test_a_task_shows_the_images_in_its_own_light(prepared_by_my_lib):
 
 # A plain nn.Module, which shows no activations between its layers
 REFUSING = {"den", "pnn", "hat", "xdg", "icarl", "latent_replay", "er strategy.policy=herding"}
-REFUSING |= {"expandable_head strategy.new_units=imprinted"}
+REFUSING |= {"vcl", "expandable_head strategy.new_units=imprinted"}
 
 
 @pytest.mark.slow

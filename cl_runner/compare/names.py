@@ -42,6 +42,7 @@ NAMES = {
     "rwalk": "RWalk",
     "si": "SI",
     "soft_sharing": "soft sharing",
+    "vcl": "VCL",
     "xdg": "XdG",
 }
 # strategy -> the setting on which its name depends, and the names by that setting's value.

@@ -242,6 +242,12 @@ REFUSED: dict[str, Rows] = {
         ),
     ],
     "soft_sharing": [LAMBDA, PENALTY],
+    "vcl": [
+        LAMBDA,
+        ({"initial_std": 0}, "strategy.initial_std must lie in (0, 1], got 0"),
+        ({"initial_std": 1.5}, "strategy.initial_std must lie in (0, 1], got 1.5"),
+        ({"std_lr": 0}, "strategy.std_lr must be positive, got 0"),
+    ],
     "xdg": [
         (
             {"initial": "no"},
@@ -315,6 +321,7 @@ EDGES: dict[str, list[dict[str, Any]]] = {
         {"penalty": "loss"},
     ],
     "soft_sharing": [{"lambda_": 0, "penalty": "proximal"}],
+    "vcl": [{"lambda_": 0, "initial_std": 1, "std_lr": 1e-9}],
     "xdg": [{"gated": 0, "initial": "network"}, {"gated": 0.9}],
 }
 

@@ -27,6 +27,7 @@ KINDS = {
     "stamp": torch.int64,
     "steps": torch.int64,
     "trainable": torch.bool,
+    "trained": torch.bool,
 }
 OTHERS = {"expandable_head": {"seen": torch.bool}, "hat": {"free": torch.float32}}
 COMPUTED = ("latent_replay", "packnet")  # from what stays on the network's device
