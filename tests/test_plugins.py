@@ -223,7 +223,7 @@ def test_a_task_shows_the_images_in_its_own_light(prepared_by_my_lib):
 # A plain nn.Module, which shows no activations between its layers
 REFUSING = {"den", "pnn", "hat", "xdg", "icarl", "latent_replay", "bir"}
 REFUSING |= {"wa", "bic", "lucir", "er_aml", "scr"}
-REFUSING |= {"er strategy.policy=herding", "expandable_head strategy.new_units=imprinted"}
+REFUSING |= {"vcl", "er strategy.policy=herding", "expandable_head strategy.new_units=imprinted"}
 
 
 @pytest.mark.slow

@@ -451,7 +451,7 @@ def test_your_own_arrays_need_no_code(configure, tmp_path):
 
 @pytest.mark.parametrize("strategy", strategies.available())
 def test_a_pure_regulariser_in_class_il_is_told_its_bounds(prepared, strategy):
-    expected = {"l2", "ewc", "si", "mas", "rwalk", "lwf", "imm"}
+    expected = {"l2", "ewc", "si", "mas", "rwalk", "lwf", "imm", "vcl"}
     for scenario in strategies.find(strategy).scenarios:
         _, own, env = prepared(
             "benchmark=split_digits", f"strategy={strategy}", f"scenario={scenario}"

@@ -43,7 +43,7 @@ FAMILIES = {
         *("naive", "expandable_head", "joint", "soft_sharing", "cumulative"),
         *("from_scratch", "separate", "frozen_features"),
     ),
-    "regularisation": ("l2", "ewc", "si", "mas", "rwalk", "lwf", "imm"),
+    "regularisation": ("l2", "ewc", "si", "mas", "rwalk", "lwf", "imm", "vcl"),
     "replay": (
         *("er", "er_ace", "er_aml", "scr", "mir", "der", "derpp", "cls_er", "mer"),
         *("latent_replay", "icarl", "wa", "bic", "lucir"),

@@ -50,6 +50,7 @@ NAMES = {
     "si": "SI",
     "slda": "SLDA",
     "soft_sharing": "soft sharing",
+    "vcl": "VCL",
     "wa": "WA",
     "xdg": "XdG",
 }

@@ -317,6 +317,12 @@ REFUSED: dict[str, Rows] = {
         ),
     ],
     "soft_sharing": [LAMBDA, PENALTY],
+    "vcl": [
+        LAMBDA,
+        ({"initial_std": 0}, "strategy.initial_std must lie in (0, 1], got 0"),
+        ({"initial_std": 1.5}, "strategy.initial_std must lie in (0, 1], got 1.5"),
+        ({"std_lr": 0}, "strategy.std_lr must be positive, got 0"),
+    ],
     "xdg": [
         (
             {"initial": "no"},
@@ -403,6 +409,7 @@ EDGES: dict[str, list[dict[str, Any]]] = {
     ],
     "lucir": [{"lambda_": 0, "margin": 0, "negatives": 1, "scale": 0.1}],
     "wa": [{"lambda_": 0, "temperature": 0.1}],
+    "vcl": [{"lambda_": 0, "initial_std": 1, "std_lr": 1e-9}],
     "xdg": [{"gated": 0, "initial": "network"}, {"gated": 0.9}],
 }
 

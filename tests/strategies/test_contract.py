@@ -195,6 +195,7 @@ CLAIMS = [
         0.01,
     ),
     (("strategy=imm",), ("benchmark=permuted_digits",), 0.03),
+    (("strategy=vcl",), ("benchmark=permuted_digits",), 0.02),
     (
         ("strategy=imm", "strategy.merge=mean"),
         ("benchmark=split_digits", "scenario=task", SMALLER),

@@ -35,6 +35,7 @@ KINDS = {
     "stamp": torch.int64,
     "steps": torch.int64,
     "trainable": torch.bool,
+    "trained": torch.bool,
 }
 MOMENTS = dict.fromkeys(("count", "sum", "gram"), torch.float64)
 OTHERS = {
