@@ -45,7 +45,8 @@ FAMILIES = {
     ),
     "regularisation": ("l2", "ewc", "si", "mas", "rwalk", "lwf", "imm"),
     "replay": (
-        *("er", "er_ace", "mir", "der", "derpp", "cls_er", "mer", "latent_replay", "icarl"),
+        *("er", "er_ace", "mir", "der", "derpp", "cls_er", "mer", "la_maml"),
+        *("latent_replay", "icarl"),
         *("gdumb", "er_ewc", "generative_replay"),
     ),
     "gradient constraint": ("agem", "gem", "ogd", "gpm"),

@@ -13,8 +13,8 @@ TASK_IL = (
     "xdg",
 )
 BUFFERED = (
-    *("agem", "cls_er", "der", "derpp", "er", "er_ace", "er_ewc", "gdumb", "gem", "icarl", "mer"),
-    "mir",
+    *("agem", "cls_er", "der", "derpp", "er", "er_ace", "er_ewc", "gdumb", "gem", "icarl"),
+    *("la_maml", "mer", "mir"),
 )
 # Whatever has no other kind is float32.
 KINDS = {
