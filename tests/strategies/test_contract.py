@@ -243,7 +243,6 @@ CLAIMS = [
             ("xdg", 0.05),
             ("hat", 0.05),
             ("packnet", 0.08),
-            ("supsup", 0.08),
             ("piggyback", 0.08),
         )
     ),
