@@ -75,7 +75,9 @@ def code(text: str) -> list[str]:
 
 def test_the_readme_is_one_page():
     lines = text_of(README).splitlines()
-    assert len(lines) <= 150
+    assert (
+        len([line for line in lines if not line.startswith("| `")]) <= 114
+    )  # but strategies' rows
     assert all(len(line) <= 100 for line in lines if not line.startswith("|"))
 
 

@@ -168,7 +168,7 @@ def test_predictions_are_over_all_outputs_and_in_task_il_over_the_tasks_own(conf
 
 # Some are refused; the network of hat also takes how hard its attention is, and that of vcl what is
 # drawn of its weights.
-REFUSED = ("mer", "gdumb", "scr", "ncm", "slda", "ridge")
+REFUSED = ("mer", "la_maml", "gdumb", "scr", "ncm", "slda", "ridge")
 NAMES = [name for name in available() if name not in (*REFUSED, "hat", "vcl")]
 
 

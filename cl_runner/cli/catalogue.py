@@ -45,7 +45,7 @@ FAMILIES = {
     ),
     "regularisation": ("l2", "ewc", "si", "mas", "rwalk", "lwf", "imm", "vcl"),
     "replay": (
-        *("er", "er_ace", "er_aml", "scr", "mir", "der", "derpp", "cls_er", "mer"),
+        *("er", "er_ace", "er_aml", "scr", "mir", "der", "derpp", "cls_er", "mer", "la_maml"),
         *("latent_replay", "icarl", "wa", "bic", "lucir"),
         *("gdumb", "er_ewc", "generative_replay", "bir"),
     ),

@@ -15,11 +15,14 @@ def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
 
 
 def largest(values: Tensor, share: float) -> Tensor:
-    """Which values are among the largest, a share of all rounded up, as bool of their shape."""
-    count = math.ceil(share * values.numel())
-    index = values.flatten().topk(count).indices
-    chosen = torch.zeros_like(values.flatten(), dtype=torch.bool)
-    return chosen.scatter(0, index, torch.ones_like(index, dtype=torch.bool)).view_as(values)
+    """Which values are among the largest, a share of all rounded up, as bool of their shape.
+
+    Those that equal the least of them are, too.
+    """
+    flat, count = values.flatten(), math.ceil(share * values.numel())
+    if flat.is_cuda:  # where kthvalue, a ninth of the time on a CPU, warns of its indices
+        return values >= flat.topk(count).values[-1]
+    return values >= flat.kthvalue(len(flat) - count + 1).values
 
 
 def signed_constants(layers: Iterable[Tensor]) -> Tensor:

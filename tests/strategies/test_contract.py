@@ -52,6 +52,7 @@ VARIANTS = {
     "packnet": ("strategy.retrain_epochs=0",),
     "pnn": ("strategy.adapter_size=5 model.hidden_sizes=[24,12]",),
     "piggyback": ("strategy.backbone=initial optimizer=adam",),
+    "la_maml": ("strategy.variant=la_maml strategy.inner_steps=2",),
     "soft_sharing": ("strategy.penalty=proximal",),
     "mir": ("scenario=task strategy.policy=ring",),
     "latent_replay": ("scenario=task strategy.policy=class_balanced",),
@@ -68,6 +69,7 @@ VARIANTS = {
 LARGER = ("training.batch_size=32",)  # fewer steps of as many samples
 QUICK = {  # what keeps a toy run short
     "bir": (*LARGER, "strategy.hidden_sizes=[50]", "strategy.latent_size=10"),
+    "la_maml": (*LARGER, "strategy.inner_steps=2"),
     "gdumb": (*LARGER, "strategy.epochs=2"),
     # A step of it has one of its own for each sample, and is traced with all of them.
     "ridge": (*LARGER, "strategy.features=50"),
@@ -269,7 +271,6 @@ CLAIMS = [
             ("xdg", 0.05),
             ("hat", 0.05),
             ("packnet", 0.08),
-            ("supsup", 0.08),
             ("piggyback", 0.08),
         )
     ),

@@ -14,7 +14,7 @@ TASK_IL = (
 )
 BUFFERED = (
     *("agem", "cls_er", "der", "derpp", "er", "er_ace", "er_ewc", "gdumb", "gem", "icarl", "mer"),
-    *("bic", "er_aml", "lucir", "mir", "scr", "wa"),
+    *("bic", "er_aml", "la_maml", "lucir", "mir", "scr", "wa"),
 )
 # Whatever has no other kind is float32.
 KINDS = {

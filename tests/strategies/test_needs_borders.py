@@ -20,10 +20,11 @@ SMALL = (
     *("model.hidden_sizes=[20]", "training.batch_size=8", "training.epochs=1", "verbose=false"),
 )
 UNTOLD = "training.boundaries=none"
-FREE = {"naive", "er", "er_ace", "er_aml", "scr", "der", "derpp", "mir", "mer", "cls_er"}
+FREE = {"naive", "er", "er_ace", "er_aml", "scr", "der", "derpp", "mir", "mer", "la_maml", "cls_er"}
 QUICK = {
     "gdumb": ("strategy.epochs=1",),
     "mer": ("training.iterations=3",),
+    "la_maml": ("strategy.inner_steps=2",),
     "generative_replay": ("strategy.hidden_sizes=[10]", "strategy.latent_size=3"),
     "bir": ("strategy.hidden_sizes=[10]", "strategy.latent_size=3"),
     "den": ("strategy.phase_epochs=1",),
