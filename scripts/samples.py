@@ -1,6 +1,6 @@
 """Generative replay on Split MNIST by each generator: accuracy, and how far samples are off.
 
-    python scripts/samples.py --data-root DIR --iterations 500 --seeds 1
+    python scripts/samples.py --seeds 1 2 3
     python scripts/samples.py benchmark=split_digits --generators vae diffusion
 
 Class-incremental, the protocol of van de Ven et al. 2022 (MLP 400-400, Adam, batch 128), with as
@@ -16,6 +16,7 @@ Writes results/samples.csv, a row for each generator, seed and class, and prints
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -40,6 +41,7 @@ COMMON = (
     *("model.hidden_sizes=[400,400]", "optimizer=adam", "training.batch_size=128"),
 )
 SAMPLES, NEIGHBOURS, COMPONENTS = 5000, 5000, 32
+CACHE = "~/.cache/cl_runner"  # as conf/config.yaml has it
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
@@ -89,10 +91,10 @@ def main() -> None:
     parser.add_argument("--generators", nargs="+", choices=CHOICES, default=["vae", "diffusion"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--iterations", type=int, default=2000, help="steps of each task")
-    parser.add_argument("--data-root", default="data")
+    parser.add_argument("--data-root", default=os.environ.get("CL_RUNNER_DATA", CACHE))
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "samples.csv")
     args = parser.parse_args()
-    prepared, tables = composer(args.data_root, []), []
+    prepared, tables = composer(str(Path(args.data_root).expanduser()), []), []
     for generator in args.generators:
         for seed in args.seeds:
             own = (*CHOICES[generator], f"training.iterations={args.iterations}", f"seed={seed}")

@@ -50,7 +50,7 @@ def sample(denoise: Callable[[Tensor, Tensor], Tensor], z: Tensor, steps: int, f
     x, at = z, [round(steps * (1 - i / few)) / steps for i in range(few + 1)]
     for now, after in pairwise(at):
         time = z.new_full((len(z),), now)
-        a, b = (signal(z.new_tensor(value)) for value in (now, after))
+        a, b = (signal(z.new_full((), value)) for value in (now, after))
         x = denoise(z, time)
         z = b.sqrt() * x + (1 - b).sqrt() * (z - a.sqrt() * x) / (1 - a).sqrt()
     return x

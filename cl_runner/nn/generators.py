@@ -134,8 +134,7 @@ class Denoiser(nn.Module):
         """
         frequency = 1000 ** -torch.linspace(0, 1, TIMES // 2, device=x.device)
         angle = 1000 * time[:, None] * frequency
-        which = one_hot(y, self.classes).to(x.dtype)
-        condition = torch.cat([angle.sin(), angle.cos(), which], 1)
+        condition = torch.cat([angle.sin(), angle.cos(), one_hot(y, self.classes)], 1)
         x = x.flatten(1)
         *hidden, last = self.layers
         for layer in hidden:

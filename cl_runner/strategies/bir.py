@@ -28,6 +28,7 @@ from cl_runner.nn.networks import activation_shapes
 from cl_runner.strategies.base import Aux, Strategy
 from cl_runner.strategies.parts import scholar
 from cl_runner.strategies.parts.costs import costs
+from cl_runner.strategies.parts.generators import part
 from cl_runner.strategies.parts.pixels import has_pixels, to_pixels
 from cl_runner.training.env import Env, kept
 
@@ -51,14 +52,16 @@ class BIR(Strategy):
 
     As in the authors' code (GMvandeVen/continual-learning, `--brain-inspired`) the divergence is
     estimated by the one z, the temperature is in the answers, in G and in the loss, without the
-    factor T^2, and log v has no bias. What differs:
+    factor T^2, log v has no bias, and an answer is over the outputs that the old network trained:
+    all of them, or with training.active_classes=seen those of classes seen before. What differs:
     - They have one Adam. Here the classifier, its features among it, has the run's optimizer, and
       what is added has Adam with `generator_lr`: with optimizer=adam of that rate it is the same.
     - They draw each gate alone; here the share of each layer is exact, as in `xdg`.
-    - An answer is over the classes seen before, theirs over all outputs that are trained.
     - In task-incremental learning, and with training.active_classes=current, x' belongs to the task
-      of its class and is answered and scored on that task's classes; they replay equally many of
-      each task. There they have no gates, in domain-incremental learning gates of tasks, as here.
+      of its class and is answered and scored on that task's classes, as theirs; but they replay
+      equally many of each task, and in task-incremental learning they have no gates.
+    In domain-incremental learning the gates are those of tasks, as theirs, and x' is of a class and
+    of an old task, both drawn.
     - Internal replay, of what pretrained and frozen convolutions make of an image, is not here:
       inputs are replayed, as they do it on MNIST.
     hidden_sizes: of the decoder, from the pixels inwards, as in `generative_replay`.
@@ -144,8 +147,8 @@ class BIR(Strategy):
         y, task = scholar.drawn(u["class"][:R], past, env)
         pixels = self.generated(s.memory["scholar"], y, task, u["replay"][:R], s, env)
         both = scholar.followed(batch, pixels, task, s, env)
-        own = scholar.per_task(env)
-        heads = env.own_classes[task] if own else scholar.classes_of(past, env)[None]
+        trained = scholar.classes_of(past, env) | (not env.active_by_time)
+        heads = env.own_classes[task] if scholar.per_task(env) else trained[None]
         (old,) = answers(scholar.old_logits(s, both, env), heads[None], self.temperature)
         answered = torch.cat([one_hot(batch.y, K), old])
         gates = self.gates_of(answered, torch.cat([s.t.expand(len(batch.y)), task]), s, env)
@@ -171,25 +174,21 @@ class BIR(Strategy):
     def generator_error(self, theta: Tensor, features: Tensor, batch: Batch, env: Env) -> Tensor:
         """G of all inputs [B + R], in nats per pixel."""
         x, answered = to_pixels(batch.x, env.stream), batch.noise["answers"]
-        mean, log_variance = self.part(theta, features, "encode", env).chunk(2, 1)
+        mean, log_variance = part(theta, features, "encode", env).chunk(2, 1)
         z = mean + (0.5 * log_variance).exp() * normal(batch.noise["latent"][: len(x)])
-        priors = self.part(theta, z, "prior", env).chunk(2, 1)
+        priors = part(theta, z, "prior", env).chunk(2, 1)
         divergence = log_normal(z, mean, log_variance) - log_mixture(z, answered, *priors)
-        pixels = self.part(theta, z, "decode", env, gates=batch.noise["gates"])
+        pixels = part(theta, z, "decode", env, gates=batch.noise["gates"])
         return (bernoulli_error(pixels, x) + divergence) / x[0].numel()
 
     def generated(
         self, theta: Tensor, y: Tensor, task: Tensor, uniform: Tensor, s: TrainState, env: Env
     ) -> Tensor:
         """Pixels [R, C, H, W] of classes and tasks [R], by uniforms [R, Z] and network theta."""
-        mean, log_variance = self.part(theta, uniform, "prior", env)[y].chunk(2, 1)
+        mean, log_variance = part(theta, uniform, "prior", env)[y].chunk(2, 1)
         z = mean + (0.5 * log_variance).exp() * normal(uniform)
         gates = self.gates_of(one_hot(y, env.num_classes), task, s, env)
-        return self.part(theta, z, "decode", env, gates=gates).sigmoid()
-
-    def part(self, theta: Tensor, x: Tensor, name: str, env: Env, **options: Tensor) -> Tensor:
-        """What a part of the generator makes of x, with its parameters in theta."""
-        return env.flat.call(theta, x, 0, part=name, **options)
+        return part(theta, z, "decode", env, gates=gates).sigmoid()
 
     def pictures(self, s: TrainState, env: Env) -> dict[str, Tensor]:
         return {"samples": self.samples(s, scholar.SAMPLES, env)}

@@ -97,13 +97,13 @@ class GenerativeReplay(Strategy):
         )
         if self.labels == "hard":
             without_meaning(self, "strategy.labels=hard", "temperature")
+        others = {name for names in OWN.values() for name in names} - {*OWN[self.generator]}
+        without_meaning(self, f"strategy.generator={self.generator}", *others)
         check(
             self.sampling_steps <= self.diffusion_steps,
             f"strategy.sampling_steps must be at most strategy.diffusion_steps="
             f"{self.diffusion_steps}, got {self.sampling_steps}",
         )
-        others = {name for names in OWN.values() for name in names} - {*OWN[self.generator]}
-        without_meaning(self, f"strategy.generator={self.generator}", *others)
 
     @property
     def model(self) -> Generator:

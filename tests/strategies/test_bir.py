@@ -106,7 +106,7 @@ def test_in_the_first_task_nothing_generated_reaches_the_network(mid_run) -> Non
 # What is learnt.
 
 
-def by_hand(strategy, env, s, batch, scenario: str) -> Tensor:
+def by_hand(strategy, env, s, batch, scenario: str, seen: bool) -> Tensor:
     """The loss of the docstring in the third task, sample by sample."""
     both, old, now = strategy.replay(s, batch, env), s.memory["scholar"], s.theta.detach()
     _, task = scholar.drawn(batch.noise["class"], scholar.before(s.t, env), env)
@@ -121,13 +121,14 @@ def by_hand(strategy, env, s, batch, scenario: str) -> Tensor:
         new = b < 16
         own = batch.task[b] if new else task[b - 16]
         scored = env.own_classes[own] if scenario == "task" else torch.ones(env.num_classes) > 0
+        scored = env.own_classes[:3].any(0) if seen else scored
         logits = classifier(now, x).masked_fill(~scored, float("-inf"))
         if new:
             a = F.one_hot(batch.y[b], env.num_classes).float()
             error = -logits.log_softmax(0)[batch.y[b]]
         else:
-            seen = env.own_classes[:2].any(0) if scenario == "class" else scored
-            a = (classifier(old, x).masked_fill(~seen, float("-inf")) / T).softmax(0)
+            trained = env.own_classes[:2].any(0) if seen else scored
+            a = (classifier(old, x).masked_fill(~trained, float("-inf")) / T).softmax(0)
             error = -(a[scored] * (logits[scored] / T).log_softmax(0)).sum()
         h = F.relu(F.linear(x.flatten(), *(weights[f"classifier.layers.0.{k}"] for k in WB)))
         mean = F.linear(h, *(weights[f"generator.mean.{k}"] for k in WB))
@@ -147,11 +148,15 @@ def by_hand(strategy, env, s, batch, scenario: str) -> Tensor:
 WB = ("weight", "bias")
 
 
-@pytest.mark.parametrize("scenario", ["class", "task", "domain"])
-def test_the_loss_is_the_papers_sample_by_sample(mid_run, scenario) -> None:
-    strategy, env, s, batch = third_task(mid_run, f"scenario={scenario}")
+@pytest.mark.parametrize(
+    ("scenario", "active"),
+    [("class", "all"), ("class", "seen"), ("task", "all"), ("domain", "all")],
+)
+def test_the_loss_is_the_papers_sample_by_sample(mid_run, scenario, active) -> None:
+    settings = (f"scenario={scenario}", f"training.active_classes={active}")
+    strategy, env, s, batch = third_task(mid_run, *settings)
     loss, aux = strategy.loss(s.theta, s, strategy.replay(s, batch, env), env)
-    torch.testing.assert_close(loss, by_hand(strategy, env, s, batch, scenario))
+    torch.testing.assert_close(loss, by_hand(strategy, env, s, batch, scenario, active == "seen"))
     assert aux["logits"].shape == (16, env.num_classes)
 
 
