@@ -452,7 +452,7 @@ def test_a_missing_package_is_told(name):
 
 
 def test_a_missing_name_lists_all():
-    with pytest.raises(UserError, match=r"^strategy\.name must be one of agem, cls_er, .+, xdg$"):
+    with pytest.raises(UserError, match=r"^strategy\.name must be one of agem, bic, .+, xdg$"):
         strategies.build({"lambda": 1})
 
 

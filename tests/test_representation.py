@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from cl_runner import strategies
 from cl_runner.config.identity import config_hash
 from cl_runner.errors import UserError
 from cl_runner.functional.similarity import centred_gram, cka
@@ -134,7 +135,7 @@ def test_what_a_checkpoint_keeps_of_it_is_looked_at(configure, tmp_path):
     case = (*TOY, "strategy=naive", "eval.features=true", "training.iterations=1")
     config = configure(*case, "checkpoint.keep=true")
     loop.run(config, tmp_path)
-    strategy = loop.strategies.build(config.strategy)
+    strategy = strategies.build(config.strategy)
     env = prepare(config, strategy)
     frame = frame_of(config, strategy, initial_state(strategy, env), env)
     saved = checkpoint.load(tmp_path, config.resolved, frame)

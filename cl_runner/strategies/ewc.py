@@ -9,21 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cl_runner.config.schema import SGD
 from cl_runner.core import Batch, Task, TrainState
 from cl_runner.errors import check, one_of
 from cl_runner.functional.importance import merge_quadratics
-from cl_runner.functional.kronecker import Factors, Spectrum, merged, spectrum
 from cl_runner.strategies.base import Aux, Strategy, without_meaning
-from cl_runner.strategies.parts.importance import (
-    check_fisher,
-    empty_factors,
-    fisher_diagonal,
-    kronecker_factors,
-    structured_layers,
-)
-from cl_runner.strategies.parts.kronecker import Structured, held, kept, relative_cost
-from cl_runner.strategies.parts.overlap import overlaps
+from cl_runner.strategies.parts import kronecker
+from cl_runner.strategies.parts.importance import check_fisher, fisher_diagonal
+from cl_runner.strategies.parts.overlap import noted, overlap_table
 from cl_runner.strategies.parts.penalty import PENALTIES, Penalty, Quadratic, descend, unstable
 from cl_runner.training.env import Env
 
@@ -77,27 +69,18 @@ class EWC(Strategy):
 
     def __post_init__(self) -> None:
         check(self.lambda_ >= 0, f"strategy.lambda must be at least 0, got {self.lambda_}")
-        one_of("strategy.curvature", self.curvature, ("diagonal", "kron"))
         one_of("strategy.mode", self.mode, ("separate", "online"))
         one_of("strategy.penalty", self.penalty, PENALTIES)
         check_fisher(self.fisher_labels, self.fisher_samples)
         check(0 < self.gamma <= 1, f"strategy.gamma must lie in (0, 1], got {self.gamma}")
         if self.mode == "separate":
             without_meaning(self, "strategy.mode=separate", "gamma")
-        if self.curvature == "kron":
-            without_meaning(self, "strategy.curvature=kron", "overlap")
+        kronecker.check_curvature(self)
 
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
         anchor = theta.detach().clone()
         if self.curvature == "kron":
-            check(
-                self.penalty == "loss" or isinstance(env.optimizer, SGD),
-                "strategy.penalty=proximal with strategy.curvature=kron has a closed form for SGD "
-                f"only: with optimizer={env.optimizer.name} use strategy.penalty=loss",
-            )
-            uses = structured_layers(env).items()
-            factors = {name: empty_factors(use, anchor) for name, use in uses}
-            return self.structured(factors, anchor, torch.zeros_like(anchor))
+            return kronecker.begun(self, anchor, env)
         memory = {"fisher": torch.zeros_like(anchor), "anchor": anchor}
         if self.overlap:
             memory["task_fishers"] = anchor.new_zeros(env.num_tasks, len(anchor))  # [T, P]
@@ -108,39 +91,13 @@ class EWC(Strategy):
         F, anchor = s.memory["fisher"], s.memory["anchor"]
         return Quadratic(self.lambda_ / 2 * self.gamma, F, anchor)
 
-    def structured(
-        self, factors: dict[str, Factors], anchor: Tensor, slope: Tensor
-    ) -> dict[str, Tensor]:
-        """The memory of curvature `kron`."""
-        memory = kept(factors) | {"anchor": anchor}
-        if self.penalty == "proximal":
-            memory |= kept({name: spectrum(of) for name, of in factors.items()})
-        return memory | ({"slope": slope} if self.mode == "separate" else {})
-
-    def structure(self, s: TrainState, env: Env) -> Structured:
-        """The penalty of curvature `kron`, lambda / 2 sum_layers tr(D^T G D A)."""
-        return Structured(
-            self.lambda_ / 2 * self.gamma,
-            held(s.memory, Factors),
-            held(s.memory, Spectrum),
-            s.memory["anchor"],
-            s.memory.get("slope"),
-            env.flat,
-        )
-
     def penalty_of(self, s: TrainState, env: Env) -> Penalty:
         """The one of the two that the curvature asks for."""
-        return self.structure(s, env) if self.curvature == "kron" else self.quadratic(s)
+        kron = self.curvature == "kron"
+        return kronecker.penalty(self, s, env) if kron else self.quadratic(s)
 
     def notes(self, env: Env) -> Iterator[str]:
-        if self.curvature == "kron":
-            each = 4 if self.penalty == "proximal" else 2
-            factor = 1 + relative_cost(structured_layers(env), each, env.training.batch_size)
-            if factor > 10:
-                yield (
-                    f"the penalty of strategy.curvature=kron makes a step take about {factor:.0f} "
-                    "times the FLOPs of naive's: larger batches, or narrower layers, take fewer"
-                )
+        return kronecker.notes(self, env)
 
     def remarks(self, s: TrainState, env: Env) -> Iterator[str]:
         return unstable(s, self.penalty_of(s, env), self.penalty, env)
@@ -152,7 +109,7 @@ class EWC(Strategy):
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
         if self.curvature == "kron":
-            return s._replace(memory=self.with_factors(s, task, env))
+            return kronecker.ended(self, s, task, env)
         old, theta = s.memory["fisher"], s.theta.detach().clone()
         new = fisher_diagonal(s, task, env, labels=self.fisher_labels, samples=self.fisher_samples)
         if self.mode == "online":
@@ -161,24 +118,8 @@ class EWC(Strategy):
             anchor = merge_quadratics(s.memory["anchor"], old, theta, new)
             memory = {"fisher": old + new, "anchor": anchor}
         if self.overlap:
-            memory["task_fishers"] = s.memory["task_fishers"].clone()
-            memory["task_fishers"][task.index] = new
+            memory |= noted(s, task, new)
         return s._replace(memory=memory)
 
-    def with_factors(self, s: TrainState, task: Task, env: Env) -> dict[str, Tensor]:
-        """The memory of curvature `kron` after a task."""
-        old, theta = self.structure(s, env), s.theta.detach().clone()
-        new = kronecker_factors(
-            s, task, env, labels=self.fisher_labels, samples=self.fisher_samples
-        )
-        factors = {k: merged(old.factors[k], of, self.gamma) for k, of in new.items()}
-        slope = torch.zeros_like(theta)
-        if old.slope is not None:
-            slope = old.slope + old.curvature(theta - old.anchor)
-        return self.structured(factors, theta, slope)
-
     def tables(self, s: TrainState, env: Env) -> dict[str, list[dict[str, Any]]]:
-        if not self.overlap:
-            return {}
-        rows = overlaps(s.memory["task_fishers"][: int(s.t) + 1], env.flat)
-        return {"fisher_overlap": rows} if rows else {}
+        return overlap_table(s, env) if self.overlap else {}

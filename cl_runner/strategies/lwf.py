@@ -71,9 +71,11 @@ class LwF(Strategy):
             self.over == "old" or env.stream.scenario == "class",
             f"strategy.over=seen is for scenario=class, got scenario={env.stream.scenario}",
         )
-        outputs = env.flat.output_mask(env.own_classes[0])  # refuses a model without
+        env.flat.output_mask(env.own_classes[0])  # refuses a model without
         return kept("old", theta, env.flat.buffers) | {
-            "free": torch.ones_like(outputs),  # what a warm-up step may change
+            "free": torch.ones_like(
+                theta.detach(), dtype=torch.bool
+            ),  # what a warm-up step may change
             "steps": torch.zeros((), dtype=torch.int64, device=env.device),  # of this task
         }
 

@@ -17,6 +17,7 @@ from cl_runner.results.files import read_rows
 from cl_runner.run.loop import run as run_whole
 from cl_runner.run.tasks import initial_state, train_task
 from cl_runner.strategies.naive import Naive
+from cl_runner.strategies.parts import kronecker
 from cl_runner.strategies.parts.importance import fisher_diagonal, kronecker_factors
 
 TOY = (
@@ -257,7 +258,7 @@ def test_separate_kron_keeps_each_tasks_own_anchor(prepared, penalty):
 def test_the_kron_penalty_as_a_function_has_the_gradient_that_steps_add(prepared):
     for mode in ("separate", "online"):
         strategy, env, s, *_ = after_two(prepared, f"strategy.mode={mode}")
-        penalty = strategy.structure(s, env)
+        penalty = kronecker.penalty(strategy, s, env)
         pulled = penalty.pull(torch.zeros_like(s.theta), s.theta)
         torch.testing.assert_close(pulled, slope(penalty, s.theta), rtol=1e-4, atol=1e-6)
 
@@ -267,12 +268,12 @@ def test_gamma_decays_the_product_that_is_kept_and_the_one_that_pulls(prepared):
     strategy, env, s, _, grad, (first, second, _) = after_two(prepared, *own)
     for name, of in first[1].items():
         kept = merged(merged(zero(of), of), second[1][name], 0.4)
-        found = strategy.structure(s, env).factors[name]
+        found = kronecker.penalty(strategy, s, env).factors[name]
         torch.testing.assert_close(found.inputs, kept.inputs, rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(found.outputs, kept.outputs, rtol=1e-3, atol=1e-6)
     strategy_of_one = replace(strategy, gamma=1.0)
     pull, whole = (
-        one.structure(s, env).pull(torch.zeros_like(grad), s.theta)
+        kronecker.penalty(one, s, env).pull(torch.zeros_like(grad), s.theta)
         for one in (strategy, strategy_of_one)
     )
     torch.testing.assert_close(pull, 0.4 * whole)
@@ -282,8 +283,12 @@ def test_kron_of_a_network_with_convolutions_penalises_every_parameter(prepared)
     cnn = ("benchmark=split_digits", "model=cnn", "model.channels=[4]", "model.hidden_size=8")
     _, strategy, env = prepared(*TOY[:3], *cnn, "strategy.curvature=kron", "training.epochs=1")
     s = train_task(strategy, initial_state(strategy, env), env.stream[0], env)
-    pull = strategy.structure(s, env).pull(torch.zeros_like(s.theta), s.theta + 1)
-    assert set(strategy.structure(s, env).factors) == {"convolutions.0", "hidden", "output"}
+    pull = kronecker.penalty(strategy, s, env).pull(torch.zeros_like(s.theta), s.theta + 1)
+    assert set(kronecker.penalty(strategy, s, env).factors) == {
+        "convolutions.0",
+        "hidden",
+        "output",
+    }
     assert all(part.any() for part in env.flat.views(pull).values())
 
 

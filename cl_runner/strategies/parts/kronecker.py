@@ -2,20 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from cl_runner.core import TrainState
+from cl_runner.config.schema import SGD
+from cl_runner.core import Task, TrainState
+from cl_runner.errors import check, one_of
 from cl_runner.functional.importance import Use
-from cl_runner.functional.kronecker import Factors, Spectrum, product, proximal
+from cl_runner.functional.kronecker import Factors, Spectrum, merged, product, proximal, spectrum
 from cl_runner.nn.flat import Flat
+from cl_runner.strategies.parts.importance import (
+    empty_factors,
+    kronecker_factors,
+    structured_layers,
+)
 from cl_runner.training.env import Env
 
 F = TypeVar("F", Factors, Spectrum)
 Matrices = dict[str, Tensor]  # of each layer [O, I], by its name, the bias as the last column
+
+
+class Settings(Protocol):
+    """The fields of EWC that say how."""
+
+    @property
+    def curvature(self) -> str: ...
+    @property
+    def overlap(self) -> bool: ...
+    @property
+    def lambda_(self) -> float: ...
+    @property
+    def mode(self) -> str: ...
+    @property
+    def gamma(self) -> float: ...
+    @property
+    def fisher_labels(self) -> str: ...
+    @property
+    def fisher_samples(self) -> int | None: ...
+    @property
+    def penalty(self) -> str: ...
+
+
+def check_curvature(ewc: Settings) -> None:
+    """Raise UserError for a curvature that is none, or for what goes with the diagonal only."""
+    one_of("strategy.curvature", ewc.curvature, ("diagonal", "kron"))
+    check(
+        ewc.curvature == "diagonal" or not ewc.overlap,
+        f"strategy.overlap={ewc.overlap} has no meaning with strategy.curvature=kron: leave it out",
+    )
+
+
+def begun(ewc: Settings, anchor: Tensor, env: Env) -> dict[str, Tensor]:
+    """The memory before the first task; anchor [P]. Raises UserError for what cannot be."""
+    check(
+        ewc.penalty == "loss" or isinstance(env.optimizer, SGD),
+        "strategy.penalty=proximal with strategy.curvature=kron has a closed form for SGD only: "
+        f"with optimizer={env.optimizer.name} use strategy.penalty=loss",
+    )
+    factors = {name: empty_factors(use, anchor) for name, use in structured_layers(env).items()}
+    return memory(ewc, factors, anchor, torch.zeros_like(anchor))
+
+
+def memory(
+    ewc: Settings, factors: dict[str, Factors], anchor: Tensor, slope: Tensor
+) -> dict[str, Tensor]:
+    """What is kept of the tasks so far; see `Structured`."""
+    found = kept(factors) | {"anchor": anchor}
+    if ewc.penalty == "proximal":
+        found |= kept({name: spectrum(of) for name, of in factors.items()})
+    return found | ({"slope": slope} if ewc.mode == "separate" else {})
+
+
+def penalty(ewc: Settings, s: TrainState, env: Env) -> Structured:
+    """What is added to the loss, lambda / 2 sum_layers tr(D^T G D A)."""
+    return Structured(
+        ewc.lambda_ / 2 * ewc.gamma,
+        held(s.memory, Factors),
+        held(s.memory, Spectrum),
+        s.memory["anchor"],
+        s.memory.get("slope"),
+        env.flat,
+    )
+
+
+def notes(ewc: Settings, env: Env) -> Iterator[str]:
+    """That a step takes many times naive's, where it does."""
+    if ewc.curvature == "kron":
+        each = 4 if ewc.penalty == "proximal" else 2
+        factor = 1 + relative_cost(structured_layers(env), each, env.training.batch_size)
+        if factor > 10:
+            yield (
+                f"the penalty of strategy.curvature=kron makes a step take about {factor:.0f} "
+                "times the FLOPs of naive's: larger batches, or narrower layers, take fewer"
+            )
+
+
+def ended(ewc: Settings, s: TrainState, task: Task, env: Env) -> TrainState:
+    """The state after a task, its factors merged into those of the tasks before it."""
+    old, theta = penalty(ewc, s, env), s.theta.detach().clone()
+    new = kronecker_factors(s, task, env, labels=ewc.fisher_labels, samples=ewc.fisher_samples)
+    factors = {name: merged(old.factors[name], of, ewc.gamma) for name, of in new.items()}
+    slope = torch.zeros_like(theta)
+    if old.slope is not None:
+        slope = old.slope + old.curvature(theta - old.anchor)
+    return s._replace(memory=memory(ewc, factors, theta, slope))
 
 
 class Structured(NamedTuple):

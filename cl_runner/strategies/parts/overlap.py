@@ -7,8 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cl_runner.core import Task, TrainState
 from cl_runner.functional.importance import fisher_overlap
 from cl_runner.nn.flat import Flat
+from cl_runner.training.env import Env
+
+
+def noted(s: TrainState, task: Task, fisher: Tensor) -> dict[str, Tensor]:
+    """The tasks' Fisher diagonals [T, P] in a strategy's memory, with that of one more task [P]."""
+    fishers = s.memory["task_fishers"].clone()
+    fishers[task.index] = fisher
+    return {"task_fishers": fishers}
+
+
+def overlap_table(s: TrainState, env: Env) -> dict[str, list[dict[str, Any]]]:
+    """`fisher_overlap.csv` of the tasks so far, from what `noted` keeps; none of a single task."""
+    rows = overlaps(s.memory["task_fishers"][: int(s.t) + 1], env.flat)
+    return {"fisher_overlap": rows} if rows else {}
 
 
 def overlaps(fishers: Tensor, flat: Flat) -> list[dict[str, Any]]:
