@@ -46,7 +46,7 @@ LOSS = "strategy.penalty=loss"  # as the papers have it; with Adam it needs no b
 # What is slow, or was searched last, is searched on a fifth of Permuted MNIST's training data.
 FIFTH = "benchmark.train_fraction=0.2"
 ON_A_FIFTH = {
-    *("bir", "er_aml", "owm", "piggyback", "scr", "supsup"),
+    *("bir", "er_aml", "la_maml", "owm", "piggyback", "scr", "supsup", "vcl"),
     *("agem", "den", "gpm", "latent_replay", "mer", "ogd", "packnet", "pnn"),
     *("soft_sharing", "xdg"),
 }
@@ -99,6 +99,8 @@ GRIDS: dict[str, str | dict[str, str]] = {
     "owm": f"{PLAIN} strategy.alpha=0.01,0.1,1",
     "supsup": f"strategy.density=0.3,0.5 {RATE}",
     "piggyback": RATE,
+    "vcl": "strategy.lambda=0.001,0.01,0.1",
+    "la_maml": f"{BUFFER} {PLAIN} strategy.alpha_init=0.01,0.03",
     "gdumb": f"{BUFFER} strategy.epochs=32,128 optimizer.lr=0.0003,0.001",
     "generative_replay": {
         "split_mnist_task": "strategy.labels=hard,distillation strategy.generator_lr=0.001,0.002",
