@@ -113,8 +113,10 @@ class MLP(Network):
 
 
 def plain(network: nn.Module) -> TypeGuard[MLP]:
-    """Whether a network is an MLP all of whose layers are nn.Linear: none has an adapter."""
-    return isinstance(network, MLP) and all(isinstance(m, nn.Linear) for m in network.layers)
+    """Whether a network is an MLP of nn.Linear layers alone: no adapters, no BatchNorm."""
+    if not isinstance(network, MLP) or network.norms:
+        return False
+    return all(isinstance(layer, nn.Linear) for layer in network.layers)
 
 
 class CNN(Network):

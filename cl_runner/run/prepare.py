@@ -15,7 +15,7 @@ from torch import nn
 
 from cl_runner import strategies
 from cl_runner.config.outline import check_scenario
-from cl_runner.config.schema import Config, Training
+from cl_runner.config.schema import Config, LoRA, Training
 from cl_runner.core import Stream
 from cl_runner.data import sources
 from cl_runner.data.benchmarks import build_stream
@@ -73,7 +73,12 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     )
     check(strategy.whole_batches or not config.eval.online, f"{single} before it learns from it")
     unused = strategy.without_model()
-    for key, asked in (("init_from", config.init_from), ("training.ssl", comes_before(config))):
+    adapter = isinstance(config.adapter, LoRA)
+    for key, asked in (
+        ("init_from", config.init_from),
+        ("training.ssl", comes_before(config)),
+        ("adapter", adapter),
+    ):
         message = f"{key} has no meaning with {unused}, by which the network has no part in the run"
         check(not (asked and unused), message)
     check_boundaries(config, strategy)

@@ -53,7 +53,7 @@ class PNN(Strategy):
 
     def wrap(self, make_net: Callable[[], nn.Module], env: Env) -> nn.Module:
         made = (make_net() for _ in range(env.num_tasks))
-        networks = [net for net in made if plain(net) and not net.norms]
+        networks = [net for net in made if plain(net)]
         needs = "model=mlp, model.norm=none and adapter=none"
         check(len(networks) == env.num_tasks, f"strategy={self.name} needs {needs}")
         check(

@@ -14,7 +14,7 @@ from cl_runner.core import Batch, Task, TrainState
 from cl_runner.errors import UserError, check
 from cl_runner.functional.generative import normal
 from cl_runner.functional.losses import cross_entropy
-from cl_runner.nn.networks import MLP
+from cl_runner.nn.networks import plain
 from cl_runner.nn.variational import MeanField
 from cl_runner.strategies.base import Aux, Strategy
 from cl_runner.strategies.parts.penalty import Quadratic
@@ -74,8 +74,9 @@ class VCL(Strategy):
 
     def wrap(self, make_net: Callable[[], nn.Module], env: Env) -> nn.Module:
         network = make_net()
-        if type(network) is not MLP:
-            raise UserError(f"strategy={self.name} needs model=mlp")
+        if not plain(network):
+            needs = "model=mlp, model.norm=none and adapter=none"
+            raise UserError(f"strategy={self.name} needs {needs}")
         return MeanField(network, self.initial_std)
 
     def noise(self, batch_size: int, env: Env) -> dict[str, tuple[int, ...]]:

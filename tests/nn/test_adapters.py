@@ -99,8 +99,8 @@ def test_a_runs_weights_are_those_of_a_model_without_adapters(configure, tmp_pat
     assert begun.tolist() == ended.tolist()
 
 
-REFUSING = {"den", "pnn", "hat", "xdg", "gpm"}  # they look at the layers themselves,
-REFUSING |= {"supsup", "piggyback"}  # or at all weights
+REFUSING = {"den", "pnn", "hat", "xdg", "gpm", "owm", "vcl"}  # they look at the layers themselves,
+REFUSING |= {"supsup", "piggyback", "ncm", "slda", "ridge"}  # at all weights, or train none
 HEADLESS = {"expandable_head", "frozen_features", "lwf", "packnet", "soft_sharing"}
 QUICK = {"gdumb": ("strategy.epochs=1",), "mer": ("training.batch_size=4",)}
 

@@ -80,6 +80,11 @@ class ClosedForm(Strategy):
 
     def wrap(self, make_net: Callable[[], nn.Module], env: Env) -> nn.Module:
         body = make_net() if self.input == "features" else None
+        check(
+            body is None or all(p.requires_grad for p in body.parameters()),
+            f"strategy={self.name} trains no weights that adapters could stand for: use "
+            "adapter=none",
+        )
         return ReadOut(body, env.input_shape, self.layer, self.features, env.num_classes)
 
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
