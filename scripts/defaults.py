@@ -56,12 +56,12 @@ EXPLAINED = {
         "60,000 once. The paper's streams bring new classes, which naive forgets at once"
     ),
     ("ncm", "permuted_mnist"): (
-        "has one mean for each digit over all ten permutations, and is linear. On tasks with classes "
-        "of their own each class has a mean of its own"
+        "has one mean for each digit over all ten permutations, and is linear. On tasks with "
+        "classes of their own each class has a mean of its own"
     ),
     ("supsup", "permuted_mnist"): (
-        "learns masks of random weights, for which an epoch of the default optimizer is short: with "
-        "`optimizer=adam`, and nothing else, ACC is 0.946 (seed 0)"
+        "learns masks of random weights, for which an epoch of the default optimizer is short: "
+        "with `optimizer=adam`, and nothing else, ACC is 0.946 (seed 0)"
     ),
     ("piggyback", "permuted_mnist"): (
         "learns masks by real numbers of some 0.01, for which an epoch of the default optimizer is "
