@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--from", dest="folders", nargs="+", type=Path, help="finished sweeps")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run")
     arguments = parser.parse_args()
-    everything = published = pd.read_csv(ROOT / "results" / "published.csv")
+    everything = published = pd.read_csv(ROOT / "results" / "published.csv", dtype={"n": "Int64"})
     unknown = set(arguments.experiments) - set(published.experiment)
     if unknown:
         parser.error(f"unknown {', '.join(sorted(unknown))}; see results/published.csv")
@@ -135,7 +135,8 @@ def main() -> None:
             run(list(published.experiment), Path(folder), arguments.threads)
             table = compare(published, read([Path(folder)]))
     file = ROOT / "results" / "reproduction.csv"
-    whole = merged(table, pd.read_csv(file), everything) if arguments.experiments else table
+    old = pd.read_csv(file, dtype={"n": "Int64"})
+    whole = merged(table, old, everything) if arguments.experiments else table
     whole.to_csv(file, index=False)
     into_page(MARKERS, markdown(whole))
     print(markdown(table))
