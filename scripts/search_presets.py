@@ -107,7 +107,7 @@ GRIDS: dict[str, str | dict[str, str]] = {
     "scr": {
         "split_mnist_class": f"{BUFFER} strategy.temperature=0.07,0.2 optimizer.lr=0.001,0.003",
     },
-    "bir": {"split_mnist_class": "strategy.gated=0,0.1,0.5"},
+    "bir": {"split_mnist_class": "strategy.gated=0.1,0.5"},
     "owm": {"split_mnist_class": f"{PLAIN} strategy.alpha=0.01,0.1,1"},
     "supsup": {"split_mnist_task": f"strategy.density=0.3,0.5 {RATE}"},
     "piggyback": {"split_mnist_task": RATE},
