@@ -53,6 +53,7 @@ FAMILIES = {
     "gradient constraint": ("agem", "gem", "ogd", "gpm", "owm"),
     "architecture": ("pnn", "packnet", "hat", "xdg", "den", "supsup", "piggyback"),
 }
+SWITCHED = ("ssl", "detector")  # sections of which a run without their switch has nothing
 LIST = f"""\
 cl-run list [{"|".join(GROUPS)}]
 
@@ -193,7 +194,8 @@ def groups_shown() -> str:
     shown["benchmark"] = by_data(options("benchmark"))
     shown["experiment"] = f"{len(options('experiment'))} presets: cl-run list experiments"
     keys_ = [key for where in ("", "training") for key in described()[where]]
-    shown["keys"] = braced([key for key in keys_ if key not in SECTIONS], ".")
+    alone = [key for key in keys_ if key not in SECTIONS and key.split(".")[0] not in SWITCHED]
+    shown["keys"] = f"{braced(alone, '.')}; {'.*, '.join(SWITCHED)}.*"
     return "\n".join(filled(f"  {group:10} ", text) for group, text in shown.items())
 
 
@@ -207,7 +209,7 @@ def by_data(benchmarks: Iterable[str]) -> str:
     for kind, own_data in data.items():
         kinds.setdefault(tuple(own_data), []).append(kind)
     alone = kinds.pop(("",), [])
-    return ", ".join([f"{either(own)}_{either(sets)}" for sets, own in kinds.items()] + alone)
+    return ", ".join(alone + [f"{either(own)}_{either(sets)}" for sets, own in kinds.items()])
 
 
 def either(names: Sequence[str]) -> str:

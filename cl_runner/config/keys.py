@@ -12,11 +12,18 @@ from omegaconf import DictConfig
 def nearest(key: str, keys: Sequence[str], cutoff: float = 0.6) -> list[str]:
     """The keys whose last names are nearest to that of a key, the nearest first.
 
-    Of those of one name that of `training` comes first, which is meant most often.
+    Of those of one name that of the key's own section is meant, else that of `training`; where
+    neither has it, all are named.
     """
-    names = get_close_matches(last(key).lower(), {last(k) for k in keys}, cutoff=cutoff)
-    found = sorted(keys, key=lambda k: not k.startswith("training."))
-    return sorted((k for k in found if last(k) in names), key=lambda k: names.index(last(k)))
+    found = []
+    for name in get_close_matches(last(key).lower(), {last(k) for k in keys}, cutoff=cutoff):
+        alike = [k for k in keys if last(k) == name]
+        own, training = (
+            [k for k in alike if k == f"{section}.{name}"]
+            for section in (key.rpartition(".")[0], "training")
+        )
+        found += own or training or alike
+    return found
 
 
 def last(key: str) -> str:
