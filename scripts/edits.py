@@ -9,14 +9,12 @@ results/edits.csv and the table in docs/edits.md between its markers.
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pandas as pd
-from reproduce import ROOT, into_page
+from reproduce import ROOT, into_page, run_or_read
 
 PAGE = ROOT / "docs" / "edits.md"
 TABLE = ("<!-- edits: made by scripts/edits.py -->", "<!-- end of edits -->")
@@ -73,13 +71,7 @@ def table(rows: pd.DataFrame) -> str:
 
 def main() -> None:
     """Run or read, and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--from", dest="folder", type=Path)
-    folder = parser.parse_args().folder
-    if folder is None:
-        folder = Path(tempfile.mkdtemp())
-        run(folder)
-    rows = read(folder)
+    rows = run_or_read(__doc__, run, read)
     rows.to_csv(ROOT / "results" / "edits.csv", index=False, float_format="%.6g")
     into_page(TABLE, table(rows), PAGE)
 

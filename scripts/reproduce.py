@@ -17,6 +17,7 @@ import math
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -113,6 +114,23 @@ def into_page(markers: tuple[str, str], text: str, page: Path = PAGE) -> None:
     before, rest = page.read_text(encoding="utf-8").split(markers[0])
     after = rest.split(markers[1])[1]
     page.write_text(f"{before}{markers[0]}\n{text}\n{markers[1]}{after}", encoding="utf-8")
+
+
+def run_or_read(
+    about: str, run: Callable[[Path], None], read: Callable[[Path], pd.DataFrame]
+) -> pd.DataFrame:
+    """What `read` makes of the sweeps that `run` leaves in a folder, or that `--from` names.
+
+    about: the docstring of the script whose command line this is.
+    """
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--from", dest="folder", type=Path, help="finished sweeps")
+    folder = parser.parse_args().folder
+    if folder is not None:
+        return read(folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        run(Path(temporary))
+        return read(Path(temporary))
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from outcomes import outcome
 from safetensors.torch import load_file
 from torch import nn
 
@@ -17,7 +18,6 @@ from cl_runner.config.schema import Adam
 from cl_runner.core import TrainState
 from cl_runner.errors import Diverged, UserError
 from cl_runner.functional.pretext import hidden
-from cl_runner.results.columns import reproducible
 from cl_runner.results.files import read_rows
 from cl_runner.results.names import CHECKPOINT, PRETRAINED
 from cl_runner.run import checkpoint, loop, pretraining, together
@@ -53,15 +53,6 @@ def phase(config: Any, env: Any) -> tuple[Member, TrainState]:
 def trunk(config: Any, env: Any) -> dict[str, torch.Tensor]:
     """What the phase leaves of a network."""
     return dict(pretraining.learnt(config, *phase(config, env)).trunk)
-
-
-def outcome(out: Path) -> dict[str, object]:
-    """The CSV files of a run, of two of them the cells that can be reproduced."""
-    files: dict[str, object] = {path.name: path.read_bytes() for path in sorted(out.glob("*.csv"))}
-    for name in ("summary.csv", "costs.csv"):
-        rows = read_rows(out / name)
-        files[name] = [[(k, v) for k, v in row.items() if reproducible(k)] for row in rows]
-    return files
 
 
 def npz(path: Path, **arrays: np.ndarray) -> Path:

@@ -15,6 +15,7 @@ from cl_runner.strategies.base import Aux
 from cl_runner.strategies.er import ER
 from cl_runner.strategies.mer import at, rows
 from cl_runner.training.env import Env
+from cl_runner.training.optim import shortened
 
 VARIANTS = ("la_maml", "sync", "c_maml")
 
@@ -110,9 +111,3 @@ class LaMAML(ER):
             losses.append(loss)
         n = len(losses)
         return in_theta / n, in_alpha / n * (alpha > 0), torch.stack(losses).mean()
-
-
-def shortened(g: Tensor, length: float) -> Tensor:
-    """A vector [P] brought down to a length, if it is longer (as torch's clip_grad_norm_)."""
-    factor = length / (g.square().sum().sqrt() + 1e-6)
-    return g * factor.clamp_max(1)

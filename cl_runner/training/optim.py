@@ -39,7 +39,7 @@ def update(
     if config.clip_value is not None:
         grad = grad.clamp(-config.clip_value, config.clip_value)
     if config.clip_norm is not None:
-        grad = grad * (config.clip_norm / (grad.norm() + 1e-6)).clamp_max(1.0)
+        grad = shortened(grad, config.clip_norm)
     decoupled = config.name == "adamw"
     if config.weight_decay and not decoupled:
         grad = torch.add(grad, theta, alpha=config.weight_decay)
@@ -52,6 +52,12 @@ def update(
         grad = torch.add(grad, velocity, alpha=config.momentum) if config.nesterov else velocity
     plain = spent and not config.momentum and not config.weight_decay
     return torch.addcmul(theta, grad, slots["lr"], value=-1, out=grad if plain else None), slots
+
+
+def shortened(grad: Tensor, length: float) -> Tensor:
+    """A gradient [P] that is brought down to a length where it is longer, by clip_grad_norm_."""
+    short: Tensor = grad * (length / (grad.norm() + 1e-6)).clamp_max(1)
+    return short
 
 
 def _adam(
@@ -94,8 +100,9 @@ def rate_factor(config: Optimizer, progress: float) -> float:
     T_mult = 2); n cycles of 1, 2, 4, ... parts of the 2^n - 1 that the task has.
     """
     if config.schedule == "cosine":
-        parts = 1 + progress * (2**config.cycles - 1)  # cycle c lasts from 2^c to 2^(c + 1)
-        start = 2 ** math.floor(math.log2(parts))
+        at = progress * (2**config.cycles - 1)
+        length = 2 ** math.floor(math.log2(1 + at))  # of this cycle, which begins at length - 1
         least = config.min_lr / config.lr
-        return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * (parts - start) / start))
+        share = (at - (length - 1)) / length
+        return least + (1 - least) * 0.5 * (1 + math.cos(math.pi * share))
     return float(config.decay ** sum(progress >= m for m in config.milestones))

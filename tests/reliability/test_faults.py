@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from outcomes import outcome
 from PIL import Image
 
 from cl_runner.cli import overview
 from cl_runner.results import status
-from cl_runner.results.columns import reproducible
 from cl_runner.results.files import read_rows
 from cl_runner.results.names import CHECKPOINT
 
@@ -76,15 +76,6 @@ def told(result: subprocess.CompletedProcess[str]) -> str:
     assert result.returncode == 2, result.stderr
     assert re.fullmatch(r"cl-run: .+\n", result.stderr), result.stderr
     return result.stderr
-
-
-def outcome(out: Path) -> dict[str, object]:
-    """All CSV files of a run: bytes, but of two of them the cells that can be reproduced."""
-    files: dict[str, object] = {path.name: path.read_bytes() for path in sorted(out.glob("*.csv"))}
-    for name in ("summary.csv", "costs.csv"):
-        rows = read_rows(out / name)
-        files[name] = [[(k, v) for k, v in row.items() if reproducible(k)] for row in rows]
-    return files
 
 
 # Disks. `mounted` runs shell lines where `disk` is a tmpfs of 64 KiB, and $RUN is cl-run.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from test_resume import outcome, stopped_and_resumed_as
+from outcomes import outcome
+from test_resume import stopped_and_resumed_as
 from test_stacks import SEEDS, jobs_of, killed, outcomes, raising
 
 from cl_runner.results.files import read_rows

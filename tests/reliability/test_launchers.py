@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_resume import outcome
+from outcomes import outcome
 
 from cl_runner.cli import overview
 from cl_runner.results import status

@@ -23,12 +23,12 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
+from outcomes import outcome
 
 from cl_runner import strategies
 from cl_runner.cli import overview
 from cl_runner.errors import Diverged, UserError
 from cl_runner.results import status
-from cl_runner.results.columns import reproducible
 from cl_runner.results.files import read_rows
 from cl_runner.results.names import CHECKPOINT
 from cl_runner.run import checkpoint, loop, prepare
@@ -66,15 +66,6 @@ COSTLY = {
 }
 KILLS = int(os.environ.get("CL_RUNNER_KILLS", "9"))
 KILL_SEED = int(os.environ.get("CL_RUNNER_KILL_SEED", "0"))
-
-
-def outcome(out: Path) -> dict[str, object]:
-    """All CSV files of a run: bytes, but of two of them the cells that can be reproduced."""
-    files: dict[str, object] = {path.name: path.read_bytes() for path in sorted(out.glob("*.csv"))}
-    for name in ("summary.csv", "costs.csv"):
-        rows = read_rows(out / name)
-        files[name] = [[(k, v) for k, v in row.items() if reproducible(k)] for row in rows]
-    return files
 
 
 @pytest.fixture

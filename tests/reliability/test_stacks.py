@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_resume import CHECKPOINT, KILL_SEED, KILLS, Killed, command, kill_at, outcome
+from outcomes import outcome
+from test_resume import CHECKPOINT, KILL_SEED, KILLS, Killed, command, kill_at
 
 from cl_runner.errors import Diverged
 from cl_runner.results.files import read_rows
