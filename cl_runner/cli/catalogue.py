@@ -43,14 +43,14 @@ FAMILIES = {
         *("naive", "expandable_head", "joint", "soft_sharing", "cumulative"),
         *("from_scratch", "separate", "frozen_features"),
     ),
-    "regularisation": ("l2", "ewc", "si", "mas", "rwalk", "lwf", "imm", "vcl"),
+    "regularisation": ("l2", "ewc", "si", "mas", "rwalk", "lwf", "imm", "vcl", "fromp"),
     "replay": (
         *("er", "er_ace", "er_aml", "scr", "mir", "der", "derpp", "cls_er", "mer", "la_maml"),
         *("latent_replay", "icarl", "wa", "bic", "lucir"),
         *("gdumb", "er_ewc", "generative_replay", "bir"),
     ),
     "closed form": ("ncm", "slda", "ridge"),
-    "gradient constraint": ("agem", "gem", "ogd", "gpm", "owm"),
+    "gradient constraint": ("agem", "gem", "ogd", "gpm", "adam_nscl", "owm"),
     "architecture": ("pnn", "packnet", "hat", "xdg", "den", "supsup", "piggyback"),
 }
 SWITCHED = ("ssl", "detector")  # sections of which a run without their switch has nothing

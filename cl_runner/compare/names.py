@@ -1,7 +1,7 @@
 """What the field calls the strategies, for people to read; code, YAML and CSV keep their own names.
 
-A name may depend on one setting: EWC with `mode=online` is online EWC. A strategy that is not here,
-a plugin's for one, keeps its own name.
+A name may depend on settings: EWC with `mode=online` is online EWC. A strategy that is not here, a
+plugin's for one, keeps its own name.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 MANY = 4  # names that a sentence can hold
 NAMES = {
+    "adam_nscl": "Adam-NSCL",
     "agem": "A-GEM",
     "bic": "BiC",
     "bir": "BI-R",
@@ -24,6 +25,7 @@ NAMES = {
     "ewc": "EWC",
     "expandable_head": "expandable head",
     "from_scratch": "from scratch",
+    "fromp": "FROMP",
     "frozen_features": "frozen features",
     "gdumb": "GDumb",
     "gem": "GEM",
@@ -57,23 +59,28 @@ NAMES = {
     "wa": "WA",
     "xdg": "XdG",
 }
-# strategy -> the setting on which its name depends, and the names by that setting's value.
+# strategy -> the settings on which its name depends, and what it becomes by each one's value.
 VARIANTS = {
-    "ewc": ("strategy.mode", {"online": "online EWC"}),
-    "imm": ("strategy.merge", {"mean": "mean-IMM", "mode": "mode-IMM"}),
+    "ewc": {
+        "strategy.mode": {"online": "online {}"},
+        "strategy.curvature": {"kron": "Kronecker {}"},
+    },
+    "imm": {"strategy.merge": {"mean": "mean-{}", "mode": "mode-{}"}},
 }
 
 
 def display(strategy: str, settings: Mapping[str, str]) -> str:
     """The name that people know; settings: all of the run's, by their whole keys."""
-    key, names = VARIANTS.get(strategy, ("", {}))
-    return names.get(settings.get(key, ""), NAMES.get(strategy, strategy))
+    name = NAMES.get(strategy, strategy)
+    for key in said_by_name(strategy, settings):
+        name = VARIANTS[strategy][key][settings[key]].format(name)
+    return name
 
 
-def said_by_name(strategy: str, settings: Mapping[str, str]) -> str | None:
-    """The key of the setting that the displayed name already says; None where there is none."""
-    key, names = VARIANTS.get(strategy, ("", {}))
-    return key if settings.get(key) in names else None
+def said_by_name(strategy: str, settings: Mapping[str, str]) -> list[str]:
+    """The keys of the settings that the displayed name already says."""
+    variants = VARIANTS.get(strategy, {})
+    return [key for key, names in variants.items() if settings.get(key) in names]
 
 
 def listed(names: Sequence[str]) -> str:

@@ -59,7 +59,7 @@ class Group:
     def name(self) -> str:
         """The label as people say it."""
         said = said_by_name(self.strategy, self.everything)
-        settings = {key: value for key, value in self.settings.items() if key != said}
+        settings = {key: value for key, value in self.settings.items() if key not in said}
         return " ".join([display(self.strategy, self.everything), *describe(settings)])
 
     def statistics(self, column: str) -> dict[str, Any]:

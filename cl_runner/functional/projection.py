@@ -108,6 +108,25 @@ def shrink_projector(projector: Tensor, gram: Tensor, alpha: float) -> Tensor:
     return ((new + new.T) / 2).to(projector.dtype)
 
 
+def outside_null_space(gram: Tensor, share: float | None, multiple: float | None) -> Tensor:
+    """The projector [d, d] onto all but the singular vectors of gram [d, d] that hardly count.
+
+    These are, by `share`, the smallest ones whose values have at most this share of all; or those
+    with values up to `multiple` times the smallest (Wang et al. 2021, arXiv 2103.07113, section
+    3.2). Values that are rounding count as 0.
+    """
+    values, directions = torch.linalg.eigh(gram.double())  # ascending
+    values = values * (values > ENERGY_TOLERANCE * gram.trace())
+    if share is not None:
+        kept = values.cumsum(0) > share * values.sum()
+    else:
+        assert multiple is not None
+        kept = values > multiple * values[0]
+    U = directions * kept
+    projector: Tensor = U @ U.T
+    return projector
+
+
 def layer_inputs(layer: nn.Module, x: Tensor) -> Tensor:
     """The vectors [n, d] that a layer multiplies with its weight, seen as a matrix [outputs, d].
 

@@ -67,6 +67,26 @@ class Flat:
                 return self._call(theta, x, task, **options).float()
         return self._call(theta, x, task, **options)
 
+    def still(
+        self,
+        theta: Tensor,
+        x: Tensor,
+        task: Tensor | int,
+        buffers: Mapping[str, Tensor] | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """What `call` gives in evaluation mode, whatever mode the module is in.
+
+        Dropout is off; BatchNorm uses the statistics in `buffers`, or the module's own ones, and
+        moves none.
+        """
+        self._wake_threads()
+        values = self.views(theta) | self.buffers | dict(buffers or {})
+        mixed = self.mixed and self.module.training
+        with torch.autocast(theta.device.type, torch.bfloat16, enabled=mixed):
+            output: Tensor = functional_call(self.answering, values, (x, task), options)
+        return output.float() if mixed else output
+
     def answers(
         self,
         theta: Tensor,
@@ -75,17 +95,9 @@ class Flat:
         buffers: Mapping[str, Tensor] | None = None,
         **options: Any,
     ) -> Tensor:
-        """What `call` gives in evaluation mode, whatever mode the module is in, without gradient.
-
-        Dropout is off; BatchNorm uses the statistics in `buffers`, or the module's own ones, and
-        moves none.
-        """
-        self._wake_threads()
-        values = self.views(theta.detach()) | self.buffers | dict(buffers or {})
-        mixed = self.mixed and self.module.training
-        with torch.no_grad(), torch.autocast(theta.device.type, torch.bfloat16, enabled=mixed):
-            output: Tensor = functional_call(self.answering, values, (x, task), options)
-        return output.float() if mixed else output
+        """What `still` gives, without gradient."""
+        with torch.no_grad():
+            return self.still(theta.detach(), x, task, buffers, **options)
 
     def _call(self, theta: Tensor, x: Tensor, task: Tensor | int, **options: Any) -> Tensor:
         output: Tensor

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState
 from cl_runner.errors import check
 from cl_runner.functional.projection import grow_projector
 from cl_runner.strategies.base import Aux, Strategy
-from cl_runner.strategies.parts.gradients import input_grams, matrix_layers
+from cl_runner.strategies.parts.gradients import input_grams, shared_layers
 from cl_runner.training.env import Env
 
 THRESHOLD = [0.95, 0.99]  # of the first layer, and of all others, if there are any
@@ -49,15 +49,8 @@ class GPM(Strategy):
         )
         check(self.samples >= 1, f"strategy.samples must be at least 1, got {self.samples}")
 
-    def layers(self, env: Env) -> dict[str, nn.Linear | nn.Conv2d]:
-        """The layers whose gradients are projected, by name, in the order of the network."""
-        found = matrix_layers(env, self.name)
-        if env.stream.scenario == "task":
-            found.popitem()  # the output layer
-        return found
-
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
-        numbers, projected = len(self.threshold), len(self.layers(env))
+        numbers, projected = len(self.threshold), len(shared_layers(env, self.name))
         check(
             numbers <= projected or self.threshold == THRESHOLD,
             f"strategy.threshold has {numbers} numbers, and {projected} layers are projected: "
@@ -65,7 +58,7 @@ class GPM(Strategy):
         )
         return {
             name: theta.detach().new_zeros(2 * (layer.weight[0].numel(),))
-            for name, layer in self.layers(env).items()
+            for name, layer in shared_layers(env, self.name).items()
         }
 
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
@@ -80,7 +73,8 @@ class GPM(Strategy):
         return env.update(s, grad), {**aux, "loss": loss}
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
-        grams = input_grams(s, task, env, self.layers(env), samples=self.samples)
+        layers = shared_layers(env, self.name)
+        grams = input_grams(s, task, env, layers, samples=self.samples)
         last = len(self.threshold) - 1
         memory = {
             name: grow_projector(s.memory[name], gram, self.threshold[min(i, last)])

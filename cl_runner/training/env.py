@@ -116,6 +116,10 @@ class Env:
         options = {} if first == 0 and last is None else {"first": first, "last": last}
         return self.flat.answers(theta, x, task, buffers, **options)
 
+    def still(self, theta: Tensor, x: Tensor, task: Tensor) -> Tensor:
+        """What `net` gives in evaluation mode, also within a step, for a gradient in theta [P]."""
+        return self.flat.still(theta, x, task)
+
     def grad_and_value(self, loss: Loss) -> Gradient:
         """f(theta, ...) -> (gradient [P], (loss, aux)) for loss(theta, s, batch, env).
 

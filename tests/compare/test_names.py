@@ -24,6 +24,13 @@ def test_names_are_those_of_the_papers() -> None:
 def test_a_variant_has_a_name_of_its_own() -> None:
     online, separate = {"strategy.mode": "online"}, {"strategy.mode": "separate"}
     assert [display("ewc", s) for s in (online, separate)] == ["online EWC", "EWC"]
-    assert [said_by_name("ewc", s) for s in (online, separate)] == ["strategy.mode", None]
-    assert display("er", online) == "ER" and said_by_name("er", online) is None
+    assert [said_by_name("ewc", s) for s in (online, separate)] == [["strategy.mode"], []]
+    assert display("er", online) == "ER" and said_by_name("er", online) == []
     assert display("imm", {"strategy.merge": "mean"}) == "mean-IMM"
+
+
+def test_a_name_says_all_settings_that_it_can() -> None:
+    kron = {"strategy.curvature": "kron", "strategy.mode": "separate"}
+    assert display("ewc", kron) == "Kronecker EWC"
+    assert said_by_name("ewc", kron) == ["strategy.curvature"]
+    assert display("ewc", kron | {"strategy.mode": "online"}) == "Kronecker online EWC"

@@ -100,7 +100,14 @@ def test_a_runs_weights_are_those_of_a_model_without_adapters(configure, tmp_pat
 
 
 REFUSING = {"den", "pnn", "hat", "xdg", "gpm", "owm", "vcl"}  # they look at the layers themselves,
-REFUSING |= {"supsup", "piggyback", "ncm", "slda", "ridge"}  # at all weights, or train none
+REFUSING |= {
+    "adam_nscl",
+    "supsup",
+    "piggyback",
+    "ncm",
+    "slda",
+    "ridge",
+}  # at all weights, or train none
 HEADLESS = {"expandable_head", "frozen_features", "lwf", "packnet", "soft_sharing"}
 QUICK = {"gdumb": ("strategy.epochs=1",), "mer": ("training.batch_size=4",)}
 

@@ -56,6 +56,18 @@ def unweighted(name: str, why: str) -> tuple[dict[str, Any], str]:
 
 
 REFUSED: dict[str, Rows] = {
+    "adam_nscl": [
+        ({"share": -0.1}, "strategy.share must lie in [0, 1), got -0.1"),
+        ({"share": 1}, "strategy.share must lie in [0, 1), got 1"),
+        (
+            {"share": None, "multiple": 0.9},
+            "strategy.multiple must be at least 1, got 0.9",
+        ),
+        (
+            {"multiple": 2},
+            "exactly one of strategy.share and strategy.multiple must be set",
+        ),
+    ],
     "agem": [*PLACES[:1], unweighted("agem", "replay sets a limit")],
     "cls_er": [
         *PLACES[:1],
@@ -174,6 +186,10 @@ REFUSED: dict[str, Rows] = {
             {"new_units": "no"},
             "strategy.new_units must be one of initial, zero, mean, imprinted, got 'no'",
         ),
+    ],
+    "fromp": [
+        LAMBDA,
+        ({"clip_norm": 0}, "strategy.clip_norm must be positive or null, got 0"),
     ],
     "gdumb": [
         ({"buffer_size": 0}, PLACES[2][1]),
@@ -334,6 +350,7 @@ REFUSED: dict[str, Rows] = {
     ],
 }
 EDGES: dict[str, list[dict[str, Any]]] = {
+    "adam_nscl": [{"share": 0}, {"share": None, "multiple": 1}],
     "cls_er": [
         {"lambda_": 0, "plastic_rate": 1, "stable_rate": 1, "plastic_decay": 0, "stable_decay": 0},
         {"plastic_rate": 0.1, "stable_rate": 0.1, "plastic_decay": 0.9, "stable_decay": 0.9},
@@ -362,6 +379,7 @@ EDGES: dict[str, list[dict[str, Any]]] = {
         {"mode": "online", "gamma": 1},
     ],
     "expandable_head": [{"new_units": rule} for rule in ("initial", "zero", "mean", "imprinted")],
+    "fromp": [{"lambda_": 0, "clip_norm": 1e-9}, {"clip_norm": None}],
     "gdumb": [{"buffer_size": 1, "epochs": 1}, {"buffer_size": 1000000}],
     "gem": [{"margin": 0}],
     "generative_replay": [

@@ -27,8 +27,11 @@ VARIANTS = {
     "agem": ("strategy.policy=ring", "strategy.policy=class_balanced"),
     "den": ("strategy.tau=100 strategy.phase_epochs=1",),
     "gem": ("scenario=task strategy.margin=0",),
+    "adam_nscl": ("scenario=task strategy.share=null strategy.multiple=10 optimizer=adam",),
+    "fromp": ("scenario=task strategy.clip_norm=null strategy.lambda=0.001",),
     "gpm": ("scenario=task strategy.threshold=[1.0]",),
     "ogd": ("scenario=task", "strategy.logits=all strategy.directions=50"),
+    "naive": ("adapter=lora adapter.rank=2",),
     "ewc": (
         *("strategy.mode=online", "strategy.penalty=proximal", "strategy.fisher_labels=sampled"),
         "strategy.curvature=kron",
@@ -70,6 +73,7 @@ LARGER = ("training.batch_size=32",)  # fewer steps of as many samples
 QUICK = {  # what keeps a toy run short
     "bir": (*LARGER, "strategy.hidden_sizes=[50]", "strategy.latent_size=10"),
     "la_maml": (*LARGER, "strategy.inner_steps=2"),
+    "fromp": (*LARGER, "strategy.buffer_size=50"),
     "gdumb": (*LARGER, "strategy.epochs=2"),
     # A step of it has one of its own for each sample, and is traced with all of them.
     "ridge": (*LARGER, "strategy.features=50"),
@@ -116,6 +120,7 @@ FIRST_TASK_IS_NAIVE = [
     ("gem",),
     ("ogd",),
     ("gpm",),
+    ("adam_nscl",),
     ("owm",),
     ("latent_replay",),
 ]
@@ -196,6 +201,7 @@ CLAIMS = [
         ("benchmark=split_digits", "scenario=task", "benchmark.num_tasks=5", SMALLER),
         0.01,
     ),
+    (("strategy=fromp", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),
     (("strategy=imm",), ("benchmark=permuted_digits",), 0.03),
     (("strategy=vcl",), ("benchmark=permuted_digits",), 0.02),
     (
@@ -208,6 +214,7 @@ CLAIMS = [
     (("strategy=gem", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),
     (("strategy=ogd",), ("benchmark=permuted_digits",), 0.08),
     (("strategy=gpm",), ("benchmark=permuted_digits",), 0.1),
+    (("strategy=adam_nscl",), ("benchmark=permuted_digits",), 0.1),
     (("strategy=owm",), ("benchmark=split_digits",), 0.3),
     (("strategy=rwalk",), ("benchmark=permuted_digits",), 0.05),
     (("strategy=er_ewc", "strategy.buffer_size=100"), ("benchmark=split_digits",), 0.3),

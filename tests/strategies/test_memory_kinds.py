@@ -9,12 +9,23 @@ from cl_runner.run.tasks import initial_state
 from cl_runner.strategies import available
 
 TASK_IL = (
-    *("den", "gpm", "hat", "packnet", "piggyback", "pnn", "separate", "soft_sharing", "supsup"),
+    *(
+        "den",
+        "adam_nscl",
+        "gpm",
+        "hat",
+        "packnet",
+        "piggyback",
+        "pnn",
+        "separate",
+        "soft_sharing",
+        "supsup",
+    ),
     "xdg",
 )
 BUFFERED = (
     *("agem", "cls_er", "der", "derpp", "er", "er_ace", "er_ewc", "gdumb", "gem", "icarl", "mer"),
-    *("bic", "er_aml", "la_maml", "lucir", "mir", "scr", "wa"),
+    *("bic", "er_aml", "fromp", "la_maml", "lucir", "mir", "scr", "wa"),
 )
 # Whatever has no other kind is float32.
 KINDS = {
@@ -39,6 +50,7 @@ KINDS = {
 }
 MOMENTS = dict.fromkeys(("count", "sum", "gram"), torch.float64)
 OTHERS = {
+    "adam_nscl": {"gram.layers.0": torch.float64},
     "expandable_head": {"seen": torch.bool},
     "hat": {"free": torch.float32},
     **dict.fromkeys(("ncm", "ridge", "slda"), MOMENTS),

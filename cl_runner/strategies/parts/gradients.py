@@ -60,6 +60,14 @@ def matrix_layers(env: Env, strategy: str) -> dict[str, nn.Linear | nn.Conv2d]:
     return found
 
 
+def shared_layers(env: Env, strategy: str) -> dict[str, nn.Linear | nn.Conv2d]:
+    """`matrix_layers` without the output layer where each task has outputs of its own."""
+    found = matrix_layers(env, strategy)
+    if env.stream.scenario == "task":
+        found.popitem()
+    return found
+
+
 def input_grams(
     s: TrainState,
     task: Task,

@@ -177,12 +177,14 @@ def matrices(theta: Tensor, names: Mapping[str, object], flat: Flat) -> Matrices
 
 
 def vector(parts: Matrices, flat: Flat) -> Tensor:
-    """The vector [P] that has these `matrices`."""
+    """The vector [P] that has these `matrices`, and 0 for the layers that have none."""
     found = []
     for name, shape in zip(flat.names, flat.shapes, strict=True):
         layer, _, kind = name.rpartition(".")
-        D = parts[layer]
-        if kind == "bias":
+        D = parts.get(layer)
+        if D is None:
+            found.append(torch.zeros_like(flat.theta[: shape.numel()], requires_grad=False))
+        elif kind == "bias":
             found.append(D[:, -1])
         else:
             found.append(D[:, : shape[1:].numel()].flatten())
