@@ -20,7 +20,7 @@ from cl_runner.errors import UserError
 from cl_runner.machine import ram
 from cl_runner.machine import ram as free_memory
 from cl_runner.nn.networks import factory
-from cl_runner.run import loop, needs
+from cl_runner.run import loop, needs, pretraining
 
 CL_RUN = Path(sys.executable).with_name("cl-run")
 DIGITS = ("benchmark=split_digits", "benchmark.num_tasks=2", "training.batch_size=8")
@@ -114,6 +114,18 @@ def test_what_a_strategy_keeps_counts(prepared):
         assert what == f"{P:,} parameters"
         # theta, its gradient, the slots; a checkpoint holds all but the gradient, twice
         assert n // P == 4 * (3 * (1 + slots) + 1)
+
+
+def test_what_learns_before_the_stream_counts(prepared, monkeypatch):
+    """The network and the head, with gradient and two slots, beside the network of the run."""
+    ssl = (*DIGITS, "strategy=naive", "model.hidden_sizes=[8]", "training.ssl=masked")
+    config, _, env = prepared(*ssl, "ssl.hidden_sizes=[16]")
+    P, head = 64 * 8 + 8 + 8 * 10 + 10, (8 + 1) * 16 + (16 + 1) * 64
+    assert sum(pretraining.memory(config, env).values()) == 16 * (P + head) + 4 * P
+    monkeypatch.setattr(ram, "available", lambda _: 20_000_000)
+    with pytest.raises(UserError, match=r"parameters of training.ssl=masked.* are free"):
+        prepared(*ssl, "ssl.hidden_sizes=[50000]")
+    prepared(*ssl, "ssl.hidden_sizes=[16]")
 
 
 def test_exactly_enough_is_enough():

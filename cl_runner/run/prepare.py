@@ -26,11 +26,10 @@ from cl_runner.machine import cores_and_gpus, energy, ram
 from cl_runner.machine.precision import choose, keep_freed_memory
 from cl_runner.nn.adapters import adapted
 from cl_runner.nn.networks import build
-from cl_runner.run import needs, weights
+from cl_runner.run import needs, pretraining, weights
 from cl_runner.run.boundaries import check_boundaries
 from cl_runner.run.footprint import check_bytes
 from cl_runner.run.messages import print_and_log, say_once
-from cl_runner.run.pretraining import check_pretext, comes_before
 from cl_runner.run.representation import check_shown
 from cl_runner.strategies.base import Strategy
 from cl_runner.strategies.parts.pretext import Pretext, assisted
@@ -76,7 +75,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     adapter = isinstance(config.adapter, LoRA)
     for key, asked in (
         ("init_from", config.init_from),
-        ("training.ssl", comes_before(config)),
+        ("training.ssl", pretraining.comes_before(config)),
         ("adapter", adapter),
     ):
         message = f"{key} has no meaning with {unused}, by which the network has no part in the run"
@@ -100,7 +99,8 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     new, trained = weights.configured(config, stream)
     make_net = new if trained is None else weights.starting_from(new, trained)
     make_net = adapted(make_net, config.adapter)
-    parts = needs.of_data(stream, data if arrays is None else None, config.eval)
+    shown = needs.of_data(stream, data if arrays is None else None, config.eval)
+    parts = dict(shown)
 
     def network(env: Env) -> nn.Module:
         needs.require(parts | needs.of_network(config, strategy, env, make_net, free), free)
@@ -118,7 +118,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     )
     if config.eval.features:
         check_shown(env)
-    check_pretext(config, env)
+    pretraining.check_pretext(config, env)
     if training.boundaries == "detected":
         env.watch = Watch(config.detector, stream)
     parts |= needs.of_parameters(config, env.flat.module, device)
@@ -126,6 +126,8 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     check_bytes(config, strategy, env)
     parts |= needs.of_activations(config, strategy, env)
     needs.require(parts, free)
+    if pretraining.comes_before(config):
+        needs.require(shown | pretraining.memory(config, env), free)
     if trained is not None:
         print_and_log(config, weights.told(build(new, config.seed), trained), say_once)
     env.meter.count_energy(energy.reader(device, config.energy.watts))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ from cl_runner.results.files import write_bytes
 from cl_runner.results.names import CHECKPOINT, PRETRAINED
 from cl_runner.run import together, weights
 from cl_runner.run.checkpoint import checksum
+from cl_runner.run.needs import Parts
 from cl_runner.run.stacked import StackedStep
 from cl_runner.run.tasks import Member, initial_state, train_task
 from cl_runner.run.weights import Tensors
@@ -75,6 +77,21 @@ def check_pretext(config: Config, env: Env) -> None:
     units_below_output(build(new, 0), env.input_shape)
     if comes_before(config) and config.ssl.rows != "task":
         read_rows("ssl.rows", config.ssl.rows, env.stream)
+
+
+def memory(config: Config, env: Env) -> Parts:
+    """What the phase holds at once besides the data: what learns, beside the run's own network.
+
+    That is a network without adapters and the head, their gradient and Adam's two slots.
+    """
+    new, _ = weights.configured(config, env.stream)
+    network = build(new, 0)
+    units = units_below_output(network, env.input_shape)
+    sizes = Pretext(config.training.ssl, config.ssl).sizes(env, units)
+    head = sum((a + 1) * b for a, b in pairwise(sizes))
+    P = sum(p.numel() for p in network.parameters() if p.requires_grad) + head
+    learns = {f"{P:,} parameters of training.ssl={config.training.ssl}": 4 * P * 4}
+    return learns | {"the network that waits": env.flat.theta.nbytes}
 
 
 def learner(config: Config, env: Env) -> Member:
