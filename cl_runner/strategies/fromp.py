@@ -35,26 +35,28 @@ class FROMP(Strategy):
 
     Loss + lambda / 2 sum_{i < t, c} (p - p')^T K^-1 (p - p'), with p [n] the probabilities of class
     c that the network gives to the n memorable samples of task i, p' those that it gave them when
-    task t began, and K [n, n] the kernel of a Gaussian process (eq. 8 and 9):
+    task t began, and K [n, n] the kernel of a Gaussian process:
     K = J diag(1 / (F + delta)) J^T + delta I, J [n, P] the gradients of p in theta, and F the
     diagonal of the Fisher information (of the softmax's generalised Gauss-Newton matrix), summed,
     not averaged, over all samples of all tasks so far. J, K and p' are those of where task t
     begins, for the samples of all tasks before it; samples are correlated within a task and a
-    class, and nowhere else.
+    class, and nowhere else. This is what the authors' code (team-approx-bayes/fromp) computes, with
+    delta = 1e-5.
     - Memorable are the samples with the largest sum_c p (1 - p) at the end of their task, as many
       of each class; each task but the last has buffer_size / num_tasks places.
     - Memorable samples pass the network in evaluation mode, as in the authors' code.
-    - lambda is the authors' tau: they divide the loss by it, which for Adam is the same. What they
-      do besides is the optimizer's here: Adam, forgotten when a task begins (optimizer.reset=true),
-      of gradients no longer than 0.01 (of theirs: optimizer.clip_norm is tau times as much).
+    - lambda is the authors' tau: they divide the loss by it in the place of weighing the penalty,
+      which for Adam is the same. Adam, forgotten when a task begins (optimizer.reset=true), is
+      theirs, and the optimizer's here.
+    - The gradient, penalty and all, is brought down to the length clip_norm where it is longer: the
+      authors' 0.01, of a loss divided by tau, is 0.01 tau. For F is a sum, the penalty is steep: a
+      step of plain SGD on it diverges where lr * lambda * max F > 2, as for `ewc`, and a proximal
+      step has no closed form. It is a key of the strategy since a run without options needs it.
     - In task-incremental learning p is over the task's own classes; in class-incremental learning,
       which is not in the paper, over those active in training.
-    The Fisher information grows with the samples, so the penalty is steep: with plain SGD a step on
-    it diverges where lr * lambda * max F > 2, as for `ewc`, and there is no closed form for a
-    proximal one. clip_norm bounds what the strategy asks for: the gradient of the penalty is
-    brought down to that length; null leaves it as it is.
-
-    A step passes all places forward, those of tasks to come with weight 0, so that it is one graph.
+    A step passes all places forward, those of tasks to come with weight 0, so that it is one graph:
+    it costs as much in the first task as in the last. What is shown as the loss is with the
+    penalty.
     """
 
     uncounted: ClassVar[tuple[str, ...]] = ("inverse_kernels", "probabilities")  # made anew
