@@ -46,7 +46,14 @@ class VCL(Strategy):
     - lambda below 1 is a posterior that is colder than the paper's. With few samples per parameter
       the bound itself prefers weights that are as wide as q_0 and say nothing: on permuted_digits,
       84 parameters a sample, lambda = 1 learns nothing. By default, and in few steps, widths do not
-      get far from where they begin, and the penalty on the means stays near that of strategy=l2.
+      get far from where they begin, and the penalty on the means stays near that of strategy=l2:
+      lambda / (N initial_std^2) is its strength, so the two belong together.
+    - What forgets is the noise. Drawn weights keep the gradient from vanishing when a task is
+      learnt, and Adam, whose steps do not shrink with it, goes on to move all means. On Split MNIST
+      by task (Adam 1e-3, 500 steps a task, validation ACC, one seed; naive 0.907) it ends at 0.976
+      with initial_std = 0.001 and lambda = 0.01, at 0.971 with lambda = 0.1; with 0.05, lambda = 1
+      and std_lr = 0.01 at 0.847; and with 0.01 and lambda = 1, as strong as the first, at 0.897,
+      though with Adam 3e-4.
     Not here: coresets. It is for model=mlp. What is shown as the loss is with the widths' part of
     KL, up to a constant, and without the means'.
     """
@@ -55,8 +62,8 @@ class VCL(Strategy):
     detectable: ClassVar[tuple[str, ...]] = ()
     uncounted: ClassVar[tuple[str, ...]] = ("trained",)  # follows from the tasks so far
 
-    lambda_: float = 0.01
-    initial_std: float = 0.01
+    lambda_: float = 0.0001
+    initial_std: float = 0.001
     std_lr: float = 0.003
 
     def __post_init__(self) -> None:

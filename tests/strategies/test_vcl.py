@@ -115,7 +115,7 @@ def test_a_posterior_is_the_next_prior_and_outputs_of_later_tasks_wait(prepared)
         assert torch.equal(prior[name][own], value[own])
         assert not prior[name][later].any()  # N(0, 1)
         if "log_std" in name:  # not a step, though KL pulls them there
-            assert torch.equal(value[later], torch.full_like(value[later], math.log(0.01)))
+            assert torch.equal(value[later], torch.full_like(value[later], math.log(0.001)))
             assert not torch.equal(value[own], torch.full_like(value[own], math.log(0.01)))
 
 
