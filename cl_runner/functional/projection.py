@@ -112,8 +112,8 @@ def outside_null_space(gram: Tensor, share: float | None, multiple: float | None
     """The projector [d, d] onto all but the singular vectors of gram [d, d] that hardly count.
 
     These are, by `share`, the smallest ones whose values have at most this share of all; or those
-    with values up to `multiple` times the smallest (Wang et al. 2021, arXiv 2103.07113, section
-    3.2). Values that are rounding count as 0.
+    with values up to `multiple` times the smallest (Wang et al. 2021, arXiv 2103.07113, eq. 7 and
+    algorithm 2). Values that are rounding count as 0.
     """
     values, directions = torch.linalg.eigh(gram.double())  # ascending
     values = values * (values > ENERGY_TOLERANCE * gram.trace())
