@@ -20,7 +20,7 @@ from cl_runner.run.loop import run
 
 LONG = bool(os.environ.get("CL_RUNNER_DEFAULTS"))
 STREAMS = ("split_digits", "permuted_digits", "rotated_digits")
-SLOW = ("mer", "la_maml", "den", "generative_replay")  # more than ten seconds a run
+SLOW = ("mer", "la_maml", "den", "fromp", "generative_replay")  # more than ten seconds a run
 CELLS = [cell for cell in defaults.cells(strategies.available()) if cell.benchmark in STREAMS]
 
 
