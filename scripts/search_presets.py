@@ -2,12 +2,13 @@
 
     python scripts/search_presets.py --folder DIR                       all presets
     python scripts/search_presets.py --folder DIR split_mnist_class/er  some
+    python scripts/search_presets.py --only-table                       none: the table anew
 
 A preset is a protocol, PROTOCOL.yaml of conf/protocol/, with one strategy. Its grid is one sweep of
 cl-run with a tenth of the training samples kept for validation, on the first five of Permuted
 MNIST's ten tasks; of the point of the highest validation ACC, what differs from the protocol is
 written, with the command and the grid, to conf/experiment/preset/PROTOCOL/STRATEGY.yaml. Finished
-sweeps in DIR are not run again.
+sweeps in DIR are not run again. The table in docs/presets.md is of what all these files say.
 """
 
 from __future__ import annotations
@@ -27,16 +28,29 @@ import pandas as pd
 import yaml
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from reproduce import ROOT, into_page
 
 from cl_runner import strategies
 from cl_runner.cli import choices
+from cl_runner.cli.catalogue import FAMILIES
 
-ROOT = Path(__file__).resolve().parents[1]
-TITLES = {  # protocol -> what the preset's first line says of it
+PRESETS = ROOT / "conf" / "experiment" / "preset"
+PAGE = ROOT / "docs" / "presets.md"
+TABLE = ("<!-- presets: made by scripts/search_presets.py -->", "<!-- end of presets -->")
+# Of all data at once, or with a network for each task: no learner of one task after another.
+BOUNDS = {"joint", "soft_sharing", "cumulative", "from_scratch", "separate"}
+MNIST = {  # protocol -> what the preset's first line says of it
     "split_mnist_task": "Split MNIST",
     "split_mnist_class": "Split MNIST",
     "permuted_mnist": "Permuted MNIST, ten tasks",
 }
+EMBEDDED = {
+    "split_digits": "8x8 digits, five tasks of two",
+    "split_letter": "Letters, 13 tasks of two",
+    "weather": "Weather, 50 years",
+    "flights": "Flights, 12 months",
+}
+TITLES = MNIST | EMBEDDED
 SEARCHED = {"permuted_mnist": {"num_tasks": 5}}  # instead of the protocol's ten
 GROUPS = ("benchmark", "model", "optimizer", "training")  # of the strategy all keys are written
 RATE = "optimizer.lr=0.0003,0.001,0.003"
@@ -46,9 +60,11 @@ LOSS = "strategy.penalty=loss"  # as the papers have it; with Adam it needs no b
 # What is slow, or was searched last, is searched on a fifth of Permuted MNIST's training data.
 FIFTH = "benchmark.train_fraction=0.2"
 ON_A_FIFTH = {
-    *("agem", "den", "gpm", "latent_replay", "mer", "ogd", "packnet", "pnn"),
+    *("agem", "den", "gpm", "latent_replay", "mer", "ogd", "packnet", "pnn", "ridge", "slda"),
     *("soft_sharing", "xdg"),
 }
+# A preset of a strategy in another of its forms has a name of its own: strategy, and what makes it.
+VARIANTS = {"ewc_kron": ("ewc", "strategy.curvature=kron")}
 POLICIES = "strategy.policy=reservoir,class_balanced,ring,herding"
 # The authors of MER train on 1,000 samples of each task, one after another.
 MER = f"{PLAIN} {BUFFER} training.batch_size=10 training.iterations=100 strategy.beta=0.1,0.3"
@@ -86,18 +102,9 @@ GRIDS: dict[str, str | dict[str, str]] = {
         "permuted_mnist": f"{BUFFER} strategy.layer=1 strategy.lower_lr_factor=0.01,0.1,0.3",
     },
     "icarl": f"{BUFFER} {RATE}",
-    "ncm": {
-        "split_mnist_task": "strategy.features=0,2048",
-        "split_mnist_class": "strategy.features=0,2048",
-    },
-    "slda": {
-        "split_mnist_task": "strategy.features=0,2048 strategy.shrinkage=0.0001,0.01",
-        "split_mnist_class": "strategy.features=0,2048 strategy.shrinkage=0.0001,0.01",
-    },
-    "ridge": {
-        "split_mnist_task": "strategy.lambda=0.01,0.1,1,10",
-        "split_mnist_class": "strategy.lambda=0.01,0.1,1,10",
-    },
+    "ncm": "strategy.features=0,2048",
+    "slda": "strategy.features=0,2048 strategy.shrinkage=0.0001,0.01",
+    "ridge": "strategy.lambda=0.01,0.1,1,10",
     "wa": f"{BUFFER} strategy.policy=herding,reservoir strategy.lambda=0.3,1,3",
     "bic": f"{BUFFER} strategy.lambda=0.3,1,3 strategy.validation=0.1,0.2",
     "lucir": f"{BUFFER} strategy.lambda=1,5 strategy.margin=0.1,0.5",
@@ -109,9 +116,15 @@ GRIDS: dict[str, str | dict[str, str]] = {
     },
     "bir": {"split_mnist_class": "strategy.gated=0.1,0.5"},
     "adam_nscl": {"split_mnist_task": "strategy.share=0.005,0.02,0.05"},
-    "owm": {"split_mnist_class": f"{PLAIN} strategy.alpha=0.01,0.1,1"},
-    "supsup": {"split_mnist_task": f"strategy.density=0.3,0.5 {RATE}"},
-    "piggyback": {"split_mnist_task": RATE},
+    "owm": {
+        "split_mnist_class": f"{PLAIN} strategy.alpha=0.01,0.1,1",
+        "permuted_mnist": f"{PLAIN} strategy.alpha=0.01,0.1,1",
+    },
+    "supsup": {
+        "split_mnist_task": f"strategy.density=0.3,0.5 {RATE}",
+        "permuted_mnist": RATE,
+    },
+    "piggyback": RATE,
     "vcl": {"split_mnist_task": "strategy.lambda=0.001,0.01,0.1"},
     "la_maml": {"split_mnist_class": f"{BUFFER} {PLAIN} strategy.alpha_init=0.01,0.03"},
     "gdumb": f"{BUFFER} strategy.epochs=32,128 optimizer.lr=0.0003,0.001",
@@ -145,19 +158,60 @@ GRIDS: dict[str, str | dict[str, str]] = {
     },
 }
 
+# On the streams that come with the package: the second shelf, and what it is held against. With few
+# steps a task the rate matters as much as a method's own keys.
+RATES = "optimizer.lr=0.1,0.3"
+FEATURES = "strategy.features=0,2048"
+MASKS = "optimizer=adam optimizer.lr=0.001,0.003,0.01"  # their gradients are small
+INSTEAD = {  # flights wants smaller rates; weather has 50 tasks, each with a system to solve
+    "flights": (RATES, "optimizer.lr=0.03,0.1"),
+    "weather": (FEATURES, "strategy.features=0,512"),
+}
+ON_EMBEDDED: dict[str, str | dict[str, str]] = {
+    "naive": "optimizer.lr=0.03,0.1,0.3",
+    "joint": f"{RATES},1",
+    "ewc": "strategy.lambda=1,10,100",
+    "ewc_kron": {
+        "split_digits": "strategy.lambda=3,30,300",
+        "split_letter": "strategy.lambda=30,300,3000,30000",
+        "flights": "strategy.lambda=3,30,300",
+    },
+    "lwf": {"split_digits": f"strategy.over=seen strategy.lambda=1,3 {RATES}"},
+    "agem": {"split_digits": f"{BUFFER} {RATES}"},
+    "er": f"{BUFFER} strategy.policy=reservoir,herding {RATES}",
+    "derpp": f"{BUFFER} strategy.alpha=0.1,1 {RATES}",
+    "ncm": FEATURES,
+    "slda": f"{FEATURES} strategy.shrinkage=0.0001,0.01",
+    "ridge": f"{FEATURES} strategy.lambda=0.1,1,10",
+    "wa": f"{BUFFER} strategy.lambda=1,3 {RATES}",
+    "bic": f"{BUFFER} strategy.lambda=1,3 {RATES}",
+    "lucir": f"{BUFFER} strategy.lambda=1,5 {RATES}",
+    "er_aml": {"split_digits": f"{BUFFER} strategy.gamma=0.3,1 {RATES}"},
+    "scr": {
+        "split_digits": f"{BUFFER} strategy.temperature=0.07,0.2 {RATES}",
+        "split_letter": f"{BUFFER} strategy.temperature=0.07,0.2 {RATES}",
+    },
+    "owm": "strategy.alpha=0.01,0.1,1,10",
+    "supsup": {"flights": MASKS},
+    "piggyback": {"flights": MASKS},
+}
+
 
 def presets() -> dict[str, tuple[str, str, str]]:
     """PROTOCOL/STRATEGY, the name of a preset -> (protocol, strategy, grid)."""
     found = {}
-    for strategy, grids in GRIDS.items():
-        for protocol in TITLES:
-            grid = grids if isinstance(grids, str) else grids.get(protocol)
-            scenario = scenario_of(protocol, strategy)
-            if grid is not None and scenario is not None:
-                if protocol == "permuted_mnist" and strategy in ON_A_FIFTH:
-                    grid = f"{FIFTH} {grid}"
-                whole = f"scenario={scenario} {grid}"
-                found[f"{protocol}/{strategy}"] = (protocol, strategy, whole)
+    searches = [(p, *of) for of in GRIDS.items() for p in MNIST]
+    searches += [(p, *of) for of in ON_EMBEDDED.items() for p in EMBEDDED]
+    for protocol, name, grids in searches:
+        strategy, form = VARIANTS.get(name, (name, ""))
+        grid = grids if isinstance(grids, str) else grids.get(protocol)
+        scenario = scenario_of(protocol, strategy)
+        if grid is not None and scenario is not None:
+            if protocol in INSTEAD:
+                grid = grid.replace(*INSTEAD[protocol])
+            fewer = FIFTH if protocol == "permuted_mnist" and name in ON_A_FIFTH else ""
+            whole = " ".join(filter(None, (f"scenario={scenario}", fewer, form, grid)))
+            found[f"{protocol}/{name}"] = (protocol, strategy, whole)
     return found
 
 
@@ -240,9 +294,9 @@ def write(name: str, out: Path) -> None:
         f"# Best of {len(table)}: {points(config, grid)}; validation ACC {scores.iloc[0]:.4f}"
         + (f", the worst {scores.iloc[-1]:.4f}." if len(table) > 1 else "."),
     ]
-    path = ROOT / "conf" / "experiment" / "preset" / f"{name}.yaml"
+    path = PRESETS / f"{name}.yaml"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(preset_text(protocol, config, how), encoding="utf-8")
+    path.write_text(preset_text(name, config, how), encoding="utf-8")
     print(how[-1], name, flush=True)
 
 
@@ -258,12 +312,14 @@ def points(config: dict[str, Any], grid: str) -> str:
     return ", ".join(f"{key}={value(config, key)}" for key in swept)
 
 
-def preset_text(protocol: str, config: dict[str, Any], how: Sequence[str]) -> str:
+def preset_text(name: str, config: dict[str, Any], how: Sequence[str]) -> str:
     """A preset's file: what differs in a run's configuration from its protocol.
 
     how: the comment lines that tell where the values are from.
     """
+    protocol, _, own_name = name.partition("/")
     strategy, optimizer = config["strategy"]["name"], config["optimizer"]["name"]
+    title = " with ".join(VARIANTS.get(own_name, (strategy,)))
     own = composed(f"+protocol={protocol}")
     base = composed(f"+protocol={protocol}", f"optimizer={optimizer}")
     defaults = [f"/protocol/{protocol}", f"override /strategy: {strategy}"]
@@ -277,7 +333,7 @@ def preset_text(protocol: str, config: dict[str, Any], how: Sequence[str]) -> st
     body = {key: value for key, value in body.items() if value}
     lines = [
         "# @package _global_",
-        f"# {TITLES[protocol]}, {config['scenario']}-incremental: {strategy}.",
+        f"# {TITLES[protocol]}, {config['scenario']}-incremental: {title}.",
         *how,
         *("defaults:", *(f"  - {default}" for default in defaults)),
     ]
@@ -307,25 +363,72 @@ def wrapped(command: str) -> list[str]:
     return [*lines, line]
 
 
+def table() -> str:
+    """The validation ACC that each preset's file tells, a row per strategy, a column per protocol.
+
+    Bold are the three best of a column, but for bounds; a star, never bold, is of task-incremental
+    learning where the protocol is not.
+    """
+    scores: dict[str, dict[str, float]] = {}  # strategy -> protocol -> validation ACC
+    told = set()  # (strategy, protocol): of those that are told the task, where others are not
+    for path in PRESETS.rglob("*.yaml"):
+        text, protocol, name = path.read_text("utf-8"), path.parent.name, path.stem
+        scores.setdefault(name, {})[protocol] = float(text.split("validation ACC ")[1][:6])
+        if "\nscenario: task\n" in text:
+            told.add((name, protocol))
+    best = {
+        protocol: sorted(
+            of[protocol]
+            for name, of in scores.items()
+            if protocol in of and name not in BOUNDS and (name, protocol) not in told
+        )[-3:]
+        for protocol in TITLES
+    }
+
+    def cell(name: str, protocol: str) -> str:
+        score = scores[name].get(protocol)
+        if score is None:
+            return ""
+        if (name, protocol) in told:
+            return f"{score:.3f}*"
+        return (
+            f"**{score:.3f}**" if score in best[protocol] and name not in BOUNDS else f"{score:.3f}"
+        )
+
+    family = [strategy for members in FAMILIES.values() for strategy in members]
+    order = sorted(scores, key=lambda name: (family.index(VARIANTS.get(name, (name,))[0]), name))
+    lines = [f"| strategy | {' | '.join(TITLES)} |", "|---|" + "---|" * len(TITLES)]
+    lines += [f"| `{name}` | {' | '.join(cell(name, p) for p in TITLES)} |" for name in order]
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Search and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("presets", nargs="*", help="default: all")
-    parser.add_argument("--folder", type=Path, required=True, help="of the sweeps")
+    parser.add_argument("--folder", type=Path, help="of the sweeps")
     parser.add_argument("--jobs", type=int, default=1, help="sweeps at the same time")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run")
     parser.add_argument("--only-search", action="store_true", help="write no preset")
+    parser.add_argument("--only-table", action="store_true", help="search nothing")
     arguments = parser.parse_args()
     known = presets()
     unknown = set(arguments.presets) - set(known)
     if unknown:
         parser.error(f"unknown {', '.join(sorted(unknown))}; known are {', '.join(known)}")
+    if arguments.only_table:
+        into_page(TABLE, table(), PAGE)
+        return
+    if arguments.folder is None:
+        parser.error("--folder is needed: the sweeps are kept in it")
     names = arguments.presets or list(known)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         folders = pool.map(lambda n: search(n, arguments.folder, arguments.threads), names)
         for name, out in zip(names, folders, strict=True):
             if not arguments.only_search:
                 write(name, out)
+    if not arguments.only_search:
+        into_page(TABLE, table(), PAGE)
 
 
 if __name__ == "__main__":

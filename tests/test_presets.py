@@ -29,7 +29,12 @@ def test_a_preset_is_what_the_script_writes(name: str) -> None:
     how = [line for line in text.splitlines() if line.startswith("#")][2:]
     assert how[:-1] == search_presets.searched_by(protocol, strategy, grid)
     assert f": {search_presets.points(config, grid)}; validation ACC 0." in how[-1]
-    assert search_presets.preset_text(protocol, config, how) == text
+    assert search_presets.preset_text(name, config, how) == text
+
+
+def test_the_page_has_the_table_of_all_presets() -> None:
+    page = search_presets.PAGE.read_text(encoding="utf-8")
+    assert search_presets.table() in page
 
 
 def test_what_the_search_alone_has_is_not_written() -> None:
@@ -39,7 +44,7 @@ def test_what_the_search_alone_has_is_not_written() -> None:
         *("benchmark.num_tasks=5", "benchmark.validation_fraction=0.1", "optimizer.lr=0.001"),
         *("benchmark.train_fraction=0.2", "optimizer.betas=[0.5,0.9]", "seed=3"),
     )
-    text = search_presets.preset_text("permuted_mnist", config, ["# How."])
+    text = search_presets.preset_text("permuted_mnist/naive", config, ["# How."])
     assert text == (
         "# @package _global_\n# Permuted MNIST, ten tasks, domain-incremental: naive.\n# How.\n"
         "defaults:\n  - /protocol/permuted_mnist\n  - override /strategy: naive\n"
