@@ -115,7 +115,7 @@ GRIDS: dict[str, str | dict[str, str]] = {
         "split_mnist_class": f"{BUFFER} strategy.temperature=0.07,0.2 optimizer.lr=0.001,0.003",
     },
     "bir": {"split_mnist_class": "strategy.gated=0.1,0.5"},
-    "adam_nscl": {"split_mnist_task": "strategy.share=0.005,0.02,0.05"},
+    "adam_nscl": {"split_mnist_task": "strategy.share=0.005,0.02,0.05,0.1,0.2"},
     "owm": {
         "split_mnist_class": f"{PLAIN} strategy.alpha=0.01,0.1,1",
         "permuted_mnist": f"{PLAIN} strategy.alpha=0.01,0.1,1",
@@ -125,7 +125,9 @@ GRIDS: dict[str, str | dict[str, str]] = {
         "permuted_mnist": RATE,
     },
     "piggyback": RATE,
-    "vcl": {"split_mnist_task": "strategy.lambda=0.001,0.01,0.1"},
+    "vcl": {
+        "split_mnist_task": ("strategy.lambda=0.0001,0.001,0.01,0.1 optimizer.lr=0.0003,0.001"),
+    },
     "la_maml": {"split_mnist_class": f"{BUFFER} {PLAIN} strategy.alpha_init=0.01,0.03"},
     "gdumb": f"{BUFFER} strategy.epochs=32,128 optimizer.lr=0.0003,0.001",
     "generative_replay": {
