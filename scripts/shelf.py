@@ -57,11 +57,10 @@ def run(name: str, folder: Path) -> None:
         print(name, flush=True)
 
 
-def row(folder: Path) -> dict[str, Any]:
-    """What is shown of a run."""
-    found = pd.read_csv(folder / "summary.csv").loc[0]
-    kept = sum(int(found[column]) for column in kept_bytes() if not pd.isna(found[column]))
-    return {**{name: found[name] for name in COLUMNS}, "kept_bytes": kept}
+def table_of(names: Sequence[str], folder: Path) -> pd.DataFrame:
+    """A row for each run: what is shown of it."""
+    runs = pd.concat([pd.read_csv(folder / name / "summary.csv") for name in names])
+    return runs.reindex(columns=list(COLUMNS)).assign(kept_bytes=runs[kept_bytes()].sum(axis=1))
 
 
 def kind(own: Any) -> str:
@@ -75,10 +74,12 @@ def kind(own: Any) -> str:
 
 def draw(table: pd.DataFrame, plt: Any) -> Any:
     """Two panels with the same vertical axis, which stretches what is near 1."""
-    figure, axes = plt.subplots(1, 2, figsize=(12, 7.5), sharey=True, layout="constrained")
+    from matplotlib.ticker import EngFormatter
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 6.6), sharey=True, layout="constrained")
     costs = {
-        "kept_bytes": "bytes kept between tasks: network, buffer and the strategy's own memory",
-        "flops": "floating-point operations of training",
+        "kept_bytes": "kept between tasks: network, buffer and the strategy's own memory (bytes)",
+        "flops": "floating-point operations of training per run",
     }
     for axis, (column, told) in zip(axes, costs.items(), strict=True):
         for name, (colour, marker) in KINDS.items():
@@ -89,6 +90,7 @@ def draw(table: pd.DataFrame, plt: Any) -> Any:
         best = front(list(zip(learners[column], learners.ACC, strict=True)))
         axis.plot(*zip(*best, strict=True), color="0.6", ls="--", zorder=1, label="Pareto front")
         axis.set(xscale="log", yscale="logit", xlabel=told)
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("ACC (fraction)")
     axes[0].set_ylim(0.12, 0.988)
@@ -96,7 +98,7 @@ def draw(table: pd.DataFrame, plt: Any) -> Any:
     axes[0].set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes[0].set_yticks([], minor=True)
     handles, labels = axes[0].get_legend_handles_labels()
-    title = "of old tasks it keeps"
+    title = "what it has of old tasks"
     figure.legend(handles, labels, loc="outside lower center", ncols=5, title=title)
     figure.suptitle(
         "Split MNIST, class-incremental: each strategy's preset, one seed (best: upper left)",
@@ -163,7 +165,7 @@ def main() -> None:
             parser.error(f"no preset of {', '.join(unknown)}")
         for name in names:
             run(name, arguments.folder)
-        table = pd.DataFrame([row(arguments.folder / name) for name in names])
+        table = table_of(names, arguments.folder)
         if CSV.exists():
             old = pd.read_csv(CSV)
             table = pd.concat([old[~old.strategy.isin(names)], table], ignore_index=True)
