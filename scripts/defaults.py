@@ -100,12 +100,11 @@ Training on the second task of `split_digits` (289 samples, batches of 128, 20 e
 that a strategy does before, between and after its steps, in units of naive's: the processor's
 seconds of one thread, measured in one process between trainings of naive, and FLOPs. How exact the
 times are says naive's own row. In steps so small much of the time is not arithmetic: at another
-size it is the FLOPs that tell. A strategy
-without steps has its pass and solution counted; of what trains on all tasks at once, a fifth is.
-Bytes are those that a run keeps at most between its tasks (buffered samples at the data set's own
-precision, and the rest of a strategy's memory), besides the network that naive trains: less than
-none where there is no such network. Made by `python scripts/defaults.py --costs`; the numbers
-are in `results/costs.csv`.
+size it is the FLOPs that tell. A strategy without steps has its pass and solution counted; of what
+trains on all tasks at once, a fifth is. Bytes are those that a run keeps at most between its tasks
+(buffered samples at the data set's own precision, and the rest of a strategy's memory), besides the
+network that naive trains: less than none where there is no such network. Made by `python
+scripts/defaults.py --costs`; the numbers are in `results/costs.csv`.
 """
 
 

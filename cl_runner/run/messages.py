@@ -54,7 +54,7 @@ def dear(config: Config, env: Env, costs: Mapping[str, Any]) -> Iterator[str]:
     """
     stream = env.stream
     make_net = factory(config.model, stream.input_shape, stream.num_classes, config.plugins)
-    network = build(make_net, 0).to(env.device)
+    network = build(make_net, 0).to(env.device).eval()  # so that no dropout draws
     x, task = env.inputs(stream.x[:2]), torch.zeros(2, dtype=torch.int64, device=env.device)
     counter = FlopCounter()
     with torch.enable_grad(), counter:
