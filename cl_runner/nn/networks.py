@@ -221,7 +221,7 @@ class ResNet(Network):
 
 
 def initialise(network: nn.Module, init: str) -> None:
-    """Draw the weights of a residual network anew; `default`: they stay as torch has drawn them.
+    """Draw a convolutional network's weights anew; `default`: they stay as torch has drawn them.
 
     Normal with variance 2 / fan (He et al. 2015, arXiv 1502.01852); `kaiming_fan_in`: the inputs of
     a unit, for all weights, those of the output layer too; `kaiming_fan_out`: the outputs that an
@@ -297,7 +297,9 @@ def cnn(config: schema.CNN, input_shape: Shape, outputs: int) -> CNN:
         min(height, width) >> len(config.channels) >= 1,
         f"model.channels has {len(config.channels)} poolings, too many for {height}x{width} inputs",
     )
-    return CNN(input_shape, config.channels, config.hidden_size, outputs)
+    network = CNN(input_shape, config.channels, config.hidden_size, outputs)
+    initialise(network, config.init)
+    return network
 
 
 def resnet18(config: schema.ResNet, input_shape: Shape, outputs: int) -> ResNet:

@@ -23,7 +23,7 @@ from cl_runner.run import checkpoint, guard, needs, pretraining, together, weigh
 from cl_runner.run.checkpoint import Saved
 from cl_runner.run.evaluation import readings
 from cl_runner.run.frame import frame_of
-from cl_runner.run.messages import logged, notes, print_and_log, say_once, where_it_goes_on
+from cl_runner.run.messages import dear, logged, notes, print_and_log, say_once, where_it_goes_on
 from cl_runner.run.prepare import free_gpu, prepare, strategy_of
 from cl_runner.run.progress import display
 from cl_runner.run.record import RunFiles
@@ -269,9 +269,11 @@ def train_on(
 
 
 def remark(run: Run, t: int, aloud: Callable[[str], None]) -> None:
-    """Say what is to be known about the state after task t, if it was not said before."""
+    """Say what is to be known of state and cost after task t, if it was not said before."""
     strategy, env = run.member
-    for line in strategy.remarks(run.s, env):
+    told = t > 0 or strategy.tells_cost
+    cost = () if told else dear(run.config, env, run.files.tables["costs"][1])
+    for line in (*strategy.remarks(run.s, env), *cost):
         if line not in run.said:
             print_and_log(run.config, f"{env.stream[t].title}: {line}", aloud)
             run.said.add(line)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from cl_runner.config.schema import Config
 from cl_runner.core import Stream
 from cl_runner.machine.console import say
+from cl_runner.nn.networks import build, factory
 from cl_runner.results.names import LOG
 from cl_runner.run.checkpoint import Saved
 from cl_runner.strategies.base import Strategy
+from cl_runner.strategies.parts.costs import COSTLY
 from cl_runner.training.env import Env
+from cl_runner.training.flops import FlopCounter
 
 log = logging.getLogger(__name__)
 SAID = 3  # tasks, and classes of each, in the line about those that differ
@@ -38,6 +44,27 @@ def notes(strategy: Strategy, env: Env) -> Iterator[str]:
         )
     yield from late_and_missing(env.stream)
     yield from strategy.notes(env)
+
+
+def dear(config: Config, env: Env, costs: Mapping[str, Any]) -> Iterator[str]:
+    """That training took more than ten times the FLOPs of naive's for each sample, where it did.
+
+    costs: a row of costs.csv. Naive passes a sample once forward and once back through the
+    configured network, which is counted on two samples and a network of its own.
+    """
+    stream = env.stream
+    make_net = factory(config.model, stream.input_shape, stream.num_classes, config.plugins)
+    network = build(make_net, 0).to(env.device).eval()  # so that no dropout draws
+    x, task = env.inputs(stream.x[:2]), torch.zeros(2, dtype=torch.int64, device=env.device)
+    counter = FlopCounter()
+    with torch.enable_grad(), counter:
+        network(x, task).sum().backward()
+    naive = counter.flops / 2 * costs["samples"]
+    if costs["flops"] > COSTLY * naive:
+        yield (
+            f"strategy={config.strategy['name']} took {costs['flops'] / naive:.1f} times the FLOPs "
+            "of strategy=naive for each sample"
+        )
 
 
 def late_and_missing(stream: Stream) -> Iterator[str]:

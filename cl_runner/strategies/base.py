@@ -31,6 +31,7 @@ class Strategy:
     one_graph: ClassVar[bool] = True  # a step can be compiled, captured and stacked as one graph
     whole_sequence: ClassVar[bool] = False  # the first task's training stands for all tasks'
     regulariser: ClassVar[bool] = False  # no samples of the past, no parts of the network per task
+    tells_cost: ClassVar[bool] = False  # its notes say what a step takes in units of naive's
     whole_batches: ClassVar[bool] = True  # a step passes a whole batch forward at once
     buffers_inputs: ClassVar[bool] = True  # a buffered sample takes the room of its input
     # Scenarios in which a task may be what a detector makes one: samples of several tasks of the

@@ -68,6 +68,7 @@ class BIR(Strategy):
     """
 
     detectable: ClassVar[tuple[str, ...]] = ("domain",)  # else it must know old classes
+    tells_cost: ClassVar[bool] = True
     uncounted: ClassVar[tuple[str, ...]] = ("gates",)  # follow from the seed
 
     temperature: float = 2.0

@@ -67,6 +67,7 @@ class GenerativeReplay(Strategy):
     evaluation mode: without dropout, BatchNorm with the statistics it had when it was kept.
     """
 
+    tells_cost: ClassVar[bool] = True
     detectable: ClassVar[tuple[str, ...]] = ("domain",)  # else it must know old classes
 
     generator: str = "vae"

@@ -235,6 +235,16 @@ def test_residual_networks_start_as_their_references(
             assert bool((m.weight == 1).all()) and bool((m.bias == 0).all())
 
 
+def test_a_small_cnn_may_start_with_more_variance_and_the_same_biases() -> None:
+    plain = network("cnn", (1, 28, 28), channels=[32, 64])
+    net = network("cnn", (1, 28, 28), channels=[32, 64], init="kaiming_fan_in")
+    for own, other in zip(net.modules(), plain.modules(), strict=True):
+        if isinstance(own, nn.Conv2d | nn.Linear):
+            fan_in = own.weight[0].numel()
+            assert own.weight.std().item() == pytest.approx(math.sqrt(2 / fan_in), rel=0.1)
+            assert torch.equal(own.bias, other.bias)
+
+
 def test_an_unknown_initialisation_is_refused(configure) -> None:
     with pytest.raises(
         UserError, match=r"model\.init must be one of default, kaiming_fan_in, kaim"

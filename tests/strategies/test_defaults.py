@@ -64,3 +64,4 @@ def test_the_table_holds_every_strategy_and_none_below_naive(table: pd.DataFrame
     rows = table[list(defaults.Cell._fields)]
     assert sorted(rows.itertuples(index=False, name=None)) == sorted(cells)
     assert defaults.worse(table) == []
+    assert sorted(pd.read_csv(defaults.COSTS).strategy) == sorted(strategies.available())
