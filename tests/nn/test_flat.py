@@ -84,11 +84,12 @@ def test_a_call_with_any_vector_is_the_module_with_those_parameters(make_net) ->
 
 
 class Twice(nn.Module):
-    """One layer in two places, and statistics."""
+    """Two layers with the same weights, and statistics."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = self.second = nn.Linear(16, 16)
+        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.second.weight = self.first.weight
         self.norm = nn.BatchNorm1d(16)
 
     def forward(self, x: Tensor, task: object = None) -> Tensor:
