@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from functools import cached_property
+from functools import cache, cached_property
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
@@ -70,9 +70,13 @@ def composer(root: str, plugins: Sequence[str]) -> Prepare:
     named = [f"plugins=[{','.join(plugins)}]"] if plugins else []
     own = (*named, f"data.root={root}", "device=cpu", "threads=1", "verbose=false")
 
-    def prepared(*overrides: str) -> tuple[Config, Strategy, Env]:
+    @cache
+    def composed(*overrides: str) -> Config:
         with initialize_config_module("cl_runner.conf", version_base="1.3"):
-            config = validate(compose("config", with_yaml_of_plugins([*own, *overrides])))
+            return validate(compose("config", with_yaml_of_plugins([*own, *overrides])))
+
+    def prepared(*overrides: str) -> tuple[Config, Strategy, Env]:
+        config = deepcopy(composed(*overrides))
         strategy = strategy_of(config)
         return config, strategy, prepare(config, strategy)
 

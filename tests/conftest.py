@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import os
 import pickle
@@ -24,8 +25,12 @@ import pytest
 import torch
 from filelock import FileLock
 from hydra import compose, initialize_config_module
+from hydra._internal.core_plugins.importlib_resources_config_source import (
+    ImportlibResourcesConfigSource,
+)
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -34,6 +39,7 @@ from cl_runner.config.schema import Config
 from cl_runner.core import Batch, TrainState, Window
 from cl_runner.run.evaluation import evaluate
 from cl_runner.run.prepare import prepare, strategy_of
+from cl_runner.run.stacked import StackedStep
 from cl_runner.run.tasks import initial_state, train_task
 from cl_runner.strategies.base import Strategy
 from cl_runner.training.batches import Source
@@ -162,6 +168,23 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _yaml_is_read_once() -> Iterator[None]:
+    """A file of the package's conf/ is parsed once for all that Hydra composes in this process."""
+    parsed: dict[tuple[str, str], bytes] = {}
+    load = ImportlibResourcesConfigSource.load_config
+
+    def loaded(self: ImportlibResourcesConfigSource, config_path: str) -> ConfigResult:
+        key = (self.path, config_path)
+        if key not in parsed:
+            parsed[key] = pickle.dumps(load(self, config_path))
+        return pickle.loads(parsed[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ImportlibResourcesConfigSource, "load_config", loaded)
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder for the embedded digits."""
@@ -169,12 +192,18 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the session, which all of its processes have."""
+    base = tmp_path_factory.getbasetemp()  # of this process; its parent is all workers'
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def real_data(shared_folder: Path) -> Path:
     """A cache folder with real MNIST and CIFAR-10, where the copies lie beside the checkout."""
     if not SHARED_DATA.exists():
         pytest.skip("real MNIST is not here: there is no shared/data beside the checkout")
-    base = tmp_path_factory.getbasetemp()  # of this process; its parent is all workers'
-    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "real"
+    root = shared_folder / "real"
     with FileLock(f"{root}.lock"):  # they run one after another, and what is there is not made anew
         subprocess.run([sys.executable, SHARED_DATA, root], check=True, capture_output=True)
     return root
@@ -209,11 +238,32 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
+SHARED: list[Path] = []  # a folder of the session, where processes leave what they have composed
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _composed_once(shared_folder: Path) -> Iterator[None]:
+    """What Hydra has composed in one process of the session is there for the others."""
+    SHARED.append(shared_folder / "composed")
+    SHARED[0].mkdir(exist_ok=True)
+    yield
+    SHARED.clear()
+
+
 @cache
 def composed(*overrides: str) -> bytes:
     """What Hydra makes of these overrides, pickled: it is copied faster so."""
+    name = hashlib.sha256(repr(overrides).encode()).hexdigest()
+    kept = SHARED[0] / name if SHARED else None
+    if kept and kept.exists():
+        return kept.read_bytes()
     with initialize_config_module("cl_runner.conf", version_base="1.3"):
-        return pickle.dumps(compose("config", list(overrides)))
+        made = pickle.dumps(compose("config", list(overrides)))
+    if kept:
+        begun = kept.with_name(f"{name}.{os.getpid()}")
+        begun.write_bytes(made)
+        os.rename(begun, kept)  # noqa: PTH104 - tests watch Path's own
+    return made
 
 
 class Part(NamedTuple):
@@ -261,7 +311,7 @@ def validated(*overrides: str) -> Config:
     return validate(composed_by_parts(*overrides))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def composed_in_parts():
     """composed_in_parts("strategy=er", ...) -> DictConfig, not yet validated."""
     return composed_by_parts
@@ -340,6 +390,24 @@ def counted_run(prepared):
         return strategy, s, env, counts
 
     return function
+
+
+@pytest.fixture
+def traced_once(monkeypatch):
+    """In a test of one configuration: stacks that go on take the graph that was traced at first.
+
+    A graph is made of the members' numbers alone, which are its inputs, and of their shapes.
+    """
+    graphs: dict[object, Callable[..., list[torch.Tensor]]] = {}
+    trace = StackedStep.trace
+
+    def function(self: StackedStep, own: list[torch.Tensor], spec: object) -> object:
+        key = (repr(self.member.strategy), spec, *(v.shape for v in (*self.like, *own)))
+        if key not in graphs:
+            graphs[key] = trace(self, own, spec)
+        return graphs[key]
+
+    monkeypatch.setattr(StackedStep, "trace", function)
 
 
 class Forked:

@@ -7,12 +7,13 @@ import importlib
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from cl_runner import strategies
 from cl_runner.cli import choices
@@ -465,6 +466,12 @@ def test_tests_configure_as_the_command_line_does(composed_in_parts, overrides) 
         assert node == compose("config", list(overrides))
 
 
+@cache
+def read(path: Path) -> DictConfig:
+    """A YAML file, parsed once for all tests; not to be changed."""
+    return OmegaConf.load(path)
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.mark.slow
 def test_every_experiment_composes_and_validates(
@@ -475,7 +482,7 @@ def test_every_experiment_composes_and_validates(
     assert cfg.scenario in strategy.scenarios
     # What the files set arrives, the nearest winning, and the user's overrides win over it.
     files = [f"experiment/{name}", *choices.bases(f"experiment/{name}")]
-    layers = [OmegaConf.load(CONF / f"{path}.yaml") for path in files]
+    layers = [read(CONF / f"{path}.yaml") for path in files]
     merged = OmegaConf.to_container(OmegaConf.merge(*reversed(layers)))
     del merged["defaults"]
     assert merged.pop("scenario") == cfg.scenario
@@ -498,7 +505,7 @@ def test_every_experiment_composes_and_validates(
 
 def repeated(path: str, conf: Path = CONF) -> list[str]:
     """The keys of an experiment or a protocol that one of those below it sets to the same."""
-    own, *below = (OmegaConf.load(conf / f"{p}.yaml") for p in (path, *choices.bases(path)))
+    own, *below = (read(conf / f"{p}.yaml") for p in (path, *choices.bases(path)))
     base = OmegaConf.merge(*reversed(below)) if below else {}
     chosen = {k: v for p in reversed([*choices.bases(path)]) for k, v in choices.chosen(p).items()}
     found = [
@@ -544,11 +551,12 @@ def test_a_repeated_key_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(choices, "files", lambda _: tmp_path)
     monkeypatch.setattr(choices, "text", choices.text.__wrapped__)
     monkeypatch.setattr(choices, "chosen", choices.chosen.__wrapped__)
+    monkeypatch.setattr(choices, "defaults", choices.defaults.__wrapped__)
     assert repeated("protocol/preset", tmp_path) == ["optimizer.lr", "scenario", "optimizer"]
 
 
 def test_no_two_protocols_have_one_body() -> None:
-    bodies = [str(OmegaConf.load(CONF / f"protocol/{name}.yaml")) for name in PROTOCOLS]
+    bodies = [str(read(CONF / f"protocol/{name}.yaml")) for name in PROTOCOLS]
     assert len(set(bodies)) == len(bodies)
 
 

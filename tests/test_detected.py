@@ -160,9 +160,21 @@ def settings(name: str, scenario: str) -> tuple[str, ...]:
         "generative_replay": ("strategy.hidden_sizes=[10]", "strategy.latent_size=3"),
         "bir": ("strategy.hidden_sizes=[10]", "strategy.latent_size=3"),
         "den": ("strategy.phase_epochs=1",),
+        "la_maml": ("strategy.inner_steps=2",),
+        # A step of it has one of its own for each sample.
+        "mer": ("training.batch_size=2", "benchmark.train_samples=16"),
+        "ridge": ("strategy.features=50",),
     }
     tasks = ("benchmark.num_tasks=2",) if scenario == "domain" else ()
-    return (*SMALL, f"strategy={name}", f"scenario={scenario}", *tasks, *quick.get(name, ()))
+    steps = ("training.iterations=10", "training.batch_size=16")  # more than an epoch each task
+    return (
+        *SMALL,
+        *steps,
+        f"strategy={name}",
+        f"scenario={scenario}",
+        *tasks,
+        *quick.get(name, ()),
+    )
 
 
 POLICIES = [
@@ -196,9 +208,9 @@ def test_found_at_once_a_border_is_what_a_known_one_is(
         assert reason in str(refused.value) and "\n" not in str(refused.value)
         return
     known, _ = trained(prepared, *case)
-    called_at(monkeypatch, 30, 60)
+    called_at(monkeypatch, 10, 20)
     detected, env = trained(prepared, *case, DETECTED)
-    assert env.watch.alarms and env.watch.alarms[0] == 30
+    assert env.watch.alarms and env.watch.alarms[0] == 10
     assert_same(detected[-1], known[-1])
 
 

@@ -28,6 +28,7 @@ SHORT = {
     "bir": ("strategy.hidden_sizes=[20]", "strategy.latent_size=4"),
     "gdumb": ("strategy.epochs=2",),
     "la_maml": ("strategy.inner_steps=2",),
+    "ridge": ("strategy.features=50",),
     "mer": (
         *("training.batch_size=2", "training.epochs=1"),
         *("benchmark.train_samples=40", "strategy.buffer_size=50"),

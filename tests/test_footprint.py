@@ -24,6 +24,7 @@ TOY = (
 P = 64 * 24 + 24 + 24 * 10 + 10
 SHORT = {
     "gdumb": ("strategy.epochs=1",),
+    "ridge": ("strategy.features=50",),
     **dict.fromkeys(("generative_replay", "bir"), ("strategy.hidden_sizes=[20]",)),
 }
 

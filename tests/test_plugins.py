@@ -236,6 +236,7 @@ def test_a_strategy_trains_a_plain_module_or_refuses_it_in_a_line(prepared_by_my
         *("training.iterations=2", "training.batch_size=8"),
     ]
     name, *more = case.split()
+    more += {"gdumb": ["strategy.epochs=2"], "ridge": ["strategy.features=50"]}.get(name, [])
     supported = strategies.find(name).scenarios
     where = "domain" if "domain" in supported else supported[0]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import search_presets
@@ -16,6 +19,19 @@ pytestmark = pytest.mark.slow
 
 def test_there_is_a_preset_for_each_search() -> None:
     assert sorted(search_presets.presets()) == NAMES
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _composed_with_the_tests(composed_in_parts) -> Iterator[None]:
+    """The script takes what test_config.py has composed, if it has."""
+
+    @cache
+    def composed(*overrides: str) -> dict[str, Any]:
+        return OmegaConf.to_container(composed_in_parts(*overrides), resolve=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search_presets, "composed", composed)
+        yield
 
 
 @pytest.mark.parametrize("name", NAMES)

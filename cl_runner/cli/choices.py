@@ -46,6 +46,7 @@ def bases(path: str) -> Iterator[str]:
             yield from bases(default.lstrip("/"))
 
 
+@cache
 def defaults(path: str) -> list[str | dict[str, str]]:
     """The list of defaults on top of an experiment or a protocol; all names in it are whole."""
     found: list[str | dict[str, str]] = safe_load(text(*path.split("/", 1)))["defaults"]

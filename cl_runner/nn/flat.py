@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch._utils import _unflatten_dense_tensors
-from torch.func import functional_call
 
 from cl_runner.errors import UserError
 from cl_runner.nn import by_hand
@@ -43,11 +42,15 @@ class Flat:
         self.descending = False  # whether a gradient for a step is being computed, by hand
         self.threads: int | None = None  # of the CPU, for what is worth them, in that
         self.answering = in_evaluation_mode(module)
+        self.buffer_names = [name for name, _ in module.named_buffers()]
+        self.places = places(module, [*self.names, *self.buffer_names])
+        self.answering_places = places(self.answering, [*self.names, *self.buffer_names])
 
     @property
     def buffers(self) -> dict[str, Tensor]:
         """The module's own buffers (BatchNorm statistics), by name, not copied."""
-        return dict(self.module.named_buffers())
+        own = zip(self.buffer_names, self.places[len(self.names) :], strict=True)
+        return {name: held(place)[place.name] for name, (place, *_) in own}
 
     def _split(self, vector: Tensor) -> list[Tensor]:
         parts = vector.split(self.sizes)
@@ -81,10 +84,11 @@ class Flat:
         moves none.
         """
         self._wake_threads()
-        values = self.views(theta) | self.buffers | dict(buffers or {})
+        values = [*self._split(theta), *(self.buffers | dict(buffers or {})).values()]
         mixed = self.mixed and self.module.training
-        with torch.autocast(theta.device.type, torch.bfloat16, enabled=mixed):
-            output: Tensor = functional_call(self.answering, values, (x, task), options)
+        autocast = torch.autocast(theta.device.type, torch.bfloat16, enabled=mixed)
+        with autocast, lent(self.answering_places, values):
+            output: Tensor = self.answering(x, task, **options)
         return output.float() if mixed else output
 
     def answers(
@@ -107,9 +111,9 @@ class Flat:
         if theta is self.theta:
             output = self.module(x, task, **options)
         else:
-            buffers = {name: value.clone() for name, value in self.buffers.items()}
-            values = self.views(theta) | buffers
-            output = functional_call(self.module, values, (x, task), options)
+            values = [*self._split(theta), *(v.clone() for v in self.buffers.values())]
+            with lent(self.places, values):
+                output = self.module(x, task, **options)
         return output
 
     def output_mask(self, classes: Tensor) -> Tensor:
@@ -190,11 +194,55 @@ class Flat:
         return self.theta
 
 
+class Place(NamedTuple):
+    """Where a module holds a tensor."""
+
+    layer: nn.Module
+    parameter: bool  # else it is a buffer
+    name: str
+
+
+def held(place: Place) -> dict[str, Any]:
+    """The layer's own tensors of that kind, by name."""
+    layer = place.layer
+    return layer._parameters if place.parameter else layer._buffers
+
+
+def places(module: nn.Module, names: Sequence[str]) -> list[list[Place]]:
+    """Where each of these tensors is held: in several places if layers share it."""
+    found: dict[int, list[Place]] = {}
+    for layer in module.modules():
+        for kind in (True, False):
+            for name, tensor in held(Place(layer, kind, "")).items():
+                found.setdefault(id(tensor), []).append(Place(layer, kind, name))
+    own = dict(module.named_parameters()) | dict(module.named_buffers())
+    return [found[id(own[name])] for name in names]
+
+
+@contextmanager
+def lent(places: Sequence[Sequence[Place]], values: Sequence[Tensor]) -> Iterator[None]:
+    """The module holds these tensors in the places of its own, for a while.
+
+    As with torch.func.functional_call, which looks for the places at each call: that takes longer
+    than a small layer, and most of the time in which dynamo traces a step.
+    """
+    before = []
+    try:
+        for value, of_one in zip(values, places, strict=True):
+            for place in of_one:
+                before.append((place, held(place)[place.name]))
+                held(place)[place.name] = value
+        yield
+    finally:
+        for place, own in before:
+            held(place)[place.name] = own
+
+
 def in_evaluation_mode(module: nn.Module) -> nn.Module:
     """The module in evaluation mode, as one of its own that holds no trainable parameters.
 
     A step that asks an old network while the new one trains thus changes no module's mode, which a
-    compiled step could not do. Whoever calls it provides the parameters (`functional_call`).
+    compiled step could not do. Whoever calls it lends it the parameters (`lent`).
     """
     tensors = [*module.parameters(), *module.buffers()]
     memo: dict[int, Any] = {id(v): v for v in tensors}

@@ -83,6 +83,45 @@ def test_a_call_with_any_vector_is_the_module_with_those_parameters(make_net) ->
     assert not torch.equal(flat.call(theta, inputs(), 0), flat.call(flat.theta, inputs(), 0))
 
 
+class Twice(nn.Module):
+    """Two layers with the same weights, and statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.second.weight = self.first.weight
+        self.norm = nn.BatchNorm1d(16)
+
+    def forward(self, x: Tensor, task: object = None) -> Tensor:
+        return self.second(self.norm(self.first(x.flatten(1)).relu()))
+
+
+def test_what_layers_share_is_another_in_all_its_places() -> None:
+    flat, separate = flat_of(Twice), Twice()
+    theta = other_theta(flat)
+    vector_to_parameters(theta, separate.parameters())
+    statistics = {name: value + 1 for name, value in flat.buffers.items()}
+    separate.load_state_dict(statistics, strict=False)
+    separate.eval()
+    assert torch.equal(flat.answers(theta, inputs(), 0, statistics), separate(inputs()))
+    flat.module.eval()
+    separate.load_state_dict(flat.buffers, strict=False)
+    assert torch.equal(flat.call(theta, inputs(), 0), separate(inputs()))
+
+
+@pytest.mark.parametrize("make_net", [*NETWORKS, Twice])
+def test_a_call_leaves_the_module_as_it_was_even_if_it_fails(make_net) -> None:
+    flat = flat_of(make_net)
+    own = {n: id(v) for n, v in (*flat.module.named_parameters(), *flat.module.named_buffers())}
+    values = {n: v.clone() for n, v in flat.module.state_dict().items()}
+    flat.call(other_theta(flat), inputs(), 0)
+    with pytest.raises(RuntimeError):
+        flat.call(other_theta(flat), inputs().repeat(1, 2, 1, 1), 0)
+    now = {n: id(v) for n, v in (*flat.module.named_parameters(), *flat.module.named_buffers())}
+    assert now == own
+    assert all(torch.equal(v, values[n]) for n, v in flat.module.state_dict().items())
+
+
 @pytest.mark.parametrize("make_net", NETWORKS)
 def test_penalty_and_network_accumulate_into_one_gradient_once(make_net) -> None:
     flat = flat_of(make_net)

@@ -93,6 +93,7 @@ def test_members_are_guarded_as_runs_alone(configure, tmp_path, options, steps):
 
 
 # Killed after so many checkpoints: those of steps 2, 4 and 13 of the second task.
+@pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize(("action", "moments"), [("rollback", (25, 27, 36)), ("stop", (36,))])
 def test_a_guarded_stack_goes_on(configure, monkeypatch, tmp_path, action, moments):
     """One that the guard has ended is saved beside the others, and waits for them again."""

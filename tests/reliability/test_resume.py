@@ -62,6 +62,7 @@ FAMILIES = {
 }
 COSTLY = {
     "gdumb": ("strategy.epochs=2",),
+    "ridge": ("strategy.features=50",),
     **dict.fromkeys(("generative_replay", "bir"), ("strategy.hidden_sizes=[20]",)),
 }
 KILLS = int(os.environ.get("CL_RUNNER_KILLS", "9"))

@@ -70,6 +70,7 @@ def raising(function: Callable[..., object], number: int) -> Callable[..., objec
     return counted
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_every_moment_of_a_stack(configure, monkeypatch, tmp_path):
     case = ("strategy=er", "checkpoint.every=0", "eval.every=2", "eval.online=true")
     whole = jobs_of(configure, tmp_path / "unbroken", *case)
@@ -101,6 +102,7 @@ def unbroken(configure, tmp_path_factory) -> list[dict[str, object]]:
     return outcomes(jobs)
 
 
+@pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize("call", [4, 5, 6])
 @pytest.mark.parametrize("name", ["write_bytes", "sync_folder"])
 def test_within_a_save_all_get_the_new_checkpoint_or_none(
@@ -140,6 +142,7 @@ def test_what_is_no_checkpoint_takes_the_place_of_none(configure, tmp_path, kind
     assert not foreign.exists() and (jobs[0].out / CHECKPOINT).read_bytes() == kept
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_a_member_that_diverges_leaves_the_others_as_they_go_on(configure, monkeypatch, tmp_path):
     case = ("strategy=l2", "checkpoint.every=0")
     each = ("strategy.lambda=0.1", "strategy.lambda=1e9", "strategy.lambda=1.0")

@@ -67,7 +67,8 @@ def test_every_strategy_goes_on_where_it_stopped(prepared, name: str, stream: st
     own = [o for o in (STREAMS | REAL)[stream].split() if not o.startswith("scenario=")]
     quick = [o for o in QUICK.get(name, LARGER) if "train_samples" not in o]
     whole = () if stream in STREAMS else ("benchmark.train_samples=null",)
-    settings = ("model.hidden_sizes=[12]", *own, *whole, *quick, f"scenario={scenario}")
+    less = ("model.hidden_sizes=[12]", "training.epochs=1")
+    settings = (*less, *own, *whole, *quick, f"scenario={scenario}")
     case = Case(name, settings, prepared)
     if name in ("generative_replay", "bir") and stream in REAL:
         with pytest.raises(UserError, match=f"{name} needs images"):
