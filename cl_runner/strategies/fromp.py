@@ -60,6 +60,7 @@ class FROMP(Strategy):
     """
 
     uncounted: ClassVar[tuple[str, ...]] = ("inverse_kernels", "probabilities")  # made anew
+    tells_cost: ClassVar[bool] = True
 
     buffer_size: int = 500
     lambda_: float = 0.1
@@ -73,7 +74,7 @@ class FROMP(Strategy):
         )
 
     def notes(self, env: Env) -> Iterator[str]:
-        yield from costs(self, env, "strategy.buffer_size")
+        yield from costs(self, env, "fewer places, strategy.buffer_size,")
 
     def needs_borders(self, scenario: str) -> str:
         return "it chooses samples of each task and makes their kernels when the next one begins"

@@ -55,7 +55,7 @@ class LUCIR(ER):
     uncounted: ClassVar[tuple[str, ...]] = ("free",)  # follows from the task
 
     policy: str = "herding"
-    lambda_: float = 5.0
+    lambda_: float = 1.0
     margin: float = 0.5
     negatives: int = 2
     scale: float = 10.0
