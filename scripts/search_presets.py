@@ -115,7 +115,7 @@ GRIDS: dict[str, str | dict[str, str]] = {
         "split_mnist_class": f"{BUFFER} strategy.temperature=0.07,0.2 optimizer.lr=0.001,0.003",
     },
     "bir": {"split_mnist_class": "strategy.gated=0.1,0.5"},
-    "adam_nscl": {"split_mnist_task": "strategy.share=0.005,0.02,0.05,0.1,0.2"},
+    "adam_nscl": {"split_mnist_task": "strategy.share=0.005,0.02,0.05"},
     "owm": {
         "split_mnist_class": f"{PLAIN} strategy.alpha=0.01,0.1,1",
         "permuted_mnist": f"{PLAIN} strategy.alpha=0.01,0.1,1",

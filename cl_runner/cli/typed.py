@@ -39,7 +39,7 @@ WORDS = {
     "compare": "write cl-compare PATH",
     "verify": "write cl-compare verify PATH",
 }
-MANY = 50  # options: more are not listed in an error's line
+MANY = 100  # options: more are not listed in an error's line
 COMMANDS = ("list", "explain", "status")
 
 
@@ -227,7 +227,8 @@ def unknown_option(group: str, name: str, options: list[str]) -> str:
     question = f" (it is now {new})" if new != name else choices.question(name, options)
     allowed = f"known are {', '.join(options)}" if options else "there is no such group"
     if len(options) > MANY:
-        allowed = f"cl-run list {group}s shows all {len(options)}"
+        (plural,) = (p for p, of in choices.GROUPS.items() if of == group)
+        allowed = f"cl-run list {plural} shows all {len(options)}"
     if group in ("strategy", "benchmark", "model"):
         allowed += f"; {place_of_yaml(group, name)}"
     plugin = group in ("hydra/launcher", "hydra/sweeper")
