@@ -453,7 +453,9 @@ def test_a_missing_package_is_told(name):
 
 
 def test_a_missing_name_lists_all():
-    with pytest.raises(UserError, match=r"^strategy\.name must be one of adam_nscl, agem, .+, xdg$"):
+    with pytest.raises(
+        UserError, match=r"^strategy\.name must be one of adam_nscl, agem, .+, xdg$"
+    ):
         strategies.build({"lambda": 1})
 
 
