@@ -50,10 +50,10 @@ class VCL(Strategy):
       lambda / (N initial_std^2) is its strength, so the two belong together.
     - What forgets seems to be the noise. Drawn weights keep the gradient from vanishing when a task
       is learnt, and Adam, whose steps do not shrink with it, goes on to move all means. On Split
-      MNIST by task (Adam 1e-3, 500 steps a task, validation ACC, one seed; naive 0.907) it ends with
-      initial_std = 0.001 at 0.974, 0.976 and 0.971 for a lambda of 0.0001, 0.01 and 0.1; with 0.01
-      at 0.912 to 0.926 for lambdas from 0.001 to 0.1, though 0.01 is as strong as the first; with
-      0.05, lambda = 1 and std_lr = 0.01 at 0.847.
+      MNIST by task (Adam 1e-3, 500 steps a task, validation ACC, one seed; naive 0.907) it ends
+      with initial_std = 0.001 at 0.974, 0.976 and 0.971 for a lambda of 0.0001, 0.01 and 0.1; with
+      0.01 at 0.912 to 0.926 for lambdas from 0.001 to 0.1, though 0.01 is as strong as the first;
+      with 0.05, lambda = 1 and std_lr = 0.01 at 0.847.
     Not here: coresets. It is for model=mlp. What is shown as the loss is with the widths' part of
     KL, up to a constant, and without the means'.
     """
