@@ -39,7 +39,7 @@ WORDS = {
     "compare": "write cl-compare PATH",
     "verify": "write cl-compare verify PATH",
 }
-MANY = 100  # options: more are not listed in an error's line
+MANY = 80  # options: more are not listed in an error's line
 COMMANDS = ("list", "explain", "status")
 
 
