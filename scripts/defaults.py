@@ -214,7 +214,7 @@ def worse(rows: pd.DataFrame) -> list[str]:
     return found
 
 
-def costs(only: list[str]) -> pd.DataFrame:
+def costs(only: list[str], data: Path) -> pd.DataFrame:
     """What training takes and what is kept, by strategy, on split_digits, in this process.
 
     The second of the five tasks, with all that a strategy does before, between and after its steps:
@@ -226,7 +226,7 @@ def costs(only: list[str]) -> pd.DataFrame:
         scenario = next(s for s in reversed(SCENARIOS) if s in strategies.find(name).scenarios)
         short = ("training.iterations=2",) if name in SAMPLE_BY_SAMPLE else ()
         chosen = ("benchmark=split_digits", f"scenario={scenario}", *short)
-        naive, own = (second_task(f"strategy={s}", *chosen) for s in ("naive", name))
+        naive, own = (second_task(data, f"strategy={s}", *chosen) for s in ("naive", name))
         before = [naive() for _ in range(3)]
         seconds, flops, size = own()
         plain = [*before, *(naive() for _ in range(3))]
@@ -245,12 +245,12 @@ def costs(only: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def second_task(*overrides: str) -> Callable[[], tuple[float, int, int]]:
+def second_task(data: Path, *overrides: str) -> Callable[[], tuple[float, int, int]]:
     """Trainings on the second task, after the first: seconds, FLOPs, and the bytes kept at most.
 
     Of what trains on all tasks at once in the first, a share of that.
     """
-    strategy, env = throughput.member(ROOT, 1, "cpu", *overrides)
+    strategy, env = throughput.member(data, 1, "cpu", *overrides)
     s, tasks = initial_state(strategy, env), env.num_tasks if strategy.whole_sequence else 1
     if tasks == 1:
         s = train_task(strategy, s, env.stream[0], env)
@@ -324,7 +324,8 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown {', '.join(sorted(unknown))}; a stream is one of {', '.join(SEEDS)}")
     if arguments.costs:
-        found = costs(only)
+        with tempfile.TemporaryDirectory() as data:
+            found = costs(only, Path(data))
         if COSTS.exists():
             kept = pd.read_csv(COSTS)
             found = pd.concat([kept[~kept.strategy.isin(only)], found], ignore_index=True)

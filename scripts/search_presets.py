@@ -125,9 +125,7 @@ GRIDS: dict[str, str | dict[str, str]] = {
         "permuted_mnist": RATE,
     },
     "piggyback": RATE,
-    "vcl": {
-        "split_mnist_task": ("strategy.lambda=0.0001,0.001,0.01,0.1 optimizer.lr=0.0003,0.001"),
-    },
+    "vcl": {"split_mnist_task": "strategy.lambda=0.0001,0.001,0.01,0.1 optimizer.lr=0.0003,0.001"},
     "la_maml": {"split_mnist_class": f"{BUFFER} {PLAIN} strategy.alpha_init=0.01,0.03"},
     "gdumb": f"{BUFFER} strategy.epochs=32,128 optimizer.lr=0.0003,0.001",
     "generative_replay": {

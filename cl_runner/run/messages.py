@@ -18,9 +18,8 @@ from cl_runner.nn.networks import build, factory
 from cl_runner.results.names import LOG
 from cl_runner.run.checkpoint import Saved
 from cl_runner.strategies.base import Strategy
-from cl_runner.strategies.parts.costs import COSTLY
+from cl_runner.strategies.parts.costs import COSTLY, counted
 from cl_runner.training.env import Env
-from cl_runner.training.flops import FlopCounter
 
 log = logging.getLogger(__name__)
 SAID = 3  # tasks, and classes of each, in the line about those that differ
@@ -56,10 +55,8 @@ def dear(config: Config, env: Env, costs: Mapping[str, Any]) -> Iterator[str]:
     make_net = factory(config.model, stream.input_shape, stream.num_classes, config.plugins)
     network = build(make_net, 0).to(env.device).eval()  # so that no dropout draws
     x, task = env.inputs(stream.x[:2]), torch.zeros(2, dtype=torch.int64, device=env.device)
-    counter = FlopCounter()
-    with torch.enable_grad(), counter:
-        network(x, task).sum().backward()
-    naive = counter.flops / 2 * costs["samples"]
+    with torch.enable_grad():
+        naive = counted(lambda: network(x, task).sum().backward()) / 2 * costs["samples"]
     if costs["flops"] > COSTLY * naive:
         yield (
             f"strategy={config.strategy['name']} took {costs['flops'] / naive:.1f} times the FLOPs "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from layer_outputs import layer_outputs
 
 from cl_runner.errors import UserError
 from cl_runner.functional.projection import outside_null_space
@@ -42,22 +42,6 @@ def test_multiple_is_of_the_smallest_value() -> None:
         torch.testing.assert_close(outside_null_space(gram, None, multiple), expected)
 
 
-def outputs(env, theta: Tensor, t: int) -> dict[str, Tensor]:
-    """What each layer answers to a task's training samples."""
-    seen: dict[str, Tensor] = {}
-    handles = [
-        layer.register_forward_hook(lambda _m, _x, out, name=name: seen.update({name: out}))
-        for name, layer in env.flat.module.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d)
-    ]
-    batch = env.gather(env.stream[t].train, t, torch.tensor(t))
-    with torch.no_grad():
-        env.net(theta.detach().clone(), batch.x, batch.task)
-    for handle in handles:
-        handle.remove()
-    return seen
-
-
 CNN = ("model=cnn", "model.channels=[3,4]", "model.hidden_size=12", "benchmark.train_samples=15")
 MOVING = ("optimizer.weight_decay=0.01",)
 SGD = ("optimizer=sgd", "optimizer.lr=0.2", "optimizer.momentum=0.9")
@@ -71,9 +55,9 @@ def test_no_layer_answers_the_old_samples_otherwise(prepared, scenario, own) -> 
     whole = ("strategy.share=0", f"scenario={scenario}")
     _, strategy, env = prepared(*fixed, *own, *whole)
     s = train_task(strategy, initial_state(strategy, env), env.stream[0], env)
-    old, start = outputs(env, s.theta, 0), s.theta.detach().clone()
+    old, start = layer_outputs(env, s.theta, 0), s.theta.detach().clone()
     s = train_task(strategy, s, env.stream[1], env)
-    new, moved = outputs(env, s.theta, 0), env.flat.views(s.theta.detach() - start)
+    new, moved = layer_outputs(env, s.theta, 0), env.flat.views(s.theta.detach() - start)
     layers = [name.removeprefix("kept.") for name in s.memory if name.startswith("kept.")]
     assert (len(old) - len(layers)) == (scenario == "task")
     assert max(float(moved[f"{name}.weight"].norm()) for name in layers) > 0.01

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from layer_outputs import layer_outputs
 
 from cl_runner.errors import UserError
 from cl_runner.run.tasks import initial_state, train_task
@@ -34,32 +34,16 @@ def run(prepared, *overrides: str, tasks: int = 1, model: tuple[str, ...] = MLP)
     return config, strategy, env, s, list(source.epoch(0, 2))
 
 
-def answers(env, theta: Tensor, t: int) -> dict[str, Tensor]:
-    """What each layer answers to a task's training inputs."""
-    seen: dict[str, Tensor] = {}
-    handles = [
-        layer.register_forward_hook(lambda _m, _x, out, name=name: seen.update({name: out}))
-        for name, layer in env.flat.module.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d)
-    ]
-    batch = env.gather(env.stream[t].train, t, torch.tensor(t))
-    with torch.no_grad():
-        env.net(theta.detach().clone(), batch.x, batch.task)
-    for handle in handles:
-        handle.remove()
-    return seen
-
-
 @pytest.mark.parametrize("scenario", ["task", "domain"])
 def test_with_the_whole_subspace_no_old_representation_moves(prepared, scenario):
     """threshold 1 and all samples: exact in every layer that is projected."""
     few = "benchmark.train_samples=40"  # so that the first task leaves directions to learn in
     whole = ("strategy.threshold=[1.0]", "strategy.samples=1000")
     _, strategy, env, s, _ = run(prepared, f"scenario={scenario}", few, *whole)
-    old, start = answers(env, s.theta, 0), s.theta.detach().clone()
+    old, start = layer_outputs(env, s.theta, 0), s.theta.detach().clone()
     s = train_task(strategy, s, env.stream[1], env)
     assert float((s.theta.detach() - start).norm()) > 0.05
-    new = answers(env, s.theta, 0)
+    new = layer_outputs(env, s.theta, 0)
     assert set(s.memory) == set(old) - ({"layers.2"} if scenario == "task" else set())
     for name in s.memory:
         torch.testing.assert_close(new[name], old[name], rtol=0, atol=1e-4, msg=name)

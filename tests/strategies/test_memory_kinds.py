@@ -9,18 +9,8 @@ from cl_runner.run.tasks import initial_state
 from cl_runner.strategies import available
 
 TASK_IL = (
-    *(
-        "den",
-        "adam_nscl",
-        "gpm",
-        "hat",
-        "packnet",
-        "piggyback",
-        "pnn",
-        "separate",
-        "soft_sharing",
-        "supsup",
-    ),
+    *("adam_nscl", "den", "gpm", "hat", "packnet", "piggyback", "pnn"),
+    *("separate", "soft_sharing", "supsup"),
     "xdg",
 )
 BUFFERED = (
