@@ -170,6 +170,8 @@ def main() -> None:
             old = pd.read_csv(CSV)
             table = pd.concat([old[~old.strategy.isin(names)], table], ignore_index=True)
         table.sort_values("strategy").to_csv(CSV, index=False)
+    if not CSV.exists():
+        parser.error(f"there is no {CSV.relative_to(ROOT)} to draw yet: --folder makes it")
     with pyplot("scripts/shelf.py") as plt:
         PICTURE.write_bytes(image(draw(pd.read_csv(CSV), plt), "png"))
     print(PICTURE)
