@@ -11,10 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cl_runner.functional.fixed_point import PANEL, add_products
+
 Moments = dict[str, Tensor]
 Solution = tuple[Tensor, Tensor]
 UNSEEN = -1e30  # the score of a class that no sample has shown
-PANEL = 256  # rows of the Gram matrix that are summed at once
 
 
 def no_moments(num_classes: int, d: int, device: torch.device, *, gram: bool) -> Moments:
@@ -32,8 +33,7 @@ def add(moments: Moments, x: Tensor, y: Tensor) -> Moments:
     Of the Gram matrix, which is symmetric, little more than the lower triangle is computed, and
     what stands above it means nothing.
     """
-    x = x.double()
-    member = y == torch.arange(len(moments["count"]), device=y.device)[:, None]  # [K, B]
+    x, member = x.double(), members(moments, y)
     moments["count"] += member.sum(1)
     moments["sum"] += member.double() @ x
     if "gram" in moments:
@@ -42,6 +42,19 @@ def add(moments: Moments, x: Tensor, y: Tensor) -> Moments:
             panel = moments["gram"][first:last, :last]
             torch.addmm(panel, x[:, first:last].T, x[:, :last], out=panel)  # addmm_ is not counted
     return moments
+
+
+def add_whole(moments: Moments, numbers: Tensor, units: Tensor, y: Tensor) -> Moments:
+    """`add` for rounded samples, in whole numbers (`fixed_point.whole`): without an error."""
+    member = members(moments, y)
+    moments["count"] += member.sum(1)
+    add_products(moments["sum"], moments.get("gram"), member, numbers, units)
+    return moments
+
+
+def members(moments: Moments, y: Tensor) -> Tensor:
+    """Whether a sample is of a class, [K, B]."""
+    return y == torch.arange(len(moments["count"]), device=y.device)[:, None]
 
 
 def nearest_mean(moments: Moments) -> Solution:
@@ -103,7 +116,9 @@ def solved(matrix: Tensor, right: Tensor) -> Tensor:
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if failed:
         raise ArithmeticError("the matrix is not positive definite")
-    return torch.cholesky_solve(right, factor)
+    half = torch.linalg.solve_triangular(factor, right, upper=False)
+    out: Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+    return out
 
 
 def is_singular(matrix: Tensor) -> bool:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from functools import partial
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cl_runner.errors import UserError, check
+from cl_runner.functional.fixed_point import rounded
 from cl_runner.nn.networks import STAGES, Network, Shape, Stage, activation_shapes
 
 
@@ -18,8 +18,9 @@ class ReadOut(Network):
 
     body: a network whose activations after the first `layer` stages are the features (None: after
     all but the last); None: the inputs are. random: so many units relu(V f), V normal; 0: none.
-    Without a bias they keep the scale of f, whatever it is. Raises UserError for a layer that the
-    body does not have.
+    Without a bias they keep the scale of f, whatever it is. They are rounded to 7 bits of a
+    sample's largest one: such products add up without an error (`functional.fixed_point`).
+    Raises UserError for a layer that the body does not have.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class ReadOut(Network):
         return [*below, *random, lambda x: self.output(x.flatten(1))]
 
     def _random(self, layer: nn.Module, x: Tensor) -> Tensor:
-        return F.relu(layer(x.flatten(1)))
+        return rounded(layer(x.flatten(1)))
 
 
 def headless(network: nn.Module) -> Network:

@@ -1,7 +1,7 @@
 """Floating-point operations (FLOPs): those of matrix products and convolutions.
 
-By the formulas of torch's own counter: a product of [m, k] and [k, n] has 2 m k n. Elementwise
-operations, sorting and matrix decompositions count nothing.
+By the formulas of torch's own counter: a product of [m, k] and [k, n] has 2 m k n, also that of
+whole numbers. Elementwise operations, sorting and matrix decompositions count nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch.utils.flop_counter import flop_registry
 T = TypeVar("T")
 K = TypeVar("K")
 VECTORS = dict.fromkeys((torch.ops.aten.mv, torch.ops.aten.dot), lambda a, *_, **__: 2 * a.numel())
-FORMULAS = flop_registry | VECTORS
+INTEGERS = {getattr(torch.ops.aten, "_int_mm", None): flop_registry[torch.ops.aten.mm]}
+FORMULAS = flop_registry | VECTORS | INTEGERS
 
 
 def remembered(

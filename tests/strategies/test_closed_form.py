@@ -62,18 +62,23 @@ def test_any_order_of_tasks_is_joint_training(prepared, name, more):
 
 
 def test_the_moments_are_the_sums_over_all_samples(prepared):
-    """Of the features by hand, relu(V x), each sample once, though passes are padded."""
+    """Of the features by hand, relu(V x) to 7 bits, each sample once, though passes are padded.
+
+    What lies between two roundings may fall to either: hence a bound of some last bits.
+    """
     _, env, s = trained(prepared, "strategy=ridge", "benchmark.num_tasks=2")
     rows = torch.cat([task.train for task in env.stream])
     y = env.stream.y
     x = env.inputs(env.stream.x[rows]).double().flatten(1)
     views = {k: v.double() for k, v in env.flat.views(s.theta.detach()).items()}
     h = (x @ views["random.weight"].T).relu()
+    bit = 2.0 ** (h.amax(1, keepdim=True).log2().floor() - 6)
+    h = (h / bit).round().clamp(max=127) * bit
     member = torch.nn.functional.one_hot(y[rows], 10).double()
     torch.testing.assert_close(s.memory["count"], member.sum(0))
-    torch.testing.assert_close(s.memory["sum"], member.T @ h, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(s.memory["sum"], member.T @ h, rtol=0, atol=0.1)
     gram = (h.T @ h).tril()
-    torch.testing.assert_close(s.memory["gram"].tril(), gram, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(s.memory["gram"].tril(), gram, rtol=0, atol=0.3)
 
 
 def test_panels_of_the_gram_matrix_make_its_lower_triangle(monkeypatch):

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from cl_runner.core import Stream, Task, TrainState, generator_for
 from cl_runner.errors import UserError, check, one_of
-from cl_runner.functional.closed_form import Moments, Solution, add, is_singular, no_moments
+from cl_runner.functional.closed_form import (
+    Moments,
+    Solution,
+    add,
+    add_whole,
+    is_singular,
+    no_moments,
+)
+from cl_runner.functional.fixed_point import whole
 from cl_runner.nn.readout import ReadOut
 from cl_runner.strategies.base import Strategy
 from cl_runner.strategies.parts.replay import by_task
@@ -23,6 +31,7 @@ from cl_runner.training.env import Env
 
 INPUTS = ("pixels", "features")
 CHUNK = 500  # samples per forward pass
+TOGETHER = 2**25  # features of samples whose products are summed at once, about a byte each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +114,10 @@ class ClosedForm(Strategy):
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
         meter, size = env.meter, env.training.batch_size if env.meter.limits else CHUNK
+        count = size if env.meter.limits else together(env)
         moments = {name: value.clone() for name, value in s.memory.items()}
         with meter.suspended():
-            for batch in passed(task, size, env):
+            for batch in passed(task, count, env):
                 n = len(batch[0])
                 if meter.exhausted(n):
                     break
@@ -131,9 +141,7 @@ class ClosedForm(Strategy):
 
     def nothing(self, env: Env) -> Moments:
         """The moments of no samples."""
-        module = env.flat.module
-        assert isinstance(module, ReadOut)
-        d = module.output.in_features
+        d = read_out(env).output.in_features
         return no_moments(env.num_classes, d, env.device, gram=self.gram)
 
     @torch.no_grad()
@@ -145,7 +153,7 @@ class ClosedForm(Strategy):
         why = f"it has {n} samples for {d} features"
         singular = n <= d
         if not singular:
-            for batch in passed(task, CHUNK, env):
+            for batch in passed(task, together(env), env):
                 moments = added(moments, theta, *batch, CHUNK, t, env)
             system = self.system(moments)
             spread = system.diagonal()
@@ -159,33 +167,55 @@ class ClosedForm(Strategy):
         )
 
     def check_finite(self, moments: Moments, task: Task) -> None:
-        """Refuse features that are not finite."""
+        """Refuse features that are not finite; one of them is enough for a sum that is not."""
         check(
-            all(bool(v.isfinite().all()) for v in moments.values()),
+            bool(moments["sum"].isfinite().all()),
             f"strategy.input={self.input}: the features of {task.title} are not finite",
         )
 
 
-def passed(task: Task, size: int, env: Env) -> Iterator[tuple[Tensor, Tensor]]:
-    """A task's samples in random order, `size` at once: rows [B] and the task of each [B]."""
+def read_out(env: Env) -> ReadOut:
+    """The run's network."""
+    module = env.flat.module
+    assert isinstance(module, ReadOut)
+    return module
+
+
+def together(env: Env) -> int:
+    """How many samples are summed up at once, some passes of CHUNK."""
+    return max(1, TOGETHER // read_out(env).output.in_features // CHUNK) * CHUNK
+
+
+def passed(task: Task, count: int, env: Env) -> Iterator[tuple[Tensor, Tensor]]:
+    """A task's samples in random order, `count` at once: rows [B] and the task of each [B]."""
     index, tasks = by_task(task)
     generator = generator_for(CPU, env.seed, "order", task.index, 0)
     order = env.on_device(torch.randperm(len(index), generator=generator))
-    return zip(index[order].split(size), tasks[order].split(size), strict=True)
+    return zip(index[order].split(count), tasks[order].split(count), strict=True)
 
 
 def added(
     moments: Moments, theta: Tensor, rows: Tensor, tasks: Tensor, size: int, t: Tensor, env: Env
 ) -> Moments:
-    """The moments after the features of some rows [B] of tasks [B], at most `size`, were added.
+    """The moments after the features of rows [B] of tasks [B] were added, in passes of `size`.
 
-    As many samples as `size` go through the network, some of them again: by how many it is asked
-    for, a product's last digits may change, and a sample's features must not.
+    As many samples as `size` go through the network, in the last pass some of them again: by how
+    many it is asked for, a product's last digits may change, and a sample's features must not.
+    Random units, which are rounded, add up exactly, and faster.
     """
-    n = len(rows)
-    again = torch.arange(size, device=rows.device) % n
-    batch = env.gather(rows[again], tasks[again], t)
+    rounded = read_out(env).random is not None
+    parts = []
     env.flat.module.eval()
-    features = env.answers(theta, batch.x, batch.task, last=-1)[:n].flatten(1)
+    for part, own in zip(rows.split(size), tasks.split(size), strict=True):
+        n = len(part)
+        again = torch.arange(size, device=rows.device) % n
+        batch = env.gather(part[again], own[again], t)
+        features = env.answers(theta, batch.x, batch.task, last=-1)[:n].flatten(1)
+        if rounded:
+            parts.append((*whole(features), batch.y[:n]))
+        else:
+            moments = add(moments, features, batch.y[:n])
     env.flat.module.train()
-    return add(moments, features, batch.y[:n])
+    if rounded:
+        moments = add_whole(moments, *map(torch.cat, zip(*parts, strict=True)))
+    return moments
