@@ -1,32 +1,74 @@
 """Numbers of few bits, whose products add up without an error, in any order, on any machine.
 
-The positive numbers of a row are `rounded` to whole multiples, 1 to 127, of a power of two of its
-own, `unit`: its largest keeps 7 bits. Negative ones become 0.
+A row is `rounded` to whole multiples of a power of two of its own, its unit: of what is positive,
+1 to 127, so that the largest keeps 7 bits. `projected` rounds inputs to 13 bits and a sign.
 """
 
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-BITS = 7
+BITS, INPUT_BITS = 7, 13
 LARGEST = 2**BITS - 1
 EXACT = 2**24 // LARGEST**2  # so many products of such numbers add up exactly in float32
 PANEL = 256  # rows of a Gram matrix that are summed at once
 
 
-def unit(x: Tensor) -> Tensor:
-    """What the last bit of each row of x [B, d] is worth, [B, 1]."""
+def unit(x: Tensor, bits: int = BITS) -> Tensor:
+    """What the last bit of each row of x [B, d] is worth, [B, 1], if its largest has so many."""
     top = x.detach().amax(1, keepdim=True).clamp_min(1e-30)
-    return torch.exp2(top.log2().floor() - (BITS - 1))
+    return torch.exp2(top.log2().floor() - (bits - 1))
+
+
+def projected(x: Tensor, weights: Tensor, last: float) -> Tensor:
+    """The product of x [B, d] and weights^T [u, d], whole multiples of `last`, -127 to 127.
+
+    Each row of x is rounded to 13 bits of its largest number. What remains is exact but for the
+    last step to float32: the result is the same in any batch, on any processor.
+    """
+    own = unit(x.abs(), INPUT_BITS)
+    numbers = (x * (1 / own)).round_()
+    high = (numbers * (1 / 128)).round_()  # -64 to 64, and so is what is left
+    low = numbers.sub_(high, alpha=128)
+    columns = (weights * (1 / last)).round_().clamp(-LARGEST, LARGEST).to(torch.int8).T
+    out: Tensor = products(high.to(torch.int8), low.to(torch.int8), columns)
+    return out.mul_(own * last)
+
+
+# An operator of its own, because torch.vmap and torch.compile cannot look into it.
+@torch.library.custom_op(
+    "cl_runner::products", mutates_args=(), schema="(Tensor high, Tensor low, Tensor b) -> Tensor"
+)
+def products(high: Tensor, low: Tensor, b: Tensor) -> Tensor:
+    """The product of 128 high + low [m, k] and b [k, n], all int8, in float32."""
+    return product(low, b).float().add_(product(high, b).float(), alpha=128)
+
+
+@products.register_fake
+def _(high: Tensor, _low: Tensor, b: Tensor) -> Tensor:
+    return high.new_empty((high.shape[0], b.shape[1]), dtype=torch.float32)
+
+
+@products.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], *own: Tensor) -> tuple[Tensor, int]:
+    each = [
+        [x if axis is None else x.select(axis, i) for x, axis in zip(own, in_dims, strict=True)]
+        for i in range(info.batch_size)
+    ]
+    return torch.stack([products(*one) for one in each]), 0
+
+
+PRODUCTS = torch.ops.cl_runner.products  # as what counts operators sees it
 
 
 def rounded(x: Tensor) -> Tensor:
     """relu(x) of x [B, d], each row in its own unit; nan in a row with nan or infinity."""
     own = unit(x)
-    return (x * (1 / own)).round_().clamp_(0, LARGEST).mul_(own)
+    return (x * (1 / own)).round_().clamp(0, LARGEST).mul_(own)
 
 
 def whole(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,7 +99,7 @@ def add_products(
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """The product of a [m, k] and b [k, n], int8 of 0 to 127, without an error; k below 2^17.
+    """The product of a [m, k] and b [k, n], int8 of -127 to 127, without an error; k below 2^17.
 
     torch's product of int8 goes wrong with one row or column: it misreads the strides.
     """

@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from cl_runner.errors import UserError, check
-from cl_runner.functional.fixed_point import rounded
+from cl_runner.functional.fixed_point import LARGEST, projected, rounded
 from cl_runner.nn.networks import STAGES, Network, Shape, Stage, activation_shapes
 
 
@@ -18,8 +18,9 @@ class ReadOut(Network):
 
     body: a network whose activations after the first `layer` stages are the features (None: after
     all but the last); None: the inputs are. random: so many units relu(V f), V normal; 0: none.
-    Without a bias they keep the scale of f, whatever it is. They are rounded to 7 bits of a
-    sample's largest one: such products add up without an error (`functional.fixed_point`).
+    Without a bias they keep the scale of f, whatever it is. V is in whole multiples of a 32nd of
+    its standard deviation, f has 13 bits of its largest number and a sign, the units have 7 bits of
+    a sample's largest one: products of such add up without an error (`functional.fixed_point`).
     Raises UserError for a layer that the body does not have.
     """
 
@@ -38,17 +39,19 @@ class ReadOut(Network):
         d = math.prod((shape, *shapes)[self.layer])
         self.random = nn.Linear(d, random, bias=False) if random else None
         if self.random is not None:
-            nn.init.kaiming_normal_(self.random.weight, nonlinearity="relu")
+            self.last = math.sqrt(2 / d) / 32  # a 32nd of their standard deviation
+            weight = nn.init.kaiming_normal_(self.random.weight.data, nonlinearity="relu")
+            weight.div_(self.last).round_().clamp_(-LARGEST, LARGEST).mul_(self.last)
         self.output = nn.Linear(random or d, outputs)
 
     def stages(self) -> Sequence[Stage]:
         """Those of the body below the layer, the random layer, the output layer."""
         below = [] if self.body is None else list(self.body.stages()[: self.layer])
-        random = [] if self.random is None else [partial(self._random, self.random)]
+        random = [] if self.random is None else [partial(self._random, self.random.weight)]
         return [*below, *random, lambda x: self.output(x.flatten(1))]
 
-    def _random(self, layer: nn.Module, x: Tensor) -> Tensor:
-        return rounded(layer(x.flatten(1)))
+    def _random(self, weight: Tensor, x: Tensor) -> Tensor:
+        return rounded(projected(x.flatten(1), weight, self.last))
 
 
 def headless(network: nn.Module) -> Network:

@@ -13,10 +13,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from cl_runner.functional.fixed_point import PRODUCTS
+
 T = TypeVar("T")
 K = TypeVar("K")
 VECTORS = dict.fromkeys((torch.ops.aten.mv, torch.ops.aten.dot), lambda a, *_, **__: 2 * a.numel())
-INTEGERS = {getattr(torch.ops.aten, "_int_mm", None): flop_registry[torch.ops.aten.mm]}
+INTEGERS = {
+    getattr(torch.ops.aten, "_int_mm", None): flop_registry[torch.ops.aten.mm],
+    PRODUCTS: lambda high, _, b, **__: 2 * 2 * high.numel() * b.shape[1],
+}
 FORMULAS = flop_registry | VECTORS | INTEGERS
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cl_runner.functional import fixed_point
-from cl_runner.functional.fixed_point import add_products, product, rounded, unit, whole
+from cl_runner.functional.fixed_point import add_products, product, projected, rounded, unit, whole
 
 
 def rows(n: int, d: int) -> torch.Tensor:
@@ -38,10 +38,34 @@ def test_what_is_rounded_is_whole_and_near_and_stays():
     assert torch.equal(rounded(near), near)
 
 
+def test_a_projection_is_exact_but_for_the_bits_of_its_inputs():
+    """Bit for bit the same alone, in a batch, in a stack, and without products of whole numbers."""
+    x, last = rows(30, 500), 0.0123
+    weights = torch.randint(-127, 128, (9, 500)) * last
+    out, own = projected(x, weights, last), unit(x.abs(), 13)
+    bits = (x / own).round() * own
+    assert bool((bits.abs() < 8193 * own).all())
+    exact = bits.double() @ (weights.double() / last).round().T * last
+    torch.testing.assert_close(out.double(), exact, rtol=1e-6, atol=1e-9)
+    most = own / 2 * weights.abs().sum(1) + 1e-5
+    assert bool(((out - x @ weights.T).abs() <= most).all())
+    assert torch.equal(torch.cat([projected(row[None], weights, last) for row in x]), out)
+    stack = torch.stack([weights, weights.flip(0)])
+    outs = torch.vmap(lambda own: projected(x, own, last))(stack)
+    assert torch.equal(outs[0], out) and torch.equal(outs[1], out.flip(1))
+    fixed_point.multiplies_integers.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(torch, "_int_mm")
+        assert torch.equal(projected(x, weights, last), out)
+    fixed_point.multiplies_integers.cache_clear()
+
+
 def test_nothing_stays_nothing_and_what_is_not_finite_is_seen():
     assert torch.equal(rounded(torch.zeros(2, 3)), torch.zeros(2, 3))
     for bad in (torch.inf, torch.nan):
-        assert bool(rounded(torch.tensor([[1.0, bad]])).isnan().any())
+        x = torch.tensor([[1.0, bad]])
+        assert bool(rounded(x).isnan().any())
+        assert bool(rounded(projected(x, torch.ones(3, 2), 1.0)).isnan().any())
 
 
 def test_sums_have_no_error(monkeypatch):
@@ -77,7 +101,7 @@ def test_a_row_that_is_not_finite_is_seen_in_the_sums():
 def test_both_ways_to_multiply_are_exact(monkeypatch, k):
     """Whole numbers, and float32 in parts; of the largest numbers, too."""
     assert fixed_point.EXACT * 127**2 <= 2**24
-    random = torch.randint(128, (7, k), dtype=torch.int8)
+    random = torch.randint(-127, 128, (7, k), dtype=torch.int8)
     for a in (random, torch.full_like(random, 127)):
         expected = a.long() @ a.long().T
         for integers in {False, fixed_point.multiplies_integers()}:

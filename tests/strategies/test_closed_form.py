@@ -71,7 +71,7 @@ def test_the_moments_are_the_sums_over_all_samples(prepared):
     y = env.stream.y
     x = env.inputs(env.stream.x[rows]).double().flatten(1)
     views = {k: v.double() for k, v in env.flat.views(s.theta.detach()).items()}
-    h = (x @ views["random.weight"].T).relu()
+    h = (x @ views["random.weight"].T).relu()  # x has 13 bits there
     bit = 2.0 ** (h.amax(1, keepdim=True).log2().floor() - 6)
     h = (h / bit).round().clamp(max=127) * bit
     member = torch.nn.functional.one_hot(y[rows], 10).double()
@@ -129,7 +129,7 @@ def test_classes_that_no_task_has_shown_are_never_predicted(prepared):
 
 
 def test_a_task_is_passed_once_which_counts(configure, tmp_path):
-    """Samples are real ones, FLOPs those of the padded chunks; the solution counts none but b."""
+    """Samples are real ones; FLOPs those of padded chunks, twice for high and low bits, and b."""
     d, D, K = 64, 40, 10
     case = ("strategy=ridge", "benchmark.num_tasks=2", "benchmark.train_samples=8")
     loop.run(configure(*TOY, *case, "training.epochs=7"), tmp_path)
@@ -137,7 +137,7 @@ def test_a_task_is_passed_once_which_counts(configure, tmp_path):
     assert [int(r["steps"]) for r in rows] == [0, 0, 0]
     samples = [int(r["samples"]) for r in rows[1:]]
     assert sum(samples) == 8 and all(samples)
-    forward, each = 500 * 2 * d * D, 2 * K * D + 2 * D * D
+    forward, each = 500 * 2 * 2 * d * D, 2 * K * D + 2 * D * D
     assert [
         int(r["flops"]) - forward - n * each for n, r in zip(samples, rows[1:], strict=True)
     ] == [2 * K * D] * 2
@@ -250,10 +250,12 @@ def test_weights_to_start_from_need_the_network(configure, tmp_path):
     assert not (tmp_path / "b").exists()
 
 
-def test_features_that_are_not_finite_are_told(prepared):
-    _, strategy, env = prepared(*TOY, "strategy=slda")
+@pytest.mark.parametrize("random", [0, 40])
+def test_features_that_are_not_finite_are_told(prepared, random):
+    case = ("strategy=slda", "strategy.input=features", f"strategy.features={random}")
+    _, strategy, env = prepared(*TOY, *case)
     s = initial_state(strategy, env)
     with torch.no_grad():
         env.flat.theta.fill_(1e38)
-    with pytest.raises(UserError, match=r"strategy.input=pixels: the features of task 1 are not"):
+    with pytest.raises(UserError, match=r"strategy.input=features: the features of task 1 are"):
         train_task(strategy, s, env.stream[0], env)
