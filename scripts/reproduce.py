@@ -5,7 +5,7 @@
     python scripts/reproduce.py --from multirun/...      finished sweeps, instead of running
 
 Each is `cl-run -m experiment=NAME seed=0,1,2,3,4`. Writes results/reproduction.csv and the table
-in docs/reproduction.md between its two markers, or the rows of those that are named; exits with 1
+in docs/reproduction.md between its two markers, or the rows of what is named or found; exits with 1
 if a mean lies outside its interval, which is the published mean +- max(0.02, 3 SD sqrt(1/5 + 1/n)),
 narrower near chance and ceiling; without a published SD +- 0.02.
 """
@@ -154,7 +154,8 @@ def main() -> None:
             table = compare(published, read([Path(folder)]))
     file = ROOT / "results" / "reproduction.csv"
     old = pd.read_csv(file, dtype={"n": "Int64"})
-    whole = merged(table, old, everything) if arguments.experiments else table
+    some = arguments.experiments or arguments.folders
+    whole = merged(table, old, everything) if some else table
     whole.to_csv(file, index=False)
     into_page(MARKERS, markdown(whole))
     print(markdown(table))

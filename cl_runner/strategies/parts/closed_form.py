@@ -47,7 +47,7 @@ class ClosedForm(Strategy):
     input: `pixels`, the inputs as they are; `features`, the activations of the configured network
     after its first `layer` stages (None: before the output layer). It never moves: start it from
     trained weights by init_from. features: so many random ReLU units on top of either, drawn from
-    the run's seed; 0: none.
+    the run's seed, in whole numbers of few bits (`nn.readout`); 0: none.
     """
 
     whole_batches: ClassVar[bool] = False  # it predicts none before it learns from it
