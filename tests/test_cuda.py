@@ -90,3 +90,15 @@ def test_images_are_resized_there_as_on_a_cpu():
         found, expected = (resize(x, size, torch.device(name)) for name in ("cuda", "cpu"))
         assert found.device == expected.device
         assert (found.int() - expected.int()).abs().max() <= 1  # where a half is rounded
+
+
+def test_random_units_and_their_sums_are_the_cpus_to_the_bit(prepared):
+    """A closed form's moments, though a GPU multiplies float32 and a CPU whole numbers."""
+    memories = []
+    for device in ("cpu", "cuda"):
+        case = ("strategy=ridge", "benchmark=split_digits", "scenario=class")
+        _, strategy, env = prepared(*case, "benchmark.num_tasks=2", f"device={device}")
+        s = train_task(strategy, initial_state(strategy, env), env.stream[0], env)
+        memories.append(s.memory | {"gram": s.memory["gram"].tril()})
+    for name, value in memories[0].items():
+        assert torch.equal(value, memories[1][name].cpu())

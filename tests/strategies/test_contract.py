@@ -289,6 +289,7 @@ CLAIMS = [
             ("hat", 0.05),
             ("packnet", 0.08),
             ("piggyback", 0.08),
+            ("supsup", 0.05),
         )
     ),
     *(
