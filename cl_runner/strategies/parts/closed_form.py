@@ -31,7 +31,7 @@ from cl_runner.training.env import Env
 
 INPUTS = ("pixels", "features")
 CHUNK = 500  # samples per forward pass
-TOGETHER = 2**25  # features of samples whose products are summed at once, about a byte each
+TOGETHER = 2**23  # features of samples whose products are summed at once, about a byte each
 
 
 @dataclass(frozen=True, kw_only=True)
