@@ -34,6 +34,7 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cl_runner.cli.search_path import share_the_store
 from cl_runner.config.parse import validate
 from cl_runner.config.schema import Config
 from cl_runner.core import Batch, TrainState, Window
@@ -52,14 +53,24 @@ CONF = REPOSITORY / "conf"
 # that the child spawns, as multiprocessing and joblib do it, are forked likewise: all is sent to
 # them as if they were new, but what is imported here is there, and Hydra's grammars are warm.
 NURSERY = """
-import gc, json, logging, multiprocessing.util, os, runpy, signal, sys
+import gc, json, logging, multiprocessing.util, os, pickle, runpy, signal, sys
 gc.disable()  # as cl-run does
 sys.path[:] = filter(None, sys.path)  # the current folder is where nobody looks for packages
 from cl_runner.cli.app import main
 from cl_runner.config.parse import validate
 from hydra import compose, initialize_config_module
+from hydra._internal.core_plugins import importlib_resources_config_source as sources
 from hydra.core.plugins import Plugins
 {more}
+parsed, load = {{}}, sources.ImportlibResourcesConfigSource.load_config
+
+def loaded(self, path):  # of a package's files, which no test changes, each is parsed once
+    key = self.path, path
+    if key not in parsed:
+        parsed[key] = pickle.dumps(load(self, path))
+    return pickle.loads(parsed[key])
+
+sources.ImportlibResourcesConfigSource.load_config = loaded
 Plugins.instance()  # looks for them in all packages, once
 with initialize_config_module("cl_runner.conf", version_base="1.3"):
     validate(compose("config", ["benchmark=split_digits"]))
@@ -143,6 +154,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests come first, so that no worker is alone with one of them at the end."""
+    items.sort(key=lambda item: item.path.name != "test_mnist.py")
+
+
 @pytest.fixture
 def heeded() -> Iterator[None]:
     """Signals of terminals are not ignored, as they are below nohup or in a script's background."""
@@ -183,6 +199,12 @@ def _yaml_is_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ImportlibResourcesConfigSource, "load_config", loaded)
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _store_is_not_copied() -> None:
+    """As `cl-run` does it."""
+    share_the_store()
 
 
 @pytest.fixture(scope="session")
@@ -390,6 +412,19 @@ def counted_run(prepared):
         return strategy, s, env, counts
 
     return function
+
+
+@pytest.fixture(scope="session")
+def untimed_guards() -> Iterator[None]:
+    """Dynamo does not measure how long the guards take of what it has traced, with cold caches.
+
+    That goes to a log of its own, and is a fifteenth of a short trace.
+    """
+    from torch._dynamo import guards
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guards, "profile_guard_manager", lambda *_: 0.0, raising=False)
+        yield
 
 
 @pytest.fixture

@@ -1,9 +1,12 @@
 """Hydra composes once for a run, unless YAML of the user's own may set hydra.mode."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_module
 from hydra._internal.hydra import Hydra
+from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from cl_runner.cli import search_path
@@ -38,6 +41,18 @@ def test_hydra_looks_where_a_configuration_may_set_it(monkeypatch, args, looks):
     search_path.compose_once([])
     search_path.compose_once(args)
     assert (Hydra.get_mode is search_path.LOOK) == looks
+
+
+def test_the_store_is_shared_and_composing_changes_nothing_in_it():
+    search_path.share_the_store()
+    store = ConfigStore.instance()
+    assert deepcopy(store) is store
+    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+        compose("config")  # Hydra registers its own
+        before = repr(store.repo)
+        changed = compose("config", ["hydra.job.chdir=true"], return_hydra_config=True)
+    assert changed.hydra.job.chdir is True
+    assert repr(store.repo) == before
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from cl_runner.cli import catalogue, overview
 from cl_runner.cli.failures import check_search, failed, known
 from cl_runner.cli.messages import SHOW_TRACEBACK, explain, print_error
 from cl_runner.cli.resume import continued, said
-from cl_runner.cli.search_path import compose_once, with_yaml_of_plugins
+from cl_runner.cli.search_path import compose_once, share_the_store, with_yaml_of_plugins
 from cl_runner.cli.several import concluded, run_seeds, run_together
 from cl_runner.cli.typed import flags, understood
 from cl_runner.config.outline import checked
@@ -146,6 +146,7 @@ def answer(args: Sequence[str]) -> int:
             launcher.register(run_together, concluded)
             sys.argv[1:] = continued(with_yaml_of_plugins(understood(args)))
             compose_once(sys.argv[1:])
+            share_the_store()
             app()
     except SystemExit as stop:
         if stop.__cause__ is None and stop.code != SIGTERM:  # with that number Ray ends

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.hydra import Hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 
@@ -49,6 +50,20 @@ def compose_once(args: Sequence[str]) -> None:
     looks = bool(options.config_dir or options.config_path or options.config_name)
     looks |= any(key_of(arg) in ("hydra.mode", SEARCH_PATH) for arg in args)
     Hydra.get_mode = LOOK if looks else unset  # type: ignore[method-assign]
+
+
+def share_the_store() -> None:
+    """Let Hydra look at the configurations that Python code has registered where they are.
+
+    It copies all of them whenever it composes and, for `--help`, for each group of files; what it
+    takes of them it copies once more.
+    """
+    ConfigStore.__deepcopy__ = itself  # type: ignore[attr-defined]
+
+
+def itself(store: ConfigStore, _: dict[int, Any]) -> ConfigStore:
+    """The store, which is one for all anyway."""
+    return store
 
 
 def unset(*_: object, **__: object) -> None:

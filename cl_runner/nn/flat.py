@@ -230,12 +230,13 @@ def lent(places: Sequence[Sequence[Place]], values: Sequence[Tensor]) -> Iterato
     try:
         for value, of_one in zip(values, places, strict=True):
             for place in of_one:
-                before.append((place, held(place)[place.name]))
-                held(place)[place.name] = value
+                tensors, name = held(place), place.name
+                before.append((tensors, name, tensors[name]))
+                tensors[name] = value
         yield
     finally:
-        for place, own in before:
-            held(place)[place.name] = own
+        for tensors, name, own in before:
+            tensors[name] = own
 
 
 def in_evaluation_mode(module: nn.Module) -> nn.Module:
