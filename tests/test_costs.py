@@ -96,6 +96,8 @@ def test_counts_are_those_of_torch_and_counting_changes_no_bit(prepared, monkeyp
     formula = {
         torch.ops.aten.mv: lambda shape, *_, **__: 2 * shape[0] * shape[1],
         torch.ops.aten.dot: lambda shape, *_, **__: 2 * shape[0],
+        torch.ops.aten._int_mm: lambda a, b, **__: 2 * a[0] * a[1] * b[1],
+        torch.ops.cl_runner.products: lambda a, _, b, **__: 2 * (2 * a[0] * a[1] * b[1]),
     }
     thetas, ours, theirs = [], [], []
     for open_ in (False, True):
