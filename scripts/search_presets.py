@@ -116,10 +116,7 @@ GRIDS: dict[str, str | dict[str, str]] = {
     },
     "bir": {"split_mnist_class": "strategy.gated=0.1,0.5"},
     "adam_nscl": {"split_mnist_task": "strategy.share=0.005,0.02,0.05"},
-    "owm": {
-        "split_mnist_class": f"{PLAIN} strategy.alpha=0.01,0.1,1",
-        "permuted_mnist": f"{PLAIN} strategy.alpha=0.01,0.1,1",
-    },
+    "owm": f"{PLAIN} strategy.alpha=0.01,0.1,1",
     "supsup": {
         "split_mnist_task": f"strategy.density=0.3,0.5 {RATE}",
         "permuted_mnist": RATE,
@@ -186,11 +183,16 @@ ON_EMBEDDED: dict[str, str | dict[str, str]] = {
     "wa": f"{BUFFER} strategy.lambda=1,3 {RATES}",
     "bic": f"{BUFFER} strategy.lambda=1,3 {RATES}",
     "lucir": f"{BUFFER} strategy.lambda=1,5 {RATES}",
-    "er_aml": {"split_digits": f"{BUFFER} strategy.gamma=0.3,1 {RATES}"},
-    "scr": {
-        "split_digits": f"{BUFFER} strategy.temperature=0.07,0.2 {RATES}",
-        "split_letter": f"{BUFFER} strategy.temperature=0.07,0.2 {RATES}",
+    "er_aml": f"{BUFFER} strategy.gamma=0.3,1 {RATES}",
+    "scr": f"{BUFFER} strategy.temperature=0.07,0.2 {RATES}",
+    "la_maml": f"{BUFFER} strategy.alpha_init=0.003,0.01,0.03",
+    "bir": {"split_digits": f"strategy.gated=0.1,0.5 {RATES}"},
+    "vcl": f"strategy.lambda=0.00003,0.001 {RATES}",
+    "fromp": {
+        "split_digits": f"{BUFFER} strategy.lambda=0.1,1 {RATES}",
+        "flights": f"{BUFFER} strategy.lambda=0.1,1 {RATES}",
     },
+    "adam_nscl": f"strategy.share=0.02,0.05,0.2 {RATES}",
     "owm": "strategy.alpha=0.01,0.1,1,10",
     "supsup": {"flights": MASKS},
     "piggyback": {"flights": MASKS},
