@@ -414,19 +414,6 @@ def counted_run(prepared):
     return function
 
 
-@pytest.fixture(scope="session")
-def untimed_guards() -> Iterator[None]:
-    """Dynamo does not measure how long the guards take of what it has traced, with cold caches.
-
-    That goes to a log of its own, and is a fifteenth of a short trace.
-    """
-    from torch._dynamo import guards
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(guards, "profile_guard_manager", lambda *_: 0.0, raising=False)
-        yield
-
-
 @pytest.fixture
 def traced_once(monkeypatch):
     """In a test of one configuration: stacks that go on take the graph that was traced at first.

@@ -93,7 +93,6 @@ def case(request, prepared) -> Case:
     return Case(name, overrides, prepared)
 
 
-@pytest.mark.usefixtures("untimed_guards")
 @pytest.mark.parametrize("promise", [*CHECKS, *OF_ONE_GRAPH])
 def test_it_keeps_its_promise(case: Case, promise: str) -> None:
     if promise not in case.checks():

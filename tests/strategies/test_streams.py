@@ -46,7 +46,6 @@ def case(request, prepared) -> Case:
     return Case(name, (*SMALL, *STREAMS[stream].split(), *own), prepared)
 
 
-@pytest.mark.usefixtures("untimed_guards")
 @pytest.mark.parametrize("promise", PROMISES)
 def test_it_keeps_its_promise_on_other_streams(case: Case, promise: str) -> None:
     if promise not in case.checks():
