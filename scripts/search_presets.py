@@ -60,11 +60,14 @@ LOSS = "strategy.penalty=loss"  # as the papers have it; with Adam it needs no b
 # What is slow, or was searched last, is searched on a fifth of Permuted MNIST's training data.
 FIFTH = "benchmark.train_fraction=0.2"
 ON_A_FIFTH = {
-    *("agem", "den", "gpm", "latent_replay", "mer", "ogd", "packnet", "pnn", "ridge", "slda"),
-    *("soft_sharing", "xdg"),
+    *("adam_nscl", "agem", "bir", "den", "diffusion", "fromp", "gpm", "la_maml", "latent_replay"),
+    *("mer", "ogd", "packnet", "pnn", "ridge", "scr", "slda", "soft_sharing", "xdg"),
 }
 # A preset of a strategy in another of its forms has a name of its own: strategy, and what makes it.
-VARIANTS = {"ewc_kron": ("ewc", "strategy.curvature=kron")}
+VARIANTS = {
+    "ewc_kron": ("ewc", "strategy.curvature=kron"),
+    "diffusion": ("generative_replay", "strategy.generator=diffusion"),
+}
 POLICIES = "strategy.policy=reservoir,class_balanced,ring,herding"
 # The authors of MER train on 1,000 samples of each task, one after another.
 MER = f"{PLAIN} {BUFFER} training.batch_size=10 training.iterations=100 strategy.beta=0.1,0.3"
@@ -77,6 +80,7 @@ GRIDS: dict[str, str | dict[str, str]] = {
     "frozen_features": RATE,
     "l2": "strategy.lambda=0.001,0.01,0.1,1,10",
     "ewc": f"{LOSS} strategy.lambda=1,10,100,1000,10000",
+    "ewc_kron": f"{LOSS} strategy.lambda=1,10,100,1000,10000",
     "si": f"{LOSS} strategy.lambda=0.1,1,10,100 strategy.damping=0.001,0.1",
     "mas": f"{LOSS} strategy.lambda=0.01,0.1,1,10,100",
     "rwalk": f"{LOSS} strategy.lambda=0.1,0.3,1,3,10",
@@ -108,28 +112,30 @@ GRIDS: dict[str, str | dict[str, str]] = {
     "wa": f"{BUFFER} strategy.policy=herding,reservoir strategy.lambda=0.3,1,3",
     "bic": f"{BUFFER} strategy.lambda=0.3,1,3 strategy.validation=0.1,0.2",
     "lucir": f"{BUFFER} strategy.lambda=1,5 strategy.margin=0.1,0.5",
-    "er_aml": {
-        "split_mnist_class": f"{BUFFER} strategy.gamma=0.3,1 strategy.temperature=0.1,0.2",
+    "er_aml": f"{BUFFER} strategy.gamma=0.3,1 strategy.temperature=0.1,0.2",
+    "scr": f"{BUFFER} strategy.temperature=0.07,0.2 optimizer.lr=0.001,0.003",
+    "bir": {
+        "split_mnist_task": "strategy.gated=0,0.1,0.5",
+        "split_mnist_class": "strategy.gated=0.1,0.5",
+        "permuted_mnist": "strategy.gated=0,0.1,0.5",
     },
-    "scr": {
-        "split_mnist_class": f"{BUFFER} strategy.temperature=0.07,0.2 optimizer.lr=0.001,0.003",
-    },
-    "bir": {"split_mnist_class": "strategy.gated=0.1,0.5"},
-    "adam_nscl": {"split_mnist_task": "strategy.share=0.005,0.02,0.05"},
+    "fromp": f"{BUFFER} strategy.lambda=0.1,1,10",
+    "adam_nscl": "strategy.share=0.005,0.02,0.05,0.1,0.2",
     "owm": f"{PLAIN} strategy.alpha=0.01,0.1,1",
     "supsup": {
         "split_mnist_task": f"strategy.density=0.3,0.5 {RATE}",
         "permuted_mnist": RATE,
     },
     "piggyback": RATE,
-    "vcl": {"split_mnist_task": "strategy.lambda=0.0001,0.001,0.01,0.1 optimizer.lr=0.0003,0.001"},
-    "la_maml": {"split_mnist_class": f"{BUFFER} {PLAIN} strategy.alpha_init=0.01,0.03"},
+    "vcl": "strategy.lambda=0.0001,0.001,0.01,0.1 optimizer.lr=0.0003,0.001",
+    "la_maml": f"{BUFFER} {PLAIN} strategy.alpha_init=0.003,0.01,0.03",
     "gdumb": f"{BUFFER} strategy.epochs=32,128 optimizer.lr=0.0003,0.001",
     "generative_replay": {
         "split_mnist_task": "strategy.labels=hard,distillation strategy.generator_lr=0.001,0.002",
         "split_mnist_class": "strategy.labels=hard,distillation strategy.generator_lr=0.001,0.002",
         "permuted_mnist": "strategy.labels=hard,distillation strategy.generator_lr=0.001",
     },
+    "diffusion": "strategy.labels=hard,distillation strategy.generator_lr=0.001,0.002",
     "agem": f"{BUFFER} {PLAIN} strategy.policy=reservoir,ring",
     "gem": f"{BUFFER} {PLAIN} strategy.margin=0,0.5",
     "den": {

@@ -24,6 +24,8 @@ class MAS(Strategy):
 
     There is no 1/2. Omega_p is the mean over samples, one by one, of |d |f(x)|^2 / d theta_p|, the
     sensitivity of the squared norm of the output; it needs no labels, and the tasks' sum is kept.
+    - gamma: what of the old Omega is kept at the end of a task, before the new one is added; with 0
+      it is the last task's alone, as in the code of github.com/facebookresearch/agem.
     - penalty `loss`: added to the loss, as the paper has it. With plain SGD the step on the penalty
       diverges once lr * lambda * max Omega > 1, and Omega has no bound: with lr 0.1 a lambda of 1
       does on every benchmark. `proximal`: the penalty's proximal step after the optimizer's own
@@ -40,12 +42,14 @@ class MAS(Strategy):
     detectable: ClassVar[tuple[str, ...]] = ("domain", "class")
 
     lambda_: float = 0.1
+    gamma: float = 1.0
     samples: int | None = None
     penalty: str = "proximal"
     rows: str = "train"
 
     def __post_init__(self) -> None:
         check(self.lambda_ >= 0, f"strategy.lambda must be at least 0, got {self.lambda_}")
+        check(0 <= self.gamma <= 1, f"strategy.gamma must lie in [0, 1], got {self.gamma}")
         one_of("strategy.penalty", self.penalty, PENALTIES)
         check(
             self.samples is None or self.samples >= 1,
@@ -80,7 +84,7 @@ class MAS(Strategy):
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
         shown, unlabelled = self.shown(task, env)
         new = output_sensitivity(s, shown, unlabelled, samples=self.samples)
-        importance = s.memory["importance"] + new
+        importance = self.gamma * s.memory["importance"] + new
         return s._replace(memory={"anchor": s.theta.detach().clone(), "importance": importance})
 
     def shown(self, task: Task, env: Env) -> tuple[Task, Env]:

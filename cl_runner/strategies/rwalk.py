@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cl_runner.core import Batch, Task, TrainState
 from cl_runner.errors import check, one_of
-from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.strategies.base import Aux, Strategy, without_meaning
 from cl_runner.strategies.parts.penalty import PENALTIES, Quadratic, unstable
 from cl_runner.training.env import Env
 
@@ -33,6 +33,8 @@ class RWalk(Strategy):
       diverges once lr * lambda * max(F + s) > 1, and F + s <= 2. `proximal`: the penalty's proximal
       step after the optimizer's own (`Quadratic.proximal_step`): stable at any lambda. The change
       of theta_p along the path includes it.
+    - score `false`: without s, so that the running Fisher of the task just learnt is all; it is
+      what that code calls EWC. `damping` then has no meaning.
     What is shown as the loss is without the penalty.
 
     Where we differ from that code: it has F_p Delta_p^2 without the paper's 1/2; it never empties
@@ -51,6 +53,7 @@ class RWalk(Strategy):
     alpha: float = 0.9
     interval: int = 10
     damping: float = 0.001
+    score: bool = True
     penalty: str = "proximal"
 
     def __post_init__(self) -> None:
@@ -59,21 +62,27 @@ class RWalk(Strategy):
         check(self.interval >= 1, f"strategy.interval must be at least 1 step, got {self.interval}")
         check(self.damping > 0, f"strategy.damping must be positive, got {self.damping}")
         one_of("strategy.penalty", self.penalty, PENALTIES)
+        if not self.score:
+            without_meaning(self, "strategy.score=false", "damping")
 
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
         start = theta.detach().clone()
         zero = torch.zeros_like(start)
-        return {
+        memory = {
             "anchor": start.clone(),  # theta*
             "importance": zero,  # F + s of the penalty, both in [0, 1]
             "fisher": zero.clone(),
-            "score": zero.clone(),  # of this task so far
-            "old_score": zero.clone(),  # of the tasks before
             "steps": torch.zeros((), dtype=torch.int64, device=env.device),  # of this interval
-            "start": start,  # theta when the interval began
-            "path": zero.clone(),  # -sum g (change of theta) in it
             "squares": zero.clone(),  # sum g^2 in it
         }
+        if self.score:
+            memory |= {
+                "score": zero.clone(),  # of this task so far
+                "old_score": zero.clone(),  # of the tasks before
+                "start": start,  # theta when the interval began
+                "path": zero.clone(),  # -sum g (change of theta) in it
+            }
+        return memory
 
     def quadratic(self, s: TrainState) -> Quadratic:
         """The penalty, lambda sum_p (F_p + s_p) (theta_p - theta*_p)^2."""
@@ -93,40 +102,45 @@ class RWalk(Strategy):
         if self.penalty == "proximal":
             s = penalty.proximal_step(s, env)
         memory = memory | {
-            "path": torch.addcmul(memory["path"], g, s.theta - before, value=-1),
             "squares": torch.addcmul(memory["squares"], g, g),
             "steps": memory["steps"] + 1,
         }
+        if self.score:
+            memory["path"] = torch.addcmul(memory["path"], g, s.theta - before, value=-1)
         memory |= self.close(memory, s.theta, memory["steps"] == self.interval)
         return s._replace(memory=memory), {**aux, "loss": loss}
 
     def close(self, memory: dict[str, Tensor], theta: Tensor, over: Tensor) -> dict[str, Tensor]:
         """The memory if the interval is over (0-d bool) at theta [P], maybe early; or as it was."""
-        F, start, steps = memory["fisher"], memory["start"], memory["steps"]
-        gained = memory["path"].clamp_min(0) * over
-        distance = 0.5 * F * (theta - start).square()
+        F, steps = memory["fisher"], memory["steps"]
         mean = memory["squares"] / steps.clamp_min(1)
-        return {
-            "score": memory["score"] + gained / (distance + self.damping),
+        closed = {
             "fisher": torch.lerp(F, mean, self.alpha * steps / self.interval * over),
-            "start": torch.lerp(start, theta, over.float()),  # exactly the one or the other
-            "path": memory["path"] * ~over,
             "squares": memory["squares"] * ~over,
             "steps": steps * ~over,
         }
+        if self.score:
+            start = memory["start"]
+            gained = memory["path"].clamp_min(0) * over
+            distance = 0.5 * F * (theta - start).square()
+            closed |= {
+                "score": memory["score"] + gained / (distance + self.damping),
+                "start": torch.lerp(start, theta, over.float()),  # exactly the one or the other
+                "path": memory["path"] * ~over,
+            }
+        return closed
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
         theta = s.theta.detach().clone()
         memory = s.memory | self.close(s.memory, theta, torch.ones_like(s.t, dtype=torch.bool))
-        score = memory["score"]
-        if task.index:
-            score = (memory["old_score"] + score) / 2
-        memory |= {
-            "anchor": theta,
-            "importance": to_unit_range(memory["fisher"]) + to_unit_range(score),
-            "score": torch.zeros_like(score),
-            "old_score": score,
-        }
+        importance = to_unit_range(memory["fisher"])
+        if self.score:
+            score = memory["score"]
+            if task.index:
+                score = (memory["old_score"] + score) / 2
+            importance = importance + to_unit_range(score)
+            memory |= {"score": torch.zeros_like(score), "old_score": score}
+        memory |= {"anchor": theta, "importance": importance}
         return s._replace(memory=memory)
 
 

@@ -269,7 +269,13 @@ REFUSED: dict[str, Rows] = {
         ({"over": "no"}, "strategy.over must be one of old, seen, got 'no'"),
         ({"warm_up": -1}, "strategy.warm_up must be at least 0 steps, got -1"),
     ],
-    "mas": [LAMBDA, PENALTY, ({"samples": 0}, "strategy.samples must be at least 1, got 0")],
+    "mas": [
+        LAMBDA,
+        PENALTY,
+        ({"samples": 0}, "strategy.samples must be at least 1, got 0"),
+        ({"gamma": -0.1}, "strategy.gamma must lie in [0, 1], got -0.1"),
+        ({"gamma": 1.1}, "strategy.gamma must lie in [0, 1], got 1.1"),
+    ],
     "mer": [
         *PLACES[:1],
         ({"policy": "ring"}, "strategy.policy must be reservoir for strategy=mer, got ring"),
@@ -313,6 +319,10 @@ REFUSED: dict[str, Rows] = {
         ({"alpha": 1.5}, "strategy.alpha must lie in (0, 1], got 1.5"),
         ({"interval": 0}, "strategy.interval must be at least 1 step, got 0"),
         ({"damping": 0}, "strategy.damping must be positive, got 0"),
+        (
+            {"score": False, "damping": 0.1},
+            "strategy.damping=0.1 has no meaning with strategy.score=false: leave it out",
+        ),
         PENALTY,
     ],
     "si": [
@@ -402,7 +412,7 @@ EDGES: dict[str, list[dict[str, Any]]] = {
         {"warm_up": 0, "max_weight": None},
         {"max_weight": 1e-9},
     ],
-    "mas": [{"lambda_": 0, "samples": 1, "penalty": "loss"}, {"samples": None}],
+    "mas": [{"lambda_": 0, "samples": 1, "penalty": "loss"}, {"samples": None, "gamma": 0}],
     "mer": [{"batches": 1, "beta": 1, "gamma": 1}, {"beta": 0.1, "gamma": 0.1}],
     "mir": [{"replay_batch_size": 4, "candidates": 4}],
     "ncm": [{"features": 1}, {"input": "features", "layer": 1}],
@@ -413,7 +423,7 @@ EDGES: dict[str, list[dict[str, Any]]] = {
     "ridge": [{"lambda_": 0, "features": 0}],
     "rwalk": [
         {"lambda_": 0, "alpha": 1, "interval": 1, "damping": 1e-9, "penalty": "loss"},
-        {"alpha": 0.1},
+        {"alpha": 0.1, "score": False},
     ],
     "si": [
         {"lambda_": 0, "damping": 1e-9, "penalty": "loss", "gradient": "total"},

@@ -51,13 +51,16 @@ def test_it_needs_no_labels(prepared):
     assert torch.equal(before, output_sensitivity(s, env.stream[0], env, samples=None))
 
 
-def test_importance_adds_up_over_tasks(prepared):
-    _, strategy, env = prepared("strategy=mas", "benchmark.train_samples=80")
+@pytest.mark.parametrize("gamma", [1, 0.3, 0])
+def test_importance_adds_up_over_tasks_of_the_old_one_as_much_as_gamma_says(prepared, gamma):
+    _, strategy, env = prepared(
+        "strategy=mas", "benchmark.train_samples=80", f"strategy.gamma={gamma}"
+    )
     s = initial_state(strategy, env)
     total = torch.zeros_like(s.theta, requires_grad=False)
     for task in env.stream[:3]:
         s = train_task(strategy, s, task, env)
-        total += output_sensitivity(s, task, env, samples=None)
+        total = gamma * total + output_sensitivity(s, task, env, samples=None)
     torch.testing.assert_close(s.memory["importance"], total)
 
 

@@ -139,6 +139,18 @@ def test_a_task_s_score_is_averaged_with_the_earlier_ones_and_both_terms_fill_0_
     assert not end.memory["score"].any()
 
 
+def test_without_the_score_the_running_fisher_is_the_penalty_and_no_path_is_kept(mid_run):
+    strategy, env, s, batches = mid_run(*TOY, "strategy.score=false", tasks=1)
+    fisher = s.memory["fisher"].clone()
+    assert torch.equal(s.memory["importance"], to_unit_range(fisher))
+    thetas, gradients, s = walk(strategy, env, s, batches[:9])
+    _, F = by_hand(thetas, gradients, fisher, alpha=0.7, interval=3, damping=1e-3)
+    torch.testing.assert_close(s.memory["fisher"], F, rtol=1e-4, atol=1e-9)
+    end = strategy.end_task(s, env.stream[1], env)
+    torch.testing.assert_close(end.memory["importance"], to_unit_range(F), rtol=1e-3, atol=1e-6)
+    assert set(end.memory) == {"anchor", "importance", "fisher", "steps", "squares"}
+
+
 def test_the_unit_range_is_0_to_1_and_0_where_nothing_differs():
     assert to_unit_range(torch.tensor([2.0, 6.0, 3.0])).tolist() == [0, 1, 0.25]
     assert to_unit_range(torch.tensor([1e-30, 3e-30])).tolist() == [0, 1]
