@@ -34,7 +34,7 @@ from cl_runner.run.tasks import (
     train_task,
 )
 from cl_runner.run.together import stacked_batches
-from cl_runner.strategies.parts.importance import fisher_diagonal
+from cl_runner.strategies.parts.importance import fisher_diagonal, kronecker_factors
 from cl_runner.training.batches import Source
 from cl_runner.training.engines import stepper
 from cl_runner.training.fit import Alone, take_steps
@@ -242,27 +242,38 @@ def online_costs(data: Path, threads: int, repeat: int) -> None:
 
 
 def fishers(data: Path, threads: int, repeat: int) -> None:
-    """The Fisher of all 60,000 samples by each rule, against an epoch of naive steps."""
+    """The Fisher of all 60,000 samples by each rule, against an epoch of naive steps.
+
+    Its Kronecker factors against its diagonal.
+    """
     m = member(
         data, threads, "cpu", "strategy=naive", *PERMUTED.split(), *SETTINGS["W1"][0].split()
     )
     s = initial_state(*m)._replace(t=torch.zeros((), dtype=torch.int64))
 
-    def fisher(rule: str) -> Turn:
+    def fisher(of: Callable[..., object], rule: str) -> Turn:
         def turn() -> float:
             begun = time.perf_counter()
             with torch.no_grad():
-                fisher_diagonal(s, m.env.stream[0], m.env, labels=rule, samples=None)
+                of(s, m.env.stream[0], m.env, labels=rule, samples=None)
             return time.perf_counter() - begun
 
         return turn
 
-    things = {"epoch": alone(m, 0, 469), **{rule: fisher(rule) for rule in LABEL_RULES}}
+    things = {"epoch": alone(m, 0, 469)}
+    for rule in LABEL_RULES:
+        things |= {
+            rule: fisher(fisher_diagonal, rule),
+            f"{rule}, kron": fisher(kronecker_factors, rule),
+        }
     seconds = turns(things, repeat)
     for rule in LABEL_RULES:
+        kron = seconds[f"{rule}, kron"]
         print(
             f"Fisher: {rule:9} {median(seconds[rule]):5.2f} s, "
-            f"{ratio(seconds[rule], seconds['epoch']):.2f} epochs"
+            f"{ratio(seconds[rule], seconds['epoch']):.2f} epochs; "
+            f"Kronecker factors {ratio(kron, seconds[rule]):.2f} times that "
+            f"({min(kron) / min(seconds[rule]):.2f} by the fastest), n = {len(kron)}"
         )
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from cl_runner.core import Batch
 from cl_runner.functional.importance import Cotangents, Forward, derivatives, traced
 
-BLOCKS = 4  # of columns, in each of which a gram matrix is computed down to its diagonal
+BLOCKS = 4  # of columns, in each of which a Gram matrix is computed down to its diagonal
+NARROW = 64  # columns, at least, of a block
 
 
 class Factors(NamedTuple):
@@ -27,17 +28,21 @@ class Factors(NamedTuple):
     outputs: Tensor  # G [O, O]
 
 
-def gram(rows: Tensor) -> Tensor:
-    """rows^T rows [d, d] of [n, d]: what lies above the diagonal, and the same below it.
+def add_gram(upper: Tensor, rows: Tensor, weight: float = 1.0) -> None:
+    """Add weight rows^T rows, of rows [n, d], to the upper triangle of a matrix [d, d], in place.
 
-    In blocks of columns it takes 5 of 8 of the whole product's multiplications.
+    In blocks of columns it takes 5 of 8 of the whole product's multiplications; what stands below
+    the diagonal afterwards is of no meaning.
     """
     d = rows.shape[1]
-    size = max(1, -(-d // BLOCKS))
-    upper = rows.new_zeros(d, d)
+    size = max(NARROW, -(-d // BLOCKS))
     for at in range(0, d, size):
         part = slice(at, at + size)
-        upper[: at + size, part] = rows[:, : at + size].T @ rows[:, part]
+        upper[: at + size, part].addmm_(rows[:, : at + size].T, rows[:, part], alpha=weight)
+
+
+def mirrored(upper: Tensor) -> Tensor:
+    """The symmetric matrix of an upper triangle [d, d]."""
     return upper.triu() + upper.triu(1).T
 
 
@@ -53,7 +58,7 @@ def add_factors(
     batch: Batch,
     cotangents_of: Cotangents,
 ) -> None:
-    """Add each sample's a a^T to A and its sum_c d_c d_c^T to G, for all of the layers.
+    """Add each sample's a a^T to A and its sum_c d_c d_c^T to G, to their upper triangles alone.
 
     d_c: the derivative of <g_c, f(x)>, by the vectors g_c [B, K] that cotangents_of(logits, batch)
     gives. Of a convolution's L positions A takes the sum and G the mean (Grosse & Martens 2016,
@@ -61,15 +66,17 @@ def add_factors(
     """
     logits, uses = traced(layers, forward, batch)
     for layer, _, factor in uses:
-        a = rows(factor)
-        if layer.bias is not None:
-            a = torch.cat([a, a.new_ones(len(a), 1)], 1)
-        sums[layer].inputs.add_(gram(a))
+        a, A = rows(factor), sums[layer].inputs
+        d = a.shape[1]
+        add_gram(A[:d, :d], a)
+        if layer.bias is not None:  # a 1 appended to each
+            A[:d, d] += a.sum(0)
+            A[d, d] += len(a)
     for g in cotangents_of(logits.detach(), batch):
         for (layer, _, factor), d in zip(uses, derivatives(logits, uses, g), strict=True):
             if d is not None:
                 delta = rows(d.reshape(*d.shape[:2], -1))
-                sums[layer].outputs.add_(gram(delta), alpha=1 / factor.shape[2])
+                add_gram(sums[layer].outputs, delta, 1 / factor.shape[2])
 
 
 def merged(old: Factors, new: Factors, gamma: float = 1.0) -> Factors:

@@ -13,8 +13,9 @@ from cl_runner.functional.importance import score_cotangents
 from cl_runner.functional.kronecker import (
     Factors,
     add_factors,
-    gram,
+    add_gram,
     merged,
+    mirrored,
     product,
     proximal,
     spectrum,
@@ -43,10 +44,13 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("d", [1, 2, 5, 8, 9, 30])
-def test_a_gram_matrix_is_the_whole_product(d: int) -> None:
-    rows = torch.randn(6, d, dtype=torch.float64)
-    torch.testing.assert_close(gram(rows), rows.T @ rows)
+@pytest.mark.parametrize("d", [1, 2, 9, 64, 65, 130, 300])
+def test_gram_matrices_add_up_to_the_whole_products(d: int) -> None:
+    sums = torch.zeros(d, d, dtype=torch.float64)
+    rows, more = torch.randn(2, 6, d, dtype=torch.float64)
+    add_gram(sums, rows)
+    add_gram(sums, more, 0.5)
+    torch.testing.assert_close(mirrored(sums), rows.T @ rows + 0.5 * more.T @ more)
 
 
 def batch_of(x: Tensor, y: Tensor) -> Batch:
@@ -64,7 +68,7 @@ def factors_of(layers: list[nn.Module], net: nn.Module, batch: Batch, rule: str)
         return score_cotangents(logits, batch.y, batch.active, rule, batch.noise["label"])
 
     add_factors(sums, layers, lambda b: net(b.x), batch, scores)
-    return [Factors(*(f / len(batch.y) for f in sums[layer])) for layer in layers]
+    return [Factors(*(mirrored(f) / len(batch.y) for f in sums[layer])) for layer in layers]
 
 
 def fisher_of(layer: nn.Module, net: nn.Module, batch: Batch, rule: str) -> Tensor:

@@ -22,7 +22,7 @@ from cl_runner.functional.importance import (
     split,
     traced,
 )
-from cl_runner.functional.kronecker import Factors, add_factors
+from cl_runner.functional.kronecker import Factors, add_factors, mirrored
 from cl_runner.training.env import Env
 
 
@@ -147,7 +147,7 @@ def kronecker_factors(
     zero = {use.layer: empty_factors(use, s.theta.detach()) for use in names.values()}
     sums, count = env.fold(add, zero, s, task, samples=samples)
     return {
-        name: Factors(*(factor / count for factor in sums[use.layer]))
+        name: Factors(*(mirrored(upper) / count for upper in sums[use.layer]))
         for name, use in names.items()
     }
 
