@@ -18,7 +18,6 @@ from cl_runner.core import Batch
 from cl_runner.functional.importance import Cotangents, Forward, derivatives, traced
 
 BLOCKS = 4  # of columns, in each of which a Gram matrix is computed down to its diagonal
-NARROW = 64  # columns, at least, of a block
 
 
 class Factors(NamedTuple):
@@ -35,10 +34,10 @@ def add_gram(upper: Tensor, rows: Tensor, weight: float = 1.0) -> None:
     the diagonal afterwards is of no meaning.
     """
     d = rows.shape[1]
-    size = max(NARROW, -(-d // BLOCKS))
+    size = max(1, -(-d // BLOCKS))
     for at in range(0, d, size):
-        part = slice(at, at + size)
-        upper[: at + size, part].addmm_(rows[:, : at + size].T, rows[:, part], alpha=weight)
+        own, left = upper[: at + size, at : at + size], rows[:, : at + size].T
+        torch.addmm(own, left, rows[:, at : at + size], alpha=weight, out=own)  # counted, with out
 
 
 def mirrored(upper: Tensor) -> Tensor:
@@ -67,11 +66,11 @@ def add_factors(
     logits, uses = traced(layers, forward, batch)
     for layer, _, factor in uses:
         a, A = rows(factor), sums[layer].inputs
-        d = a.shape[1]
-        add_gram(A[:d, :d], a)
+        width = a.shape[1]
+        add_gram(A[:width, :width], a)
         if layer.bias is not None:  # a 1 appended to each
-            A[:d, d] += a.sum(0)
-            A[d, d] += len(a)
+            A[:width, width] += a.sum(0)
+            A[width, width] += len(a)
     for g in cotangents_of(logits.detach(), batch):
         for (layer, _, factor), d in zip(uses, derivatives(logits, uses, g), strict=True):
             if d is not None:

@@ -44,7 +44,7 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("d", [1, 2, 9, 64, 65, 130, 300])
+@pytest.mark.parametrize("d", [1, 2, 5, 8, 9, 30])
 def test_gram_matrices_add_up_to_the_whole_products(d: int) -> None:
     sums = torch.zeros(d, d, dtype=torch.float64)
     rows, more = torch.randn(2, 6, d, dtype=torch.float64)
