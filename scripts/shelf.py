@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from search_presets import VARIANTS
 
 from cl_runner.compare.figures.canvas import image, pyplot
 from cl_runner.compare.figures.tradeoffs import front
@@ -29,7 +30,7 @@ from cl_runner.results.columns import kept_bytes
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = "preset/split_mnist_class"
 CSV, PICTURE = ROOT / "results" / "shelf.csv", ROOT / "docs" / "shelf.png"
-COLUMNS = ("strategy", "ACC", "forgetting", "flops", "buffer_samples", "generator_parameters")
+COLUMNS = ("preset", "ACC", "forgetting", "flops", "buffer_samples", "generator_parameters")
 REVISIT = ("joint", "cumulative", "from_scratch")  # train on all data again and again
 KINDS = {  # what is kept of old tasks: colour (Okabe & Ito) and marker
     "all data": ("#000000", "*"),
@@ -59,17 +60,26 @@ def run(name: str, folder: Path) -> None:
 
 def table_of(names: Sequence[str], folder: Path) -> pd.DataFrame:
     """A row for each run: what is shown of it."""
-    runs = pd.concat([pd.read_csv(folder / name / "summary.csv") for name in names])
+    runs = pd.concat(
+        [pd.read_csv(folder / name / "summary.csv").assign(preset=name) for name in names]
+    )
     return runs.reindex(columns=list(COLUMNS)).assign(kept_bytes=runs[kept_bytes()].sum(axis=1))
 
 
 def kind(own: Any) -> str:
     """What a strategy keeps of old tasks, one of KINDS."""
-    if own.strategy in REVISIT:
+    if own.preset in REVISIT:
         return "all data"
     if own.generator_parameters > 0:
         return "a generator"
     return "samples" if own.buffer_samples > 0 else "neither"
+
+
+def label(preset: str) -> str:
+    """The name that people know: of the strategy, or of that form of it."""
+    strategy, form = VARIANTS.get(preset, (preset, ""))
+    key, _, value = form.partition("=")
+    return display(strategy, {key: value})
 
 
 def draw(table: pd.DataFrame, plt: Any) -> Any:
@@ -86,7 +96,7 @@ def draw(table: pd.DataFrame, plt: Any) -> Any:
             own = table[[kind(r) == name for r in table.itertuples()]]
             style = {"color": colour, "marker": marker, "s": 26, "zorder": 3}
             axis.scatter(own[column], own.ACC, label=name, **style)
-        learners = table[~table.strategy.isin(REVISIT)]
+        learners = table[~table.preset.isin(REVISIT)]
         best = front(list(zip(learners[column], learners.ACC, strict=True)))
         axis.plot(*zip(*best, strict=True), color="0.6", ls="--", zorder=1, label="Pareto front")
         axis.set(xscale="log", yscale="logit", xlabel=told)
@@ -124,7 +134,7 @@ def write_names(figure: Any, axis: Any, table: pd.DataFrame, column: str) -> Non
         for dx, dy in PLACES:
             side = "left" if dx > 0 else "right" if dx < 0 else "center"
             text = axis.annotate(
-                display(own.strategy, {}),
+                label(own.preset),
                 place,
                 (dx, dy),
                 textcoords="offset points",
@@ -144,7 +154,7 @@ def write_names(figure: Any, axis: Any, table: pd.DataFrame, column: str) -> Non
                 break
             text.remove()
         else:
-            print(f"no room for {own.strategy}")
+            print(f"no room for {own.preset}")
 
 
 def meets(a: Sequence[float], b: Sequence[float]) -> bool:
@@ -155,7 +165,7 @@ def meets(a: Sequence[float], b: Sequence[float]) -> bool:
 def main() -> None:
     """Run, write, draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help="strategies (default: all that have a preset)")
+    parser.add_argument("names", nargs="*", help="presets (default: all)")
     parser.add_argument("--folder", type=Path, help="of the runs")
     arguments = parser.parse_args()
     if arguments.folder is not None:
@@ -168,8 +178,8 @@ def main() -> None:
         table = table_of(names, arguments.folder)
         if CSV.exists():
             old = pd.read_csv(CSV)
-            table = pd.concat([old[~old.strategy.isin(names)], table], ignore_index=True)
-        table.sort_values("strategy").to_csv(CSV, index=False)
+            table = pd.concat([old[~old.preset.isin(names)], table], ignore_index=True)
+        table.sort_values("preset").to_csv(CSV, index=False)
     if not CSV.exists():
         parser.error(f"there is no {CSV.relative_to(ROOT)} to draw yet: --folder makes it")
     with pyplot("scripts/shelf.py") as plt:

@@ -29,3 +29,8 @@ def test_what_is_shown_of_a_run(configure, tmp_path: Path, strategy: str, kept: 
 
 def test_boxes_meet_where_they_share_a_point() -> None:
     assert shelf.meets((0, 0, 2, 2), (1, 1, 3, 3)) and not shelf.meets((0, 0, 2, 2), (2, 0, 3, 2))
+
+
+def test_a_preset_of_another_form_has_a_name_of_its_own() -> None:
+    names = {"er": "ER", "ewc_kron": "Kronecker EWC", "diffusion": "diffusion replay"}
+    assert {preset: shelf.label(preset) for preset in names} == names

@@ -65,6 +65,9 @@ VARIANTS = {
         "strategy.mode": {"online": "online {}"},
         "strategy.curvature": {"kron": "Kronecker {}"},
     },
+    "generative_replay": {
+        "strategy.generator": {"diffusion": "diffusion replay", "gan": "GAN replay"},
+    },
     "imm": {"strategy.merge": {"mean": "mean-{}", "mode": "mode-{}"}},
 }
 
