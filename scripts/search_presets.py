@@ -173,11 +173,12 @@ INSTEAD = {  # flights wants smaller rates; weather has 50 tasks, each with a sy
 ON_EMBEDDED: dict[str, str | dict[str, str]] = {
     "naive": "optimizer.lr=0.03,0.1,0.3",
     "joint": f"{RATES},1",
-    "ewc": "strategy.lambda=1,10,100",
+    "ewc": f"strategy.lambda=1,10,100 {RATES}",
     "ewc_kron": {
-        "split_digits": "strategy.lambda=3,30,300",
-        "split_letter": "strategy.lambda=30,300,3000,30000",
-        "flights": "strategy.lambda=3,30,300",
+        "split_digits": f"strategy.lambda=3,30,300 {RATES}",
+        "split_letter": f"strategy.lambda=30,300,3000,30000 {RATES}",
+        "weather": f"strategy.lambda=3,30,300 {RATES}",
+        "flights": f"strategy.lambda=3,30,300 {RATES}",
     },
     "lwf": {"split_digits": f"strategy.over=seen strategy.lambda=1,3 {RATES}"},
     "agem": {"split_digits": f"{BUFFER} {RATES}"},
@@ -191,17 +192,16 @@ ON_EMBEDDED: dict[str, str | dict[str, str]] = {
     "lucir": f"{BUFFER} strategy.lambda=1,5 {RATES}",
     "er_aml": f"{BUFFER} strategy.gamma=0.3,1 {RATES}",
     "scr": f"{BUFFER} strategy.temperature=0.07,0.2 {RATES}",
-    "la_maml": f"{BUFFER} strategy.alpha_init=0.003,0.01,0.03",
+    "la_maml": f"{BUFFER} strategy.alpha_init=0.001,0.003,0.01,0.03",
+    "generative_replay": {"split_digits": f"strategy.labels=hard,distillation {RATES}"},
+    "diffusion": {"split_digits": f"strategy.labels=hard,distillation {RATES}"},
     "bir": {"split_digits": f"strategy.gated=0.1,0.5 {RATES}"},
     "vcl": f"strategy.lambda=0.00003,0.001 {RATES}",
-    "fromp": {
-        "split_digits": f"{BUFFER} strategy.lambda=0.1,1 {RATES}",
-        "flights": f"{BUFFER} strategy.lambda=0.1,1 {RATES}",
-    },
+    "fromp": f"{BUFFER} strategy.lambda=0.1,1 {RATES}",
     "adam_nscl": f"strategy.share=0.02,0.05,0.2 {RATES}",
     "owm": "strategy.alpha=0.01,0.1,1,10",
-    "supsup": {"flights": MASKS},
-    "piggyback": {"flights": MASKS},
+    "supsup": {"weather": MASKS, "flights": MASKS},
+    "piggyback": {"weather": MASKS, "flights": MASKS},
 }
 
 
