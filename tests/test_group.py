@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import GenericAlias
 
 import pytest
 from omegaconf import OmegaConf
@@ -122,6 +123,12 @@ def test_jobs_with_tasks_of_different_sizes_are_run_otherwise(configure, tmp_pat
     for job in jobs:
         assert isinstance(job.outcome, float)
         assert rows(job.out / "summary.csv")[0]["stacked_members"] == "1"
+
+
+def test_what_hydra_looks_through_for_plugins_holds_no_generic_names():
+    """With them Python 3.10 would end any program that uses Hydra beside this one."""
+    others = [v for v in vars(cl_runner_launcher).values() if isinstance(v, GenericAlias)]
+    assert others == []
 
 
 def test_the_launcher_does_not_repeat_a_job_whose_accuracy_is_zero(monkeypatch):

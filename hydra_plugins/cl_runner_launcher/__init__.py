@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -30,10 +30,12 @@ from cl_runner.config.outline import checked
 from cl_runner.errors import UserError
 from cl_runner.results import naming, status
 
+if TYPE_CHECKING:  # Hydra looks for plugins in all that stands here, and Python 3.10 takes
+    Outcome = float | Exception | None  # such names for classes, which ends any Hydra program
+    RunTogether = Callable[[Sequence[DictConfig]], list[Outcome]]  # None: to be run alone
+    Conclude = Callable[[Any], TaskFunction]
+
 log = logging.getLogger(__name__)
-Outcome = float | Exception | None  # None: to be run alone
-RunTogether = Callable[[Sequence[DictConfig]], list[Outcome]]
-Conclude = Callable[[Any], TaskFunction]
 TOGETHER: dict[str, Any] = {}  # what `register` was given; Hydra makes the launcher by itself
 
 
