@@ -63,6 +63,14 @@ class TrainState(NamedTuple):
     t: Tensor  # 0-d, index of the task up to which classes count as seen
 
 
+def _replace(fields: Any, **changes: Any) -> Any:
+    """A copy with other values; a NamedTuple's own is empty once torch 2.11 has compiled it."""
+    return type(fields)(**(dict(zip(fields._fields, fields, strict=True)) | changes))
+
+
+Batch._replace = TrainState._replace = _replace  # type: ignore[assignment, method-assign]
+
+
 @dataclass(frozen=True)
 class Task:
     """One task (experience) of a stream: which rows belong to it."""

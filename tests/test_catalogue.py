@@ -42,7 +42,7 @@ def test_experiments_are_listed_below_their_papers_and_protocols(
 ) -> None:
     titles = re.findall("(?m)^experiment=.*", told(capsys, "list", "experiments"))
     papers = (
-        *("arani2022", "buzzega2020", "delange2023", "hsu2018", "kirkpatrick2017"),
+        *("arani2022", "buzzega2020", "chaudhry2019", "delange2023", "hsu2018", "kirkpatrick2017"),
         *("lee2020", "pan2020", "prabhu2020", "record", "vandeven2022", "vandeven2025"),
     )
     presets = (

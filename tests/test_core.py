@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from cl_runner.core import Stream, Task, generator_for, seed_for
+from cl_runner.core import Stream, Task, TrainState, generator_for, seed_for
 
 CPU = torch.device("cpu")
 
@@ -118,3 +118,13 @@ def test_a_stream_moves_to_a_device_as_a_whole(stream: Stream) -> None:
     for tensor, other in zip(tensors, others, strict=True):
         assert (other.device.type, other.shape) == ("meta", tensor.shape)
     assert moved.transform is stream.transform
+
+
+def test_a_copy_with_other_values_has_all_fields_and_no_more():
+    kept = {"a": torch.ones(1)}
+    s = TrainState(torch.zeros(2), {}, {}, kept, torch.tensor(0))
+    other = s._replace(theta=torch.ones(2))
+    assert type(other) is TrainState and other.theta.tolist() == [1, 1]
+    assert other.memory is kept and other[1:] == s[1:]
+    with pytest.raises(TypeError, match="thetas"):
+        s._replace(thetas=torch.ones(2))

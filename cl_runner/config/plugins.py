@@ -145,7 +145,7 @@ def defined(module: ModuleType, base: type) -> list[type[Any]]:
     return [
         c
         for c in vars(module).values()
-        if inspect.isclass(c) and issubclass(c, base) and c.__module__ == module.__name__
+        if inspect.isclass(c) and c.__module__ == module.__name__ and issubclass(c, base)
     ]
 
 

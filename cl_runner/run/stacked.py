@@ -127,7 +127,7 @@ class StackedStep:
     def __call__(self, batch: dict[str, Any]) -> Leaves:
         """Take a step on raw batches [M, B, ...]: the losses [M] and what else is `told`."""
         own, spec = tree_flatten((batch, self.tables, self.hyper))
-        key = (spec, *(v.shape for v in own))
+        key = (str(spec), *(v.shape for v in own))  # old versions of torch have no hash of it
         if key not in self.graphs:
             self.graphs[key] = self.trace(own, spec)
         graph, inputs = self.graphs[key], self.layout.cut(own)
