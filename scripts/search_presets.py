@@ -119,8 +119,8 @@ GRIDS: dict[str, str | dict[str, str]] = {
         "split_mnist_class": "strategy.gated=0.1,0.5",
         "permuted_mnist": "strategy.gated=0,0.1,0.5",
     },
-    "fromp": f"{BUFFER} strategy.lambda=0.1,1,10",
-    "adam_nscl": "strategy.share=0.005,0.02,0.05,0.1,0.2",
+    "fromp": f"{BUFFER} strategy.lambda=0.1,1,10,100,1000",
+    "adam_nscl": "strategy.share=0.005,0.02,0.05,0.1,0.2,0.5",
     "owm": f"{PLAIN} strategy.alpha=0.01,0.1,1",
     "supsup": {
         "split_mnist_task": f"strategy.density=0.3,0.5 {RATE}",
@@ -128,7 +128,7 @@ GRIDS: dict[str, str | dict[str, str]] = {
     },
     "piggyback": RATE,
     "vcl": "strategy.lambda=0.0001,0.001,0.01,0.1 optimizer.lr=0.0003,0.001",
-    "la_maml": f"{BUFFER} {PLAIN} strategy.alpha_init=0.003,0.01,0.03",
+    "la_maml": f"{BUFFER} {PLAIN} strategy.alpha_init=0.003,0.01,0.03,0.1",
     "gdumb": f"{BUFFER} strategy.epochs=32,128 optimizer.lr=0.0003,0.001",
     "generative_replay": {
         "split_mnist_task": "strategy.labels=hard,distillation strategy.generator_lr=0.001,0.002",
