@@ -33,17 +33,18 @@ class RWalk(Strategy):
       diverges once lr * lambda * max(F + s) > 1, and F + s <= 2. `proximal`: the penalty's proximal
       step after the optimizer's own (`Quadratic.proximal_step`): stable at any lambda. The change
       of theta_p along the path includes it.
+    - squares `task`: the sum of g^2 begins anew with a task, not with an interval, so that F is one
+      over all steps of the task, as in that code. `interval`: the paper.
     - score `false`: without s, so that the running Fisher of the task just learnt is all; it is
       what that code calls EWC. `damping` then has no meaning.
     What is shown as the loss is without the penalty.
 
-    Where we differ from that code: it has F_p Delta_p^2 without the paper's 1/2; it never empties
-    its sum of g^2 within a task, so that its F grows like a sum over the task's steps rather than
-    the paper's mean over an interval; it closes an interval before its last step, so that the first
-    has one step less; it drops an interval that a task's end cuts short (here it counts in
-    proportion); and it adds the averaged score to the old one instead of replacing it. Its lambda
-    therefore means about the same as ours, not exactly. The paper also trains on a few exemplars of
-    old classes, this does not: expect little of it in class-incremental learning.
+    Where we differ from that code: it has F_p Delta_p^2 without the paper's 1/2; it closes an
+    interval before its last step, so that the first has one step less; it drops an interval that a
+    task's end cuts short (here it counts in proportion); and it adds the averaged score to the old
+    one instead of replacing it. Its lambda therefore means about the same as ours, not exactly. The
+    paper also trains on a few exemplars of old classes, this does not: expect little of it in
+    class-incremental learning.
     """
 
     regulariser: ClassVar[bool] = True
@@ -53,6 +54,7 @@ class RWalk(Strategy):
     alpha: float = 0.9
     interval: int = 10
     damping: float = 0.001
+    squares: str = "interval"
     score: bool = True
     penalty: str = "proximal"
 
@@ -61,6 +63,7 @@ class RWalk(Strategy):
         check(0 < self.alpha <= 1, f"strategy.alpha must lie in (0, 1], got {self.alpha}")
         check(self.interval >= 1, f"strategy.interval must be at least 1 step, got {self.interval}")
         check(self.damping > 0, f"strategy.damping must be positive, got {self.damping}")
+        one_of("strategy.squares", self.squares, ("interval", "task"))
         one_of("strategy.penalty", self.penalty, PENALTIES)
         if not self.score:
             without_meaning(self, "strategy.score=false", "damping")
@@ -73,7 +76,7 @@ class RWalk(Strategy):
             "importance": zero,  # F + s of the penalty, both in [0, 1]
             "fisher": zero.clone(),
             "steps": torch.zeros((), dtype=torch.int64, device=env.device),  # of this interval
-            "squares": zero.clone(),  # sum g^2 in it
+            "squares": zero.clone(),  # sum g^2 in it, or in the task
         }
         if self.score:
             memory |= {
@@ -112,11 +115,11 @@ class RWalk(Strategy):
 
     def close(self, memory: dict[str, Tensor], theta: Tensor, over: Tensor) -> dict[str, Tensor]:
         """The memory if the interval is over (0-d bool) at theta [P], maybe early; or as it was."""
-        F, steps = memory["fisher"], memory["steps"]
-        mean = memory["squares"] / steps.clamp_min(1)
+        F, steps, squares = memory["fisher"], memory["steps"], memory["squares"]
+        mean = squares / steps.clamp_min(1)
         closed = {
             "fisher": torch.lerp(F, mean, self.alpha * steps / self.interval * over),
-            "squares": memory["squares"] * ~over,
+            "squares": memory["squares"] * ~over if self.squares == "interval" else squares,
             "steps": steps * ~over,
         }
         if self.score:
@@ -140,7 +143,8 @@ class RWalk(Strategy):
                 score = (memory["old_score"] + score) / 2
             importance = importance + to_unit_range(score)
             memory |= {"score": torch.zeros_like(score), "old_score": score}
-        memory |= {"anchor": theta, "importance": importance}
+        zero = torch.zeros_like(theta)
+        memory |= {"anchor": theta, "importance": importance, "squares": zero}
         return s._replace(memory=memory)
 
 

@@ -23,7 +23,10 @@ VARIANTS = {
     "icarl": (f"{PER_CLASS} strategy.temperature=2",),
     "er_ewc": ("strategy.policy=class_balanced", "strategy.penalty=loss"),
     "expandable_head": ("strategy.new_units=imprinted",),
-    "rwalk": ("strategy.interval=2", "strategy.penalty=loss strategy.score=false"),
+    "rwalk": (
+        "strategy.interval=2 strategy.squares=task",
+        "strategy.penalty=loss strategy.score=false",
+    ),
     "agem": ("strategy.policy=ring", "strategy.policy=class_balanced"),
     "den": ("strategy.tau=100 strategy.phase_epochs=1",),
     "gem": ("scenario=task strategy.margin=0",),

@@ -139,6 +139,19 @@ def test_a_task_s_score_is_averaged_with_the_earlier_ones_and_both_terms_fill_0_
     assert not end.memory["score"].any()
 
 
+def test_squares_of_the_task_add_up_from_interval_to_interval_and_begin_anew_with_a_task(mid_run):
+    strategy, env, s, batches = mid_run(*TOY, "strategy.squares=task", tasks=1)
+    assert not s.memory["squares"].any()
+    F = s.memory["fisher"].clone()
+    _, gradients, s = walk(strategy, env, s, batches[:6])
+    total = torch.zeros_like(F)
+    for first in (0, 3):
+        total = total + sum(g**2 for g in gradients[first : first + 3])
+        F = 0.7 * total / 3 + 0.3 * F
+    torch.testing.assert_close(s.memory["fisher"], F, rtol=1e-4, atol=1e-9)
+    assert not strategy.end_task(s, env.stream[1], env).memory["squares"].any()
+
+
 def test_without_the_score_the_running_fisher_is_the_penalty_and_no_path_is_kept(mid_run):
     strategy, env, s, batches = mid_run(*TOY, "strategy.score=false", tasks=1)
     fisher = s.memory["fisher"].clone()
