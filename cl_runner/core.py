@@ -63,12 +63,21 @@ class TrainState(NamedTuple):
     t: Tensor  # 0-d, index of the task up to which classes count as seen
 
 
-def _replace(fields: Any, **changes: Any) -> Any:
-    """A copy with other values; a NamedTuple's own is empty once torch 2.11 has compiled it."""
-    return type(fields)(**(dict(zip(fields._fields, fields, strict=True)) | changes))
+def replacing(kind: type[Batch | TrainState]) -> Any:
+    """The method `_replace` of one of these: a copy with other values.
+
+    NamedTuple's own is empty once torch 2.11 has compiled it; older versions do not compile it.
+    """
+    names = kind._fields
+
+    def _replace(self: Any, **changes: Any) -> Any:
+        return kind(**(dict(zip(names, self, strict=True)) | changes))
+
+    return _replace
 
 
-Batch._replace = TrainState._replace = _replace  # type: ignore[assignment, method-assign]
+Batch._replace = replacing(Batch)  # type: ignore[method-assign]
+TrainState._replace = replacing(TrainState)  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)
