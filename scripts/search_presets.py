@@ -119,7 +119,7 @@ GRIDS: dict[str, str | dict[str, str]] = {
         "split_mnist_class": "strategy.gated=0.1,0.5",
         "permuted_mnist": "strategy.gated=0,0.1,0.5",
     },
-    "fromp": f"{BUFFER} strategy.lambda=0.1,1,10,100,1000",
+    "fromp": f"{BUFFER} strategy.lambda=0.1,1,10,100,1000,10000",
     "adam_nscl": "strategy.share=0.005,0.02,0.05,0.1,0.2,0.5",
     "owm": f"{PLAIN} strategy.alpha=0.01,0.1,1",
     "supsup": {

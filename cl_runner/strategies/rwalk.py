@@ -33,18 +33,18 @@ class RWalk(Strategy):
       diverges once lr * lambda * max(F + s) > 1, and F + s <= 2. `proximal`: the penalty's proximal
       step after the optimizer's own (`Quadratic.proximal_step`): stable at any lambda. The change
       of theta_p along the path includes it.
-    - squares `task`: the sum of g^2 begins anew with a task, not with an interval, so that F is one
-      over all steps of the task, as in that code. `interval`: the paper.
+    - variant `code`: as that code has it where it is not the paper's method. Its sum of g^2 begins
+      anew with a task, not with an interval, so that F is one over all steps of the task; its
+      distance is F_p Delta_p^2, without 1/2; and what it averages is added to the old score, so
+      that the first tasks count most.
     - score `false`: without s, so that the running Fisher of the task just learnt is all; it is
       what that code calls EWC. `damping` then has no meaning.
     What is shown as the loss is without the penalty.
 
-    Where we differ from that code: it has F_p Delta_p^2 without the paper's 1/2; it closes an
-    interval before its last step, so that the first has one step less; it drops an interval that a
-    task's end cuts short (here it counts in proportion); and it adds the averaged score to the old
-    one instead of replacing it. Its lambda therefore means about the same as ours, not exactly. The
-    paper also trains on a few exemplars of old classes, this does not: expect little of it in
-    class-incremental learning.
+    Where we differ from that code in either variant: it closes an interval before its last step, so
+    that the first has one step less, and drops one that a task's end cuts short (here it counts in
+    proportion). The paper also trains on a few exemplars of old classes, this does not: expect
+    little of it in class-incremental learning.
     """
 
     regulariser: ClassVar[bool] = True
@@ -54,7 +54,7 @@ class RWalk(Strategy):
     alpha: float = 0.9
     interval: int = 10
     damping: float = 0.001
-    squares: str = "interval"
+    variant: str = "paper"
     score: bool = True
     penalty: str = "proximal"
 
@@ -63,7 +63,7 @@ class RWalk(Strategy):
         check(0 < self.alpha <= 1, f"strategy.alpha must lie in (0, 1], got {self.alpha}")
         check(self.interval >= 1, f"strategy.interval must be at least 1 step, got {self.interval}")
         check(self.damping > 0, f"strategy.damping must be positive, got {self.damping}")
-        one_of("strategy.squares", self.squares, ("interval", "task"))
+        one_of("strategy.variant", self.variant, ("paper", "code"))
         one_of("strategy.penalty", self.penalty, PENALTIES)
         if not self.score:
             without_meaning(self, "strategy.score=false", "damping")
@@ -119,13 +119,14 @@ class RWalk(Strategy):
         mean = squares / steps.clamp_min(1)
         closed = {
             "fisher": torch.lerp(F, mean, self.alpha * steps / self.interval * over),
-            "squares": memory["squares"] * ~over if self.squares == "interval" else squares,
+            "squares": squares * ~over if self.variant == "paper" else squares,
             "steps": steps * ~over,
         }
         if self.score:
             start = memory["start"]
             gained = memory["path"].clamp_min(0) * over
-            distance = 0.5 * F * (theta - start).square()
+            half = 0.5 if self.variant == "paper" else 1.0
+            distance = half * F * (theta - start).square()
             closed |= {
                 "score": memory["score"] + gained / (distance + self.damping),
                 "start": torch.lerp(start, theta, over.float()),  # exactly the one or the other
@@ -138,9 +139,9 @@ class RWalk(Strategy):
         memory = s.memory | self.close(s.memory, theta, torch.ones_like(s.t, dtype=torch.bool))
         importance = to_unit_range(memory["fisher"])
         if self.score:
-            score = memory["score"]
+            old, score = memory["old_score"], memory["score"]
             if task.index:
-                score = (memory["old_score"] + score) / 2
+                score = (old + score) / 2 + (old if self.variant == "code" else 0)
             importance = importance + to_unit_range(score)
             memory |= {"score": torch.zeros_like(score), "old_score": score}
         zero = torch.zeros_like(theta)

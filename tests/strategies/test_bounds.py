@@ -423,7 +423,7 @@ EDGES: dict[str, list[dict[str, Any]]] = {
     "ridge": [{"lambda_": 0, "features": 0}],
     "rwalk": [
         {"lambda_": 0, "alpha": 1, "interval": 1, "damping": 1e-9, "penalty": "loss"},
-        {"alpha": 0.1, "squares": "task", "score": False},
+        {"alpha": 0.1, "variant": "code", "score": False},
     ],
     "si": [
         {"lambda_": 0, "damping": 1e-9, "penalty": "loss", "gradient": "total"},

@@ -24,7 +24,7 @@ VARIANTS = {
     "er_ewc": ("strategy.policy=class_balanced", "strategy.penalty=loss"),
     "expandable_head": ("strategy.new_units=imprinted",),
     "rwalk": (
-        "strategy.interval=2 strategy.squares=task",
+        "strategy.interval=2 strategy.variant=code",
         "strategy.penalty=loss strategy.score=false",
     ),
     "agem": ("strategy.policy=ring", "strategy.policy=class_balanced"),
