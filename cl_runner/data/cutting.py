@@ -105,7 +105,7 @@ def cut(frame: DataFrame, config: Table, where: Where) -> Numbered:
 
 def periods(times: Series, config: Table, where: Where) -> Numbered:
     """The different times, or their years, months or days. Raises UserError for unsorted rows."""
-    back = np.flatnonzero(np.diff(times.to_numpy()) < np.timedelta64(0))
+    back = np.flatnonzero(np.diff(times.to_numpy()) < np.timedelta64(0, "ns"))
     if len(back):
         row = int(back[0]) + 1
         message = f"{where(row)}: {times.iloc[row]} in column {config.slice} is out of order, after"

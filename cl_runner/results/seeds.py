@@ -47,11 +47,11 @@ def merge_seeds(out: Path, runs: Mapping[int, Path]) -> str:
 def interval(values: Sequence[float]) -> dict[str, Any]:
     """n, mean, sd and the 95 % interval low .. high of the mean; None where n is too small."""
     n = len(values)
-    mean = sum(values) / n if n else None
+    mean = math.fsum(values) / n if n else None  # in any order of the seeds the same
     if mean is None or n < 2:
         return {"n": n, "mean": mean, "sd": None, "low": None, "high": None}
     from scipy.special import stdtrit  # scipy.stats has the same, and takes a second to import
 
-    sd = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
+    sd = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
     half = float(stdtrit(n - 1, 0.975)) * sd / math.sqrt(n)
     return {"n": n, "mean": mean, "sd": sd, "low": mean - half, "high": mean + half}

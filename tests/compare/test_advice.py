@@ -92,7 +92,7 @@ def test_what_is_behind_is_not_recommended_however_cheap(ask: Ask) -> None:
 def test_what_costs_the_same_is_no_reason(ask: Ask) -> None:
     accs = {"from_scratch": around(0.83), "cumulative": shaken(0.83)}
     *_, choice = told(ask(accs))
-    assert choice == "Without other limits: from scratch, for those like it are no cheaper."
+    assert choice == "Without other limits: cumulative, for those like it are no cheaper."
 
 
 def test_another_way_may_be_better_than_from_scratch(ask: Ask) -> None:
