@@ -37,8 +37,8 @@ class RWalk(Strategy):
       anew with a task, not with an interval, so that F is one over all steps of the task; its
       distance is F_p Delta_p^2, without 1/2; and what it averages is added to the old score, so
       that the first tasks count most.
-    - score `false`: without s, so that the running Fisher of the task just learnt is all; it is
-      what that code calls EWC. `damping` then has no meaning.
+    - score `false`: without s, so that the running Fisher of the task just learnt is all; with
+      variant `paper` it is what that code calls EWC. `damping` then has no meaning.
     What is shown as the loss is without the penalty.
 
     Where we differ from that code in either variant: it closes an interval before its last step, so
