@@ -12,18 +12,21 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from cl_runner import strategies
 from cl_runner.cli.search_path import with_yaml_of_plugins
+from cl_runner.config.plugins import defined
 from cl_runner.errors import UserError
 from cl_runner.results.files import read_rows
 from cl_runner.run.stacked import StackedStep
 from cl_runner.run.tasks import Member, initial_state
 from cl_runner.run.tasks import train_task as alone
 from cl_runner.run.together import train_task
+from cl_runner.strategies.base import Strategy
 from cl_runner.testing import composer
 
 REPOSITORY = Path(__file__).parents[1]
@@ -256,6 +259,19 @@ def test_a_strategy_trains_a_plain_module_or_refuses_it_in_a_line(prepared_by_my
 
 
 # The search path
+
+
+class Pretender:
+    """As `list[int]` on Python 3.10: inspect takes it for a class, issubclass does not."""
+
+    __class__ = type
+
+
+def test_a_name_of_a_type_in_a_plugin_is_no_class_of_its_own():
+    module = ModuleType("mine")
+    module.Mine = type("Mine", (Strategy,), {"__module__": "mine"})
+    module.Names = Pretender()
+    assert defined(module, Strategy) == [module.Mine]
 
 
 def test_the_yaml_of_a_package_is_found_without_importing_it(tmp_path, monkeypatch):
