@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from cl_runner import strategies
-from cl_runner.errors import Diverged
+from cl_runner.core import TrainState
+from cl_runner.errors import Diverged, UserError
 from cl_runner.run.evaluation import evaluate
 from cl_runner.run.stacked import StackedStep, obstacle
 from cl_runner.run.tasks import Member, initial_state, train_task
@@ -43,30 +45,37 @@ def case_of(name: str) -> tuple[str, ...]:
 
 
 def alone(prepared, *overrides: str):
-    _, strategy, env = prepared(*TOY, *overrides)
+    _, strategy, env = prepared(*overrides)
     s = initial_state(strategy, env)
     for task in env.stream:
         s = train_task(strategy, s, task, env)
-    return s.theta.detach().clone(), evaluate(strategy, s, env), env.meter
+    return trained(s), evaluate(strategy, s, env), env.meter
+
+
+def trained(s: TrainState) -> dict[str, Tensor]:
+    return {"theta": s.theta.detach().clone()} | {k: v.clone() for k, v in s.buffers.items()}
 
 
 def together(prepared, *members: tuple[str, ...], record: Recorder | None = None):
-    runs = [Member(*prepared(*TOY, *overrides)[1:]) for overrides in members]
+    runs = [Member(*prepared(*overrides)[1:]) for overrides in members]
     assert obstacle(runs) is None
     states = [initial_state(m.strategy, m.env) for m in runs]
     step = StackedStep(runs, record)
     for t in range(runs[0].env.num_tasks):
         states = train_together(runs, states, t, step)
     return [
-        (s.theta.detach().clone(), evaluate(m.strategy, m.env.commit(s), m.env), m.env.meter)
+        (trained(s), evaluate(m.strategy, m.env.commit(s), m.env), m.env.meter)
         for m, s in zip(runs, states, strict=True)
     ]
 
 
-def assert_equal_runs(prepared, *members: tuple[str, ...], tolerance: float = 1e-4) -> None:
-    for overrides, (theta, rows, meter) in zip(members, together(prepared, *members), strict=True):
+def assert_equal_runs(
+    prepared, *members: tuple[str, ...], toy: tuple[str, ...] = TOY, tolerance: float = 1e-4
+) -> None:
+    members = [(*toy, *overrides) for overrides in members]
+    for overrides, (end, rows, meter) in zip(members, together(prepared, *members), strict=True):
         expected, expected_rows, counted = alone(prepared, *overrides)
-        torch.testing.assert_close(theta, expected, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(end, expected, rtol=tolerance, atol=tolerance)
         for key, row in rows.items():
             assert row == pytest.approx(expected_rows[key], abs=0.01)
         for name in ("steps", "samples", "flops", "evaluation_flops"):
@@ -84,6 +93,42 @@ def test_a_member_equals_the_run_alone(prepared, name):
     assert_equal_runs(prepared, (*case, "seed=0"), (*case, "seed=1"))
 
 
+# What moves besides theta: BatchNorm's statistics; and masks that are drawn in a step. The rate is
+# low, for a ReLU that a rounding turns over is amplified by BatchNorm in each step.
+CALM = (*(o for o in TOY if "hidden_sizes" not in o), "training.epochs=1", "optimizer.lr=0.001")
+
+
+@pytest.mark.parametrize("name", STACKED)
+def test_batchnorm_and_dropout_are_each_members_own(prepared, name):
+    case = (*case_of(name), "model.hidden_sizes=[24]", "model.dropout=0.3")
+    runs = [(*case, "model.norm=batch", f"seed={seed}") for seed in (0, 1)]
+    try:
+        prepared(*CALM, *runs[0])
+    except UserError:  # it takes no BatchNorm
+        runs = [(*case, f"seed={seed}") for seed in (0, 1)]
+        if obstacle([Member(*prepared(*CALM, *runs[0])[1:])]):
+            return
+    assert_equal_runs(prepared, *runs, toy=CALM)
+
+
+@pytest.mark.parametrize("name", ["naive", "ewc", "er", "derpp", "lwf"])
+def test_residual_networks_are_stacked(prepared, name):
+    network = ("benchmark=split_digits", "model=reduced_resnet18", "model.width=4")
+    case = (f"strategy={name}", "scenario=domain", *network, "training.augment=crop_flip")
+    assert_equal_runs(prepared, (*case, "seed=0"), (*case, "seed=1"), toy=CALM, tolerance=1e-3)
+
+
+def test_a_recorded_stack_moves_statistics(prepared):
+    network = ("model.hidden_sizes=[24]", "model.norm=batch", "model.dropout=0.3")
+    members = [(*CALM, "strategy=er", *network, f"seed={seed}") for seed in (0, 1)]
+    plain = together(prepared, *members)
+    recorded = together(prepared, *members, record=lambda body: body)
+    for (end, rows, _), (other, other_rows, _) in zip(plain, recorded, strict=True):
+        torch.testing.assert_close(end, other, rtol=0, atol=0)
+        assert rows == other_rows
+        assert end["norms.0.running_var"].std() > 0
+
+
 def test_learning_rate_and_lambda_may_differ(prepared):
     case = ("strategy=ewc", "optimizer.schedule=cosine")
     assert_equal_runs(
@@ -97,11 +142,11 @@ def test_learning_rate_and_lambda_may_differ(prepared):
 def test_a_recorded_stack_takes_the_same_course(prepared):
     """What a GPU replays as a CUDA graph, here replayed by hand; the last batch is smaller."""
     case = ("strategy=derpp", "optimizer=adam", "optimizer.schedule=cosine")
-    members = [(*case, "seed=0"), (*case, "seed=1", "optimizer.lr=0.01")]
+    members = [(*TOY, *case, "seed=0"), (*TOY, *case, "seed=1", "optimizer.lr=0.01")]
     plain = together(prepared, *members)
     recorded = together(prepared, *members, record=lambda body: body)
-    for (theta, rows, _), (other, other_rows, _) in zip(plain, recorded, strict=True):
-        assert torch.equal(theta, other)
+    for (end, rows, _), (other, other_rows, _) in zip(plain, recorded, strict=True):
+        torch.testing.assert_close(end, other, rtol=0, atol=0)
         assert rows == other_rows
 
 
@@ -141,25 +186,19 @@ def test_a_member_that_diverges_leaves_the_others(prepared):
     states = train_together(runs, states, 0, step)
     kept, lost = train_together(runs, states, 1, step)
     assert isinstance(lost, Diverged) and "in task 2" in str(lost)
-    expected, _, _ = alone(prepared, *good)
-    torch.testing.assert_close(kept.theta.detach(), expected, rtol=1e-4, atol=1e-4)
+    expected, _, _ = alone(prepared, *TOY, *good)
+    torch.testing.assert_close(kept.theta.detach(), expected["theta"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
         (("strategy=gem",), "a step of strategy=gem is not one graph"),
-        (("strategy=naive", "model.dropout=0.5"), "the model has dropout"),
-        (
-            ("strategy=naive", "model=reduced_resnet18", "model.width=2", "~model.hidden_sizes"),
-            "the model has BatchNorm",
-        ),
+        (("strategy=naive", "training.boundaries=detected"), "training.boundaries=detected finds"),
     ],
 )
 def test_what_cannot_be_stacked_says_why(prepared, overrides, reason):
-    toy = [o for o in TOY if "hidden_sizes" not in o or "model=reduced_resnet18" not in overrides]
-    overrides = [o for o in overrides if not o.startswith("~")]
-    runs = [Member(*prepared(*toy, *overrides, f"seed={seed}")[1:]) for seed in (0, 1)]
+    runs = [Member(*prepared(*TOY, *overrides, f"seed={seed}")[1:]) for seed in (0, 1)]
     assert (obstacle(runs) or "").startswith(reason)
 
 

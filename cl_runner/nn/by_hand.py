@@ -21,7 +21,7 @@ from cl_runner.nn.networks import MLP
 
 def applies_to(module: object) -> bool:
     """Whether a network's backward pass is written out here: a plain MLP's is."""
-    if type(module) is not MLP or module.dropout or len(module.norms):
+    if type(module) is not MLP or module.dropout.p or len(module.norms):
         return False
     plain = all(type(layer) is Linear for layer in module.layers)
     return plain and all(p.requires_grad and p.dtype == torch.float32 for p in module.parameters())

@@ -98,8 +98,7 @@ class Columns(nn.Module):
             own = z + self._adapter(i).into(k, below) if i and sources else z
             if i < last:
                 below = self._frozen(i, W.detach()[:sources], b.detach()[:sources], below)
-                own = F.relu(own)
-                own = F.dropout(own, self.dropout, self.training) if self.dropout else own
+                own = self.dropout(F.relu(own))
         return own
 
     def _adapter(self, i: int) -> Adapter:

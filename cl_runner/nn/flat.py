@@ -13,6 +13,7 @@ from torch._utils import _unflatten_dense_tensors
 
 from cl_runner.errors import UserError
 from cl_runner.nn import by_hand
+from cl_runner.nn.dropout import Dropout
 
 
 class Flat:
@@ -42,15 +43,47 @@ class Flat:
         self.descending = False  # whether a gradient for a step is being computed, by hand
         self.threads: int | None = None  # of the CPU, for what is worth them, in that
         self.answering = in_evaluation_mode(module)
-        self.buffer_names = [name for name, _ in module.named_buffers()]
-        self.places = places(module, [*self.names, *self.buffer_names])
-        self.answering_places = places(self.answering, [*self.names, *self.buffer_names])
+        self.dropouts = [m for m in module.modules() if isinstance(m, Dropout) and m.p]
+        self.own_buffers = dict(module.named_buffers())  # not copied; they change in place
+        self.standing: tuple[Tensor, dict[str, Tensor]] | None = None  # see `standing_in`
+        self.places = places(module, [*self.names, *self.own_buffers])
+        self.answering_places = places(self.answering, [*self.names, *self.own_buffers])
 
     @property
     def buffers(self) -> dict[str, Tensor]:
-        """The module's own buffers (BatchNorm statistics), by name, not copied."""
-        own = zip(self.buffer_names, self.places[len(self.names) :], strict=True)
-        return {name: held(place)[place.name] for name, (place, *_) in own}
+        """The buffers (BatchNorm statistics) of the live network, by name, not copied."""
+        return self.own_buffers if self.standing is None else self.standing[1]
+
+    @contextmanager
+    def standing_in(
+        self, theta: Tensor, buffers: Mapping[str, Tensor]
+    ) -> Iterator[dict[str, Tensor]]:
+        """Within, take theta [P] and copies of these buffers, which it gives, for the live ones.
+
+        A step that is a function of the state, as compiled and stacked ones are, changes no memory
+        but its own: what moves the statistics are forward passes with this very theta.
+        """
+        before, own = self.standing, {name: value.clone() for name, value in buffers.items()}
+        self.standing = (theta, own)
+        try:
+            yield own
+        finally:
+            self.standing = before
+
+    @contextmanager
+    def drawing(self, key: Tensor | None) -> Iterator[None]:
+        """Within, dropout follows from a key of uniforms (see nn.dropout); None: from none."""
+        for layer in self.dropouts:
+            layer.key, layer.calls = key, 0
+        try:
+            yield
+        finally:
+            for layer in self.dropouts:
+                layer.key = None
+
+    def stands_in(self, theta: Tensor) -> bool:
+        """Whether theta is the one that is taken for the live one at present."""
+        return self.standing is not None and theta is self.standing[0]
 
     def _split(self, vector: Tensor) -> list[Tensor]:
         parts = vector.split(self.sizes)
@@ -111,8 +144,9 @@ class Flat:
         if theta is self.theta:
             output = self.module(x, task, **options)
         else:
-            values = [*self._split(theta), *(v.clone() for v in self.buffers.values())]
-            with lent(self.places, values):
+            own = self.buffers.values()
+            moved = own if self.stands_in(theta) else [v.clone() for v in own]
+            with lent(self.places, [*self._split(theta), *moved]):
                 output = self.module(x, task, **options)
         return output
 
@@ -192,6 +226,14 @@ class Flat:
             for p, view in zip(self.parameters, views, strict=True):
                 p.data = view
         return self.theta
+
+    @torch.no_grad()
+    def settle(self, buffers: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Copy buffers into the live ones, unless they are these, and return the live ones."""
+        if buffers is not self.own_buffers:
+            for name, own in self.own_buffers.items():
+                own.copy_(buffers[name])
+        return self.own_buffers
 
 
 class Place(NamedTuple):

@@ -17,7 +17,7 @@ def with_reserve(net: MLP, reserve: int) -> MLP:
     """
     first, *middle = [layer for layer in net.layers if isinstance(layer, nn.Linear)]
     hidden = [layer.in_features + reserve for layer in middle]
-    large = MLP(first.in_features, hidden, middle[-1].out_features, "default", net.dropout)
+    large = MLP(first.in_features, hidden, middle[-1].out_features, "default", net.dropout.p)
     with torch.no_grad():
         for name, small in net.named_parameters():
             parameter = large.get_parameter(name).zero_()

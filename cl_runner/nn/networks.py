@@ -8,8 +8,9 @@ module:
   ignore the task: a multi-head network is the same network scored on the task's classes. A module
   that does not is for scenario=task only.
 - It has a parameter that is trained. What else changes in training is a buffer, which the engine
-  carries along (BatchNorm's statistics); it draws nothing but in `nn.Dropout`'s way, that is with
-  an attribute `dropout`, or in modules that torch.compile and vmap can follow.
+  carries along (BatchNorm's statistics). What it draws it draws by torch's dropout layers
+  (`nn.Dropout`), which become ours (`nn.dropout`); a module that draws otherwise says so by an
+  attribute `dropout`, a number, and is trained operation by operation.
 - The last `nn.Linear` in it is the output layer, with K units: lwf, hat, packnet, imm, den,
   soft_sharing, frozen_features, expandable_head and wa tell by it which weights belong to which
   class (`nn.flat.Flat.output_mask`), and refuse a module without it; so do lucir and scr, which
@@ -35,6 +36,7 @@ from torch import Tensor, nn
 from cl_runner.config import schema
 from cl_runner.config.plugins import MODEL, theirs
 from cl_runner.errors import UserError, check
+from cl_runner.nn.dropout import Dropout, keyed
 
 Stage = Callable[[Tensor], Tensor]
 Shape = tuple[int, int, int]  # (channels, height, width) of an input
@@ -86,7 +88,7 @@ class MLP(Network):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         norms = hidden_sizes if norm == "batch" else ()
         self.norms = nn.ModuleList(nn.BatchNorm1d(size) for size in norms)
-        self.dropout = dropout
+        self.dropout = Dropout(dropout)
         for layer in self.layers:
             assert isinstance(layer, nn.Linear)
             if init == "xavier":
@@ -104,8 +106,8 @@ class MLP(Network):
 
     def _hidden(self, layer: nn.Module, norm: nn.Module | None, x: Tensor) -> Tensor:
         x = layer(x.flatten(1))
-        x = F.relu(x if norm is None else norm(x))
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        shown: Tensor = self.dropout(F.relu(x if norm is None else norm(x)))
+        return shown
 
     def _last(self, layer: nn.Module, x: Tensor) -> Tensor:
         logits: Tensor = layer(x.flatten(1))
@@ -347,6 +349,7 @@ def factory(
         network: nn.Module = function(model, input_shape, outputs)
         if own:
             check_network(model.name, network, input_shape, outputs)
+            return keyed(network)
         return network
 
     return make_net

@@ -42,6 +42,6 @@ class MeanField(nn.Module):
                 variance = F.linear(h.square(), weight.exp(), bias.exp())
                 out = out + variance.sqrt() * noise[i]
             if i + 1 < len(layers):
-                out = F.dropout(out.relu(), self.mean.dropout, self.training)
+                out = self.mean.dropout(out.relu())
             h = out
         return h

@@ -22,7 +22,15 @@ from cl_runner.errors import UserError
 from cl_runner.run.stacked_graph import Layout, by_layer
 from cl_runner.run.tasks import Member
 from cl_runner.strategies.base import Strategy
-from cl_runner.training.engines import Leaves, Recorder, Recording, copy, cuda_graph, told
+from cl_runner.training.engines import (
+    Leaves,
+    Recorder,
+    Recording,
+    copy,
+    cuda_graph,
+    functional,
+    told,
+)
 from cl_runner.training.env import Env
 from cl_runner.training.flops import FlopCounter
 
@@ -36,10 +44,8 @@ def obstacle(members: Sequence[Member]) -> str | None:
         return f"a step of strategy={first.strategy.name} is not one graph"
     if first.env.watch is not None:
         return "training.boundaries=detected finds the borders of each run at other steps"
-    if first.env.flat.buffers:
-        return "the model has BatchNorm, whose statistics a stacked step would not move"
     if first.env.stochastic:
-        return "the model has dropout, which draws from a generator of its own"
+        return "the model draws random numbers of its own within the step"
     if fixed_by_seed(first.env):
         return "fixed parts of the network are drawn from the seed"
     for t in range(first.env.num_tasks):
@@ -170,7 +176,7 @@ class StackedStep:
             env = with_tables(self.member.env, table)
             x = env.stream.normalise(raw["x"])
             batch = Batch(**{"active": None, "weight": None} | raw | {"x": x})
-            s, aux = with_numbers(self.member.strategy, hyper).step(s, batch, env)
+            s, aux = functional(with_numbers(self.member.strategy, hyper), s, batch, env)
             return s, told(aux, batch, online=env.online)
 
         def step(*flat: Tensor) -> list[Tensor]:

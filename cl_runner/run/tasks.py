@@ -47,12 +47,10 @@ def initial_state(strategy: Strategy, env: Env) -> TrainState:
 
 def restored(s: TrainState, env: Env) -> TrainState:
     """A state that was saved, put into the run's live storage."""
-    device, buffers = env.device, env.flat.buffers
-    for name, value in buffers.items():
-        value.copy_(s.buffers[name])
+    device = env.device
     return TrainState(
         theta=env.flat.commit(s.theta.to(device)),
-        buffers=buffers,
+        buffers=env.flat.settle(s.buffers),
         opt={k: v.to(device) for k, v in s.opt.items()},
         memory={k: v.to(device) for k, v in s.memory.items()},
         t=s.t.to(device),

@@ -136,8 +136,8 @@ class LatentReplay(ER):
 def lower_parameters(env: Env, layer: int) -> set[str]:
     """Names of the parameters on which the activations after the first `layer` stages depend."""
     flat = env.flat
-    x = torch.zeros(1, *env.input_shape, device=env.device)
-    task = torch.zeros(1, dtype=torch.int64, device=env.device)
+    x = torch.zeros(2, *env.input_shape, device=env.device)  # two: BatchNorm takes no single one
+    task = torch.zeros(2, dtype=torch.int64, device=env.device)
     with torch.enable_grad():
         output = env.net(flat.theta, x, task, last=layer).sum()
         grads = torch.autograd.grad(output, flat.parameters, allow_unused=True)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from cl_runner.core import Batch, TrainState, Window, generator_for
 from cl_runner.data.augment import AUGMENTATIONS
-from cl_runner.training.engines import Learner
+from cl_runner.nn.dropout import KEY
+from cl_runner.training.engines import DROPOUT, Learner
 from cl_runner.training.env import Env
 
 CPU = torch.device("cpu")
@@ -140,6 +141,8 @@ class Source:
         shapes = self.learner.noise(min(self.size, len(self.index)), self.env)
         if self.env.training.augment != "none":
             shapes["augment"] = (self.size, 3)
+        if self.env.flat.dropouts:
+            shapes[DROPOUT] = (KEY,)
 
         def draw(name: str, shape: tuple[int, ...]) -> Tensor:
             key = (name + self.phase, self.t, epoch, window)

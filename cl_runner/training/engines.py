@@ -19,6 +19,7 @@ Function = Callable[[Leaves, Leaves], tuple[Sequence[Tensor], Leaves]]
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]
 # -> the committed state, and the loss, 0-d; online also the batch's logits [B, K]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Leaves]]
+DROPOUT = "dropout"  # the name of its key among a batch's noise
 WARM_UP = 3  # steps before a recording: libraries set themselves up in the first ones
 
 
@@ -46,11 +47,9 @@ def choose(engine: str, one_graph: bool, env: Env) -> tuple[str, str]:
     if not one_graph:
         reason = "a step of this strategy is not one graph"
     elif env.stochastic:
-        reason = "the model has dropout, whose random numbers are drawn within the step"
+        reason = "the model draws random numbers of its own within the step"
     elif env.device.type != "cuda" and engine != "compile":
         reason = "CUDA graphs need a GPU"
-    elif env.flat.buffers and engine == "compile":
-        reason = "the model has BatchNorm, whose statistics a compiled step would not move"
     if engine == "auto":
         return ("graph", "a step is one graph") if reason is None else ("eager", reason)
     check(reason is None, f"engine={engine}: {reason}; use engine=auto or engine=eager")
@@ -64,7 +63,8 @@ def stepper(learner: Learner, env: Env, engine: str, *, online: bool = False) ->
     """
 
     def eager(s: TrainState, batch: Batch) -> tuple[TrainState, Leaves]:
-        s, aux = learner.step(s, batch, env)
+        with env.flat.drawing(batch.noise.get(DROPOUT)):
+            s, aux = learner.step(s, batch, env)
         return env.commit(s), told(aux, batch, online=online)
 
     if engine == "graph":
@@ -89,11 +89,24 @@ def told(aux: Mapping[str, Any], batch: Batch, *, online: bool) -> Leaves:
     return [aux["loss"], logits if logits.shape[0] == size else logits[:size]]
 
 
+def functional(
+    learner: Learner, s: TrainState, batch: Batch, env: Env
+) -> tuple[TrainState, dict[str, Any]]:
+    """The learner's step as a function of the state, BatchNorm's statistics included.
+
+    It changes no memory of the state or the network: what it has moved is in the state it gives.
+    """
+    drawing = env.flat.drawing(batch.noise.get(DROPOUT))
+    with env.flat.standing_in(s.theta, s.buffers) as moved, drawing:
+        s, aux = learner.step(s._replace(buffers=moved), batch, env)
+    return s._replace(buffers=moved), aux
+
+
 def compiled(learner: Learner, env: Env, *, online: bool = False) -> Step:
     """The step as torch.compile makes it, from a state that is not the live one."""
 
     def pure(s: TrainState, batch: Batch) -> tuple[TrainState, Leaves]:
-        s, aux = learner.step(s, batch, env)
+        s, aux = functional(learner, s, batch, env)
         return s, told(aux, batch, online=online)
 
     function = torch.compile(pure, fullgraph=True, dynamic=False)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cl_runner.config.schema import Budget, Optimizer, Training
 from cl_runner.core import Batch, Stream, Task, TrainState, generator_for, seed_for
 from cl_runner.data.augment import AUGMENTATIONS, shift
+from cl_runner.nn.dropout import draws_itself
 from cl_runner.nn.flat import Flat
 from cl_runner.nn.networks import build, largest_activation, layout
 from cl_runner.training import optim
@@ -65,7 +66,7 @@ class Env:
         self.layout = layout(network, self.input_shape, self.device)
         self.largest_activation = largest_activation(network, self.input_shape)
         # The network draws from torch's global generator, which is then seeded at each step.
-        self.stochastic = any(getattr(m, "dropout", 0) for m in self.flat.module.modules())
+        self.stochastic = draws_itself(network)
 
     # The network and its gradient.
 
@@ -127,7 +128,20 @@ class Env:
         less (`nn.by_hand`). With any other theta, under vmap for instance, it is torch.func's.
         """
 
+        def moving(
+            theta: Tensor, buffers: dict[str, Tensor], s: TrainState, batch: Batch, env: Env
+        ) -> Any:
+            with self.flat.standing_in(theta, buffers) as moved:
+                value, aux = loss(theta, s, batch, env)
+            return value, (aux, moved)
+
         def function(theta: Tensor, s: TrainState, batch: Batch, env: Env) -> Any:
+            buffers = self.flat.buffers
+            if buffers and self.flat.stands_in(theta):
+                whole = torch.func.grad_and_value(moving, has_aux=True)
+                grad, (value, (aux, moved)) = whole(theta, buffers, s, batch, env)
+                buffers.update(moved)
+                return grad, (value, aux)
             if theta is not self.flat.theta:
                 return torch.func.grad_and_value(loss, has_aux=True)(theta, s, batch, env)
             with self.flat.descent():
@@ -156,8 +170,9 @@ class Env:
         return s._replace(theta=theta, opt=optim.init(self.optimizer, theta.detach()))
 
     def commit(self, s: TrainState) -> TrainState:
-        """The state with its theta as the live one; the memory of theta is then the network's."""
-        return s._replace(theta=self.flat.commit(s.theta))
+        """The state with its theta and buffers as the live ones, in the network's memory."""
+        buffers = self.flat.settle(s.buffers)
+        return s._replace(theta=self.flat.commit(s.theta), buffers=buffers)
 
     # Data.
 

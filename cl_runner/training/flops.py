@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -22,7 +23,22 @@ INTEGERS = {
     getattr(torch.ops.aten, "_int_mm", None): flop_registry[torch.ops.aten.mm],
     PRODUCTS: lambda high, _, b, **__: 2 * 2 * high.numel() * b.shape[1],
 }
-FORMULAS = flop_registry | VECTORS | INTEGERS
+
+
+def convolution_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, *options: Any, out_val: object
+) -> int:
+    """Those of a convolution for each gradient that is asked for, of the inputs and the weights.
+
+    Torch's formula takes grouped convolutions, as those of stacked runs are, for whole ones.
+    """
+    *_, transposed, _, _, wanted = options
+    places = (x if transposed else grad)[:, 0].numel()
+    return 2 * weight.numel() * places * sum(wanted[:2])
+
+
+CONVOLUTIONS = {torch.ops.aten.convolution_backward: convolution_backward}
+FORMULAS = flop_registry | VECTORS | INTEGERS | CONVOLUTIONS
 
 
 def remembered(
