@@ -73,8 +73,8 @@ class Flat:
     @contextmanager
     def drawing(self, key: Tensor | None) -> Iterator[None]:
         """Within, dropout follows from a key of uniforms (see nn.dropout); None: from none."""
-        for layer in self.dropouts:
-            layer.key, layer.calls = key, 0
+        for i, layer in enumerate(self.dropouts):
+            layer.key, layer.calls = key, i << 16
         try:
             yield
         finally:

@@ -251,7 +251,7 @@ def layout(network: nn.Module, input_shape: Shape, device: torch.device) -> torc
 
 def largest_activation(network: nn.Module, input_shape: Shape) -> int:
     """The most numbers that one sample takes anywhere between a network's modules."""
-    x = next(network.parameters()).detach().new_zeros(1, *input_shape)
+    x, task = example(network, input_shape)
     sizes = [x.numel()]
 
     def see(_: nn.Module, __: Any, output: Any) -> None:
@@ -259,10 +259,16 @@ def largest_activation(network: nn.Module, input_shape: Shape) -> int:
             sizes.append(output.numel())
 
     hooks = [module.register_forward_hook(see) for module in network.modules()]
-    in_evaluation(network, x, torch.zeros(1, dtype=torch.int64, device=x.device))
+    in_evaluation(network, x, task)
     for hook in hooks:
         hook.remove()
     return max(sizes)
+
+
+def example(network: nn.Module, input_shape: Shape) -> tuple[Tensor, Tensor]:
+    """An input of one sample, of zeros, and its task [1]."""
+    x = next(network.parameters()).detach().new_zeros(1, *input_shape)
+    return x, x.new_zeros(1, dtype=torch.int64)
 
 
 def activation_shapes(network: nn.Module, input_shape: Shape) -> tuple[tuple[int, ...], ...]:
