@@ -128,7 +128,9 @@ def test_a_recorded_stack_moves_statistics(prepared):
     network = ("model.hidden_sizes=[24]", "model.norm=batch", "model.dropout=0.3")
     members = [(*CALM, "strategy=er", *network, f"seed={seed}") for seed in (0, 1)]
     plain = together(prepared, *members)
-    recorded = together(prepared, *members, record=lambda body: body)
+    records: list[object] = []
+    recorded = together(prepared, *members, record=lambda body: records.append(body) or body)
+    assert len(records) == 2  # of whole batches and the last one, for both tasks
     for (end, rows, _), (other, other_rows, _) in zip(plain, recorded, strict=True):
         torch.testing.assert_close(end, other, rtol=0, atol=0)
         assert rows == other_rows

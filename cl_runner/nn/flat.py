@@ -39,6 +39,7 @@ class Flat:
             p.data = view
         self.theta = storage.requires_grad_()  # [P]
         self.stays = False  # whether the storage must stay where it is: a recording reads it
+        self.steps: dict[Any, Any] = {}  # what was compiled and recorded of it (training.engines)
         self.by_hand = by_hand.applies_to(module) and not mixed
         self.descending = False  # whether a gradient for a step is being computed, by hand
         self.threads: int | None = None  # of the CPU, for what is worth them, in that
