@@ -124,6 +124,17 @@ def test_residual_networks_are_stacked(prepared, name):
     assert_equal_runs(prepared, (*case, "seed=0"), (*case, "seed=1"), toy=CALM, tolerance=1e-3)
 
 
+def test_members_in_bfloat16_differ_from_the_run_alone_by_its_roundings(prepared):
+    network = ("benchmark=split_digits", "model=cnn", "model.channels=[4,4]", "optimizer.lr=0.1")
+    case = (*CALM, "strategy=er", *network, "seed=0")
+    mixed = (*case, "precision=bfloat16")
+    (found, _, _), _ = together(prepared, mixed, (*mixed[:-2], "seed=1", mixed[-1]))
+    same, exact = (alone(prepared, *o)[0]["theta"] for o in (mixed, case))
+    start = initial_state(*prepared(*case)[1:]).theta
+    rounded = (same - exact).norm()
+    assert 0 < (found["theta"] - same).norm() < 2 * rounded < 0.1 * (exact - start).norm()
+
+
 def test_a_recorded_stack_moves_statistics(prepared):
     network = ("model.hidden_sizes=[24]", "model.norm=batch", "model.dropout=0.3")
     members = [(*CALM, "strategy=er", *network, f"seed={seed}") for seed in (0, 1)]

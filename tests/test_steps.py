@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from cl_runner import strategies
 from cl_runner.errors import UserError
 from cl_runner.results.files import read_rows
 from cl_runner.results.matrices import read_matrix
@@ -97,14 +98,27 @@ def test_a_step_as_a_function_moves_what_the_step_itself_moves(prepared, model):
 RESIDUAL = ("benchmark=split_digits", "model=reduced_resnet18", "model.width=2")
 RECORDED = {
     "augmented": ("strategy=derpp", "training.augment=crop_flip", *RESIDUAL),
+    "mixed": ("strategy=er", "precision=bfloat16", *RESIDUAL),
     "annealed": ("strategy=er", "optimizer=adam", "optimizer.schedule=cosine"),
     "dropout": ("strategy=naive", "model.dropout=0.3", "model.norm=batch", "eval.online=true"),
-    "renamed": ("strategy=bic", "scenario=class"),  # an old correction is the last one
     "detected": ("strategy=er", "training.boundaries=detected"),
 }
 
 
-@pytest.mark.parametrize("case", RECORDED.values(), ids=RECORDED)
+NAMES = [  # gdumb takes its steps when a task ends
+    n for n in strategies.available() if strategies.find(n).one_graph and n != "gdumb"
+]
+LESS = {"mer": ("training.batch_size=3", "training.iterations=9", "benchmark.train_samples=10")}
+EACH = [
+    (
+        *(f"strategy={name}", f"scenario={strategies.find(name).scenarios[0]}"),
+        *("model.hidden_sizes=[9]", *LESS.get(name, ())),
+    )
+    for name in NAMES
+]
+
+
+@pytest.mark.parametrize("case", [*RECORDED.values(), *EACH], ids=[*RECORDED, *NAMES])
 def test_a_run_records_each_shape_of_batch_once_for_all_tasks(prepared, monkeypatch, case):
     """As on a GPU, but that here a step itself is what repeats it: the same to the bit."""
     records: list[object] = []

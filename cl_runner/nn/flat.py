@@ -222,11 +222,20 @@ class Flat:
         if self.stays:
             self.theta.copy_(theta)
         else:
-            self.theta.data = theta.detach()
-            views = _unflatten_dense_tensors(self.theta.data, self.parameters)
-            for p, view in zip(self.parameters, views, strict=True):
-                p.data = view
+            self._move(theta.detach())
         return self.theta
+
+    def stay(self) -> None:
+        """From now on the storage stays where it is: in memory that nothing else has."""
+        if not self.stays:
+            self._move(self.theta.detach().clone())
+        self.stays = True
+
+    def _move(self, storage: Tensor) -> None:
+        self.theta.data = storage
+        views = _unflatten_dense_tensors(storage, self.parameters)
+        for p, view in zip(self.parameters, views, strict=True):
+            p.data = view
 
     @torch.no_grad()
     def settle(self, buffers: dict[str, Tensor]) -> dict[str, Tensor]:

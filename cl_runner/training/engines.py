@@ -143,7 +143,7 @@ def recorded(step: Step, env: Env, record: Recorder) -> Step:
     places: dict[Any, Leaves] = {}  # where states of a form and shapes stay
     recordings: dict[Any, Recording] = {}
     last: tuple[Any, TrainState, Leaves] | None = None  # where the last step has left the state
-    env.flat.stays = True
+    env.flat.stay()
 
     def placed(s: TrainState) -> tuple[Any, TrainState, Leaves]:
         given, form = tree_flatten(s)
