@@ -233,7 +233,7 @@ def perform(
         elif why and why != LATE:
             lost(f"all of {part}", why)
         if why == LATE:
-            for name in [name for name in asked if name not in done] or [f"more of {part}"]:
+            for name in [name for name in asked if name not in done] if asked else [f"all of {part}"]:
                 lost(name, LATE)
         if why == LATE or len(done) == before:
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -94,6 +95,7 @@ def run_pieces(pieces: Sequence[Piece], context: Context) -> int:
             context.emit(piece.name, state="failed", message=in_a_line(error))
             if poisoned(error):
                 return POISONED
+        gc.collect()  # what it has made on the GPU
     return 0
 
 
