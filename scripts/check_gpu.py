@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = {"exact": "gpu_exact", "speed": "gpu_speed", "tests": "gpu_tests", "cells": "gpu_cells"}
+PACKAGES = {"cl_runner": "cl_runner", "cl_runner.conf": "conf"}
 TURNS = (*((part, 0) for part in PARTS), ("speed", 1), ("speed", 2), ("cells", 1))
 LATE = "the time was up"
 GRACE = 10.0  # seconds that a process has to end after it was told to
@@ -50,7 +51,7 @@ def importable(out: Path) -> None:
 
     conf/ enters the package from outside its folder, so a folder of links has both.
     """
-    if find_spec("cl_runner.conf") is not None:
+    if all(found(name) == ROOT / path for name, path in PACKAGES.items()):
         return
     for name in [name for name in sys.modules if name.partition(".")[0] == "cl_runner"]:
         del sys.modules[name]
@@ -65,6 +66,13 @@ def importable(out: Path) -> None:
     sys.path.insert(0, str(site))
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(site), before)))
+
+
+def found(package: str) -> Path | None:
+    """The folder that a package would be imported from."""
+    spec = find_spec(package)
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    return Path(places[0]).resolve() if places else None
 
 
 def about(device: str) -> dict[str, str]:
@@ -233,7 +241,9 @@ def perform(
         elif why and why != LATE:
             lost(f"all of {part}", why)
         if why == LATE:
-            for name in [name for name in asked if name not in done] if asked else [f"all of {part}"]:
+            for name in (
+                [name for name in asked if name not in done] if asked else [f"all of {part}"]
+            ):
                 lost(name, LATE)
         if why == LATE or len(done) == before:
             return
@@ -243,7 +253,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; ends the program where it makes no sense."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="the folder for results, made if it is not there")
-    parser.add_argument("--minutes", type=float, default=8.0, help="after which it ends (default 8)")
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="after which it ends (default 8)"
+    )
     parser.add_argument("--part", action="append", choices=PARTS, help="only this; may come again")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument(

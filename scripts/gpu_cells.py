@@ -40,7 +40,12 @@ TINY = "benchmark.train_samples=400 benchmark.num_tasks=2 training.epochs=1 seed
 def pieces(settings: Settings) -> list[Piece]:
     """A piece for each cell."""
     return [
-        Piece(cell.experiment, 4 if settings.tiny else cell.seconds, partial(run, cell=cell), limit=7200)
+        Piece(
+            cell.experiment,
+            4 if settings.tiny else cell.seconds,
+            partial(run, cell=cell),
+            limit=7200,
+        )
         for cell in CELLS
     ]
 
@@ -77,7 +82,12 @@ def command(context: Context, experiment: str, out: Path) -> str:
     """`python -m cl_runner experiment=...`; why it did not come to its end, or ""."""
     settings = context.settings
     overrides = [f"experiment={experiment}", SEEDS, f"data.root={settings.data}"]
-    overrides += [f"device={settings.device}", "verbose=false", "resume=true", f"hydra.run.dir={out}"]
+    overrides += [
+        f"device={settings.device}",
+        "verbose=false",
+        "resume=true",
+        f"hydra.run.dir={out}",
+    ]
     overrides += TINY.split() if settings.tiny else []
     log = settings.out / "cells.txt"
     with log.open("ab") as output:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +45,9 @@ def pieces(settings: Settings) -> list[Piece]:
     seconds = 3 if settings.tiny else 20
     found = [Piece("resumed after SIGKILL", 3 * seconds, killed)]
     runs = ("er, ResNet",) if settings.tiny else tuple(RUNS)
-    found += [Piece(f"{run}: twice, and on the CPU", seconds, partial(twice, run=run)) for run in runs]
+    found += [
+        Piece(f"{run}: twice, and on the CPU", seconds, partial(twice, run=run)) for run in runs
+    ]
     stacks = STACKED[1:] if settings.tiny else STACKED
     found += [Piece(f"{run}: stacked", seconds, partial(stacked, run=run)) for run in stacks]
     return found
@@ -93,7 +96,8 @@ def twice(context: Context, run: str) -> None:
     device = context.settings.device
     own, again = (trained(members(context, run, device)[0]) for _ in range(2))
     same(context, f"{run}: twice the same bits", own, again)
-    differences(context, f"{run}: {device} against CPU", own, trained(members(context, run, "cpu")[0]))
+    other = trained(members(context, run, "cpu")[0])
+    differences(context, f"{run}: {device} against CPU", [(own, other)])
 
 
 def same(context: Context, name: str, a: Any, b: Any) -> None:
@@ -106,12 +110,13 @@ def same(context: Context, name: str, a: Any, b: Any) -> None:
     context.emit(name, off, "theta", bar=bar, met=equal, state=state, message=f"{off:.3g} apart")
 
 
-def differences(context: Context, name: str, a: Any, b: Any) -> None:
-    """Rows: how far two runs are apart, which must be rounding."""
-    theta = float((a[0] - b[0]).abs().max())
-    accuracy = max(abs(x - y) for x, y in zip(a[1], b[1], strict=True))
-    for what, value, most in (("theta", theta, THETA), ("accuracy", accuracy, ACCURACY)):
-        context.emit(f"{name}, {what}", value, "", bar=f"at most {most:g}", met=value <= most)
+def differences(context: Context, name: str, pairs: Sequence[tuple[Any, Any]]) -> None:
+    """Rows: how far runs are apart, pair by pair, which must be rounding; the largest of them."""
+    thetas = [float((a[0] - b[0]).abs().max()) for a, b in pairs]
+    accuracies = [abs(x - y) for a, b in pairs for x, y in zip(a[1], b[1], strict=True)]
+    for what, values, most in (("theta", thetas, THETA), ("accuracy", accuracies, ACCURACY)):
+        own, bar = max(values), f"at most {most:g}"
+        context.emit(f"{name}, {what}", own, "", bar=bar, met=own <= most)
 
 
 def stacked(context: Context, run: str) -> None:
@@ -126,14 +131,14 @@ def stacked(context: Context, run: str) -> None:
     states = [initial_state(*m) for m in runs]
     step = StackedStep(runs)
     for t in range(runs[0].env.num_tasks):
-        found = train_task(runs, states, t, step)
-        states = [_finite(s) for s in found]
+        states = [_finite(s) for s in train_task(runs, states, t, step)]
     ends = []
     for m, s in zip(runs, states, strict=True):
         rows = evaluate(m.strategy, m.env.commit(s), m.env)
         ends.append((s.theta.detach().cpu().clone(), [v for row in rows.values() for v in row]))
-    for seed, (end, m) in enumerate(zip(ends, members(context, run, device, seeds), strict=True)):
-        differences(context, f"{run}: stacked against alone, seed {seed}", end, trained(m))
+    alone = [trained(m) for m in members(context, run, device, seeds)]
+    name = f"{run}: {seeds} stacked against alone"
+    differences(context, name, list(zip(ends, alone, strict=True)))
 
 
 def _finite(end: Any) -> Any:
@@ -169,7 +174,12 @@ def killed(context: Context) -> None:
     message = f"differ: {', '.join(differing)}" if differing else "weights and all CSV files"
     number, met = len(differing), not differing
     context.emit(
-        "resumed after SIGKILL, files that differ", number, bar=bar, met=met, state=state, message=message
+        "resumed after SIGKILL, files that differ",
+        number,
+        bar=bar,
+        met=met,
+        state=state,
+        message=message,
     )
     shutil.rmtree(folder, ignore_errors=True)
 

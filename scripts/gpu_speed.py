@@ -325,9 +325,7 @@ def in_stack(context: Context, work: str, size: int) -> None:
     """Runs per minute of a stack of so many."""
     from gpu_courses import Plan, stacked
 
-    alone = remembered(
-        context, f"{work} naive", partial(course, context, work, "naive", "graph")
-    )
+    alone = remembered(context, f"{work} naive", partial(course, context, work, "naive", "graph"))
     began = time.monotonic()
     engine = "graph" if context.settings.device == "cuda" else "eager"
     few = ("benchmark.num_tasks=2", f"engine={engine}")
@@ -394,5 +392,3 @@ def commanded(context: Context, *overrides: str) -> float:
     if done.returncode:
         raise RuntimeError(f"exit code {done.returncode}: {done.stderr.strip()[-250:]}")
     return seconds
-
-

@@ -43,7 +43,9 @@ def tests(context: Context, files: Sequence[str]) -> None:
     message = "all that there are" if ended else "stopped, since the time was up"
     if nothing or (counts["SKIPPED"] and not on_gpu):
         message = messages.get("", message)
-    context.emit("tests passed", counts["PASSED"], state="failed" if nothing else "", message=message)
+    context.emit(
+        "tests passed", counts["PASSED"], state="failed" if nothing else "", message=message
+    )
     context.emit("tests skipped", counts["SKIPPED"])
     context.emit("tests failed", len(bad))
     for test in bad:
