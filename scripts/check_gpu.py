@@ -5,11 +5,11 @@
     python scripts/check_gpu.py --out DIR --device cpu             a rehearsal, shrunk
 
 Needs the checkout and what cl_runner imports, no installation. Parts: `exact` (the CPU's numbers,
-the same bits twice, after SIGKILL, and in a stack), `speed` (steps by engine, stacks of runs, beside
-what the card could do), `tests` (tests/test_cuda.py), `cells` (published cells by the command
-itself, in DIR/cells: scripts/reproduce.py --from DIR/cells takes them up; the same DIR once more
-goes on with them). Whatever has no time left is left out, and says so. After each row gpu.json and
-gpu.csv are written. Ends with 1 if a row failed; a bar that is not met is a row, no failure.
+the same bits twice, after SIGKILL, and in a stack), `speed` (steps by engine and stacks of runs,
+beside what the card could do), `tests` (tests/test_cuda.py), `cells` (published cells by the
+command itself, in DIR/cells: scripts/reproduce.py --from DIR/cells takes them up; the same DIR once
+more goes on with them). Whatever has no time left is left out, and says so. After each row gpu.json
+and gpu.csv are written. Ends with 1 if a row failed; a bar that is not met is a row, no failure.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import os
 import platform
 import queue
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import import_module
 from importlib.util import find_spec
@@ -152,8 +154,8 @@ def worker(text: str, number: int) -> int:
 def in_child(order: Order, take: Callable[[Order], None]) -> str:
     """Carry out an order in a process of its own. Returns why that ended before its time, or "".
 
-    Nothing that the work does to its process or to the GPU, to hang included, ends this one. What it
-    prints is in the folder `out`.
+    Nothing that the work does to its process or to the GPU ends this one, nor does it if it hangs.
+    What it prints is in the folder `out`.
     """
     read, write = os.pipe()
     log = Path(order["settings"]["out"]) / f"{order['part']}.log"
@@ -208,44 +210,50 @@ def last_line(log: Path) -> str:
     return next((line for line in reversed(lines) if line), "")[:300]
 
 
+@dataclass
+class Told:
+    """What the processes that carry out an order have told so far; it takes a line of theirs."""
+
+    part: str
+    report: Report
+    asked: list[str] = field(default_factory=list)  # pieces that the last process has before it
+    done: list[str] = field(default_factory=list)  # pieces that were begun
+    end: int | None = None  # what run_pieces returned; 0: all are done
+
+    def __call__(self, line: Order) -> None:
+        """Take a line."""
+        if "row" in line:
+            self.report.add(line["row"])
+            print(f"{self.part}: {line['row']['name']}", file=sys.stderr, flush=True)
+        self.asked = line.get("pieces", self.asked)
+        self.done += [line["begin"]] if "begin" in line else []
+        self.end = line.get("end", self.end)
+
+    def lost(self, why: str, begun: Sequence[str]) -> None:
+        """Rows of what did not come to its end. begun: the pieces that the process has begun."""
+        names = list(begun[-1:])
+        if why == LATE:
+            names += [name for name in self.asked if name not in self.done]
+        state = "left out" if why == LATE else "failed"
+        for name in names if begun or self.asked else [f"all of {self.part}"]:
+            row = {"part": self.part, "name": name, "value": None, "state": state, "message": why}
+            self.report.add(row)
+
+
 def perform(
     part: str, turn: int, settings: Settings, report: Report, deadline: float, way: Way
 ) -> None:
     """All pieces of a part with a turn, in as many processes as they break."""
-    done: list[str] = []
-    asked: list[str] = []  # of which the last process has told that they are to be done
-    ended: list[int] = []
+    told = Told(part, report)
     shared = {**vars(settings), "out": str(settings.out), "data": str(settings.data)}
-
-    def take(told: Order) -> None:
-        if "pieces" in told:
-            asked[:] = told["pieces"]
-        if "begin" in told:
-            done.append(told["begin"])
-        if "row" in told:
-            report.add(told["row"])
-            print(f"{part}: {told['row']['name']}", file=sys.stderr, flush=True)
-        if "end" in told:
-            ended.append(told["end"])
-
-    def lost(name: str, why: str) -> None:
-        state = "left out" if why == LATE else "failed"
-        report.add({"part": part, "name": name, "value": None, "state": state, "message": why})
-
-    while 0 not in ended:
-        before, left = len(done), deadline - time.monotonic()
-        order = {"part": part, "turn": turn, "done": done[:], "seconds": left, "settings": shared}
-        why = way(order, take) if left > 0 else LATE
-        if why and len(done) > before:
-            lost(done[-1], why)
-        elif why and why != LATE:
-            lost(f"all of {part}", why)
-        if why == LATE:
-            for name in (
-                [name for name in asked if name not in done] if asked else [f"all of {part}"]
-            ):
-                lost(name, LATE)
-        if why == LATE or len(done) == before:
+    while told.end != 0:
+        before, left = len(told.done), deadline - time.monotonic()
+        done = told.done[:]
+        order = {"part": part, "turn": turn, "done": done, "seconds": left, "settings": shared}
+        why = way(order, told) if left > 0 else LATE
+        if why:
+            told.lost(why, told.done[before:])
+        if why == LATE or len(told.done) == before:
             return
 
 
@@ -307,6 +315,7 @@ def main(arguments: Sequence[str] | None = None, way: Way = in_child) -> int:
         if asked.part is None or part in asked.part:
             perform(part, turn, settings, report, deadline, way)
     report.write()
+    shutil.rmtree(asked.out / "synthetic", ignore_errors=True)  # images that gpu_speed has made
     print(report.table())
     return 1 if report.failed() else 0
 

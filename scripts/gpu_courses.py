@@ -29,8 +29,6 @@ from cl_runner.training.env import Env
 from cl_runner.training.fit import AfterStep, Alone, Steps
 from cl_runner.training.flops import FORMULAS
 
-BEFORE = 5  # steps on the task before the one that is watched
-
 
 class Plan(NamedTuple):
     """How many steps of a task are watched for what, one stretch after another."""
@@ -50,12 +48,16 @@ class Plan(NamedTuple):
         return timed + self.counted + self.traced + self.watched + 1
 
 
+FIRST = Plan(warm=5, windows=0, window=1)  # on the task before the one that is watched
+
+
 @dataclass
 class Course:
     """What was seen of a task's steps."""
 
     first: float = 0.0  # seconds from the task's beginning to the end of its first step
     ready: float = 0.0  # to the end of its third, by when a step is compiled or recorded
+    again: float = 0.0  # the same on the task after it
     window: int = 1
     seconds: list[float] = field(default_factory=list)  # of the stretches
     products: Products | None = None  # of a step that is executed operation by operation
@@ -202,14 +204,17 @@ def alone(member: Member, plan: Plan, *, rehearse: bool = False) -> Course:
     """The steps of a run on its second task, after a few on the first."""
     strategy, env = member
     s = initial_state(strategy, env)
-    lasting(env, BEFORE)
-    s = train_task(strategy, s, env.stream[0], env)
-    lasting(env, plan.steps)
-    course, begun = Course(), now(env.device)
-    observe = observed(plan, course, env.device, begun, rehearse=rehearse)
-    s = train_task(strategy, s, env.stream[1], env, observe=observe)
-    course.vectors = vectors(s)
-    return course
+    courses = []
+    for task, own in zip(env.stream[:2], (FIRST, plan), strict=True):
+        lasting(env, own.steps)
+        course, begun = Course(), now(env.device)
+        observe = observed(own, course, env.device, begun, rehearse=rehearse)
+        s = train_task(strategy, s, task, env, observe=observe)
+        courses.append(course)
+    before, found = courses
+    found.first, found.ready, found.again = before.first, before.ready, found.ready
+    found.vectors = vectors(s)
+    return found
 
 
 def stacked(members: Sequence[Member], plan: Plan) -> Course:

@@ -1,4 +1,4 @@
-"""The part `exact` of check_gpu.py: the CPU's numbers, the same bits twice, after SIGKILL, stacked."""
+"""The part `exact` of check_gpu.py: the CPU's numbers, the same bits twice and after SIGKILL."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _finite(end: Any) -> Any:
 
 
 def killed(context: Context) -> None:
-    """A run that is killed after its first checkpoint goes on to the same bits as one that is not."""
+    """A run that is killed after its first checkpoint ends with the bits of one that is not."""
     folder = context.settings.out / "exact"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What check_gpu.py finds: rows, the pieces of work that make them, and the files that hold them."""
+"""What check_gpu.py finds: rows, the pieces of work that make them, and the files of both."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 from cl_runner.results.files import csv_text, write_text
 
-# measured; failed: it was tried and is wrong; left out: there was no time; missing: there is nothing
-# to try it on; note: no number
-STATES = ("measured", "failed", "left out", "missing", "note")
+# The `state` of a row: "measured"; "failed", it was tried and is wrong; "left out", there was no
+# time for it; "missing", there is nothing to try it on; "note", it is no number.
 COLUMNS = ("part", "name", "value", "unit", "bar", "met", "state", "message", "second")
 POISONED = 3  # exit code of a process whose GPU takes no more orders, its rows being told
 Row = dict[str, Any]

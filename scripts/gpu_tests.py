@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -79,12 +80,13 @@ def pytest(
     command = [
         *(sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider"),
         *(f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml"), *several, *options),
-        *(str(ROOT / name) for name in what),
+        *what,
     ]
     with log.open("wb") as output:
-        # Not in the checkout, whose package has no conf/ unless it is installed.
+        # The checkout's package has no conf/ unless it is installed: it must not come first.
+        own = {"COLUMNS": "400", "PYTHONSAFEPATH": "1"}
         running = subprocess.Popen(
-            ["env", "COLUMNS=400", *command], cwd=out, stdout=output, stderr=subprocess.STDOUT
+            command, cwd=ROOT, env=os.environ | own, stdout=output, stderr=subprocess.STDOUT
         )
         end = time.monotonic() + max(1.0, context.left() - MARGIN)
         while (ended := running.poll()) is None and time.monotonic() < end:
