@@ -37,7 +37,9 @@ RUNS = {
 TINY = "benchmark.train_samples=60 training.batch_size=16"
 THETA, ACCURACY = 1e-3, 0.02  # largest differences between devices, or stacked and alone
 STACKED = ("ewc, MLP", "derpp, MLP")
-MANY = "training.iterations=3000"  # steps of a task: enough to be killed among them
+# Steps of a task, and of them before the first checkpoint: enough are left to be killed among them.
+MANY = "training.iterations=3000 checkpoint.every_steps=500"
+FEW = "training.iterations=80 checkpoint.every_steps=20 benchmark.num_tasks=2"
 
 
 def pieces(settings: Settings) -> list[Piece]:
@@ -156,11 +158,11 @@ def killed(context: Context) -> None:
     folder = context.settings.out / "exact"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    many = "training.iterations=400" if context.settings.tiny else MANY
+    many = FEW if context.settings.tiny else MANY
     own = [
         *overrides_of(context, "derpp, MLP"),
-        *(many, f"device={context.settings.device}"),
-        *("checkpoint.every=null", "checkpoint.every_steps=100", "checkpoint.keep=true"),
+        *many.split(),
+        *(f"device={context.settings.device}", "checkpoint.every=null", "checkpoint.keep=true"),
     ]
     command(context, *own, f"hydra.run.dir={folder / 'whole'}")
     kill(context, folder / "killed", own)

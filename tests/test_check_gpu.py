@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import check_gpu
 import gpu_courses
+import gpu_speed
 import gpu_tests
 import pytest
 import torch
@@ -308,8 +309,10 @@ def test_a_steps_products_are_counted_and_taken_again():
     products.again()
 
 
+@pytest.mark.slow
 def test_a_rehearsal_of_speed_and_exactness(tmp_path, monkeypatch, capsys):
-    """All but compiled steps; without data, of random images."""
+    """All but compiled steps and whole runs; without data, of random images."""
+    monkeypatch.setattr(gpu_speed, "commanded", lambda *_: 1.0)
     monkeypatch.setattr(check_gpu, "TURNS", (("speed", 0), ("exact", 0)))
     nowhere = tmp_path / "nowhere"
     code = checked(tmp_path, "--data", str(nowhere), "--part", "speed", "--part", "exact")
@@ -327,6 +330,7 @@ def test_a_rehearsal_of_speed_and_exactness(tmp_path, monkeypatch, capsys):
     assert rows["derpp, MLP: 2 stacked against alone, theta"]["met"] == "yes"
 
 
+@pytest.mark.slow
 def test_cells_are_run_where_they_and_their_data_are_there(tmp_path, monkeypatch):
     import gpu_cells
     import numpy as np
