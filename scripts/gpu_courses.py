@@ -48,6 +48,8 @@ class Plan(NamedTuple):
         return timed + self.counted + self.traced + self.watched + 1
 
 
+# What torch says of one; it also says, once, that it may not see them all.
+WAIT = "called a synchronizing CUDA operation"
 FIRST = Plan(warm=5, windows=0, window=1)  # on the task before the one that is watched
 
 
@@ -129,7 +131,7 @@ def host_waits(device: torch.device, found: list[str]) -> Iterator[None]:
         finally:
             if cuda:
                 torch.cuda.set_sync_debug_mode("default")
-    found += [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
+    found += [f"{w.filename}:{w.lineno}" for w in caught if WAIT in str(w.message)]
 
 
 @contextmanager
