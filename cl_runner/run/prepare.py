@@ -175,16 +175,27 @@ def choose_device(name: str) -> torch.device:
 
 def check_single(config: Config, strategy: Strategy) -> None:
     """Raise UserError for what needs double precision, which a device like MPS has not."""
+    curvature = config.strategy.get("curvature")
+    own = f"strategy={strategy.name}" if curvature is None else f"strategy.curvature={curvature}"
     needs_double = {
-        f"strategy={strategy.name}": strategy.float64,
+        own: strategy.float64,
         f"benchmark={config.benchmark.name}": config.benchmark.chosen,
         "eval.calibration=true": config.eval.calibration,
         "eval.features=true": config.eval.features,
     }
-    if strategy.float64 and "curvature" in config.strategy:
-        needs_double = {f"strategy.curvature={config.strategy['curvature']}": True}
     for what, needed in needs_double.items():
         check(not needed, f"{what} computes in float64, which device=mps has not; use device=cpu")
+
+
+def lacking(error: BaseException, device: str) -> str | None:
+    """What to tell if an error means that torch has no such operation on MPS; None if not."""
+    if device != "mps" or not isinstance(error, NotImplementedError):
+        return None
+    reason = " ".join(str(error).split()).partition(". ")[0]
+    return (
+        f"device=mps: torch lacks an operation there that this run needs ({reason}); use "
+        "device=cpu, or set PYTORCH_ENABLE_MPS_FALLBACK=1"
+    )
 
 
 @contextmanager
