@@ -50,6 +50,10 @@ class Plan(NamedTuple):
 
 # What torch says of one; it also says, once, that it may not see them all.
 WAIT = "called a synchronizing CUDA operation"
+LAUNCHES = (  # the host's calls, by the beginnings of their names
+    *("cudaLaunch", "cuLaunch", "cudaGraphLaunch"),
+    *("cudaMemcpyAsync", "cudaMemsetAsync"),
+)
 FIRST = Plan(warm=5, windows=0, window=1)  # on the task before the one that is watched
 
 
@@ -141,12 +145,12 @@ def counting(course: Course, steps: int, device: torch.device) -> Iterator[None]
 
     cuda = device.type == "cuda"
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    marks = ("Launch", "MemcpyAsync", "MemsetAsync") if cuda else ("aten::",)
+    names = LAUNCHES if cuda else ("aten::",)
     with profile(activities=kinds) as trace:
         yield
         now(device)
     events = trace.key_averages()
-    course.launches = {e.key: e.count / steps for e in events if any(m in e.key for m in marks)}
+    course.launches = {e.key: e.count / steps for e in events if e.key.startswith(names)}
 
 
 def watch(plan: Plan, course: Course, device: torch.device, begun: float) -> Iterator[None]:
@@ -195,6 +199,20 @@ def observed(
         watching.close()
 
     return observe
+
+
+def in_a_graph(body: Callable[[], None]) -> Callable[[], None]:
+    """What does again what a body does on the GPU, as a CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        body()
+        body()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        body()
+    return graph.replay
 
 
 def by_hand(body: Callable[[], None]) -> Callable[[], None]:

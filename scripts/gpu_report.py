@@ -158,5 +158,5 @@ def told(row: Row) -> str:
     bar = f"({row['bar']}: {row['met'] or '?'})" if row["bar"] else ""
     state = "" if row["state"] in {"measured", "note"} else row["state"].upper()
     # What a number was made of stands in the files; what it lacks, here.
-    message = row["message"] if row["state"] != "measured" else ""
+    message = row["message"] if row["state"] != "measured" or row["met"] == "no" else ""
     return "  ".join(filter(None, (f"{number} {row['unit']}".strip(), bar, state, message)))

@@ -253,8 +253,9 @@ def measured_rates(settings: Settings) -> tuple[float, float]:
     import torch
 
     from cl_runner.machine.precision import choose
+    from cl_runner.run.prepare import choose_device
 
-    device = torch.device(settings.device)
+    device = choose_device(settings.device)  # before the first product, which it affects
     choose("auto", device)
     size, number = (256, 2**22) if settings.device == "cpu" else (8192, 2**28)
     a, b = (torch.randn(size, size, device=device) for _ in range(2))
@@ -304,14 +305,12 @@ def floors(context: Context, name: str, plain: Course, us: float, *, judged: boo
 def alone_in_a_graph(context: Context, products: Any) -> float:
     """Seconds of a step's products, one after another in a graph."""
     import torch
+    from gpu_courses import in_a_graph
 
     device = torch.device(context.settings.device)
 
-    replay = products.again
-    if device.type == "cuda":
-        from cl_runner.training.engines import cuda_graph
-
-        replay = cuda_graph(products.again)
+    with torch.no_grad():
+        replay = in_a_graph(products.again) if device.type == "cuda" else products.again
     many = 3 if context.settings.tiny else 50
 
     def several() -> None:
