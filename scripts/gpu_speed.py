@@ -308,7 +308,6 @@ def alone_in_a_graph(context: Context, products: Any) -> float:
     from gpu_courses import in_a_graph
 
     device = torch.device(context.settings.device)
-
     with torch.no_grad():
         replay = in_a_graph(products.again) if device.type == "cuda" else products.again
     many = 3 if context.settings.tiny else 50

@@ -76,7 +76,7 @@ def pytest(
     out = context.settings.out
     log = out / f"pytest{len(options)}.txt"
     on_gpu = context.settings.device == "cuda"
-    several = ["-n", str(WORKERS)] if on_gpu and find_spec("xdist") else []
+    several = ["-p", "xdist.plugin", "-n", str(WORKERS)] if on_gpu and find_spec("xdist") else []
     command = [
         *(sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider"),
         *(f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml"), *several, *options),
@@ -84,7 +84,8 @@ def pytest(
     ]
     with log.open("wb") as output:
         # The checkout's package has no conf/ unless it is installed: it must not come first.
-        own = {"COLUMNS": "400", "PYTHONSAFEPATH": "1"}
+        # Whatever plugins a machine has besides: their warnings would be errors.
+        own = {"COLUMNS": "400", "PYTHONSAFEPATH": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         running = subprocess.Popen(
             command, cwd=ROOT, env=os.environ | own, stdout=output, stderr=subprocess.STDOUT
         )
