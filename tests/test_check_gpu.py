@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import check_gpu
 import gpu_courses
+import gpu_exact
 import gpu_speed
 import gpu_tests
 import pytest
@@ -19,7 +20,7 @@ import torch
 from check_gpu import LATE, last_line, main, perform
 from gpu_report import Context, Piece, Report, Settings, in_a_line, poisoned, run_pieces
 
-from cl_runner.results.files import read_rows
+from cl_runner.results.files import read_rows, write_rows
 
 
 def here(order, take) -> str:
@@ -313,6 +314,7 @@ def test_a_steps_products_are_counted_and_taken_again():
 def test_a_rehearsal_of_speed_and_exactness(tmp_path, monkeypatch, capsys):
     """All but compiled steps and whole runs; without data, of random images."""
     monkeypatch.setattr(gpu_speed, "commanded", lambda *_: 1.0)
+    monkeypatch.setattr(gpu_exact, "killed", lambda _: None)  # see below
     monkeypatch.setattr(check_gpu, "TURNS", (("speed", 0), ("exact", 0)))
     nowhere = tmp_path / "nowhere"
     code = checked(tmp_path, "--data", str(nowhere), "--part", "speed", "--part", "exact")
@@ -325,9 +327,59 @@ def test_a_rehearsal_of_speed_and_exactness(tmp_path, monkeypatch, capsys):
         assert rows[bar]["met"] in {"yes", "no"}
     assert rows["W1 stack of 4, step / step of one run"]["value"] > 0
     assert rows["W1 naive graph host waits"]["state"] == "missing"
-    assert rows["resumed after SIGKILL, files that differ"]["met"] == "yes"
     assert rows["er, ResNet: twice the same bits"]["met"] == "yes"
     assert rows["derpp, MLP: 2 stacked against alone, theta"]["met"] == "yes"
+
+
+@pytest.mark.parametrize("what", ["the same", "weights", "accuracy", "a file"])
+def test_a_killed_run_is_held_against_one_that_was_not(tmp_path, monkeypatch, what):
+    """As the command would leave them; the command itself is killed in tests/reliability."""
+    rows: list = []
+    settings = Settings(tmp_path, tmp_path, "cpu", tiny=True)
+    context = Context(settings, "exact", time.monotonic() + 60, rows.append)
+
+    def leave(name: str, ACC: float, weights: bytes) -> None:
+        out = tmp_path / "exact" / name
+        out.mkdir()
+        write_rows(out / "summary.csv", [{"ACC": ACC, "seconds": time.perf_counter()}])
+        if name == "whole" or what != "a file":
+            write_rows(out / "accuracies.csv", [{"accuracy": 0.5}])
+        (out / "weights.safetensors").write_bytes(weights)
+
+    def command(_, *overrides: str) -> None:
+        if overrides[-1].startswith("hydra.run.dir="):
+            leave("whole", 0.5, b"weights")
+        else:
+            assert overrides == (f"resume={tmp_path / 'exact' / 'killed'}",)
+            ends = {"weights": (0.5, b"others"), "accuracy": (0.4, b"weights")}
+            leave("killed", *ends.get(what, (0.5, b"weights")))
+
+    monkeypatch.setattr(gpu_exact, "command", command)
+    monkeypatch.setattr(gpu_exact, "kill", lambda *_: None)
+    gpu_exact.killed(context)
+    (found,) = (line["row"] for line in rows)
+    names = {
+        "weights": "weights.safetensors",
+        "accuracy": "summary.csv",
+        "a file": "accuracies.csv",
+    }
+    if what == "the same":
+        assert (found["value"], found["met"], found["state"]) == (0, "yes", "measured")
+    else:
+        assert (found["value"], found["met"], found["state"]) == (1, "no", "failed")
+        assert found["message"] == f"differ: {names[what]}"
+
+
+def test_runs_that_are_apart_are_told(tmp_path):
+    rows: list = []
+    settings = Settings(tmp_path, tmp_path, "cpu", tiny=True)
+    context = Context(settings, "exact", time.monotonic() + 60, rows.append)
+    a, b = (torch.tensor([1.0, 2.0]), [0.5]), (torch.tensor([1.0, 2.01]), [0.5])
+    gpu_exact.same(context, "bits", a, b)
+    gpu_exact.same(context, "bits", a, a)
+    gpu_exact.differences(context, "far", [(a, a), (a, b)])
+    found = [(line["row"]["met"], line["row"]["state"]) for line in rows]
+    assert found == [("no", "failed"), ("yes", "measured"), ("no", "measured"), ("yes", "measured")]
 
 
 @pytest.mark.slow
