@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -24,9 +25,9 @@ from cl_runner.errors import Diverged
 from cl_runner.run import together
 from cl_runner.run.stacked import StackedStep
 from cl_runner.run.tasks import Member, Observer, initial_state, train_task
-from cl_runner.training.engines import recorded
+from cl_runner.training import engines
 from cl_runner.training.env import Env
-from cl_runner.training.fit import AfterStep, Alone, Steps
+from cl_runner.training.fit import AfterStep, Steps
 from cl_runner.training.flops import FORMULAS
 
 
@@ -183,16 +184,11 @@ def watch(plan: Plan, course: Course, device: torch.device, begun: float) -> Ite
         yield
 
 
-def observed(
-    plan: Plan, course: Course, device: torch.device, begun: float, *, rehearse: bool = False
-) -> Observer:
-    """What `train_task` calls for it. rehearse: the step is repeated by hand in a recording."""
+def observed(plan: Plan, course: Course, device: torch.device, begun: float) -> Observer:
+    """What `train_task` calls for it."""
 
     @contextmanager
-    def observe(steps: Steps) -> Iterator[AfterStep]:
-        if rehearse:
-            assert isinstance(steps, Alone)
-            steps.engine = recorded(steps.plain, steps.env, record=by_hand)
+    def observe(_: Steps) -> Iterator[AfterStep]:
         course.window = plan.window
         watching = watch(plan, course, device, begun)
         yield lambda _: next(watching)
@@ -220,7 +216,14 @@ def by_hand(body: Callable[[], None]) -> Callable[[], None]:
     return body
 
 
-def alone(member: Member, plan: Plan, *, rehearse: bool = False) -> Course:
+def rehearsed(member: Member, plan: Plan) -> Course:
+    """`alone` with recorded steps on a machine without a GPU, prepared with engine=eager."""
+    member.env.engine = "graph"
+    with patch.object(engines, "cuda_graph", by_hand):
+        return alone(member, plan)
+
+
+def alone(member: Member, plan: Plan) -> Course:
     """The steps of a run on its second task, after a few on the first."""
     strategy, env = member
     s = initial_state(strategy, env)
@@ -228,7 +231,7 @@ def alone(member: Member, plan: Plan, *, rehearse: bool = False) -> Course:
     for task, own in zip(env.stream[:2], (FIRST, plan), strict=True):
         lasting(env, own.steps)
         course, begun = Course(), now(env.device)
-        observe = observed(own, course, env.device, begun, rehearse=rehearse)
+        observe = observed(own, course, env.device, begun)
         s = train_task(strategy, s, task, env, observe=observe)
         courses.append(course)
     before, found = courses

@@ -189,12 +189,12 @@ def by_engine(context: Context, work: str, strategy: str) -> None:
 
 def course(context: Context, work: str, strategy: str, engine: str) -> Course:
     """The steps of a run that is prepared for it."""
-    from gpu_courses import alone
+    from gpu_courses import alone, rehearsed
 
-    rehearsed = engine == "graph" and context.settings.device != "cuda"
-    own = f"engine={'eager' if rehearsed else engine}"
+    by_hand = engine == "graph" and context.settings.device != "cuda"
+    own = f"engine={'eager' if by_hand else engine}"
     (member,) = members(context, work, strategy, 1, own)
-    return alone(member, plan(context, work, engine), rehearse=rehearsed)
+    return (rehearsed if by_hand else alone)(member, plan(context, work, engine))
 
 
 def plan(context: Context, work: str, engine: str) -> Plan:
