@@ -7,6 +7,7 @@ from itertools import accumulate
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cl_runner import strategies
@@ -117,6 +118,23 @@ def test_counts_are_those_of_torch_and_counting_changes_no_bit(prepared, monkeyp
     assert torch.equal(*thetas)
     error = 0.0 if strategies.find(strategy).one_graph else 0.02  # GEM's quadratic program
     assert ours == pytest.approx(list(accumulate(theirs)), rel=error, abs=0) and ours[0] > 0
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("inputs", [False, True])
+def test_convolutions_in_closed_form(groups, transposed, inputs):
+    """Of stacked runs, whose convolutions are grouped: each member's own, and nothing between."""
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    layer = kind(2 * groups, 4 * groups, 3, stride=2, groups=groups)
+    x = torch.randn(5, 2 * groups, 9, 9, requires_grad=inputs)
+    with FlopCounter() as counter:
+        out = layer(x)
+        forward = counter.flops
+        out.sum().backward()
+    places = 81 if transposed else out.shape[2] * out.shape[3]
+    assert forward == 2 * groups * 5 * places * 2 * 4 * 9
+    assert counter.flops - forward == (1 + inputs) * forward
 
 
 def test_evaluation_counts_every_sample_of_every_task(prepared):

@@ -8,9 +8,13 @@ import pytest
 import torch
 
 from cl_runner import strategies
+from cl_runner.data.augment import crop_flip
 from cl_runner.data.streams import resize
+from cl_runner.nn.dropout import uniform_bits
 from cl_runner.run.evaluation import evaluate
-from cl_runner.run.tasks import begin_task, initial_state, train_task
+from cl_runner.run.stacked import StackedStep, obstacle
+from cl_runner.run.tasks import Member, begin_task, initial_state, train_task
+from cl_runner.run.together import train_task as train_together
 from cl_runner.training.batches import Source
 from cl_runner.training.engines import stepper
 
@@ -67,6 +71,78 @@ def test_a_captured_step_takes_the_same_course(prepared, name):
     plain, _ = train(prepared, "cuda", *case, "engine=eager")
     captured, _ = train(prepared, "cuda", *case, "engine=graph")
     torch.testing.assert_close(captured, plain, rtol=1e-3, atol=1e-5)
+
+
+SMALL = ("benchmark.num_tasks=2", "training.batch_size=20", "training.epochs=1")
+DIGITS = (*SMALL, "benchmark=split_digits", "benchmark.seed=0", "scenario=domain")
+# The rate is low: a ReLU that a rounding turns over is amplified by BatchNorm in each step.
+RESIDUAL = (*DIGITS, "model=reduced_resnet18", "model.width=4", "optimizer.lr=0.0001")
+# What moves besides theta, what is drawn in a step, and how convolutions are computed.
+NETWORKS = {
+    "mlp": (*SMALL, "benchmark.train_samples=200", "model.norm=batch", "model.dropout=0.3"),
+    "cnn": (*DIGITS, "model=cnn", "model.channels=[4,8]", "training.augment=crop"),
+    "resnet": (*RESIDUAL, "training.augment=crop_flip"),
+}
+
+
+def end(prepared, *overrides: str) -> dict[str, torch.Tensor]:
+    """Theta and the buffers after a run on the GPU."""
+    _, strategy, env = prepared(*overrides, "device=cuda")
+    s = initial_state(strategy, env)
+    for task in env.stream:
+        s = train_task(strategy, s, task, env)
+    return {"theta": s.theta.detach().clone()} | {k: v.clone() for k, v in s.buffers.items()}
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("name", ["naive", "ewc", "er", "derpp", "lwf"])
+def test_statistics_masks_and_crops_within_the_graph(prepared, name, network):
+    case = (*network, f"strategy={name}", "precision=float32")
+    plain, captured, again = (
+        end(prepared, *case, f"engine={e}") for e in ("eager", *2 * ["graph"])
+    )
+    torch.testing.assert_close(captured, again, rtol=0, atol=0)
+    torch.testing.assert_close(captured, plain, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+@pytest.mark.parametrize("network", ["cnn", "resnet"])
+def test_convolutions_with_tensor_cores_round_more_and_reach_the_same(prepared, network, precision):
+    case = (*NETWORKS[network], "strategy=er")
+    exact = end(prepared, *case, "precision=float32")["theta"]
+    plain, captured = (
+        end(prepared, *case, f"precision={precision}", f"engine={e}")["theta"]
+        for e in ("eager", "graph")
+    )
+    start = initial_state(*prepared(*case, "device=cuda")[1:]).theta
+    rounded = (plain - exact).norm()
+    assert 0 < rounded < 0.3 * (exact - start).norm()
+    assert (captured - plain).norm() <= 2 * rounded
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("name", ["ewc", "er", "derpp"])
+def test_a_member_of_a_stack_equals_the_run_alone(prepared, name, network):
+    case = (*network, f"strategy={name}", "precision=float32", "device=cuda")
+    members = [Member(*prepared(*case, f"seed={seed}")[1:]) for seed in (0, 1)]
+    assert obstacle(members) is None
+    states = [initial_state(*m) for m in members]
+    step = StackedStep(members)
+    for t in range(members[0].env.num_tasks):
+        states = train_together(members, states, t, step)
+    assert len(step.recordings) == len(step.graphs) > 0
+    for seed, s in enumerate(states):
+        found = {"theta": s.theta.detach(), **s.buffers}
+        alone = end(prepared, *case, f"seed={seed}")
+        torch.testing.assert_close(found, alone, rtol=1e-2, atol=1e-3)
+
+
+def test_masks_and_crops_are_the_cpus_to_the_bit():
+    generator = torch.Generator().manual_seed(0)
+    key, uniform = torch.rand(2, generator=generator), torch.rand(50, 3, generator=generator)
+    x = torch.randint(256, (50, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    assert torch.equal(uniform_bits(key.cuda(), 5, (70, 9)).cpu(), uniform_bits(key, 5, (70, 9)))
+    assert torch.equal(crop_flip(x.cuda(), uniform.cuda()).cpu(), crop_flip(x, uniform))
 
 
 def test_the_host_waits_for_nothing_within_an_epoch(prepared):

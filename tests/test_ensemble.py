@@ -70,7 +70,11 @@ def together(prepared, *members: tuple[str, ...], record: Recorder | None = None
 
 
 def assert_equal_runs(
-    prepared, *members: tuple[str, ...], toy: tuple[str, ...] = TOY, tolerance: float = 1e-4
+    prepared,
+    *members: tuple[str, ...],
+    toy: tuple[str, ...] = TOY,
+    tolerance: float = 1e-4,
+    flops: float = 0,
 ) -> None:
     members = [(*toy, *overrides) for overrides in members]
     for overrides, (end, rows, meter) in zip(members, together(prepared, *members), strict=True):
@@ -78,8 +82,9 @@ def assert_equal_runs(
         torch.testing.assert_close(end, expected, rtol=tolerance, atol=tolerance)
         for key, row in rows.items():
             assert row == pytest.approx(expected_rows[key], abs=0.01)
-        for name in ("steps", "samples", "flops", "evaluation_flops"):
+        for name in ("steps", "samples", "evaluation_flops"):
             assert getattr(meter, name) == getattr(counted, name), name
+        assert meter.flops == pytest.approx(counted.flops, rel=flops, abs=0)
 
 
 @pytest.mark.parametrize("name", STACKED)
@@ -108,7 +113,8 @@ def test_batchnorm_and_dropout_are_each_members_own(prepared, name):
         runs = [(*case, f"seed={seed}") for seed in (0, 1)]
         if obstacle([Member(*prepared(*CALM, *runs[0])[1:])]):
             return
-    assert_equal_runs(prepared, *runs, toy=CALM)
+    newton = 1e-3 if name == "bic" else 0  # whose last steps are halved as rounding has it
+    assert_equal_runs(prepared, *runs, toy=CALM, flops=newton)
 
 
 @pytest.mark.parametrize("name", ["naive", "ewc", "er", "derpp", "lwf"])
@@ -118,11 +124,24 @@ def test_residual_networks_are_stacked(prepared, name):
     assert_equal_runs(prepared, (*case, "seed=0"), (*case, "seed=1"), toy=CALM, tolerance=1e-3)
 
 
+def test_members_in_bfloat16_differ_from_the_run_alone_by_its_roundings(prepared):
+    network = ("benchmark=split_digits", "model=cnn", "model.channels=[4,4]", "optimizer.lr=0.1")
+    case = (*CALM, "strategy=er", *network, "seed=0")
+    mixed = (*case, "precision=bfloat16")
+    (found, _, _), _ = together(prepared, mixed, (*mixed[:-2], "seed=1", mixed[-1]))
+    same, exact = (alone(prepared, *o)[0]["theta"] for o in (mixed, case))
+    start = initial_state(*prepared(*case)[1:]).theta
+    rounded = (same - exact).norm()
+    assert 0 < (found["theta"] - same).norm() < 2 * rounded < 0.1 * (exact - start).norm()
+
+
 def test_a_recorded_stack_moves_statistics(prepared):
     network = ("model.hidden_sizes=[24]", "model.norm=batch", "model.dropout=0.3")
     members = [(*CALM, "strategy=er", *network, f"seed={seed}") for seed in (0, 1)]
     plain = together(prepared, *members)
-    recorded = together(prepared, *members, record=lambda body: body)
+    records: list[object] = []
+    recorded = together(prepared, *members, record=lambda body: records.append(body) or body)
+    assert len(records) == 2  # of whole batches and the last one, for both tasks
     for (end, rows, _), (other, other_rows, _) in zip(plain, recorded, strict=True):
         torch.testing.assert_close(end, other, rtol=0, atol=0)
         assert rows == other_rows

@@ -21,9 +21,14 @@ def resnet(channels=3):
 def test_convolutions_on_a_cpu_have_the_channels_of_a_pixel_together():
     assert layout(resnet(), (3, 8, 8), CPU) == torch.channels_last
     assert layout(CNN((3, 8, 8), [3], 5, 3), (3, 8, 8), CPU) == torch.channels_last
-    assert layout(resnet(), (3, 8, 8), GPU) == torch.contiguous_format
     assert layout(MLP(192, [5], 3, "default", 0.0), (3, 8, 8), CPU) == torch.contiguous_format
     assert layout(torch.nn.Conv2d(3, 3, 3), (3, 8, 8), CPU) == torch.contiguous_format
+
+
+def test_on_a_gpu_they_have_where_tensor_cores_compute():
+    for precision in ("tf32", "bfloat16"):
+        assert layout(resnet(), (3, 8, 8), GPU, precision) == torch.channels_last
+    assert layout(resnet(), (3, 8, 8), GPU, "float32") == torch.contiguous_format
 
 
 def test_one_channel_has_no_other_layout():

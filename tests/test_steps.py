@@ -7,12 +7,14 @@ import shutil
 import pytest
 import torch
 
+from cl_runner import strategies
 from cl_runner.errors import UserError
 from cl_runner.results.files import read_rows
 from cl_runner.results.matrices import read_matrix
 from cl_runner.run.loop import run
-from cl_runner.run.tasks import initial_state, restored
+from cl_runner.run.tasks import initial_state, restored, train_task
 from cl_runner.testing import assert_same, leaves, snapshot
+from cl_runner.training import engines
 from cl_runner.training.batches import Source
 from cl_runner.training.engines import Recording, choose, functional, settle, stepper
 
@@ -91,6 +93,58 @@ def test_a_step_as_a_function_moves_what_the_step_itself_moves(prepared, model):
                 torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-6, msg=name)
             moved = [k for k, v in live.buffers.items() if not torch.equal(v, before.buffers[k])]
             assert moved == list(live.buffers)
+
+
+RESIDUAL = ("benchmark=split_digits", "model=reduced_resnet18", "model.width=2")
+RECORDED = {
+    "augmented": ("strategy=derpp", "training.augment=crop_flip", *RESIDUAL),
+    "mixed": ("strategy=er", "precision=bfloat16", *RESIDUAL),
+    "annealed": ("strategy=er", "optimizer=adam", "optimizer.schedule=cosine"),
+    "dropout": ("strategy=naive", "model.dropout=0.3", "model.norm=batch", "eval.online=true"),
+    "detected": ("strategy=er", "training.boundaries=detected"),
+}
+
+
+NAMES = [  # gdumb takes its steps when a task ends
+    n for n in strategies.available() if strategies.find(n).one_graph and n != "gdumb"
+]
+LESS = {"mer": ("training.batch_size=3", "training.iterations=9", "benchmark.train_samples=10")}
+EACH = [
+    (
+        *(f"strategy={name}", f"scenario={strategies.find(name).scenarios[0]}"),
+        *("model.hidden_sizes=[9]", *LESS.get(name, ())),
+    )
+    for name in NAMES
+]
+
+
+@pytest.mark.parametrize("case", [*RECORDED.values(), *EACH], ids=[*RECORDED, *NAMES])
+def test_a_run_records_each_shape_of_batch_once_for_all_tasks(prepared, monkeypatch, case):
+    """As on a GPU, but that here a step itself is what repeats it: the same to the bit."""
+    records: list[object] = []
+    sizes: list[int] = []
+
+    class Sizes:
+        def begin(self, task, epochs, steps):
+            pass
+
+        def step(self, epoch, samples, loss):
+            sizes.append(samples)
+
+    monkeypatch.setattr(engines, "cuda_graph", lambda body: records.append(body) or body)
+    ends = []
+    for engine in ("eager", "graph"):
+        toy = ("benchmark.num_tasks=3", "benchmark.train_samples=400", "training.epochs=2")
+        _, strategy, env = prepared(*toy, "training.batch_size=32", *case)
+        env.engine, env.meter.display = engine, Sizes()  # a CPU is refused graphs
+        s = initial_state(strategy, env)
+        for task in env.stream:
+            s = train_task(strategy, s, task, env)
+        ends.append((snapshot(s), env.meter.steps, env.meter.flops))
+    (plain, *counts), (replayed, *others) = ends
+    assert_same(plain, replayed)
+    assert counts == others
+    assert len(records) == len(set(sizes))
 
 
 @pytest.mark.slow

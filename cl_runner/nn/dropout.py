@@ -27,7 +27,7 @@ class Dropout(nn.Module):
         super().__init__()
         self.p, self.channels = p, channels
         self.key: Tensor | None = None  # [KEY] uniforms of the step
-        self.calls = 0  # in the step; each draws anew
+        self.calls = 0  # in the step, from a number of the layer's own on; each draws anew
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, ...] -> [B, ...]."""
@@ -52,13 +52,14 @@ def uniform_bits(key: Tensor, call: int, shape: Iterable[int]) -> Tensor:
     size = torch.Size(shape)
     halves = (key * 2**BITS).long() << (32 - BITS)
     first, second = (halves ^ (call * 0x9E3779B1 & LOW)).unbind(-1)
-    x = torch.arange(size.numel(), device=key.device) ^ first
+    x: Tensor = torch.arange(size.numel(), device=key.device) ^ first
     x = x ^ (x >> 16)
     x = (x * 0x7FEB352D) & LOW
     x = x ^ second
     x = x ^ (x >> 15)
     x = (x * 0x297A2D39) & LOW
-    return (x ^ (x >> 16)).view(size)
+    x = x ^ (x >> 16)
+    return x.view(size)
 
 
 def keyed(network: nn.Module) -> nn.Module:
@@ -69,10 +70,12 @@ def keyed(network: nn.Module) -> nn.Module:
         nn.Dropout2d: True,
         nn.Dropout3d: True,
     }
+    ours: dict[nn.Module, Dropout] = {}
     for name, layer in [*network.named_modules(remove_duplicate=False)]:
         if name and (channels := kinds.get(type(layer))) is not None:
             assert isinstance(layer, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d)
-            network.set_submodule(name, Dropout(layer.p, channels=channels).train(layer.training))
+            own = Dropout(layer.p, channels=channels).train(layer.training)
+            network.set_submodule(name, ours.setdefault(layer, own))
     return network
 
 

@@ -39,6 +39,7 @@ class Flat:
             p.data = view
         self.theta = storage.requires_grad_()  # [P]
         self.stays = False  # whether the storage must stay where it is: a recording reads it
+        self.steps: dict[Any, Any] = {}  # what was compiled and recorded of it (training.engines)
         self.by_hand = by_hand.applies_to(module) and not mixed
         self.descending = False  # whether a gradient for a step is being computed, by hand
         self.threads: int | None = None  # of the CPU, for what is worth them, in that
@@ -73,8 +74,8 @@ class Flat:
     @contextmanager
     def drawing(self, key: Tensor | None) -> Iterator[None]:
         """Within, dropout follows from a key of uniforms (see nn.dropout); None: from none."""
-        for layer in self.dropouts:
-            layer.key, layer.calls = key, 0
+        for i, layer in enumerate(self.dropouts):
+            layer.key, layer.calls = key, i << 16
         try:
             yield
         finally:
@@ -221,11 +222,20 @@ class Flat:
         if self.stays:
             self.theta.copy_(theta)
         else:
-            self.theta.data = theta.detach()
-            views = _unflatten_dense_tensors(self.theta.data, self.parameters)
-            for p, view in zip(self.parameters, views, strict=True):
-                p.data = view
+            self._move(theta.detach())
         return self.theta
+
+    def stay(self) -> None:
+        """From now on the storage stays where it is: in memory that nothing else has."""
+        if not self.stays:
+            self._move(self.theta.detach().clone())
+        self.stays = True
+
+    def _move(self, storage: Tensor) -> None:
+        self.theta.data = storage
+        views = _unflatten_dense_tensors(storage, self.parameters)
+        for p, view in zip(self.parameters, views, strict=True):
+            p.data = view
 
     @torch.no_grad()
     def settle(self, buffers: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -238,20 +238,24 @@ def initialise(network: nn.Module, init: str) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def layout(network: nn.Module, input_shape: Shape, device: torch.device) -> torch.memory_format:
+def layout(
+    network: nn.Module, input_shape: Shape, device: torch.device, precision: str = "float32"
+) -> torch.memory_format:
     """How a network's inputs lie in memory.
 
     On a CPU, convolutions take two thirds of the time where the channels of a pixel lie together.
-    With one channel both layouts are the same, and torch may take one for the other.
+    So they want them on a GPU where they use tensor cores, with precision=tf32 and bfloat16. With
+    one channel both layouts are the same, and torch may take one for the other.
     """
     able = isinstance(network, Network) and network.channels_last
-    last = able and device.type == "cpu" and input_shape[0] > 1
+    wanted = device.type == "cpu" or (device.type == "cuda" and precision in {"tf32", "bfloat16"})
+    last = able and wanted and input_shape[0] > 1
     return torch.channels_last if last else torch.contiguous_format
 
 
 def largest_activation(network: nn.Module, input_shape: Shape) -> int:
     """The most numbers that one sample takes anywhere between a network's modules."""
-    x = next(network.parameters()).detach().new_zeros(1, *input_shape)
+    x, task = example(network, input_shape)
     sizes = [x.numel()]
 
     def see(_: nn.Module, __: Any, output: Any) -> None:
@@ -259,10 +263,16 @@ def largest_activation(network: nn.Module, input_shape: Shape) -> int:
             sizes.append(output.numel())
 
     hooks = [module.register_forward_hook(see) for module in network.modules()]
-    in_evaluation(network, x, torch.zeros(1, dtype=torch.int64, device=x.device))
+    in_evaluation(network, x, task)
     for hook in hooks:
         hook.remove()
     return max(sizes)
+
+
+def example(network: nn.Module, input_shape: Shape) -> tuple[Tensor, Tensor]:
+    """An input of one sample, of zeros, and its task [1]."""
+    x = next(network.parameters()).detach().new_zeros(1, *input_shape)
+    return x, x.new_zeros(1, dtype=torch.int64)
 
 
 def activation_shapes(network: nn.Module, input_shape: Shape) -> tuple[tuple[int, ...], ...]:

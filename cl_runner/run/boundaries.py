@@ -81,7 +81,7 @@ class Detecting(Alone):
         """See Steps. After a border what was planned for the coming steps is planned anew."""
         self.look()  # a run may go on from between a step and the look at its loss
         while done < steps:
-            for batch in self.source.epoch(epoch, steps, done):
+            for batch in self.source.epoch(epoch, steps, done, raw=self.raw):
                 yield batch
                 done += 1
                 if self.look():

@@ -29,6 +29,7 @@ from cl_runner.training.engines import (
     copy,
     cuda_graph,
     functional,
+    shown,
     told,
 )
 from cl_runner.training.env import Env
@@ -113,6 +114,7 @@ class StackedStep:
         self.member = members[0]
         self.record = cuda_graph if self.member.env.engine == "graph" else record
         self.recordings: dict[Any, Recording] = {}
+        self.parts: Leaves = []
         self.layout = Layout(self.member.env.flat.sizes)
         self.tables = stack([dict(m.env.stream.tables) for m in members])
         self.hyper = hyper_parameters(members)
@@ -125,10 +127,13 @@ class StackedStep:
         """Take the states [M, ...] to go on from."""
         self.like, self.spec = tree_flatten(s)
         (self.rate,) = (i for i, v in enumerate(self.like) if v is s.opt["lr"])
-        self.parts = self.layout.cut(self.like)
+        parts = self.layout.cut(self.like)
         before = self.layout.cut(self.like[: self.rate])
         self.rate = len(before)  # where the learning rates are among the parts
-        self.recordings = {}  # they are bound to the parts
+        if self.recordings and [v.shape for v in parts] == [v.shape for v in self.parts]:
+            copy(self.parts, parts)
+        else:
+            self.parts, self.recordings = parts, {}  # they are bound to the parts
 
     def __call__(self, batch: dict[str, Any]) -> Leaves:
         """Take a step on raw batches [M, B, ...]: the losses [M] and what else is `told`."""
@@ -174,8 +179,7 @@ class StackedStep:
 
         def one(s: TrainState, raw: dict[str, Any], table: dict[str, Tensor], hyper: Hyper) -> Any:
             env = with_tables(self.member.env, table)
-            x = env.stream.normalise(raw["x"])
-            batch = Batch(**{"active": None, "weight": None} | raw | {"x": x})
+            batch = shown(Batch(**{"active": None, "weight": None} | raw), env)
             s, aux = functional(with_numbers(self.member.strategy, hyper), s, batch, env)
             return s, told(aux, batch, online=env.online)
 

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from cl_runner.core import Batch, TrainState, Window, generator_for
-from cl_runner.data.augment import AUGMENTATIONS
 from cl_runner.nn.dropout import KEY
-from cl_runner.training.engines import DROPOUT, Learner
+from cl_runner.training.engines import AUGMENT, DROPOUT, Learner
 from cl_runner.training.env import Env
 
 CPU = torch.device("cpu")
 NOISE_WINDOW = 64  # steps whose uniforms are drawn at once
 LARGEST_PLAN = 2**20  # elements of one of its tensors: of a large buffer fewer steps are planned
-PREPARED_BYTES = 2**22  # of inputs that lie ready for the coming steps
+PREPARED_BYTES = 2**22  # of inputs that lie ready for the coming steps: a CPU has them in its cache
+LARGEST_PREPARED = 2**26  # elsewhere, where each preparation costs some launches
 TrainingSet = tuple[Tensor, int | Tensor]  # rows [n] of the training set; their task, or tasks [n]
 
 
@@ -42,17 +42,18 @@ class Source:
         self.memory = s.memory  # as plans go on from it
         self.order: tuple[Tensor, Tensor, Tensor]  # of the epoch whose batches come, see `shuffled`
 
-    def epoch(self, epoch: int, steps: int, done: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, steps: int, done: int = 0, *, raw: bool = False) -> Iterator[Batch]:
         """The first `steps` batches of an epoch, in its own random order, with noise and plan.
 
-        Those that are `done` are left out, which changes nothing about the others.
+        Those that are `done` are left out, which changes nothing about the others. raw: with images
+        as the stream has them, which a step makes into inputs (`engines.shown`).
         """
         for window, plan in self.windows(epoch, steps, NOISE_WINDOW, done):
             noise, plans = by_step(window.noise), by_step(plan)
             active = self.env.active(window.task.flatten(), self.seen)
             shown = None if active is None else active.unflatten(0, window.y.shape).unbind()
             fields = (v.unbind() for v in (window.y, window.task, window.index))
-            batches = zip(self.inputs(window), *fields, strict=True)
+            batches = zip(self.inputs(window, raw=raw), *fields, strict=True)
             for i, (x, y, task, index) in enumerate(batches):
                 yield Batch(
                     x=x,
@@ -65,14 +66,18 @@ class Source:
                     plan=plans[i] if plans else {},
                 )
 
-    def inputs(self, window: Window) -> Iterator[Tensor]:
-        """The network's inputs [B, C, H, W] of the steps of a window, several prepared at once."""
-        B, each = window.y.shape[1], 4 * self.env.stream.x[0].numel()
-        for at in range(0, len(window.y), several := max(1, PREPARED_BYTES // (B * each))):
+    def inputs(self, window: Window, *, raw: bool) -> Iterator[Tensor]:
+        """The inputs [B, C, H, W] of a window's steps, or raw images; several prepared at once."""
+        env, B = self.env, window.y.shape[1]
+        sample = env.stream.x[0]
+        each = sample.nbytes if raw else 4 * sample.numel()
+        most = PREPARED_BYTES if env.device.type == "cpu" else LARGEST_PREPARED
+        for at in range(0, len(window.y), several := max(1, most // (B * each))):
             part = slice(at, at + several)
-            augment = window.noise.get("augment")
-            uniforms = None if augment is None else augment[part, :B].flatten(0, 1)
-            x = self.env.inputs(self.images(window, part), uniforms)
+            x = self.images(window, part)
+            if not raw:
+                augment = window.noise.get(AUGMENT)
+                x = env.inputs(x, None if augment is None else augment[part, :B].flatten(0, 1))
             yield from x.unflatten(0, (-1, B)).unbind()
 
     def images(self, window: Window, part: slice = slice(None)) -> Tensor:
@@ -85,16 +90,13 @@ class Source:
     ) -> Iterator[dict[str, Any]]:
         """The same batches, up to `length` at once, as fields [steps, B, ...] without None.
 
-        The images are raw: what remains to be done is Stream.normalise.
+        The images are raw: what remains to be done is `engines.shown`.
         """
         env = self.env
         for window, plan in self.windows(epoch, steps, length, done):
             W, B = window.y.shape
-            images = self.images(window)
-            if "augment" in window.noise:
-                uniforms = window.noise["augment"][:, :B].flatten(0, 1)
-                images = AUGMENTATIONS[env.training.augment](images, uniforms)
-            fields = window._asdict() | {"x": images.unflatten(0, (W, B)), "plan": plan}
+            images = self.images(window).unflatten(0, (W, B))
+            fields = window._asdict() | {"x": images, "plan": plan}
             if (active := env.active(window.task.flatten(), self.seen)) is not None:
                 fields["active"] = active.unflatten(0, (W, B))
             yield fields
@@ -140,7 +142,7 @@ class Source:
         """Uniforms [NOISE_WINDOW, ...] for a window of steps, each name from a seed of its own."""
         shapes = self.learner.noise(min(self.size, len(self.index)), self.env)
         if self.env.training.augment != "none":
-            shapes["augment"] = (self.size, 3)
+            shapes[AUGMENT] = (self.size, 3)
         if self.env.flat.dropouts:
             shapes[DROPOUT] = (KEY,)
 

@@ -19,7 +19,7 @@ Function = Callable[[Leaves, Leaves], tuple[Sequence[Tensor], Leaves]]
 Recorder = Callable[[Callable[[], None]], Callable[[], None]]
 # -> the committed state, and the loss, 0-d; online also the batch's logits [B, K]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Leaves]]
-DROPOUT = "dropout"  # the name of its key among a batch's noise
+AUGMENT, DROPOUT = "augment", "dropout"  # their names among a batch's noise
 WARM_UP = 3  # steps before a recording: libraries set themselves up in the first ones
 
 
@@ -56,22 +56,44 @@ def choose(engine: str, one_graph: bool, env: Env) -> tuple[str, str]:
     return engine, "asked for"
 
 
-def stepper(learner: Learner, env: Env, engine: str, *, online: bool = False) -> Step:
-    """What executes the learner's steps; for one phase of training on one task.
+def stepper(
+    learner: Learner, env: Env, engine: str, *, online: bool = False, raw: bool = False
+) -> Step:
+    """What executes the learner's steps.
 
-    online: they also tell the logits of their batches (see `told`).
+    What is compiled or recorded lives as long as the network's storage: a run's tasks share it.
+    online: the steps also tell the logits of their batches (see `told`). raw: their batches hold
+    images as the stream has them, which the step itself makes into inputs (`shown`).
     """
 
     def eager(s: TrainState, batch: Batch) -> tuple[TrainState, Leaves]:
+        batch = shown(batch, env) if raw else batch
         with env.flat.drawing(batch.noise.get(DROPOUT)):
             s, aux = learner.step(s, batch, env)
         return env.commit(s), told(aux, batch, online=online)
 
-    if engine == "graph":
-        return recorded(eager, env, cuda_graph)
-    if engine == "compile":
-        return compiled(learner, env, online=online)
-    return eager
+    def pure(s: TrainState, batch: Batch) -> tuple[TrainState, Leaves]:
+        batch = shown(batch, env) if raw else batch
+        s, aux = functional(learner, s, batch, env)
+        return s, told(aux, batch, online=online)
+
+    if engine == "eager":
+        return eager
+    made: dict[Any, Step] = env.flat.steps
+    key = (engine, id(learner), online, raw)  # a step that is kept here keeps its learner
+    if key not in made:
+        made[key] = recorded(eager, env, cuda_graph) if engine == "graph" else compiled(pure, env)
+    return made[key]
+
+
+def shown(batch: Batch, env: Env) -> Batch:
+    """A batch of raw images as one of the network's inputs: augmented, if the run is, and scaled.
+
+    By the uniforms of noise["augment"], of which there are as many as in the largest batch.
+    """
+    uniforms = batch.noise.get(AUGMENT)
+    own = None if uniforms is None else uniforms[: batch.y.shape[0]]
+    return batch._replace(x=env.inputs(batch.x, own))
 
 
 def told(aux: Mapping[str, Any], batch: Batch, *, online: bool) -> Leaves:
@@ -102,13 +124,8 @@ def functional(
     return s._replace(buffers=moved), aux
 
 
-def compiled(learner: Learner, env: Env, *, online: bool = False) -> Step:
+def compiled(pure: Step, env: Env) -> Step:
     """The step as torch.compile makes it, from a state that is not the live one."""
-
-    def pure(s: TrainState, batch: Batch) -> tuple[TrainState, Leaves]:
-        s, aux = functional(learner, s, batch, env)
-        return s, told(aux, batch, online=online)
-
     function = torch.compile(pure, fullgraph=True, dynamic=False)
 
     def step(s: TrainState, batch: Batch) -> tuple[TrainState, Leaves]:
@@ -123,28 +140,35 @@ def recorded(step: Step, env: Env, record: Recorder) -> Step:
 
     record: makes of a body, which takes no argument, what repeats it (`cuda_graph`).
     """
+    places: dict[Any, Leaves] = {}  # where states of a form and shapes stay
     recordings: dict[Any, Recording] = {}
-    leaves: Leaves = []
-    env.flat.stays = True
+    last: tuple[Any, TrainState, Leaves] | None = None  # where the last step has left the state
+    env.flat.stay()
+
+    def placed(s: TrainState) -> tuple[Any, TrainState, Leaves]:
+        given, form = tree_flatten(s)
+        key = (str(form), *(v.shape for v in given))
+        if key not in places:
+            live = {id(v) for v in (env.flat.theta, *env.flat.buffers.values())}
+            places[key] = [v if id(v) in live else v.clone() for v in given]
+        settle(places[key], given)  # which a strategy may have given other names between tasks
+        return key, tree_unflatten(places[key], form), places[key]
 
     def take(s: TrainState, batch: Batch) -> tuple[TrainState, Leaves]:
-        given, form = tree_flatten(s)
+        nonlocal last
+        if last is None or s is not last[1]:
+            last = placed(s)
+        place, state, leaves = last
         inputs, shape = tree_flatten(batch)
-        if not leaves:
-            live = {id(v) for v in (env.flat.theta, *env.flat.buffers.values())}
-            leaves.extend(v if id(v) in live else v.clone() for v in given)
-        copy(leaves, given)
 
-        def function(state: Leaves, inputs: Leaves) -> tuple[Leaves, Leaves]:
-            after, results = step(tree_unflatten(state, form), tree_unflatten(inputs, shape))
+        def function(_: Leaves, inputs: Leaves) -> tuple[Leaves, Leaves]:
+            after, results = step(state, tree_unflatten(inputs, shape))
             return tree_flatten(after)[0], results
 
-        key = (shape, *(v.shape for v in inputs if isinstance(v, Tensor)))
+        key = (place, str(shape), *(v.shape for v in inputs if isinstance(v, Tensor)))
         if key not in recordings:
             recordings[key] = Recording(function, leaves, inputs, record)
-        results = recordings[key](inputs)
-        after: TrainState = tree_unflatten(leaves, form)
-        return after, results
+        return state, recordings[key](inputs)
 
     return take
 
@@ -185,11 +209,19 @@ class Recording:
 
 
 def copy(targets: Leaves, values: Sequence[Tensor]) -> None:
-    """Copy values into the targets that are other tensors than theirs, leaf by leaf."""
+    """Copy values into the targets that are other tensors than theirs, leaf by leaf.
+
+    Those of one type at once, in few launches.
+    """
+    groups: dict[torch.dtype, tuple[Leaves, Leaves]] = {}
+    for target, value in zip(targets, values, strict=True):
+        if target is not value and isinstance(target, Tensor):
+            into, out_of = groups.setdefault(target.dtype, ([], []))
+            into.append(target)
+            out_of.append(value)
     with torch.no_grad():
-        for target, value in zip(targets, values, strict=True):
-            if target is not value and isinstance(target, Tensor):
-                target.copy_(value)
+        for into, out_of in groups.values():
+            torch._foreach_copy_(into, out_of)
 
 
 def settle(targets: Leaves, values: Sequence[Tensor]) -> None:

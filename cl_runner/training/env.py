@@ -63,7 +63,7 @@ class Env:
         self.active_by_time = stream.scenario == "class" and training.active_classes == "seen"
         self.renew(make_net)
         network = self.flat.module
-        self.layout = layout(network, self.input_shape, self.device)
+        self.layout = layout(network, self.input_shape, self.device, precision)
         self.largest_activation = largest_activation(network, self.input_shape)
         # The network draws from torch's global generator, which is then seeded at each step.
         self.stochastic = draws_itself(network)

@@ -126,12 +126,14 @@ class Alone:
         self.source = Source(env, s, t, *progress.samples, learner, phase)
         self.predictions = Predictions(env.stream, progress.predictions)
         online = env.online and not phase
-        self.plain = stepper(learner, env, "eager", online=online)
-        self.engine = self.plain if phase else stepper(learner, env, env.engine, online=online)
+        engine = "eager" if phase else env.engine
+        self.raw = engine != "eager"  # what is compiled or recorded makes its inputs itself
+        self.plain = stepper(learner, env, "eager", online=online, raw=self.raw)
+        self.engine = stepper(learner, env, engine, online=online, raw=self.raw)
 
     def batches(self, epoch: int, steps: int, done: int) -> Iterator[Batch]:
         """See Steps."""
-        return self.source.epoch(epoch, steps, done)
+        return self.source.epoch(epoch, steps, done, raw=self.raw)
 
     def affordable(self, batch: Batch, first: int) -> Batch | None:
         """See Steps."""

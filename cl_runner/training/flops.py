@@ -25,16 +25,15 @@ INTEGERS = {
 }
 
 
-def convolution_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, *options: Any, out_val: object
-) -> int:
+def convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, *options: Any, **_: Any) -> int:
     """Those of a convolution for each gradient that is asked for, of the inputs and the weights.
 
     Torch's formula takes grouped convolutions, as those of stacked runs are, for whole ones.
     """
-    *_, transposed, _, _, wanted = options
+    transposed, wanted = options[-4], options[-1]
     places = (x if transposed else grad)[:, 0].numel()
-    return 2 * weight.numel() * places * sum(wanted[:2])
+    products: int = weight.numel() * places * sum(wanted[:2])
+    return 2 * products
 
 
 CONVOLUTIONS = {torch.ops.aten.convolution_backward: convolution_backward}

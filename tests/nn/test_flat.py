@@ -181,7 +181,7 @@ def test_commit_makes_another_theta_the_live_one(make_net) -> None:
 def test_where_the_storage_must_stay_commit_copies_into_it(make_net) -> None:
     flat = flat_of(make_net)
     flat.module.eval()
-    flat.stays = True
+    flat.stay()
     theta = other_theta(flat)
     leaf, address = flat.theta, flat.theta.data_ptr()
     expected = flat.call(theta, inputs(), 0)
