@@ -24,6 +24,7 @@ class Cell(NamedTuple):
     experiment: str
     data: str
     seconds: float  # guessed from FLOPs and launches; the rows of a first run say better
+    tiny: str = "model.width=4"  # of a rehearsal, besides TINY
 
 
 # In order of value: what no CPU has the time for, the shortest first.
@@ -31,8 +32,8 @@ CELLS = (
     Cell("chaudhry2019/naive_cifar100", "cifar100", 60),
     Cell("chaudhry2019/agem_cifar100", "cifar100", 120),
     Cell("chaudhry2019/ewc_cifar100", "cifar100", 120),
-    Cell("buzzega2020/er500_cifar10_class", "cifar10", 1800),
-    Cell("buzzega2020/derpp500_cifar10_class", "cifar10", 2700),
+    Cell("buzzega2020/er500_cifar10_class", "cifar10", 4500),
+    Cell("buzzega2020/derpp500_cifar10_class", "cifar10", 6800),
 )
 TINY = "benchmark.train_samples=400 benchmark.num_tasks=2 training.epochs=1 seeds=[0,1]"
 
@@ -65,7 +66,7 @@ def run(context: Context, cell: Cell) -> None:
         return
     out = settings.out / "cells" / cell.experiment.replace("/", ".")
     began = time.monotonic()
-    why = command(context, cell.experiment, out)
+    why = command(context, cell, out)
     seconds = time.monotonic() - began
     if why:
         state = "left out" if why == STOPPED else "failed"
@@ -78,17 +79,17 @@ def run(context: Context, cell: Cell) -> None:
 STOPPED = "stopped at a checkpoint; the same --out goes on with it"
 
 
-def command(context: Context, experiment: str, out: Path) -> str:
+def command(context: Context, cell: Cell, out: Path) -> str:
     """`python -m cl_runner experiment=...`; why it did not come to its end, or ""."""
     settings = context.settings
-    overrides = [f"experiment={experiment}", SEEDS, f"data.root={settings.data}"]
+    overrides = [f"experiment={cell.experiment}", SEEDS, f"data.root={settings.data}"]
     overrides += [
         f"device={settings.device}",
         "verbose=false",
         "resume=true",
         f"hydra.run.dir={out}",
     ]
-    overrides += TINY.split() if settings.tiny else []
+    overrides += [*TINY.split(), *cell.tiny.split()] if settings.tiny else []
     log = settings.out / "cells.txt"
     with log.open("ab") as output:
         running = subprocess.Popen(
@@ -113,20 +114,22 @@ def command(context: Context, experiment: str, out: Path) -> str:
 
 
 def told(context: Context, experiment: str, out: Path) -> None:
-    """Rows: each published cell of an experiment, by scripts/reproduce.py; or its own mean ACC."""
+    """Rows: each published cell that is of an experiment's runs, by scripts/reproduce.py.
+
+    Of one that is not published, its own mean ACC, and of a rehearsal.
+    """
     import reproduce
 
     runs = reproduce.read([out.parent])
-    published = pd.read_csv(ROOT / "results" / "published.csv", dtype={"n": "Int64"})
-    own = published[published.experiment == experiment]
     runs = runs[runs.experiment == experiment]
-    if own.empty or context.settings.tiny:
-        values = runs.ACC
-        message = f"SD {values.std():.4f}, n = {len(values)}"
-        context.emit(f"{experiment}, ACC", float(values.mean()), "", message=message)
+    published = pd.read_csv(ROOT / "results" / "published.csv", dtype={"n": "Int64"})
+    read = [experiment in reproduce.same_runs(name) for name in published.experiment]
+    if not any(read) or context.settings.tiny:
+        message = f"SD {runs.ACC.std():.4f}, n = {len(runs)}"
+        context.emit(f"{experiment}, ACC", float(runs.ACC.mean()), "", message=message)
         return
-    for cell in reproduce.compare(own, runs).itertuples():
+    for cell in reproduce.compare(published[read], runs).itertuples():
         message = f"SD {cell.our_sd:.4f}, n = {cell.our_n}; published {cell.mean}"
         bar = f"{cell.low:.3f} to {cell.high:.3f}"
-        name = f"{experiment}, {cell.column}"
-        context.emit(name, cell.our_mean, "", bar=bar, met=cell.inside, message=message)
+        name, mean = f"{cell.experiment}, {cell.column}", float(cell.our_mean)
+        context.emit(name, mean, "", bar=bar, met=bool(cell.inside), message=message)

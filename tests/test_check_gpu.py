@@ -11,11 +11,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import check_gpu
+import gpu_cells
 import gpu_courses
 import gpu_exact
 import gpu_speed
 import gpu_tests
+import numpy as np
+import pandas as pd
 import pytest
+import reproduce
 import torch
 from check_gpu import LATE, last_line, main, perform
 from gpu_report import Context, Piece, Report, Settings, in_a_line, poisoned, run_pieces
@@ -382,11 +386,31 @@ def test_runs_that_are_apart_are_told(tmp_path):
     assert found == [("no", "failed"), ("yes", "measured"), ("no", "measured"), ("yes", "measured")]
 
 
+def test_a_cell_is_told_by_all_that_is_published_of_its_runs(tmp_path, monkeypatch):
+    experiment = "buzzega2020/naive_split_class"
+    table = pd.DataFrame(
+        {
+            "experiment": [experiment, experiment, "hsu2018/naive_split_class"],
+            "seed": [0, 1, 0],
+            "ACC": [0.19, 0.2, 0.9],
+            "task_ACC": [0.1, 0.2, 0.9],
+            "seconds": [1.0, 1.0, 1.0],
+        }
+    )
+    monkeypatch.setattr(reproduce, "read", lambda _: table)
+    rows: list = []
+    settings = Settings(tmp_path, tmp_path, "cuda", tiny=False)
+    context = Context(settings, "cells", time.monotonic() + 60, rows.append)
+    gpu_cells.told(context, experiment, tmp_path / "cells" / "x")
+    found = {line["row"]["name"]: (line["row"]["value"], line["row"]["met"]) for line in rows}
+    assert found == {
+        f"{experiment}, ACC": (pytest.approx(0.195), "yes"),
+        "buzzega2020/naive_split_task, task_ACC": (pytest.approx(0.15), "no"),
+    }
+
+
 @pytest.mark.slow
 def test_cells_are_run_where_they_and_their_data_are_there(tmp_path, monkeypatch):
-    import gpu_cells
-    import numpy as np
-
     data = tmp_path / "data"
     data.mkdir()
     arrays = {}
@@ -397,7 +421,7 @@ def test_cells_are_run_where_they_and_their_data_are_there(tmp_path, monkeypatch
     np.savez(data / "mnist.npz", **arrays)
     there = "chaudhry2019/naive_permuted"
     cells = (
-        gpu_cells.Cell(there, "mnist", 1),
+        gpu_cells.Cell(there, "mnist", 1, tiny=""),
         gpu_cells.Cell("chaudhry2019/no_such", "mnist", 1),
         gpu_cells.Cell("chaudhry2019/agem_permuted", "cifar100", 1),
     )
