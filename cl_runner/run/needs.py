@@ -20,11 +20,12 @@ from cl_runner.core import Stream
 from cl_runner.data.datasets import Arrays
 from cl_runner.errors import check, exhausted
 from cl_runner.machine.ram import available, size
-from cl_runner.nn.networks import Network, activation_shapes
+from cl_runner.nn.networks import Network, activation_shapes, example, in_evaluation
 from cl_runner.run.evaluation import evaluation_chunk
 from cl_runner.strategies.base import Strategy
 from cl_runner.training import optim
 from cl_runner.training.env import Env
+from cl_runner.training.flops import FlopCounter
 
 log = logging.getLogger(__name__)
 Parts = dict[str, int]  # bytes, by what they are for
@@ -136,6 +137,14 @@ def require(parts: Mapping[str, int], free: int | None) -> None:
 def shortage(error: BaseException) -> str | None:
     """What to tell if an error means that memory is exhausted; None if it does not."""
     return f"not enough memory: {REMEDY}" if exhausted(error) else None
+
+
+def step_flops(env: Env) -> int:
+    """About the FLOPs of a step: 3 x batch size x those of a sample's way through the network."""
+    network = env.flat.module
+    with FlopCounter() as counter:
+        in_evaluation(network, *example(network, env.input_shape))
+    return 3 * env.training.batch_size * counter.flops
 
 
 def fitting(strategy: Strategy, env: Env, evaluation: Eval) -> int:

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 from cl_runner.core import TrainState
 from cl_runner.errors import Diverged
+from cl_runner.machine.ram import available
 from cl_runner.run.stacked import StackedStep, stack, unstack
 from cl_runner.run.tasks import Member, Observer, begin_task, end_task, length, unobserved
 from cl_runner.training import optim
@@ -18,7 +19,8 @@ from cl_runner.training.batches import Source
 from cl_runner.training.fit import Progress, Snapshot, check_finite, take_steps
 from cl_runner.training.online import Counted, Predictions, counted
 
-WINDOW_BYTES = 2**26  # of images that lie ready for the coming steps
+WINDOW_BYTES = 2**26  # of images that lie ready for the coming steps, at least
+LARGEST_WINDOW = 2**31  # the same on a GPU, where each window costs some launches for each member
 
 
 class Together:
@@ -211,8 +213,11 @@ def stacked_batches(
 
     Those that are `done` are left out.
     """
-    images = len(sources) * sources[0].env.training.batch_size * sources[0].env.stream.x[0].nbytes
-    most = max(1, WINDOW_BYTES // images)
+    env, ready = sources[0].env, WINDOW_BYTES
+    if env.device.type == "cuda":
+        ready = max(ready, min(LARGEST_WINDOW, (available(env.device) or 0) // 16))
+    images = len(sources) * env.training.batch_size * env.stream.x[0].nbytes
+    most = max(1, ready // images)
     for parts in zip(
         *(source.stackable(epoch, steps, most, done) for source in sources), strict=True
     ):

@@ -18,7 +18,6 @@ from cl_runner.config.schema import Config
 from cl_runner.data.datasets import Arrays
 from cl_runner.errors import UserError, check
 from cl_runner.machine.locks import locked
-from cl_runner.nn.networks import example, in_evaluation
 from cl_runner.results import status
 from cl_runner.run import checkpoint, needs, pretraining
 from cl_runner.run.loop import draw_pictures, final_acc, open_run, tidy, train_runs
@@ -27,11 +26,10 @@ from cl_runner.run.stacked import obstacle
 from cl_runner.run.tasks import Member
 from cl_runner.sweep.job import Job, given_up
 from cl_runner.training.env import Env
-from cl_runner.training.flops import FlopCounter
 
 log = logging.getLogger(__name__)
 # Floating-point operations of one member's step below which a CPU spends more time between the
-# operations than in them: 3 x batch size x those of a sample's way through the network.
+# operations than in them (needs.step_flops).
 SMALL_STEP = 2e7
 
 
@@ -119,10 +117,7 @@ def not_worth_it(env: Env) -> str | None:
     """Why stacking would not be faster; None on a GPU and for small steps."""
     if env.device.type == "cuda":
         return None
-    network = env.flat.module
-    with FlopCounter() as counter:
-        in_evaluation(network, *example(network, env.input_shape))
-    flops = 3 * env.training.batch_size * counter.flops
+    flops = needs.step_flops(env)
     if flops < SMALL_STEP:
         return None
     return f"a step of {flops:.1e} operations fills a CPU core alone (limit {SMALL_STEP:.0e})"
