@@ -6,7 +6,8 @@
     python scripts/benchmark_speed.py --ensemble   stacked runs against single ones and processes
     python scripts/benchmark_speed.py --peers avalanche=PYTHON clarena=PYTHON
                                                    W1 and W3 in these libraries too
-    python scripts/benchmark_speed.py --gpu        steps and launches by engine, stacks of 1 to 256
+
+On a GPU: scripts/check_gpu.py.
 
 All on real images, float32, with the kernels that `precision=auto` chooses here:
 W1: permuted MNIST, naive, 10 tasks x 1 epoch, MLP 784-256-256-10, batch 128, SGD 0.1, all 10 test
@@ -158,7 +159,6 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--replay", action="store_true", help="replay steps by hand against ours")
     parser.add_argument("--steps", action="store_true", help="costs of steps and of Fishers")
     parser.add_argument("--ensemble", action="store_true", help="throughput of stacked runs")
-    parser.add_argument("--gpu", action="store_true", help="the same on a GPU")
     parser.add_argument(
         "--peers",
         nargs="+",
@@ -171,7 +171,7 @@ def parsed() -> argparse.Namespace:
     if unknown := set(arguments.works) - set(WORKS):
         parser.error(f"unknown {', '.join(sorted(unknown))}; known are {', '.join(WORKS)}")
     arguments.peers = dict(arguments.peers)
-    within = arguments.replay or arguments.steps or arguments.ensemble or arguments.gpu
+    within = arguments.replay or arguments.steps or arguments.ensemble
     if not arguments.works and arguments.peers:
         arguments.works = list(PEER_WORKS)
     elif not arguments.works and not within:
@@ -209,14 +209,12 @@ def chosen(arguments: argparse.Namespace) -> str:
         f"torch {torch.__version__}, {kernels}",
         flush=True,
     )
-    if arguments.gpu and not torch.cuda.is_available():
-        sys.exit("--gpu: torch finds no usable CUDA GPU")
     return torch.get_float32_matmul_precision()
 
 
 def within(arguments: argparse.Namespace) -> None:
     """What is measured in this process."""
-    if not (arguments.replay or arguments.steps or arguments.ensemble or arguments.gpu):
+    if not (arguments.replay or arguments.steps or arguments.ensemble):
         return
     import throughput
 
@@ -226,9 +224,7 @@ def within(arguments: argparse.Namespace) -> None:
     if arguments.steps:
         throughput.step_costs(data, threads, repeat)
     if arguments.ensemble:
-        throughput.stacks(data, threads, repeat, "cpu", [1, 2, 4, 8, 16, 32])
-    if arguments.gpu:
-        throughput.gpu(data, repeat)
+        throughput.stacks(data, threads, repeat, [1, 2, 4, 8, 16, 32])
 
 
 def processor() -> str:

@@ -250,7 +250,7 @@ def second_task(data: Path, *overrides: str) -> Callable[[], tuple[float, int, i
 
     Of what trains on all tasks at once in the first, a share of that.
     """
-    strategy, env = throughput.member(data, 1, "cpu", *overrides)
+    strategy, env = throughput.member(data, 1, *overrides)
     s, tasks = initial_state(strategy, env), env.num_tasks if strategy.whole_sequence else 1
     if tasks == 1:
         s = train_task(strategy, s, env.stream[0], env)

@@ -57,29 +57,23 @@ REPLAY = (
 Turn = Callable[[], float]  # the seconds that one turn of something took
 
 
-def member(data: Path, threads: int, device: str, *overrides: str) -> Member:
+def member(data: Path, threads: int, *overrides: str) -> Member:
     """A run, ready to train."""
     with initialize_config_module("cl_runner.conf", version_base="1.3"):
-        common = [f"data.root={data}", f"threads={threads}", f"device={device}", "verbose=false"]
+        common = [f"data.root={data}", f"threads={threads}", "device=cpu", "verbose=false"]
         config = validate(compose("config", overrides=[*common, *overrides]))
     strategy = strategies.build(config.strategy)
     return Member(strategy, prepare(config, strategy))
 
 
-def synchronise() -> None:
-    """Wait for the GPU, if there is one at work."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def alone(m: Member, task: int, steps: int, engine: str = "eager", before: int = 1) -> Turn:
+def alone(m: Member, task: int, steps: int, before: int = 1) -> Turn:
     """Turns of so many steps on a task, after `before` steps on each task before it, and one."""
     strategy, env = m
     s = initial_state(strategy, env)
     for t in range(task + 1):
         s, progress = begin_task(strategy, s, env.stream[t], env)
         source = Source(env, s, t, *progress.samples, strategy)
-        take = stepper(strategy, env, engine)
+        take = stepper(strategy, env, "eager")
         with torch.no_grad():
             for batch in source.epoch(0, before if t < task else 1):
                 s, _ = take(s, batch)
@@ -100,7 +94,6 @@ def alone(m: Member, task: int, steps: int, engine: str = "eager", before: int =
                         break
                 else:
                     epoch = source.epoch(0, len(source.index) // env.training.batch_size)
-            synchronise()
             seconds += time.perf_counter() - begun
         return seconds
 
@@ -162,7 +155,6 @@ def together(members: list[Member], steps: int) -> Turn:
                         break
                 else:
                     epoch = stacked_batches(sources, 0, whole)
-        synchronise()
         return time.perf_counter() - start
 
     return turn
@@ -191,11 +183,11 @@ def step_costs(data: Path, threads: int, repeat: int) -> None:
     naive = ("strategy=naive", *PERMUTED.split(), *w1)
     n = 200
     things = {
-        "naive, task 2": alone(member(data, threads, "cpu", *naive), 1, n),
-        "EWC, task 2": alone(member(data, threads, "cpu", *ewc), 1, n),
-        "EWC, task 10": alone(member(data, threads, "cpu", *ewc), 9, n),
-        "replay, task 2": alone(member(data, threads, "cpu", "strategy=er", *REPLAY.split()), 1, n),
-        "replay, task 5": alone(member(data, threads, "cpu", "strategy=er", *REPLAY.split()), 4, n),
+        "naive, task 2": alone(member(data, threads, *naive), 1, n),
+        "EWC, task 2": alone(member(data, threads, *ewc), 1, n),
+        "EWC, task 10": alone(member(data, threads, *ewc), 9, n),
+        "replay, task 2": alone(member(data, threads, "strategy=er", *REPLAY.split()), 1, n),
+        "replay, task 5": alone(member(data, threads, "strategy=er", *REPLAY.split()), 4, n),
     }
     seconds = turns(things, 3 * repeat)
     for name, values in seconds.items():
@@ -225,7 +217,7 @@ def online_costs(data: Path, threads: int, repeat: int) -> None:
         w1 = (*SETTINGS["W1"][0].split(), f"training.batch_size={size}")
         own = ("strategy=naive", *PERMUTED.split(), *w1, f"benchmark.train_samples={n * size}")
         for name, more in asked.items():
-            turn = first_task(member(data, threads, "cpu", *own, *more))
+            turn = first_task(member(data, threads, *own, *more))
             turn(False), turn(True)  # warm
             plain, ratios = [], []
             for _ in range(20 * repeat):
@@ -246,9 +238,7 @@ def fishers(data: Path, threads: int, repeat: int) -> None:
 
     Its Kronecker factors against its diagonal.
     """
-    m = member(
-        data, threads, "cpu", "strategy=naive", *PERMUTED.split(), *SETTINGS["W1"][0].split()
-    )
+    m = member(data, threads, "strategy=naive", *PERMUTED.split(), *SETTINGS["W1"][0].split())
     s = initial_state(*m)._replace(t=torch.zeros((), dtype=torch.int64))
 
     def fisher(of: Callable[..., object], rule: str) -> Turn:
@@ -285,7 +275,7 @@ def closed_forms(data: Path, threads: int, repeat: int) -> None:
     """
 
     def task(*overrides: str) -> Turn:
-        strategy, env = member(data, threads, "cpu", "benchmark=split_mnist", *overrides)
+        strategy, env = member(data, threads, "benchmark=split_mnist", *overrides)
         s = initial_state(strategy, env)
 
         def turn() -> float:
@@ -317,7 +307,7 @@ def replay_costs(data: Path, threads: int, repeat: int) -> None:
     """
     n, before, task = 50, 300, 2
     for name in lean_steps.STEPS:
-        m = member(data, threads, "cpu", f"strategy={name}", *REPLAY.split())
+        m = member(data, threads, f"strategy={name}", *REPLAY.split())
         torch.manual_seed(0)
         things = {
             "by hand": lean_steps.alone(name, data, task, n, before),
@@ -336,17 +326,16 @@ def replay_costs(data: Path, threads: int, repeat: int) -> None:
         )
 
 
-def stacks(data: Path, threads: int, repeat: int, device: str, sizes: list[int]) -> None:
+def stacks(data: Path, threads: int, repeat: int, sizes: list[int]) -> None:
     """Runs per minute of stacks, of single runs one after another, and of processes."""
     for name, (setting, steps_of_run) in SETTINGS.items():
         overrides = ("strategy=naive", *PERMUTED.split(), *setting.split())
         n = 100 if name == "W1" else 400
 
         def made(seed: int, overrides: tuple[str, ...] = overrides) -> Member:
-            return member(data, threads, device, *overrides, f"seed={seed}")
+            return member(data, threads, *overrides, f"seed={seed}")
 
-        engine = "graph" if device == "cuda" else "eager"
-        things = {"alone": alone(made(0), 0, n, engine)}
+        things = {"alone": alone(made(0), 0, n)}
         for size in sizes:
             things[f"{size}"] = together([made(seed) for seed in range(size)], n)
         seconds = turns(things, repeat)
@@ -357,12 +346,9 @@ def stacks(data: Path, threads: int, repeat: int, device: str, sizes: list[int])
             gain = size / ratio(seconds[f"{size}"], seconds["alone"])
             rate = size * base / median(seconds[f"{size}"])
             print(f"{name}: {size:3} stacked {rate:8.2f} runs per minute, {gain:.2f} times alone")
-        if device == "cpu":
-            rate = processes(data, threads, name, repeat)
-            gain = rate / (base / median(seconds["alone"]))
-            print(
-                f"{name}: {threads} processes of one thread {rate:8.2f} runs per minute, {gain:.2f}"
-            )
+        rate = processes(data, threads, name, repeat)
+        gain = rate / (base / median(seconds["alone"]))
+        print(f"{name}: {threads} processes of one thread {rate:8.2f} runs per minute, {gain:.2f}")
         sys.stdout.flush()
 
 
@@ -373,31 +359,13 @@ def processes(data: Path, workers: int, name: str, repeat: int) -> float:
     return sum(float(json.loads(p.communicate()[0])) for p in running)
 
 
-def gpu(data: Path, repeat: int) -> None:
-    """Microseconds and launches per step, eager, compiled and captured; then stacks."""
-    from torch.profiler import ProfilerActivity, profile
-
-    for name, (setting, _) in SETTINGS.items():
-        for strategy in ("naive", "ewc", "er"):
-            overrides = (f"strategy={strategy}", *PERMUTED.split(), *setting.split())
-            for engine in ("eager", "compile", "graph"):
-                turn = alone(member(data, 1, "cuda", *overrides), 1, 300, engine)
-                turn()
-                us = median(turn() for _ in range(repeat)) / 300 * 1e6
-                with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as traced:
-                    turn()
-                launches = sum(e.count for e in traced.key_averages() if "Launch" in e.key)
-                print(f"{name} {strategy:5} {engine:7} {us:7.0f} us, {launches / 300:.0f} launches")
-    stacks(data, 1, repeat, "cuda", [1, 4, 16, 64, 256])
-
-
 def main(arguments: list[str]) -> None:
     """One of several processes that run alone, at the same time: print runs per minute."""
     data, name, repeat = Path(arguments[0]), arguments[1], int(arguments[2])
     setting, steps_of_run = SETTINGS[name]
     overrides: tuple[Any, ...] = ("strategy=naive", *PERMUTED.split(), *setting.split())
     n = 400 if name == "W1" else 1600
-    seconds = turns({"alone": alone(member(data, 1, "cpu", *overrides), 0, n)}, repeat)["alone"]
+    seconds = turns({"alone": alone(member(data, 1, *overrides), 0, n)}, repeat)["alone"]
     print(json.dumps(60 * n / steps_of_run / median(seconds)))
 
 

@@ -555,7 +555,7 @@ class Top:
 
     def __post_init__(self) -> None:
         one_of("scenario", self.scenario, SCENARIOS)
-        one_of("device", self.device, ("auto", "cpu", "cuda"))
+        one_of("device", self.device, ("auto", "cpu", "cuda", "mps"))
         one_of("precision", self.precision, PRECISIONS)
         one_of("engine", self.engine, ENGINES)
         one_of("missing_keys", self.missing_keys, ("refuse", "skip"))

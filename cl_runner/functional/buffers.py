@@ -14,6 +14,7 @@ from torch import Tensor
 Slots = dict[str, Tensor]  # "index" [K], "task" [K], and whatever else is kept per sample, [K, ...]
 # (candidates of a bin, k) -> k of them or all, best first
 Preference = Callable[[Tensor, int], Tensor]
+BITS = 2**24  # of a float32 that was drawn from [0, 1)
 
 
 def sources(target: Tensor, capacity: int) -> Tensor:
@@ -52,6 +53,15 @@ def course(held: Tensor, values: Tensor, source: Tensor) -> Tensor:
     return torch.cat([held[None], torch.where(latest >= 0, taken, held)])
 
 
+def below(uniform: Tensor, n: Tensor) -> Tensor:
+    """floor(u n), without a rounding, of uniforms u in [0, 1) and whole numbers n below 2^39.
+
+    A float32 that was drawn from [0, 1) is a multiple of 2^-24, so that whole numbers tell it;
+    not every device has a float64 that would.
+    """
+    return (uniform * BITS).long() * n // BITS
+
+
 def reservoir_targets(seen: Tensor, capacity: int, uniform: Tensor) -> Tensor:
     """Slots [B] that a batch is written to by reservoir sampling; `capacity` means none.
 
@@ -61,7 +71,7 @@ def reservoir_targets(seen: Tensor, capacity: int, uniform: Tensor) -> Tensor:
     whose float32 has 24 bits: beyond 2^24 items the probabilities are no longer exact.
     """
     n = seen + torch.arange(len(uniform), device=uniform.device)
-    drawn = (uniform.double() * (n + 1)).long().minimum(n)
+    drawn = below(uniform, n + 1)
     return torch.where(n < capacity, n, drawn).clamp_max(capacity)
 
 
@@ -113,7 +123,7 @@ def dual_sources(
     inside = torch.zeros_like(counts).scatter_add(0, short_bins, held.to(counts.dtype))
     member = (own[:, None] == torch.arange(len(counts), device=bins.device)) & there[:, None]
     n = (counts - inside)[own] + member.cumsum(0).gather(1, own[:, None])[:, 0] - 1
-    drawn = (uniform.flatten().double() * (n + 1)).long().minimum(n)
+    drawn = below(uniform.flatten(), n + 1)
     place = torch.where(n < capacity_per_bin, n, drawn)
     room = len(counts) * capacity_per_bin
     target = torch.where(there & (place < capacity_per_bin), own * capacity_per_bin + place, room)

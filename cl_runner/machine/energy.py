@@ -62,6 +62,8 @@ def reader(device: torch.device, watts: float | None = None) -> Energy | Declare
     """What counts the energy of a run on a device; None where nothing can be read."""
     if watts is not None:
         return Declared(watts)
+    if device.type == "mps":
+        return None  # the processors' counters tell nothing of it
     with suppress(Exception):  # whatever a driver says, there is no counter then
         return of_gpu(device) if device.type == "cuda" else of_processors(POWERCAP)
     return None

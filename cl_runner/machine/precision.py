@@ -39,6 +39,10 @@ def choose(precision: str, device: torch.device) -> str:
         precision != "tf32" or device.type == "cuda",
         "precision=tf32 needs a CUDA GPU; use precision=auto",
     )
+    check(
+        precision != "bfloat16" or device.type != "mps",
+        "precision=bfloat16 was not tried on device=mps; use precision=auto",
+    )
     if precision == "auto":
         fast = device.type == "cpu" and on_amd() and onednn_is_float32()
         precision = "float32_onednn" if fast else "float32"

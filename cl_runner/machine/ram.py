@@ -17,7 +17,7 @@ def available(device: torch.device) -> int | None:
     """Bytes that a process may still take, swap included; None where the system does not say.
 
     On a CPU the least of what the machine, the control groups (of containers and batch jobs) and
-    RLIMIT_AS leave.
+    RLIMIT_AS leave; likewise on MPS, whose memory is the machine's.
     """
     if device.type == "cuda":
         import torch
@@ -104,7 +104,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: of the process's memory at its largest; on a GPU, of torch's memory there."""
+    """Bytes: of the process's memory at its largest; on a CUDA GPU, of torch's memory there."""
     if device.type == "cuda":
         import torch
 

@@ -24,7 +24,7 @@ from cl_runner.run.checkpoint import Saved
 from cl_runner.run.evaluation import readings
 from cl_runner.run.frame import frame_of
 from cl_runner.run.messages import dear, logged, notes, print_and_log, say_once, where_it_goes_on
-from cl_runner.run.prepare import free_gpu, prepare, strategy_of
+from cl_runner.run.prepare import free_gpu, lacking, prepare, strategy_of
 from cl_runner.run.progress import display
 from cl_runner.run.record import RunFiles
 from cl_runner.run.stacked import StackedStep
@@ -75,7 +75,7 @@ def run(config: Config, out: Path, overrides: Sequence[str] = (), job: str = "")
         with free_gpu(config.device):
             return run_alone(config, out, overrides, job)
     except (MemoryError, RuntimeError) as error:
-        if message := needs.shortage(error):
+        if message := needs.shortage(error) or lacking(error, config.device):
             raise UserError(message) from error
         raise
 

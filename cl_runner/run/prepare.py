@@ -82,6 +82,8 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
         check(not (asked and unused), message)
     check_boundaries(config, strategy)
     device = choose_device(config.device)
+    if device.type == "mps":
+        check_single(config, strategy)
     free = ram.available(device)
     torch.set_num_threads(config.threads or DEFAULT_THREADS)
     precision = choose(config.precision, device)
@@ -152,7 +154,11 @@ def in_time(stream: Stream, config: Config) -> tuple[Stream, Training]:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that `device=` names; `auto` is CUDA where there is a usable one."""
+    """The device that `device=` names; `auto` is CUDA where there is a usable one, never MPS."""
+    if name == "mps":
+        there = torch.backends.mps.is_available()
+        check(there, "device=mps: torch finds no Apple GPU; use device=cpu or device=auto")
+        return torch.device("mps")
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise UserError(
@@ -165,6 +171,31 @@ def choose_device(name: str) -> torch.device:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
     return device
+
+
+def check_single(config: Config, strategy: Strategy) -> None:
+    """Raise UserError for what needs double precision, which a device like MPS has not."""
+    curvature = config.strategy.get("curvature")
+    own = f"strategy={strategy.name}" if curvature is None else f"strategy.curvature={curvature}"
+    needs_double = {
+        own: strategy.float64,
+        f"benchmark={config.benchmark.name}": config.benchmark.chosen,
+        "eval.calibration=true": config.eval.calibration,
+        "eval.features=true": config.eval.features,
+    }
+    for what, needed in needs_double.items():
+        check(not needed, f"{what} computes in float64, which device=mps has not; use device=cpu")
+
+
+def lacking(error: BaseException, device: str) -> str | None:
+    """What to tell if an error means that torch has no such operation on MPS; None if not."""
+    if device != "mps" or not isinstance(error, NotImplementedError):
+        return None
+    reason = " ".join(str(error).split()).partition(". ")[0]
+    return (
+        f"device=mps: torch lacks an operation there that this run needs ({reason}); use "
+        "device=cpu, or set PYTORCH_ENABLE_MPS_FALLBACK=1"
+    )
 
 
 @contextmanager

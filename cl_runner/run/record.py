@@ -405,10 +405,15 @@ def task_rows(stream: Stream) -> list[dict[str, Any]]:
     ]
 
 
+def used_device(device: torch.device) -> str:
+    """What a device is called: a GPU of CUDA by its own name."""
+    return torch.cuda.get_device_name() if device.type == "cuda" else device.type
+
+
 def versions(env: Env) -> dict[str, Any]:
     """What the numbers depend on besides the configuration."""
     return {
-        "used_device": torch.cuda.get_device_name() if env.device.type == "cuda" else "cpu",
+        "used_device": used_device(env.device),
         "used_precision": env.precision,
         "used_engine": env.engine,
         "used_threads": torch.get_num_threads(),

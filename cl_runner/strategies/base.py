@@ -71,6 +71,11 @@ class Strategy:
         """
         return {}
 
+    @property
+    def float64(self) -> bool:
+        """Whether it computes in double precision on the run's device, which not every one has."""
+        return False
+
     def without_model(self) -> str:
         """The setting by which the configured network has no part in the run; "": it has."""
         return ""

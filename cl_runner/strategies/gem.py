@@ -36,6 +36,7 @@ class GEM(Strategy):
     """
 
     one_graph: ClassVar[bool] = False
+    float64 = True
 
     buffer_size: int = 500
     margin: float = 0.5

@@ -160,7 +160,7 @@ class MER(ER):
         slots = load(s.memory)
         held = s.memory["seen"].sum().clamp_max(self.places(env))  # a reservoir fills from slot 0
         uniform = batch.noise["draw" + which].flatten()
-        slot = (uniform.double() * held).long()
+        slot = buffers.below(uniform, held)
         filled = torch.arange(self.replayed(env), device=held.device).repeat(self.batches) < held
         index = torch.where(filled, slots["index"][slot], batch.index)
         task = torch.where(filled, slots["task"][slot], batch.task)

@@ -39,6 +39,7 @@ class OWM(Strategy):
     """
 
     detectable: ClassVar[tuple[str, ...]] = ("domain", "class")
+    float64 = True
 
     alpha: float = 0.3
     samples: int | None = None

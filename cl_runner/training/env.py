@@ -179,7 +179,7 @@ class Env:
     def on_device(self, values: Tensor) -> Tensor:
         """Values drawn on the host, brought to the run's device without waiting for it."""
         if self.device.type != "cuda":
-            return values
+            return values.to(self.device)
         return values.pin_memory().to(self.device, non_blocking=True)
 
     def gather(

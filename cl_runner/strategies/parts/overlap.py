@@ -22,7 +22,8 @@ def noted(s: TrainState, task: Task, fisher: Tensor) -> dict[str, Tensor]:
 
 def overlap_table(s: TrainState, env: Env) -> dict[str, list[dict[str, Any]]]:
     """`fisher_overlap.csv` of the tasks so far, from what `noted` keeps; none of a single task."""
-    rows = overlaps(s.memory["task_fishers"][: int(s.t) + 1], env.flat)
+    fishers = s.memory["task_fishers"][: int(s.t) + 1].cpu()  # which has float64 on any machine
+    rows = overlaps(fishers, env.flat)
     return {"fisher_overlap": rows} if rows else {}
 
 
