@@ -144,7 +144,8 @@ def step_flops(env: Env) -> int:
     network = env.flat.module
     with FlopCounter() as counter:
         in_evaluation(network, *example(network, env.input_shape))
-    return 3 * env.training.batch_size * counter.flops
+    flops: int = 3 * env.training.batch_size * counter.flops
+    return flops
 
 
 def fitting(strategy: Strategy, env: Env, evaluation: Eval) -> int:
