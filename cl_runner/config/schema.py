@@ -22,7 +22,8 @@ SECTIONS = (
 )
 ENGINES = ("auto", "eager", "compile", "graph")
 ACTIONS = ("rollback", "stop", "warn")
-CONVOLUTIONAL = ("default", "kaiming_fan_in", "kaiming_fan_out")  # how such models may start
+# How convolutional models may start.
+CONVOLUTIONAL = ("default", "kaiming_fan_in", "kaiming_fan_out", "uniform_side")
 PRETEXTS = ("none", "rotation", "barlow", "masked")
 PRECISIONS = ("auto", "float32", "float32_onednn", "tf32", "bfloat16")
 

@@ -225,9 +225,12 @@ class ResNet(Network):
 def initialise(network: nn.Module, init: str) -> None:
     """Draw a convolutional network's weights anew; `default`: they stay as torch has drawn them.
 
-    Normal with variance 2 / fan (He et al. 2015, arXiv 1502.01852); `kaiming_fan_in`: the inputs of
+    Normal with variance 2 / fan (He et al. 2015, arXiv 1502.01852): `kaiming_fan_in`: the inputs of
     a unit, for all weights, those of the output layer too; `kaiming_fan_out`: the outputs that an
-    input reaches, for convolutions alone. Biases and BatchNorm stay as torch has them.
+    input reaches, for convolutions alone. `uniform_side`: convolutions uniform within
+    +- 1 / sqrt(k C) for k x k kernels on C channels, so that the variance of a unit's inputs grows
+    with the kernel's side: Chaudhry et al. 2019 (1812.00420), in their code alone
+    (facebookresearch/agem, utils/resnet_utils.py). Biases and BatchNorm stay as torch has them.
     """
     if init == "default":
         return
@@ -236,6 +239,9 @@ def initialise(network: nn.Module, init: str) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
         if init == "kaiming_fan_out" and isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if init == "uniform_side" and isinstance(module, nn.Conv2d):
+            bound = (module.kernel_size[0] * module.in_channels) ** -0.5
+            nn.init.uniform_(module.weight, -bound, bound)
 
 
 def layout(network: nn.Module, input_shape: Shape, device: torch.device) -> torch.memory_format:
