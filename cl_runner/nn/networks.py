@@ -37,34 +37,14 @@ from cl_runner.config import schema
 from cl_runner.config.plugins import MODEL, theirs
 from cl_runner.errors import UserError, check
 from cl_runner.nn.dropout import Dropout, keyed
+from cl_runner.nn.network import Network, Stage
+from cl_runner.nn.strided import StridedCNN
 
-Stage = Callable[[Tensor], Tensor]
 Shape = tuple[int, int, int]  # (channels, height, width) of an input
 STAGES = (
     "the activations between the model's layers, which it does not show: it is no "
     "cl_runner.nn.networks.Network with stages(); use model=mlp, for instance"
 )
-
-
-class Network(nn.Module):
-    """Stages one after another; the last one is the output layer.
-
-    Between them lie the activations that a strategy may store, gate or compare.
-    """
-
-    channels_last: ClassVar[bool] = False  # whether it takes inputs whose channels lie together
-
-    def stages(self) -> Sequence[Stage]:
-        """The network's parts in order: [B, ...] -> [B, ...]."""
-        raise NotImplementedError
-
-    def forward(
-        self, x: Tensor, task: Tensor | int | None = None, first: int = 0, last: int | None = None
-    ) -> Tensor:
-        """The activations after the stages first .. last - 1; by default, logits [B, K]."""
-        for stage in self.stages()[first:last]:
-            x = stage(x)
-        return x
 
 
 class MLP(Network):
@@ -115,8 +95,10 @@ class MLP(Network):
 
 
 def plain(network: nn.Module) -> TypeGuard[MLP]:
-    """Whether a network is an MLP of nn.Linear layers alone: no adapters, no BatchNorm."""
+    """Whether a network is an MLP of trained nn.Linear layers: no adapters, no BatchNorm."""
     if not isinstance(network, MLP) or network.norms:
+        return False
+    if not all(p.requires_grad for p in network.parameters()):
         return False
     return all(isinstance(layer, nn.Linear) for layer in network.layers)
 
@@ -310,6 +292,12 @@ def cnn(config: schema.CNN, input_shape: Shape, outputs: int) -> CNN:
     return network
 
 
+def strided_cnn(config: schema.StridedCNN, input_shape: Shape, outputs: int) -> StridedCNN:
+    """Convolutions with strides, and hidden layers. Raises UserError for feature vectors."""
+    check(input_shape[1] > 1, "model=strided_cnn needs images; the data are feature vectors")
+    return StridedCNN(input_shape, config.channels, config.hidden_sizes, outputs)
+
+
 def resnet18(config: schema.ResNet, input_shape: Shape, outputs: int) -> ResNet:
     """Four stages of two blocks."""
     return resnet(config, input_shape, outputs, [2, 2, 2, 2], "projection")
@@ -334,6 +322,7 @@ def resnet(
 MODELS: dict[str, tuple[type[schema.Model], Callable[[Any, Shape, int], nn.Module]]] = {
     "mlp": (schema.MLP, mlp),
     "cnn": (schema.CNN, cnn),
+    "strided_cnn": (schema.StridedCNN, strided_cnn),
     "resnet18": (schema.ResNet, resnet18),
     "reduced_resnet18": (schema.ResNet, resnet18),
     "resnet32": (schema.ResNet, resnet32),

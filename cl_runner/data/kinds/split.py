@@ -21,7 +21,11 @@ def split_stream(config: Split, arrays: Arrays, scenario: str) -> Stream:
         f"benchmark.classes: {config.dataset} has {there} classes, 0 to {there - 1}, and no "
         f"{int(used.max())}",
     )
-    what = f"{K} classes of {config.dataset}" if K == there else f"{K} of benchmark.classes"
+    what = (
+        f"{K} classes of {config.dataset}"
+        if config.classes is None
+        else f"{K} classes of benchmark.classes"
+    )
     check(T <= K, f"benchmark.num_tasks={T} is more than the {what}")
     check(
         scenario != "domain" or K % T == 0,
