@@ -49,8 +49,8 @@ def chosen(tensors: Tensors, only: Sequence[str] | None) -> Tensors:
         return tensors
     for part in only:
         there = any(within(name, [part]) for name in tensors)
-        message = f"init_only: there is no {short(part)} in init_from, which has"
-        check(there, f"{message} {short(', '.join(tensors))}")
+        known = ", ".join(sorted({name.partition(".")[0] for name in tensors}))
+        check(there, f"init_only: init_from has no {short(part)}; it has {short(known)}")
     return {name: v for name, v in tensors.items() if within(name, only)}
 
 
