@@ -21,7 +21,6 @@ from cl_runner.config import benchmarks, schema
 from cl_runner.config.identity import UNSET_WITHIN
 from cl_runner.config.parse import parse, validate
 from cl_runner.config.schema import Config
-from cl_runner.config.weights import WEIGHTS
 from cl_runner.data.benchmarks import KINDS
 from cl_runner.errors import UserError
 from cl_runner.nn.networks import MODELS
@@ -483,15 +482,6 @@ def test_tests_configure_as_the_command_line_does(composed_in_parts, overrides) 
 def read(path: Path) -> DictConfig:
     """A YAML file, parsed once for all tests; not to be changed."""
     return OmegaConf.load(path)
-
-
-@pytest.fixture
-def _pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The current folder has what experiments start from by `init_from=pretrained/SEED`."""
-    for seed in (0, 5):
-        (tmp_path / f"pretrained/{seed}").mkdir(parents=True)
-        (tmp_path / f"pretrained/{seed}" / WEIGHTS).touch()
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
