@@ -5,10 +5,10 @@
     python scripts/reproduce.py --from multirun/...      finished sweeps, instead of running
 
 What results/published.csv has beyond results/reproduction.csv waits for a GPU and is run when it is
-named. Each is `cl-run -m experiment=NAME seed=0,1,2,3,4`. Writes results/reproduction.csv and the table
-in docs/reproduction.md between its two markers, or the rows of what is named or found; exits with 1
-if a mean lies outside its interval, which is the published mean +- max(0.02, 3 SD sqrt(1/5 + 1/n)),
-narrower near chance and ceiling; without a published SD +- 0.02.
+named. Each is `cl-run -m experiment=NAME seed=0,1,2,3,4`. Writes results/reproduction.csv and the
+table in docs/reproduction.md between its two markers, or the rows of what is named or found; exits
+with 1 if a mean lies outside its interval, which is the published mean +- max(0.02, 3 SD sqrt(1/5 +
+1/n)), narrower near chance and ceiling; without a published SD +- 0.02.
 """
 
 from __future__ import annotations
