@@ -1,13 +1,14 @@
 """Run experiments of published cells over five seeds and hold the means against the papers.
 
-    python scripts/reproduce.py                          all of results/published.csv
-    python scripts/reproduce.py hsu2018/ewc_split_task   one, or some
+    python scripts/reproduce.py                          all of results/reproduction.csv, again
+    python scripts/reproduce.py hsu2018/ewc_split_task   one, or some of results/published.csv
     python scripts/reproduce.py --from multirun/...      finished sweeps, instead of running
 
-Each is `cl-run -m experiment=NAME seed=0,1,2,3,4`. Writes results/reproduction.csv and the table
-in docs/reproduction.md between its two markers, or the rows of what is named or found; exits with 1
-if a mean lies outside its interval, which is the published mean +- max(0.02, 3 SD sqrt(1/5 + 1/n)),
-narrower near chance and ceiling; without a published SD +- 0.02.
+What results/published.csv has beyond results/reproduction.csv waits for a GPU and is run when it is
+named. Each is `cl-run -m experiment=NAME seed=0,1,2,3,4`. Writes results/reproduction.csv and the
+table in docs/reproduction.md between its two markers, or the rows of what is named or found; exits
+with 1 if a mean lies outside its interval, which is the published mean +- max(0.02, 3 SD sqrt(1/5 +
+1/n)), narrower near chance and ceiling; without a published SD +- 0.02.
 """
 
 from __future__ import annotations
@@ -74,6 +75,11 @@ def compare(published: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).drop(columns="Index")
 
 
+def wanted(named: list[str], old: pd.DataFrame) -> list[str]:
+    """The experiments to run: those that are named, or else those that were run before."""
+    return named or list(old.experiment)
+
+
 def merged(table: pd.DataFrame, old: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     """The old table with the rows of `table` in the place of its own, ordered as published."""
     kept = old[~old.experiment.isin(table.experiment)]
@@ -136,7 +142,7 @@ def run_or_read(
 def main() -> None:
     """Run or read, compare, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("experiments", nargs="*", help="default: all of results/published.csv")
+    parser.add_argument("experiments", nargs="*", help="default: those run before")
     parser.add_argument("--from", dest="folders", nargs="+", type=Path, help="finished sweeps")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each run")
     arguments = parser.parse_args()
@@ -144,16 +150,17 @@ def main() -> None:
     unknown = set(arguments.experiments) - set(published.experiment)
     if unknown:
         parser.error(f"unknown {', '.join(sorted(unknown))}; see results/published.csv")
+    file = ROOT / "results" / "reproduction.csv"
+    old = pd.read_csv(file, dtype={"n": "Int64"})
     if arguments.experiments:
         published = published[published.experiment.isin(arguments.experiments)]
     if arguments.folders:
         table = compare(published, read(arguments.folders))
     else:
+        published = published[published.experiment.isin(wanted(arguments.experiments, old))]
         with tempfile.TemporaryDirectory() as folder:
             run(list(published.experiment), Path(folder), arguments.threads)
             table = compare(published, read([Path(folder)]))
-    file = ROOT / "results" / "reproduction.csv"
-    old = pd.read_csv(file, dtype={"n": "Int64"})
     some = arguments.experiments or arguments.folders
     whole = merged(table, old, everything) if some else table
     whole.to_csv(file, index=False)

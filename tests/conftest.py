@@ -37,6 +37,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cl_runner.cli.search_path import share_the_store
 from cl_runner.config.parse import validate
 from cl_runner.config.schema import Config
+from cl_runner.config.weights import WEIGHTS
 from cl_runner.core import Batch, TrainState, Window
 from cl_runner.run.evaluation import evaluate
 from cl_runner.run.prepare import prepare, strategy_of
@@ -229,6 +230,15 @@ def real_data(shared_folder: Path) -> Path:
     with FileLock(f"{root}.lock"):  # they run one after another, and what is there is not made anew
         subprocess.run([sys.executable, SHARED_DATA, root], check=True, capture_output=True)
     return root
+
+
+@pytest.fixture
+def _pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder has what experiments start from by `init_from=pretrained/SEED`."""
+    for seed in (0, 4, 5):
+        (tmp_path / f"pretrained/{seed}").mkdir(parents=True)
+        (tmp_path / f"pretrained/{seed}" / WEIGHTS).touch()
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

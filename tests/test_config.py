@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from cl_runner import strategies
 from cl_runner.cli import choices
 from cl_runner.config import benchmarks, schema
+from cl_runner.config.identity import UNSET_WITHIN
 from cl_runner.config.parse import parse, validate
 from cl_runner.config.schema import Config
 from cl_runner.data.benchmarks import KINDS
@@ -114,6 +115,7 @@ BASES: dict[type, Node] = {
     benchmarks.Table: BENCHMARK | {"label": "y", "slice": "month"},
     schema.MLP: {"name": "mlp"},
     schema.CNN: {"name": "cnn"},
+    schema.StridedCNN: {"name": "strided_cnn"},
     schema.ResNet: {"name": "resnet18", "width": 8, "init": "default"},
     schema.Optimizer: {"name": "sgd", "lr": 0.1},
     schema.SGD: {"name": "sgd", "lr": 0.1},
@@ -147,6 +149,9 @@ WRONG: list[tuple[type, Node, str]] = [
         )
     ),
     (benchmarks.Split, {"class_order": "random"}, "benchmark.class_order"),
+    (benchmarks.Split, {"classes": []}, "benchmark.classes must be one or more different numbers"),
+    (benchmarks.Split, {"classes": [1, 1]}, "benchmark.classes"),
+    (benchmarks.Split, {"classes": [-1, 2]}, "benchmark.classes"),
     (benchmarks.Rotated, {"angle_spacing": "odd"}, "benchmark.angle_spacing"),
     (benchmarks.Rotated, {"angles": [1.0]}, "benchmark.angles"),
     (benchmarks.Rotated, {"angles": []}, "benchmark.angles"),
@@ -183,6 +188,9 @@ WRONG: list[tuple[type, Node, str]] = [
     (schema.CNN, {"channels": []}, "model.channels"),
     (schema.CNN, {"channels": [4, 0]}, "model.channels"),
     (schema.CNN, {"hidden_size": 0}, "model.hidden_size"),
+    (schema.StridedCNN, {"channels": []}, "model.channels"),
+    (schema.StridedCNN, {"channels": [4, 0]}, "model.channels"),
+    (schema.StridedCNN, {"hidden_sizes": [0]}, "model.hidden_sizes"),
     (schema.ResNet, {"width": 0}, "model.width"),
     *(
         (schema, keys, key)
@@ -244,6 +252,8 @@ RIGHT: list[tuple[type, Node]] = [
     (benchmarks.Table, {"slice_by": "day", "categories": ["a"], "text": ["b"], "drop": ["c"]}),
     (schema.MLP, {"hidden_sizes": [], "dropout": 0.999, "init": "xavier"}),
     (schema.CNN, {"channels": [1], "hidden_size": 1}),
+    (schema.StridedCNN, {"channels": [1], "hidden_sizes": []}),
+    (benchmarks.Split, {"classes": [7, 0]}),
     (schema.Optimizer, {"milestones": [0.001, 0.999], "schedule": "step"}),
     (schema.SGD, {"momentum": 0.999, "nesterov": True}),
     (schema.Adam, {"betas": [0.0, 0.0], "schedule": "cosine"}),
@@ -406,6 +416,8 @@ def test_a_yaml_file_holds_exactly_its_schema(
 ) -> None:
     cfg = configure(f"{group}={name}", *NEEDED.get(name, ()))
     node = cfg.resolved.get(group, {"name": "none"})  # an adapter that is none is left out
+    file = OmegaConf.load(CONF / group / f"{name}.yaml")
+    node = {k: file[k] for section, k in UNSET_WITHIN if section == group and k in file} | node
     schema = schema_of(group, node)
     assert set(node) == {f.name.rstrip("_") for f in dataclasses.fields(schema)}
     assert group == "training" or node["name"] == name
@@ -473,6 +485,7 @@ def read(path: Path) -> DictConfig:
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.usefixtures("_pretrained")
 @pytest.mark.slow
 def test_every_experiment_composes_and_validates(
     configure: Callable[..., Config], name: str
@@ -486,6 +499,8 @@ def test_every_experiment_composes_and_validates(
     merged = OmegaConf.to_container(OmegaConf.merge(*reversed(layers)))
     del merged["defaults"]
     assert merged.pop("scenario") == cfg.scenario
+    assert merged.pop("init_only", None) == cfg.init_only
+    assert (merged.pop("init_from", None) is None) == (cfg.init_from is None)
     assert {"benchmark", "model", "optimizer", "training"} <= set(merged)
     for section, keys in merged.items():
         assert keys.items() <= cfg.resolved[section].items()
@@ -510,9 +525,9 @@ def repeated(path: str, conf: Path = CONF) -> list[str]:
     chosen = {k: v for p in reversed([*choices.bases(path)]) for k, v in choices.chosen(p).items()}
     found = [
         f"{section}.{key}"
-        for section, keys in own.items()
-        if section not in ("defaults", "scenario")
-        for key, value in keys.items()
+        for section in own
+        if section not in ("defaults", "scenario", "init_from", "init_only")
+        for key, value in own[section].items()
         if section in base and key in base[section] and base[section][key] == value
     ]
     if "scenario" in own and own.scenario == base.get("scenario"):

@@ -305,6 +305,7 @@ def configuration(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_pretrained")
 @pytest.mark.parametrize("line", COMMANDS, ids=[f"{n}: {c[:60]}" for c, n in COMMANDS.items()])
 def test_every_command_is_understood(line, composed_in_parts, data_root, capsys):
     """Composed and checked as far as that goes without data and without running.

@@ -39,6 +39,27 @@ def test_a_reading_is_held_against_the_run_that_it_is_of() -> None:
     assert means == pytest.approx({whole: 0.2, reading: 0.85, other: 0.7})
 
 
+def test_without_names_only_what_was_run_before_is_run_again() -> None:
+    """Cells that take a GPU are not begun by accident on a CPU."""
+    published = pd.read_csv(RESULTS / "published.csv")
+    old = pd.read_csv(RESULTS / "reproduction.csv")
+    assert reproduce.wanted([], old) == list(old.experiment)
+    waiting = set(published.experiment) - set(old.experiment)
+    assert "chaudhry2019/agem_cifar100" in waiting
+    assert reproduce.wanted(["chaudhry2019/agem_cifar100"], old) == ["chaudhry2019/agem_cifar100"]
+
+
+def test_the_page_says_how_to_run_each_cell_that_waits() -> None:
+    published = pd.read_csv(RESULTS / "published.csv")
+    old = pd.read_csv(RESULTS / "reproduction.csv")
+    page = reproduce.PAGE.read_text(encoding="utf-8")
+    _, _, section = page.partition("## Waiting for a GPU")
+    for name in set(published.experiment) - set(old.experiment):
+        run = reproduce.same_runs(name)[-1]  # a reading is that of a run
+        paper, _, own = run.partition("/")
+        assert f"`{run}`" in section or (f"{paper}/" in section and own in section), name
+
+
 def test_rows_of_named_experiments_take_the_place_of_theirs() -> None:
     published = pd.read_csv(RESULTS / "published.csv")
     old = pd.read_csv(RESULTS / "reproduction.csv")

@@ -15,7 +15,7 @@ from cl_runner.cli.resume import SEED
 from cl_runner.config.outline import checked
 from cl_runner.config.parse import validate
 from cl_runner.config.schema import Config
-from cl_runner.errors import UserError
+from cl_runner.errors import UserError, check
 from cl_runner.machine import console
 from cl_runner.machine.locks import Busy
 from cl_runner.machine.ram import begin_collecting
@@ -126,6 +126,11 @@ def of_any_seed(cfg: DictConfig) -> Any:
     """The resolved configuration of runs that differ in their seeds, `${seed}` where they do."""
     own = cfg.copy()
     own.seed = mark = 2**62 + 1  # no other value is this one
+    check(
+        str(mark) not in str(OmegaConf.select(own, "init_from")),
+        "seeds=[...] start from the same weights, and init_from names others for each seed: use a "
+        "sweep, such as -m seed=0,1,2",
+    )
 
     def unmarked(value: Any) -> Any:
         if isinstance(value, Mapping):

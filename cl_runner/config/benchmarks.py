@@ -17,11 +17,18 @@ class Split(Benchmark):
 
     divides: ClassVar[bool] = True
 
-    class_order: str = "natural"  # natural | shuffled (by benchmark.seed)
+    classes: list[int] | None = None  # those of the data set that are used, from 0; None: all
+    class_order: str = "natural"  # natural: as listed, else as numbered | shuffled (by seed)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("benchmark.class_order", self.class_order, ("natural", "shuffled"))
+        classes = self.classes
+        check(
+            classes is None or (len(classes) == len(set(classes)) > 0 and min(classes) >= 0),
+            "benchmark.classes must be one or more different numbers of at least 0, or null, got "
+            f"{classes}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

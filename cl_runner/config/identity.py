@@ -9,7 +9,8 @@ from typing import Any
 
 # Top-level keys that are no part of a run.
 ABOUT_THE_COMMAND = {"seeds", "resume", "fail_fast", "missing_keys"}
-UNSET = ("plugins", "init_from")  # they are no part of a run that does not use them
+UNSET = ("plugins", "init_from", "init_only")  # they are no part of a run that does not use them
+UNSET_WITHIN = (("benchmark", "classes"), ("model", "freeze"))  # nor are these
 # What may change between two parts of a run. Threads and device change the last digits at most.
 IMMATERIAL = {
     *("data.root", "device", "threads", "verbose", "plots"),
@@ -20,9 +21,9 @@ IMMATERIAL = {
 def of_run(node: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that identify a run: without the keys about the command, and what is not used.
 
-    That is what is not set (`UNSET`), the detector of a run that detects no borders, the adapter of
-    a run that trains the model's own weights, what there is of self-supervised learning in a run
-    without, and `eval.features` where it is off.
+    That is what is not set (`UNSET`, `UNSET_WITHIN`), the detector of a run that detects no
+    borders, the adapter of a run that trains the model's own weights, what there is of
+    self-supervised learning in a run without, and `eval.features` where it is off.
     """
     unset, training = {key for key in UNSET if not node.get(key)}, node.get("training", {})
     if training.get("boundaries") != "detected":
@@ -34,6 +35,9 @@ def of_run(node: Mapping[str, Any]) -> dict[str, Any]:
     if node.get("adapter", {}).get("name") == "none":
         unset.add("adapter")
     used = {k: v for k, v in node.items() if k not in ABOUT_THE_COMMAND | unset}
+    for section, key in UNSET_WITHIN:
+        if section in used and not used[section].get(key):
+            used[section] = {k: v for k, v in used[section].items() if k != key}
     if "eval" in used and not used["eval"].get("features"):
         used["eval"] = {k: v for k, v in used["eval"].items() if k != "features"}
     return used

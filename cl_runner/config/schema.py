@@ -22,7 +22,8 @@ SECTIONS = (
 )
 ENGINES = ("auto", "eager", "compile", "graph")
 ACTIONS = ("rollback", "stop", "warn")
-CONVOLUTIONAL = ("default", "kaiming_fan_in", "kaiming_fan_out")  # how such models may start
+# How convolutional models may start.
+CONVOLUTIONAL = ("default", "kaiming_fan_in", "kaiming_fan_out", "uniform_side")
 PRETEXTS = ("none", "rotation", "barlow", "masked")
 PRECISIONS = ("auto", "float32", "float32_onednn", "tf32", "bfloat16")
 
@@ -129,6 +130,8 @@ class Model:
     """What all models have in common."""
 
     name: str
+    # What is not trained: names of parameters, or of parts, whose parameters' names they begin.
+    freeze: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +168,24 @@ class CNN(Model):
             f"model.channels must be one or more positive numbers, got {self.channels}",
         )
         check(self.hidden_size >= 1, f"model.hidden_size must be positive, got {self.hidden_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StridedCNN(Model):
+    """3x3 convolutions with strides, BatchNorm and ReLU, then hidden layers."""
+
+    channels: list[int] = field(default_factory=lambda: [16, 32, 64, 128, 256])
+    hidden_sizes: list[int] = field(default_factory=lambda: [2000, 2000])
+
+    def __post_init__(self) -> None:
+        check(
+            len(self.channels) >= 1 and all(c >= 1 for c in self.channels),
+            f"model.channels must be one or more positive numbers, got {self.channels}",
+        )
+        check(
+            all(h >= 1 for h in self.hidden_sizes),
+            f"model.hidden_sizes must be positive, got {self.hidden_sizes}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -552,6 +573,7 @@ class Top:
     plugins: list[str] = field(default_factory=list)  # packages of your own, see config.plugins
     seeds: list[int] | None = None
     init_from: str | None = None  # trained weights to start from, see config.weights
+    init_only: list[str] | None = None  # what is taken of them, named as by Model.freeze; None: all
 
     def __post_init__(self) -> None:
         one_of("scenario", self.scenario, SCENARIOS)
@@ -562,6 +584,9 @@ class Top:
         check(self.seed >= 0, f"seed must be at least 0, got {self.seed}")
         there = not self.plots or find_spec("matplotlib") is not None
         check(there, "plots=true needs matplotlib: pip install 'cl_runner[plots]', or plots=false")
+        only = self.init_only
+        check(only is None or self.init_from is not None, "init_only needs init_from")
+        check(only != [], "init_only must name one or more parts of the model, or be null")
         seeds = self.seeds
         check(
             seeds is None or (len(seeds) == len(set(seeds)) > 0 and min(seeds) >= 0),
@@ -598,6 +623,11 @@ class Config(Top):
         self.ssl.check_meaning(self.training.ssl)
         if self.guard.drop is not None:
             self.check_guarded()
+        check(
+            not (self.model.freeze and isinstance(self.adapter, LoRA)),
+            f"model.freeze does not go with adapter={self.adapter.name}, which freezes all that it "
+            "does not adapt: leave one of them out",
+        )
         defined = self.benchmark.scenarios
         check(
             self.scenario in defined,

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from cl_runner.errors import check
-from cl_runner.nn.networks import Network, activation_shapes
+from cl_runner.nn.network import Network
+from cl_runner.nn.networks import activation_shapes
 
 
 class Gated(nn.Module):
@@ -60,9 +61,10 @@ def chain(module: nn.Module, strategy: str) -> Network:
     check(
         isinstance(module, Network)
         and len(layers(module)) == len(module.stages())
-        and all(isinstance(m, nn.Linear | nn.Conv2d) for m in layers(module)),
+        and all(isinstance(m, nn.Linear | nn.Conv2d) for m in layers(module))
+        and all(p.requires_grad for p in module.parameters()),
         f"strategy={strategy} gates the layers of a plain chain of Linear and Conv2d layers; use "
-        "model=mlp or model=cnn, and adapter=none",
+        "model=mlp or model=cnn, adapter=none and model.freeze=[]",
     )
     assert isinstance(module, Network)
     return module

@@ -37,34 +37,14 @@ from cl_runner.config import schema
 from cl_runner.config.plugins import MODEL, theirs
 from cl_runner.errors import UserError, check
 from cl_runner.nn.dropout import Dropout, keyed
+from cl_runner.nn.network import Network, Stage
+from cl_runner.nn.strided import StridedCNN
 
-Stage = Callable[[Tensor], Tensor]
 Shape = tuple[int, int, int]  # (channels, height, width) of an input
 STAGES = (
     "the activations between the model's layers, which it does not show: it is no "
     "cl_runner.nn.networks.Network with stages(); use model=mlp, for instance"
 )
-
-
-class Network(nn.Module):
-    """Stages one after another; the last one is the output layer.
-
-    Between them lie the activations that a strategy may store, gate or compare.
-    """
-
-    channels_last: ClassVar[bool] = False  # whether it takes inputs whose channels lie together
-
-    def stages(self) -> Sequence[Stage]:
-        """The network's parts in order: [B, ...] -> [B, ...]."""
-        raise NotImplementedError
-
-    def forward(
-        self, x: Tensor, task: Tensor | int | None = None, first: int = 0, last: int | None = None
-    ) -> Tensor:
-        """The activations after the stages first .. last - 1; by default, logits [B, K]."""
-        for stage in self.stages()[first:last]:
-            x = stage(x)
-        return x
 
 
 class MLP(Network):
@@ -115,8 +95,10 @@ class MLP(Network):
 
 
 def plain(network: nn.Module) -> TypeGuard[MLP]:
-    """Whether a network is an MLP of nn.Linear layers alone: no adapters, no BatchNorm."""
+    """Whether a network is an MLP of trained nn.Linear layers: no adapters, no BatchNorm."""
     if not isinstance(network, MLP) or network.norms:
+        return False
+    if not all(p.requires_grad for p in network.parameters()):
         return False
     return all(isinstance(layer, nn.Linear) for layer in network.layers)
 
@@ -225,9 +207,12 @@ class ResNet(Network):
 def initialise(network: nn.Module, init: str) -> None:
     """Draw a convolutional network's weights anew; `default`: they stay as torch has drawn them.
 
-    Normal with variance 2 / fan (He et al. 2015, arXiv 1502.01852); `kaiming_fan_in`: the inputs of
+    Normal with variance 2 / fan (He et al. 2015, arXiv 1502.01852): `kaiming_fan_in`: the inputs of
     a unit, for all weights, those of the output layer too; `kaiming_fan_out`: the outputs that an
-    input reaches, for convolutions alone. Biases and BatchNorm stay as torch has them.
+    input reaches, for convolutions alone. `uniform_side`: convolutions uniform within
+    +- 1 / sqrt(k C) for k x k kernels on C channels, so that the variance of a unit's inputs grows
+    with the kernel's side: Chaudhry et al. 2019 (1812.00420), in their code alone
+    (facebookresearch/agem, utils/resnet_utils.py). Biases and BatchNorm stay as torch has them.
     """
     if init == "default":
         return
@@ -236,6 +221,9 @@ def initialise(network: nn.Module, init: str) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
         if init == "kaiming_fan_out" and isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if init == "uniform_side" and isinstance(module, nn.Conv2d):
+            bound = (module.kernel_size[0] * module.in_channels) ** -0.5
+            nn.init.uniform_(module.weight, -bound, bound)
 
 
 def layout(
@@ -314,6 +302,12 @@ def cnn(config: schema.CNN, input_shape: Shape, outputs: int) -> CNN:
     return network
 
 
+def strided_cnn(config: schema.StridedCNN, input_shape: Shape, outputs: int) -> StridedCNN:
+    """Convolutions with strides, and hidden layers. Raises UserError for feature vectors."""
+    check(input_shape[1] > 1, "model=strided_cnn needs images; the data are feature vectors")
+    return StridedCNN(input_shape, config.channels, config.hidden_sizes, outputs)
+
+
 def resnet18(config: schema.ResNet, input_shape: Shape, outputs: int) -> ResNet:
     """Four stages of two blocks."""
     return resnet(config, input_shape, outputs, [2, 2, 2, 2], "projection")
@@ -338,6 +332,7 @@ def resnet(
 MODELS: dict[str, tuple[type[schema.Model], Callable[[Any, Shape, int], nn.Module]]] = {
     "mlp": (schema.MLP, mlp),
     "cnn": (schema.CNN, cnn),
+    "strided_cnn": (schema.StridedCNN, strided_cnn),
     "resnet18": (schema.ResNet, resnet18),
     "reduced_resnet18": (schema.ResNet, resnet18),
     "resnet32": (schema.ResNet, resnet32),

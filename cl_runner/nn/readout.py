@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from cl_runner.errors import UserError, check
 from cl_runner.functional.fixed_point import LARGEST, projected, rounded
-from cl_runner.nn.networks import STAGES, Network, Shape, Stage, activation_shapes
+from cl_runner.nn.network import Network, Stage
+from cl_runner.nn.networks import STAGES, Shape, activation_shapes
 
 
 class ReadOut(Network):

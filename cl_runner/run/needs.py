@@ -20,7 +20,8 @@ from cl_runner.core import Stream
 from cl_runner.data.datasets import Arrays
 from cl_runner.errors import check, exhausted
 from cl_runner.machine.ram import available, size
-from cl_runner.nn.networks import Network, activation_shapes, example, in_evaluation
+from cl_runner.nn.network import Network
+from cl_runner.nn.networks import activation_shapes, example, in_evaluation
 from cl_runner.run.evaluation import evaluation_chunk
 from cl_runner.strategies.base import Strategy
 from cl_runner.training import optim

@@ -25,6 +25,7 @@ from cl_runner.errors import UserError, check
 from cl_runner.machine import cores_and_gpus, energy, ram
 from cl_runner.machine.precision import choose, keep_freed_memory
 from cl_runner.nn.adapters import adapted
+from cl_runner.nn.frozen import frozen
 from cl_runner.nn.networks import build
 from cl_runner.run import needs, pretraining, weights
 from cl_runner.run.boundaries import check_boundaries
@@ -77,6 +78,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
         ("init_from", config.init_from),
         ("training.ssl", pretraining.comes_before(config)),
         ("adapter", adapter),
+        ("model.freeze", config.model.freeze),
     ):
         message = f"{key} has no meaning with {unused}, by which the network has no part in the run"
         check(not (asked and unused), message)
@@ -99,8 +101,8 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     )
     stream, training = in_time(stream, config)
     new, trained = weights.configured(config, stream)
-    make_net = new if trained is None else weights.starting_from(new, trained)
-    make_net = adapted(make_net, config.adapter)
+    make_net = new if trained is None else weights.starting_from(new, trained, config.init_only)
+    make_net = frozen(adapted(make_net, config.adapter), config.model.freeze)
     shown = needs.of_data(stream, data if arrays is None else None, config.eval)
     parts = dict(shown)
 
@@ -131,7 +133,8 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     if pretraining.comes_before(config):
         needs.require(shown | pretraining.memory(config, env), free)
     if trained is not None:
-        print_and_log(config, weights.told(build(new, config.seed), trained), say_once)
+        line = weights.told(build(new, config.seed), trained, config.init_only)
+        print_and_log(config, line, say_once)
     env.meter.count_energy(energy.reader(device, config.energy.watts))
     env.engine, reason = engines.choose(config.engine, strategy.one_graph, env)
     log.info("engine: %s (%s)", env.engine, reason)

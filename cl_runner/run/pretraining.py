@@ -22,6 +22,7 @@ from cl_runner.core import TrainState, seed_for
 from cl_runner.errors import Diverged, UserError, check
 from cl_runner.machine.console import near
 from cl_runner.nn.adapters import adapted
+from cl_runner.nn.frozen import frozen
 from cl_runner.nn.networks import build
 from cl_runner.results.files import write_bytes
 from cl_runner.results.names import CHECKPOINT, PRETRAINED
@@ -128,7 +129,7 @@ def learner(config: Config, env: Env) -> Member:
 def base(config: Config, env: Env) -> weights.MakeNet:
     """What makes the configured network, with the weights of `init_from` and without adapters."""
     new, trained = weights.configured(config, env.stream)
-    return new if trained is None else weights.starting_from(new, trained)
+    return new if trained is None else weights.starting_from(new, trained, config.init_only)
 
 
 def told(config: Config, member: Member) -> str:
@@ -197,6 +198,7 @@ def begin_with(config: Config, member: Member, trunk: Tensors) -> None:
     """Let a run's network, and all that its strategy draws, begin with what was learnt."""
     strategy, env = member
     make_net = adapted(weights.starting_from(base(config, env), trunk), config.adapter)
+    make_net = frozen(make_net, config.model.freeze)
     env.renew(lambda env: strategy.wrap(make_net, env))
 
 

@@ -14,7 +14,8 @@ from cl_runner.errors import check
 from cl_runner.functional.closed_form import Solution, add, no_moments, ridge, scatter
 from cl_runner.functional.losses import mask_logits
 from cl_runner.functional.similarity import centred_gram, cka
-from cl_runner.nn.networks import STAGES, Network
+from cl_runner.nn.network import Network
+from cl_runner.nn.networks import STAGES
 from cl_runner.run.evaluation import evaluation_chunk
 from cl_runner.training.batches import CPU
 from cl_runner.training.env import Env

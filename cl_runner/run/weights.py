@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from cl_runner.config.weights import WEIGHTS, pinned, weights_file
 from cl_runner.core import Stream, TrainState
 from cl_runner.errors import UserError, check
 from cl_runner.nn.adapters import merged
+from cl_runner.nn.frozen import within
 from cl_runner.nn.networks import factory
 from cl_runner.results.files import write_bytes
 from cl_runner.run.frame import kind, short
@@ -37,7 +38,20 @@ def save(out: Path, s: TrainState, env: Env) -> None:
 def configured(config: Config, stream: Stream) -> tuple[MakeNet, Tensors | None]:
     """What makes the configured network, and the weights that it starts from (`init_from`)."""
     new = factory(config.model, stream.input_shape, stream.num_classes, config.plugins)
-    return new, None if config.init_from is None else read(config.resolved["init_from"])
+    if config.init_from is None:
+        return new, None
+    return new, chosen(read(config.resolved["init_from"]), config.init_only)
+
+
+def chosen(tensors: Tensors, only: Sequence[str] | None) -> Tensors:
+    """The tensors of these parts of the model, or all. Raises UserError for a part without."""
+    if only is None:
+        return tensors
+    for part in only:
+        there = any(within(name, [part]) for name in tensors)
+        known = ", ".join(sorted({name.partition(".")[0] for name in tensors}))
+        check(there, f"init_only: init_from has no {short(part)}; it has {short(known)}")
+    return {name: v for name, v in tensors.items() if within(name, only)}
 
 
 def read(init_from: str) -> Tensors:
@@ -56,16 +70,20 @@ def read(init_from: str) -> Tensors:
     return tensors
 
 
-def starting_from(make_net: MakeNet, tensors: Tensors) -> MakeNet:
+def starting_from(
+    make_net: MakeNet, tensors: Tensors, only: Sequence[str] | None = None
+) -> MakeNet:
     """make_net, but with these weights; an output layer that does not fit stays as it was drawn.
 
-    It raises UserError if anything else does not fit.
+    only: the parts of the model that they are of; what else there is stays as it was drawn. It
+    raises UserError if anything does not fit.
     """
 
     def loaded() -> nn.Module:
         network = make_net()
-        anew = unfitting_head(network, tensors)
-        own = {k: v for k, v in network.state_dict().items() if k not in anew}
+        anew = unfitting_head(network, tensors) if only is None else set()
+        taken = {k: v for k, v in network.state_dict().items() if only is None or within(k, only)}
+        own = {k: v for k, v in taken.items() if k not in anew}
         check_fit(tensors.keys() - anew, own, tensors)
         for name, v in own.items():
             v.copy_(tensors[name])
@@ -101,8 +119,11 @@ def check_fit(names: set[str], own: Tensors, tensors: Tensors) -> None:
         check(same, f"init_from: {name} is {kind(there)} there, and {kind(here)} in the network")
 
 
-def told(network: nn.Module, tensors: Tensors) -> str:
+def told(network: nn.Module, tensors: Tensors, only: Sequence[str] | None = None) -> str:
     """One line on what a network that started from these weights has of them."""
+    if only is not None:
+        count, parts = sum(v.numel() for v in tensors.values()), ", ".join(only)
+        return f"init_from: starts from {count:,} trained numbers, {parts}; all else is new"
     anew = unfitting_head(network, tensors)
     own = network.state_dict()
     count = sum(v.numel() for name, v in own.items() if name not in anew)

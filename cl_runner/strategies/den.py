@@ -91,7 +91,10 @@ class DEN(Strategy):
     def wrap(self, make_net: Callable[[], nn.Module], env: Env) -> nn.Module:
         net = make_net()
         if not plain(net) or len(net.layers) == 1:
-            needs = "model=mlp with at least one hidden layer, model.norm=none and adapter=none"
+            needs = (
+                "model=mlp with at least one hidden layer, model.norm=none, adapter=none and "
+                "model.freeze=[]"
+            )
             raise UserError(f"strategy={self.name} needs {needs}")
         return with_reserve(net, self.reserve(env))
 

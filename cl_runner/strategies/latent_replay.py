@@ -140,5 +140,7 @@ def lower_parameters(env: Env, layer: int) -> set[str]:
     task = torch.zeros(2, dtype=torch.int64, device=env.device)
     with torch.enable_grad():
         output = env.net(flat.theta, x, task, last=layer).sum()
+        if not output.requires_grad:  # nothing is trained there
+            return set()
         grads = torch.autograd.grad(output, flat.parameters, allow_unused=True)
     return {name for name, grad in zip(flat.names, grads, strict=True) if grad is not None}

@@ -54,7 +54,7 @@ class PNN(Strategy):
     def wrap(self, make_net: Callable[[], nn.Module], env: Env) -> nn.Module:
         made = (make_net() for _ in range(env.num_tasks))
         networks = [net for net in made if plain(net)]
-        needs = "model=mlp, model.norm=none and adapter=none"
+        needs = "model=mlp, model.norm=none, adapter=none and model.freeze=[]"
         check(len(networks) == env.num_tasks, f"strategy={self.name} needs {needs}")
         check(
             len(networks[0].layers) > 1,

@@ -82,7 +82,7 @@ class VCL(Strategy):
     def wrap(self, make_net: Callable[[], nn.Module], env: Env) -> nn.Module:
         network = make_net()
         if not plain(network):
-            needs = "model=mlp, model.norm=none and adapter=none"
+            needs = "model=mlp, model.norm=none, adapter=none and model.freeze=[]"
             raise UserError(f"strategy={self.name} needs {needs}")
         return MeanField(network, self.initial_std)
 

@@ -86,6 +86,32 @@ def test_shuffled_order_is_decided_by_the_benchmarks_seed() -> None:
         assert sorted(c for classes in order for c in classes) == list(range(10))
 
 
+def test_listed_classes_alone_are_used_in_that_order_or_shuffled() -> None:
+    stream = stream_of(classes=[7, 2, 9, 0], num_tasks=2)
+    assert dataset_classes(stream) == [[2, 7], [0, 9]]
+    assert [task.names for task in stream] == [("class 7", "class 2"), ("class 9", "class 0")]
+    assert [task.classes for task in stream] == [(0, 1), (2, 3)] and stream.num_classes == 4
+    assert stream.labels(stream[0].train, 0).unique().tolist() == [0, 1]
+    assert sum(len(task.test) for task in stream) == 4 * M // 10
+    shared = stream_of(Split, "domain", classes=[7, 2, 9, 0], num_tasks=2)
+    assert shared.num_classes == 2 and dataset_classes(shared) == [[2, 7], [0, 9]]
+    orders = [
+        dataset_classes(
+            stream_of(classes=[7, 2, 9, 0], num_tasks=4, class_order="shuffled", seed=s)
+        )
+        for s in range(5)
+    ]
+    assert all(sorted(c for task in order for c in task) == [0, 2, 7, 9] for order in orders)
+    assert len({str(order) for order in orders}) > 1
+
+
+def test_classes_that_are_not_there_or_too_few_are_refused() -> None:
+    assert refused(classes=[3, 10]) == "benchmark.classes: d has 10 classes, 0 to 9, and no 10"
+    assert "num_tasks=5 is more than the 2 classes of benchmark.classes" in refused(classes=[3, 4])
+    message = refused(Split, "domain", classes=[1, 2, 3], num_tasks=2)
+    assert "num_tasks=2 does not divide the 3 classes of benchmark.classes" in message
+
+
 @pytest.mark.parametrize("scenario", ["task", "domain", "class"])
 @pytest.mark.parametrize("order", ["natural", "shuffled"])
 @pytest.mark.parametrize(("classes", "tasks"), [(10, 5), (10, 3), (7, 4), (4, 4), (5, 1)])

@@ -60,6 +60,8 @@ def images(number: int, *shape: int) -> Tensor:
         ("reduced_resnet18", (3, 32, 32)),
         ("reduced_resnet18", (1, 28, 28)),
         ("resnet32", (1, 8, 8)),
+        ("strided_cnn", (3, 32, 32)),
+        ("strided_cnn", (1, 5, 7)),
     ],
 )
 def test_logits_depend_on_each_sample_and_on_no_other(
@@ -243,6 +245,50 @@ def test_a_small_cnn_may_start_with_more_variance_and_the_same_biases() -> None:
             fan_in = own.weight[0].numel()
             assert own.weight.std().item() == pytest.approx(math.sqrt(2 / fan_in), rel=0.1)
             assert torch.equal(own.bias, other.bias)
+
+
+def test_convolutions_may_start_by_the_side_of_their_kernels() -> None:
+    """Uniform within 1 / sqrt(side x inputs), and so sqrt(side) wider than by all inputs."""
+    net = network("reduced_resnet18", (3, 32, 32), init="uniform_side")
+    for own in net.modules():
+        if isinstance(own, nn.Conv2d):
+            bound = 1 / math.sqrt(own.kernel_size[0] * own.in_channels)
+            assert bound * 0.95 < own.weight.abs().max() <= bound
+            assert own.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.08)
+        if isinstance(own, nn.Linear):
+            bound = 1 / math.sqrt(own.in_features)
+            assert all(v.abs().max() <= bound for v in own.parameters())
+            assert own.weight.abs().max() > bound * 0.95
+
+
+def test_strides_in_the_place_of_pooling() -> None:
+    net = network("strided_cnn", (3, 32, 32), channels=[4, 6, 8], hidden_sizes=[12, 7])
+    first, second, last = net.convolutions
+    expected = nn.Sequential(
+        *(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()),
+        *(nn.Conv2d(4, 6, 3, 2, padding=1), nn.BatchNorm2d(6), nn.ReLU()),
+        *(nn.Conv2d(6, 8, 3, 2, padding=1), nn.Flatten()),
+        *(nn.Linear(8 * 8 * 8, 12), nn.ReLU(), nn.Linear(12, 7), nn.ReLU(), nn.Linear(7, 10)),
+    )
+    layers = (first, net.norms[0], second, net.norms[1], last, *net.layers)
+    theirs = [m for m in expected if [*m.parameters()]]
+    for own, other in zip(layers, theirs, strict=True):
+        other.load_state_dict(own.state_dict())
+    x = images(5, 3, 32, 32)
+    torch.testing.assert_close(net(x), expected(x))
+    shapes = [(4, 32, 32), (6, 16, 16), (8, 8, 8), (12,), (7,), (10,)]
+    assert [*activation_shapes(net, (3, 32, 32))] == shapes
+    assert network("strided_cnn", (1, 9, 5), channels=[2, 3])(images(2, 1, 9, 5)).shape == (2, 10)
+
+
+def test_the_strided_network_of_van_de_ven() -> None:
+    """Five convolutions that make 1024 features of an image of CIFAR, then 2000-2000-100."""
+    net = network("strided_cnn", (3, 32, 32), 100)
+    assert [layer.in_features for layer in net.layers] == [1024, 2000, 2000]
+    assert [c.out_channels for c in net.convolutions] == [16, 32, 64, 128, 256]
+    assert len(net.norms) == 4 and all(c.bias is not None for c in net.convolutions)
+    with pytest.raises(UserError, match="model=strided_cnn needs images; the data are feature"):
+        network("strided_cnn", (1, 1, 5))
 
 
 def test_an_unknown_initialisation_is_refused(configure) -> None:

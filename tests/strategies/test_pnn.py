@@ -106,7 +106,7 @@ def test_laterals_carry_a_gradient_and_change_the_output(mid_run):
     [
         (("model=cnn",), "strategy=pnn needs model=mlp"),
         (("model.hidden_sizes=[]",), r"model.hidden_sizes, got \[\]"),
-        (("model.norm=batch",), "strategy=pnn needs model=mlp, model.norm=none and"),
+        (("model.norm=batch",), "strategy=pnn needs model=mlp, model.norm=none, adapter=none and"),
         (("scenario=class",), "strategy=pnn does not support scenario=class"),
         (("strategy.adapter_size=0",), "strategy.adapter_size must be at least 1, got 0"),
         (("strategy.alpha_init=0",), "strategy.alpha_init must be positive, got 0"),

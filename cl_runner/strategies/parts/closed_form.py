@@ -92,8 +92,8 @@ class ClosedForm(Strategy):
         body = make_net() if self.input == "features" else None
         check(
             body is None or all(p.requires_grad for p in body.parameters()),
-            f"strategy={self.name} trains no weights that adapters could stand for: use "
-            "adapter=none",
+            f"strategy={self.name} trains no weights of the model: use adapter=none "
+            "and model.freeze=[]",
         )
         return ReadOut(body, env.input_shape, self.layer, self.features, env.num_classes)
 

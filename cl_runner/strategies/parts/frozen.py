@@ -19,7 +19,7 @@ def check_maskable(name: str, env: Env) -> None:
     )
     check(
         all(p.requires_grad for p in env.flat.module.parameters()),
-        f"strategy={name} masks a model's own weights: it needs adapter=none",
+        f"strategy={name} masks a model's own weights: it needs adapter=none and model.freeze=[]",
     )
 
 

@@ -48,14 +48,15 @@ def matrix_layers(env: Env, strategy: str) -> dict[str, nn.Linear | nn.Conv2d]:
     """The layers of the network by name, in its order. Raises UserError for other kinds."""
     found = {}
     for name, module in env.flat.module.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        whole = all(p.requires_grad for p in module.parameters(recurse=False))
+        if isinstance(module, nn.Linear | nn.Conv2d) and whole:
             found[name] = module
         else:
             check(
                 next(module.parameters(recurse=False), None) is None,
                 f"strategy={strategy} knows Linear and Conv2d layers only, and the model's "
-                f"{name} is a {type(module).__name__}; use model=mlp or model=cnn, "
-                "and adapter=none",
+                f"{name} is a {type(module).__name__}{'' if whole else ', frozen'}; use model=mlp "
+                "or model=cnn, adapter=none and model.freeze=[]",
             )
     return found
 

@@ -17,7 +17,7 @@ from cl_runner.core import Batch, Task, TrainState, Window, generator_for
 from cl_runner.errors import UserError, check, one_of
 from cl_runner.functional import buffers
 from cl_runner.functional.buffers import Slots
-from cl_runner.nn.networks import Network
+from cl_runner.nn.network import Network
 from cl_runner.strategies.parts.features import herded
 from cl_runner.training.env import FOLD_CHUNK, Env
 
