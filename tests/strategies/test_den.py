@@ -341,10 +341,7 @@ def test_there_is_room_for_all_tasks(prepared):
     [
         (("model=cnn",), "strategy=den needs model=mlp"),
         (("model.hidden_sizes=[]",), "strategy=den needs model=mlp with at least one hidden layer"),
-        (
-            ("model.norm=batch",),
-            "strategy=den needs model=mlp .*, model.norm=none, adapter=none and",
-        ),
+        (("model.norm=batch",), "den needs model=mlp .*, model.norm=none, adapter=none and"),
         (("scenario=class",), "strategy=den does not support scenario=class"),
         (("strategy.lambda=-1",), "strategy.lambda must be at least 0, got -1"),
         (("strategy.sigma=-1",), "strategy.sigma must be at least 0"),
