@@ -117,9 +117,9 @@ def test_batchnorm_and_dropout_are_each_members_own(prepared, name):
     assert_equal_runs(prepared, *runs, toy=CALM, flops=newton)
 
 
-@pytest.mark.parametrize("name", ["naive", "ewc", "er", "derpp", "lwf"])
+@pytest.mark.parametrize("name", ["ewc", "derpp"])
 def test_residual_networks_are_stacked(prepared, name):
-    network = ("benchmark=split_digits", "model=reduced_resnet18", "model.width=4")
+    network = ("benchmark=split_digits", "model=reduced_resnet18", "model.width=2")
     case = (f"strategy={name}", "scenario=domain", *network, "training.augment=crop_flip")
     assert_equal_runs(prepared, (*case, "seed=0"), (*case, "seed=1"), toy=CALM, tolerance=1e-3)
 

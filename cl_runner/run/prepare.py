@@ -178,10 +178,9 @@ def choose_device(name: str) -> torch.device:
 
 def check_single(config: Config, strategy: Strategy) -> None:
     """Raise UserError for what needs double precision, which a device like MPS has not."""
-    curvature = config.strategy.get("curvature")
-    own = f"strategy={strategy.name}" if curvature is None else f"strategy.curvature={curvature}"
     needs_double = {
-        own: strategy.float64,
+        f"strategy={strategy.name}": strategy.float64,
+        "strategy.curvature=kron": config.strategy.get("curvature") == "kron",
         f"benchmark={config.benchmark.name}": config.benchmark.chosen,
         "eval.calibration=true": config.eval.calibration,
         "eval.features=true": config.eval.features,

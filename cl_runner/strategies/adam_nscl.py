@@ -47,7 +47,7 @@ class AdamNSCL(Strategy):
 
     scenarios: ClassVar[tuple[str, ...]] = ("task", "domain")
     detectable: ClassVar[tuple[str, ...]] = ("domain",)
-    float64 = True
+    float64: ClassVar[bool] = True
 
     share: float | None = 0.05
     multiple: float | None = None

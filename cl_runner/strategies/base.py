@@ -33,6 +33,7 @@ class Strategy:
     regulariser: ClassVar[bool] = False  # no samples of the past, no parts of the network per task
     tells_cost: ClassVar[bool] = False  # its notes say what a step takes in units of naive's
     whole_batches: ClassVar[bool] = True  # a step passes a whole batch forward at once
+    float64: ClassVar[bool] = False  # whether it computes in double precision on the run's device
     buffers_inputs: ClassVar[bool] = True  # a buffered sample takes the room of its input
     # Scenarios in which a task may be what a detector makes one: samples of several tasks of the
     # stream, each with its own, and an index that only counts.
@@ -70,11 +71,6 @@ class Strategy:
         Raises UserError if the fields do not fit the stream.
         """
         return {}
-
-    @property
-    def float64(self) -> bool:
-        """Whether it computes in double precision on the run's device, which not every one has."""
-        return False
 
     def without_model(self) -> str:
         """The setting by which the configured network has no part in the run; "": it has."""

@@ -58,7 +58,7 @@ class BiC(ER):
 
     scenarios: ClassVar[tuple[str, ...]] = ("class",)
     detectable: ClassVar[tuple[str, ...]] = ()
-    float64 = True
+    float64: ClassVar[bool] = True
 
     policy: str = "herding"
     lambda_: float = 1.0

@@ -77,10 +77,6 @@ class EWC(Strategy):
             without_meaning(self, "strategy.mode=separate", "gamma")
         kronecker.check_curvature(self)
 
-    @property
-    def float64(self) -> bool:
-        return self.curvature == "kron"  # its eigenvalues
-
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
         anchor = theta.detach().clone()
         if self.curvature == "kron":

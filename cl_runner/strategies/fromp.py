@@ -61,7 +61,7 @@ class FROMP(Strategy):
 
     uncounted: ClassVar[tuple[str, ...]] = ("inverse_kernels", "probabilities")  # made anew
     tells_cost: ClassVar[bool] = True
-    float64 = True
+    float64: ClassVar[bool] = True
 
     buffer_size: int = 500
     lambda_: float = 0.1

@@ -36,7 +36,7 @@ class GEM(Strategy):
     """
 
     one_graph: ClassVar[bool] = False
-    float64 = True
+    float64: ClassVar[bool] = True
 
     buffer_size: int = 500
     margin: float = 0.5

@@ -38,7 +38,7 @@ class GPM(Strategy):
 
     scenarios: ClassVar[tuple[str, ...]] = ("task", "domain")
     detectable: ClassVar[tuple[str, ...]] = ("domain",)
-    float64 = True
+    float64: ClassVar[bool] = True
 
     threshold: list[float] = field(default_factory=lambda: list(THRESHOLD))
     samples: int = 300

@@ -39,7 +39,7 @@ class OWM(Strategy):
     """
 
     detectable: ClassVar[tuple[str, ...]] = ("domain", "class")
-    float64 = True
+    float64: ClassVar[bool] = True
 
     alpha: float = 0.3
     samples: int | None = None

@@ -52,7 +52,7 @@ class ClosedForm(Strategy):
 
     whole_batches: ClassVar[bool] = False  # it predicts none before it learns from it
     gram: ClassVar[bool] = True  # whether the Gram matrix is needed
-    float64 = True
+    float64: ClassVar[bool] = True
 
     input: str = "pixels"
     layer: int | None = None
