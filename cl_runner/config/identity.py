@@ -11,7 +11,11 @@ from typing import Any
 ABOUT_THE_COMMAND = {"seeds", "resume", "fail_fast", "missing_keys"}
 UNSET = ("plugins", "init_from", "init_only")  # they are no part of a run that does not use them
 # Nor are these, where they are null or have this value.
-UNSET_WITHIN = {("benchmark", "classes"): None, ("model", "freeze"): [], ("training", "passes"): 1}
+UNSET_WITHIN: dict[tuple[str, str], Any] = {
+    ("benchmark", "classes"): None,
+    ("model", "freeze"): [],
+    ("training", "passes"): 1,
+}
 # What may change between two parts of a run. Threads and device change the last digits at most.
 IMMATERIAL = {
     *("data.root", "device", "threads", "verbose", "plots"),

@@ -147,8 +147,8 @@ def check_passes(config: Config, strategy: Strategy) -> None:
     training = config.training
     where = f"training.passes={training.passes} does not go with"
     check(
-        training.passes == 1 or not strategy.one_pass,
-        f"{where} strategy={strategy.name}, {strategy.one_pass}: use training.passes=1",
+        training.passes == 1 or not strategy.shown_once,
+        f"{where} strategy={strategy.name}, {strategy.shown_once}: use training.passes=1",
     )
     check(
         config.benchmark.boundaries == "sharp" or (training.iterations or 0) % training.passes == 0,

@@ -36,7 +36,7 @@ class GEM(Strategy):
     """
 
     one_graph: ClassVar[bool] = False
-    one_pass: ClassVar[str] = "whose memory takes the samples of every step"
+    shown_once: ClassVar[str] = "whose memory takes the samples of every step"
     float64 = True
 
     buffer_size: int = 500

@@ -60,8 +60,8 @@ class Counted(NamedTuple):
 def counted(source: Source, predictions: Sequence[Tensor]) -> list[Counted]:
     """The hits on each batch of a task's first epoch, from what its first step predicted.
 
-    predictions: [n] each part. Samples of earlier tasks, which some strategies train on again, do not count. One transfer to
-    the host.
+    predictions: [n] each part. Samples of earlier tasks, which some strategies train on again, do
+    not count. One transfer to the host.
     """
     if not predictions:
         return []
@@ -105,7 +105,8 @@ def rows(
     """
     size = window or max(1, len(steps))
     parts = [(at, steps[at : at + size]) for at in range(0, len(steps), size)]
+    ends = [passes * (at + len(part) - 1) + 1 for at, part in parts]
     return [
-        row(task, passes * (at + len(part) - 1) + 1, sum(s.samples for s in part), sum(s.hits for s in part))
-        for at, part in parts
+        row(task, end, sum(s.samples for s in part), sum(s.hits for s in part))
+        for end, (_, part) in zip(ends, parts, strict=True)
     ]

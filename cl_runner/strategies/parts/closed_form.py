@@ -51,7 +51,7 @@ class ClosedForm(Strategy):
     """
 
     whole_batches: ClassVar[bool] = False  # it predicts none before it learns from it
-    one_pass: ClassVar[str] = "which takes no step on the batches of the stream"
+    shown_once: ClassVar[str] = "which takes no step on the batches of the stream"
     gram: ClassVar[bool] = True  # whether the Gram matrix is needed
     float64 = True
 

@@ -183,7 +183,7 @@ def entering(
     With policy dual also B + j: what slot j held. And what has been `seen` after it, [W, bins].
     A batch that is shown in several steps is offered in the last of them alone.
     """
-    (W, B), K, bins = window.y.shape, len(slots["index"]), env.bins(window.y, window.task)
+    W, K, bins = len(window.y), len(slots["index"]), env.bins(window.y, window.task)
     none = torch.full((W, K), -1, device=bins.device)
     if policy in REFILLED:
         return none, seen.expand(W, -1)
