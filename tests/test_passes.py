@@ -20,7 +20,7 @@ from cl_runner.run.tasks import initial_state, train_task
 from cl_runner.training.batches import NOISE_WINDOW, Source
 from cl_runner.training.engines import recorded, stepper
 from cl_runner.training.env import Env
-from cl_runner.training.fit import plan
+from cl_runner.training.fit import fit, plan
 
 TOY = (
     *("benchmark=split_digits", "benchmark.num_tasks=2", "benchmark.train_samples=210"),
@@ -177,9 +177,12 @@ def test_iterations_count_steps_and_may_end_between_passes(counted_run, iteratio
 
 def test_phases_of_a_strategy_are_no_passes_over_the_stream(counted_run):
     own = ("strategy=packnet", "scenario=task", "strategy.retrain_epochs=1", "training.passes=3")
-    *_, env, counts = counted_run(*TOY, *own, tasks=2)
+    strategy, s, env, counts = counted_run(*TOY, *own, tasks=2)
     batches = [-(-len(task.train) // 4) for task in env.stream]
     assert [steps for steps, _ in counts] == [3 * batches[0] + batches[0], 3 * batches[1]]
+    steps = env.meter.steps
+    fit(s, env, strategy, (env.stream[0].train, 0), epochs=2, phase="more")
+    assert env.meter.steps - steps == 2 * batches[0]
 
 
 def test_a_sample_is_predicted_once_before_the_first_step_on_it(configure, tmp_path):
