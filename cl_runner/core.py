@@ -32,6 +32,8 @@ class Window(NamedTuple):
     task: Tensor  # [W, B]
     index: Tensor  # type: ignore[assignment]  # [W, B]
     noise: dict[str, Tensor]  # [W, ...]
+    # Of the W, those whose batch is not shown again: the last of its `training.passes`.
+    leaving: slice = slice(None)
 
 
 def concatenate(a: Batch, b: Batch) -> Batch:

@@ -148,7 +148,7 @@ class Case:
         s = strategy.begin_task(s._replace(t=torch.full_like(s.t, 1)), env.stream[1], env)
         source = Source(env, s, 1, env.stream[1].train, 1, strategy)
         batches = list(source.epoch(0, 3))
-        steps = -(-len(source.index) // source.size)
+        steps = -(-len(source.index) // source.size) * source.passes
         (last,) = source.epoch(0, steps, done=steps - 1)
         return Step(strategy, snapshot(s), batches, last, env)
 

@@ -43,7 +43,8 @@ def test_experiments_are_listed_below_their_papers_and_protocols(
     titles = re.findall("(?m)^experiment=.*", told(capsys, "list", "experiments"))
     papers = (
         *("arani2022", "buzzega2020", "chaudhry2019", "delange2023", "hsu2018", "kirkpatrick2017"),
-        *("lee2020", "pan2020", "prabhu2020", "record", "vandeven2022", "vandeven2025"),
+        *("lee2020", "pan2020", "prabhu2020", "record", "soutif2023"),
+        *("vandeven2022", "vandeven2025"),
     )
     presets = (
         *("flights", "permuted_mnist", "split_digits", "split_letter"),

@@ -24,6 +24,7 @@ from cl_runner.nn.frozen import within
 from cl_runner.results.matrices import read_matrix
 from cl_runner.run.loop import run
 from cl_runner.run.prepare import prepare, strategy_of
+from cl_runner.training.fit import plan
 
 EXPERIMENTS = [name for name in choices.options("experiment") if "cifar" in name]
 READINGS = [name for name in EXPERIMENTS if name.endswith("_task")]
@@ -32,8 +33,13 @@ SHORT = {  # by paper: two tasks of two classes, two steps each, and a small net
     "chaudhry2019": ("model.width=1", "training.batch_size=4"),
     "buzzega2020": ("model.width=1", "strategy.buffer_size=5", "strategy.replay_batch_size=3"),
     "vandeven2022": STRIDED,
+    "soutif2023": (
+        *("model.width=1", "training.batch_size=4", "benchmark.samples_per_task=10"),
+        *("strategy.buffer_size=5", "strategy.replay_batch_size=3"),
+    ),
 }
 COMMON = ("benchmark.num_tasks=2", "training.iterations=2", "training.epochs=1", "verbose=false")
+NAMES = tuple(map(str, range(100)))
 CLASSES = "benchmark.classes=[5,31,7,2]"
 
 
@@ -76,9 +82,9 @@ def pretrained(shortened: Shortened, seed: int = 0) -> Path:
     return out
 
 
-def test_the_experiments_are_those_of_three_papers() -> None:
+def test_the_experiments_are_those_of_four_papers() -> None:
     """A name that is left out of the tests below would be seen here."""
-    assert len(EXPERIMENTS) == 3 + 12 + 5
+    assert len(EXPERIMENTS) == 3 + 12 + 5 + 1
     assert {name.partition("/")[0] for name in EXPERIMENTS} == set(SHORT)
 
 
@@ -170,3 +176,16 @@ def test_der_sees_two_classes_a_task_in_natural_order(configure) -> None:
     ]
     assert env.training.augment == "crop_flip" and env.training.epochs == 50
     assert sum(p.numel() for p in env.flat.parameters) == 11_173_962  # as published
+
+
+def test_soutif_takes_three_steps_on_each_of_237_batches(configure) -> None:
+    config = configure("+experiment=soutif2023/er_cifar100")
+    row = torch.arange(100).repeat_interleave(500)  # as many images of a class as there are
+    x = torch.zeros(len(row), 3, 2, 2, dtype=torch.uint8)
+    env = prepare(config, strategy_of(config), Arrays(x, row, x[:100], row[::500], NAMES))
+    tasks = [env.stream.y[task.train] for task in env.stream]
+    assert sorted(c for y in tasks for c in y.unique().tolist()) == [*range(100)]
+    assert [len(y.unique()) for y in tasks] == [5] * 20
+    for task in env.stream:
+        assert plan(len(task.train), env.training).steps == 3 * 237
+    assert sum(p.numel() for p in env.flat.parameters) == 1_109_240

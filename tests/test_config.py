@@ -223,6 +223,8 @@ WRONG: list[tuple[type, Node, str]] = [
     (schema.Training, {"epochs": 0}, "training.epochs"),
     (schema.Training, {"iterations": 0}, "training.iterations"),
     (schema.Training, {"batch_size": 0}, "training.batch_size"),
+    (schema.Training, {"passes": 0}, "training.passes"),
+    (schema.Training, {"passes": 2, "boundaries": "detected"}, "training.passes"),
     (schema.Guard, {"drop": -0.01}, "guard.drop"),
     (schema.Guard, {"drop": 1.0}, "guard.drop"),
     (schema.Guard, {"every": 0}, "guard.every"),
@@ -258,6 +260,7 @@ RIGHT: list[tuple[type, Node]] = [
     (schema.SGD, {"momentum": 0.999, "nesterov": True}),
     (schema.Adam, {"betas": [0.0, 0.0], "schedule": "cosine"}),
     (schema.Training, {"iterations": 1, "batch_size": 1, "active_classes": "current"}),
+    (schema.Training, {"passes": 1, "boundaries": "detected"}),
     (EWC, {"lambda_": 0.0, "mode": "online", "gamma": 1e-9, "fisher_samples": 1}),
     (ER, {"buffer_size": 1, "replay_batch_size": 1, "policy": "ring"}),
 ]

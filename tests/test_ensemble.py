@@ -148,6 +148,12 @@ def test_a_recorded_stack_moves_statistics(prepared):
         assert end["norms.0.running_var"].std() > 0
 
 
+@pytest.mark.parametrize("name", ["er", "derpp"])
+def test_several_steps_on_each_batch_are_stacked(prepared, name):
+    case = (f"strategy={name}", "training.passes=2", "training.epochs=1")
+    assert_equal_runs(prepared, (*case, "seed=0"), (*case, "seed=1"))
+
+
 def test_learning_rate_and_lambda_may_differ(prepared):
     case = ("strategy=ewc", "optimizer.schedule=cosine")
     assert_equal_runs(

@@ -10,7 +10,12 @@ from typing import Any
 # Top-level keys that are no part of a run.
 ABOUT_THE_COMMAND = {"seeds", "resume", "fail_fast", "missing_keys"}
 UNSET = ("plugins", "init_from", "init_only")  # they are no part of a run that does not use them
-UNSET_WITHIN = (("benchmark", "classes"), ("model", "freeze"))  # nor are these
+# Nor are these, where they are null or have this value.
+UNSET_WITHIN: dict[tuple[str, str], Any] = {
+    ("benchmark", "classes"): None,
+    ("model", "freeze"): [],
+    ("training", "passes"): 1,
+}
 # What may change between two parts of a run. Threads and device change the last digits at most.
 IMMATERIAL = {
     *("data.root", "device", "threads", "verbose", "plots"),
@@ -35,8 +40,8 @@ def of_run(node: Mapping[str, Any]) -> dict[str, Any]:
     if node.get("adapter", {}).get("name") == "none":
         unset.add("adapter")
     used = {k: v for k, v in node.items() if k not in ABOUT_THE_COMMAND | unset}
-    for section, key in UNSET_WITHIN:
-        if section in used and not used[section].get(key):
+    for (section, key), trivial in UNSET_WITHIN.items():
+        if section in used and used[section].get(key) in (None, trivial):
             used[section] = {k: v for k, v in used[section].items() if k != key}
     if "eval" in used and not used["eval"].get("features"):
         used["eval"] = {k: v for k, v in used["eval"].items() if k != "features"}

@@ -321,6 +321,7 @@ class Training:
     epochs: int = 1
     iterations: int | None = None  # optimizer steps per task; replaces epochs
     batch_size: int = 128
+    passes: int = 1  # steps that are taken on each batch of the stream, one after another
     active_classes: str = "all"  # class-incremental softmax during training: current | seen | all
     augment: str = "none"  # none | crop (padding 4) | crop_flip: and horizontal flip, both random
     boundaries: str = "known"  # what the learner is told of them: known | none | detected
@@ -337,6 +338,12 @@ class Training:
             f"training.iterations must be at least 1, got {self.iterations}",
         )
         check(self.batch_size >= 1, f"training.batch_size must be positive, got {self.batch_size}")
+        check(self.passes >= 1, f"training.passes must be at least 1, got {self.passes}")
+        check(
+            self.passes == 1 or self.boundaries != "detected",
+            f"training.passes={self.passes} does not go with training.boundaries=detected, whose "
+            "detector takes each step's loss as that of new samples",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

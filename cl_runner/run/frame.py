@@ -69,6 +69,7 @@ class Frame(NamedTuple):
     evaluation: Eval = EVERYTHING  # which tables, curves and cells of the matrices there are
     classes: int = 1  # K
     batch_size: Callable[[int], int] = lambda _: 1  # of a task
+    passes: int = 1  # steps on each batch
     watch: Watch | None = None  # where borders are detected, as it begins
     longest: int = 0  # samples that a task trains on, where these are more than all there are
     guard: str | None = None  # the action of the guard, where there is one
@@ -131,6 +132,7 @@ def frame_of(config: Config, strategy: Strategy, s: TrainState, env: Env) -> Fra
         evaluation=config.eval,
         classes=stream.num_classes,
         batch_size=lambda t: strategy.batch_size(t, env),
+        passes=env.training.passes,
         watch=env.watch,
         longest=max(len(task.train) for task in stream),
         guard=None if config.guard.drop is None else config.guard.action,
@@ -408,7 +410,8 @@ def check_samples(
         right = losses.is_floating_point() and losses.ndim == 1 and len(losses) <= step
         expect(right, f"losses must be of at most {step} steps")
         names.add("losses")
-    predicted = min(step * frame.batch_size(task), len(index)) if frame.evaluation.online else 0
+    shown = -(-step // frame.passes) * frame.batch_size(task)
+    predicted = min(shown, len(index)) if frame.evaluation.online else 0
     if predicted:
         v = tensors.get("predictions")
         right = v is not None and v.dtype == torch.int64 and v.shape == (predicted,)

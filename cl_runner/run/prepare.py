@@ -83,6 +83,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
         message = f"{key} has no meaning with {unused}, by which the network has no part in the run"
         check(not (asked and unused), message)
     check_boundaries(config, strategy)
+    check_passes(config, strategy)
     device = choose_device(config.device)
     if device.type == "mps":
         check_single(config, strategy)
@@ -141,6 +142,21 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     return env
 
 
+def check_passes(config: Config, strategy: Strategy) -> None:
+    """Raise UserError for several steps on each batch where they would not be just that."""
+    training = config.training
+    where = f"training.passes={training.passes} does not go with"
+    check(
+        training.passes == 1 or not strategy.shown_once,
+        f"{where} strategy={strategy.name}, {strategy.shown_once}: use training.passes=1",
+    )
+    check(
+        config.benchmark.boundaries == "sharp" or (training.iterations or 0) % training.passes == 0,
+        f"{where} training.iterations={training.iterations} on a stream whose length it gives "
+        f"(benchmark.boundaries={config.benchmark.boundaries}): use a multiple of it",
+    )
+
+
 def in_time(stream: Stream, config: Config) -> tuple[Stream, Training]:
     """The stream with its boundaries, and how it is trained on: one in an order of time, once."""
     training = config.training
@@ -149,7 +165,7 @@ def in_time(stream: Stream, config: Config) -> tuple[Stream, Training]:
     lengths = [
         training.epochs * len(task.train)
         if training.iterations is None
-        else training.iterations * training.batch_size
+        else training.iterations // training.passes * training.batch_size
         for task in stream
     ]
     once = replace(training, epochs=1, iterations=None)

@@ -171,7 +171,8 @@ class RunFiles:
 
     def add_online(self, task: int, steps: Sequence[Counted]) -> None:
         """What the steps of task `task` (its index) predicted right."""
-        self.tables["online"] += online.rows(task + 1, steps, self.config.eval.online_window)
+        window, passes = self.config.eval.online_window, self.config.training.passes
+        self.tables["online"] += online.rows(task + 1, steps, window, passes)
 
     def evaluated_within(self, task: int, step: int, strategy: Strategy, s: TrainState) -> None:
         """Evaluate after a step of a task; not again if a run goes on from there."""

@@ -85,7 +85,7 @@ class Together:
         """See Steps."""
         (losses, *logits), size = self.step(batch), batch["y"].shape[1]
         self.pending.append(losses)
-        if logits and epoch == 0:
+        if logits and epoch == 0 and i % self.env.training.passes == 0:
             self.predictions.add(logits[0], batch.get("active"))
         for m in self.members:
             meter = m.env.meter

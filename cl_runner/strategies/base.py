@@ -34,6 +34,9 @@ class Strategy:
     tells_cost: ClassVar[bool] = False  # its notes say what a step takes in units of naive's
     whole_batches: ClassVar[bool] = True  # a step passes a whole batch forward at once
     float64: ClassVar[bool] = False  # whether it computes in double precision on the run's device
+    # Why training.passes > 1 does not go with it, as part of a sentence; "": several steps on a
+    # batch are just that, and no memory takes its samples more than once.
+    shown_once: ClassVar[str] = ""
     buffers_inputs: ClassVar[bool] = True  # a buffered sample takes the room of its input
     # Scenarios in which a task may be what a detector makes one: samples of several tasks of the
     # stream, each with its own, and an index that only counts.

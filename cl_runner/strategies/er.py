@@ -55,7 +55,7 @@ class ER(Strategy):
     A task of several epochs offers every sample once an epoch, as in the DER authors' code
     (aimagelab/mammoth): reservoir and ring may then hold a sample several times, each place of
     which counts in buffer_samples and buffer_bytes, and it is presentations of which each is held
-    with equal probability.
+    with equal probability. The steps on a batch that `training.passes` asks for offer it once.
     """
 
     detectable: ClassVar[tuple[str, ...]] = ("domain", "class")

@@ -41,6 +41,7 @@ class GDumb(Strategy):
     """
 
     whole_batches: ClassVar[bool] = False  # those of the buffer may be smaller
+    shown_once: ClassVar[str] = "which takes no step on the batches of the stream"
 
     buffer_size: int = 500
     epochs: int = 128

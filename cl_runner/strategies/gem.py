@@ -37,6 +37,7 @@ class GEM(Strategy):
 
     one_graph: ClassVar[bool] = False
     float64: ClassVar[bool] = True
+    shown_once: ClassVar[str] = "whose memory takes the samples of every step"
 
     buffer_size: int = 500
     margin: float = 0.5

@@ -39,7 +39,7 @@ class LaMAML(ER):
     one batch is replayed for all parts of a step, before the buffer takes the new samples. There,
     each part is one sample on MNIST, and on images the batch is cut as here, to second order; the
     buffer is drawn from as it was when the task began; a batch is learnt from several times
-    (`glances`), here by training.epochs.
+    (`glances`), here by training.passes.
     What is tested is theta_0, without the inner steps. Rates at which these solve the task by
     themselves leave theta_0 without a gradient, and it learns nothing: where a task has few of the
     classes that compete, that is soon so (docs/limits.md).

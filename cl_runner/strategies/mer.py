@@ -45,6 +45,7 @@ class MER(ER):
     """
 
     whole_batches: ClassVar[bool] = False
+    shown_once: ClassVar[str] = "whose every step offers its samples to the buffer"
 
     replay_batch_size: int = 2
     batches: int = 1

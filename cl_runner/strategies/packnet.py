@@ -75,7 +75,7 @@ class PackNet(Strategy):
         s = env.commit(env.restart(s, theta)._replace(memory={"owner": owner}))
         _, per_epoch, trained = plan(len(task.train), env.training)
         half, epochs = -(-trained // 2), self.retrain_epochs
-        steps = half if epochs is None else epochs * per_epoch
+        steps = half if epochs is None else epochs * per_epoch // env.training.passes
         return fit(s, env, self, (task.train, t), steps=steps, phase="retrain")
 
     def predict(self, s: TrainState, x: Tensor, task: int, env: Env) -> Tensor:

@@ -39,6 +39,7 @@ class Source:
         self.y = env.stream.labels(index, task)
         self.learner, self.phase = learner, phase
         self.size = learner.batch_size(t, env)
+        self.passes = 1 if phase else env.training.passes  # steps on each batch, in a row
         self.memory = s.memory  # as plans go on from it
         self.order: tuple[Tensor, Tensor, Tensor]  # of the epoch whose batches come, see `shuffled`
 
@@ -97,6 +98,7 @@ class Source:
             W, B = window.y.shape
             images = self.images(window).unflatten(0, (W, B))
             fields = window._asdict() | {"x": images, "plan": plan}
+            del fields["leaving"]  # of which the plan has been made
             if (active := env.active(window.task.flatten(), self.seen)) is not None:
                 fields["active"] = active.unflatten(0, (W, B))
             yield fields
@@ -104,8 +106,11 @@ class Source:
     def windows(
         self, epoch: int, steps: int, length: int, done: int
     ) -> Iterator[tuple[Window, dict[str, Tensor]]]:
-        """Up to `length` steps at once, their batches of one size, and what is planned for them."""
-        env, n, size = self.env, len(self.index), self.size
+        """Up to `length` steps at once, their batches of one size, and what is planned for them.
+
+        With several passes a batch comes in as many steps, each with noise of its own.
+        """
+        env, n, size, passes = self.env, len(self.index), self.size, self.passes
         self.order = order = self.shuffled(epoch)
         noise: dict[str, Tensor] = {}
         step = done
@@ -113,15 +118,22 @@ class Source:
             if step % NOISE_WINDOW == 0 or step == done:
                 noise = self.noise(epoch, step // NOISE_WINDOW)
                 largest = max((v[0].numel() for v in noise.values()), default=1)
-            B = min(size, n - step * size)
+            first, done_of_it = divmod(step, passes)  # its batch, whose first steps may be done
+            whole = n // size - first  # batches that are left; the last one may be smaller
+            B = min(size, n - first * size)
             count = min(length, steps - step, NOISE_WINDOW - step % NOISE_WINDOW)
-            count = min(count, max(1, n // size - step))  # the last batch may be smaller
+            count = min(count, max(1, whole) * passes - done_of_it)
             count = min(count, max(1, LARGEST_PLAN // largest))
-            part = slice(step * size, step * size + count * B)
+            several = -(-(done_of_it + count) // passes)
+            part = slice(first * size, first * size + several * B)
             at = slice(step % NOISE_WINDOW, step % NOISE_WINDOW + count)
-            y, task, index = (v[part].view(count, B) for v in order)
+            y, task, index = (v[part].view(several, B) for v in order)
+            if passes > 1:
+                shown = slice(done_of_it, done_of_it + count)
+                y, task, index = (v.repeat_interleave(passes, 0)[shown] for v in (y, task, index))
             uniforms = {name: values[at] for name, values in noise.items()}
-            window = Window(y, task, index, uniforms)
+            leaving = slice(passes - 1 - done_of_it, None, passes)
+            window = Window(y, task, index, uniforms, leaving)
             plan, after = self.learner.plan(self.memory, self.seen, window, env)
             self.memory = self.memory | after
             yield window, plan

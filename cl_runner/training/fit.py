@@ -25,7 +25,8 @@ class Progress(NamedTuple):
     samples: TrainingSet
     step: int = 0  # optimizer steps done
     losses: Sequence[Tensor] = ()  # theirs, 0-d each, as far as they belong to the present epoch
-    predictions: Sequence[Tensor] = ()  # [n] each, one after another: those of the first epoch
+    # [n] each, one after another: those of the first epoch, of each batch's first step
+    predictions: Sequence[Tensor] = ()
 
 
 class Plan(NamedTuple):
@@ -159,7 +160,7 @@ class Alone:
         execute = self.engine if size in meter.known else self.plain  # to be counted
         self.s, (loss, *logits) = meter.counted(size, execute, self.s, batch)
         self.pending.append(loss)
-        if logits and epoch == 0:
+        if logits and epoch == 0 and i % self.env.training.passes == 0:
             self.predictions.add(logits[0], batch.active)
         meter.step(epoch, size, loss)
 
@@ -203,7 +204,7 @@ def fit(
     """
     t, number = int(s.t), len(samples[0])
     size = learner.batch_size(t, env)
-    length = plan(number, env.training, epochs=epochs, steps=steps, batch_size=size)
+    length = plan(number, env.training, epochs=epochs, steps=steps, batch_size=size, passes=1)
     alone = Alone(s, env, learner, Progress(samples), t, phase)
     return train(alone, length, 0, None)
 
@@ -225,13 +226,15 @@ def plan(
     epochs: int | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
+    passes: int | None = None,
 ) -> Plan:
     """How long a phase over so many samples is: `steps` steps, or `epochs` epochs.
 
-    Without either, `training.epochs` or `training.iterations`, the latter `times` over. batch_size:
-    in the place of `training.batch_size`.
+    Without either, `training.epochs` or `training.iterations`, the latter `times` over. batch_size,
+    passes: in the place of `training.batch_size` and `training.passes`; the latter are of the
+    stream's batches alone, not of an extra phase's (`fit`).
     """
-    per_epoch = -(-samples // (batch_size or training.batch_size))
+    per_epoch = -(-samples // (batch_size or training.batch_size)) * (passes or training.passes)
     if not per_epoch:
         return Plan(0, 0, 0)
     total = (epochs or training.epochs) * per_epoch

@@ -51,17 +51,17 @@ class Predictions:
 
 
 class Counted(NamedTuple):
-    """Of one step, on samples that no earlier step has seen."""
+    """Of a batch's first step, on samples that no earlier step has seen."""
 
     samples: int
     hits: int
 
 
 def counted(source: Source, predictions: Sequence[Tensor]) -> list[Counted]:
-    """The hits of each step of a task's first epoch, from what these predicted, [n] each part.
+    """The hits on each batch of a task's first epoch, from what its first step predicted.
 
-    Samples of earlier tasks, which some strategies train on again, do not count. One transfer to
-    the host.
+    predictions: [n] each part. Samples of earlier tasks, which some strategies train on again, do
+    not count. One transfer to the host.
     """
     if not predictions:
         return []
@@ -97,12 +97,16 @@ def row(task: int, step: int, samples: int, hits: int) -> dict[str, int | float 
 
 
 def rows(
-    task: int, steps: Sequence[Counted], window: int | None
+    task: int, steps: Sequence[Counted], window: int | None, passes: int = 1
 ) -> list[dict[str, int | float | None]]:
-    """The rows of online.csv of a task: one for each `window` steps, or for all of them."""
+    """The rows of online.csv of a task: one for each `window` steps, or for all of them.
+
+    passes: steps on each batch, of which `steps` has the first.
+    """
     size = window or max(1, len(steps))
     parts = [(at, steps[at : at + size]) for at in range(0, len(steps), size)]
+    ends = [passes * (at + len(part) - 1) + 1 for at, part in parts]
     return [
-        row(task, at + len(part), sum(s.samples for s in part), sum(s.hits for s in part))
-        for at, part in parts
+        row(task, end, sum(s.samples for s in part), sum(s.hits for s in part))
+        for end, (_, part) in zip(ends, parts, strict=True)
     ]

@@ -196,6 +196,7 @@ def test_every_strategy_goes_on_in_the_middle_of_a_task(configure, monkeypatch, 
         ("eval.every=2",),
         ("eval.online=true", "eval.online_window=3", "eval.tasks=last:1", "eval.every=4"),
         ("eval.online=true", "training.iterations=20"),  # in the third epoch
+        ("training.passes=3", "eval.online=true"),  # after the first step on a batch
         ("budget.samples=100", "optimizer.schedule=cosine", "eval.every=1"),
         ("budget.flops=6e6", "optimizer.schedule=cosine"),
         ("eval.calibration=true",),

@@ -170,6 +170,7 @@ def test_a_member_that_diverges_leaves_the_others_as_they_go_on(configure, monke
         ("eval.every=2", "eval.tasks=last:1"),
         ("budget.samples=30", "optimizer.schedule=cosine", "eval.online=true"),
         ("eval.online=true", "eval.online_window=2", "training.iterations=12"),
+        ("eval.online=true", "eval.online_window=2", "training.passes=2"),
         ("budget.flops=2e5", "eval.every=1"),
         ("eval.calibration=true",),
         ("eval.features=true",),

@@ -51,6 +51,7 @@ class ClosedForm(Strategy):
     """
 
     whole_batches: ClassVar[bool] = False  # it predicts none before it learns from it
+    shown_once: ClassVar[str] = "which takes no step on the batches of the stream"
     gram: ClassVar[bool] = True  # whether the Gram matrix is needed
     float64: ClassVar[bool] = True
 

@@ -181,24 +181,36 @@ def entering(
     """Which of the batch's samples each slot takes in each step, [W, K], or -1: none.
 
     With policy dual also B + j: what slot j held. And what has been `seen` after it, [W, bins].
+    A batch that is shown in several steps is offered in the last of them alone.
     """
-    (W, B), K, bins = window.y.shape, len(slots["index"]), env.bins(window.y, window.task)
+    W, K, bins = len(window.y), len(slots["index"]), env.bins(window.y, window.task)
+    none = torch.full((W, K), -1, device=bins.device)
     if policy in REFILLED:
-        return torch.full((W, K), -1, device=bins.device), seen.expand(W, -1)
-    each = seen.new_zeros(W, len(seen)).scatter_add(1, bins, torch.ones_like(bins))
+        return none, seen.expand(W, -1)
+    bins, each = bins[window.leaving], seen.new_zeros(W, len(seen))
+    each[window.leaving].scatter_add_(1, bins, torch.ones_like(bins))
     counted = seen + each.cumsum(0)
-    uniform = window.noise["reservoir"][:, :B]
+    none[window.leaving] = arriving(slots, seen, window, bins, policy, env)
+    return none, counted
+
+
+def arriving(
+    slots: Slots, seen: Tensor, window: Window, bins: Tensor, policy: str, env: Env
+) -> Tensor:
+    """Of `entering`, the steps in which batches are offered, whose bins are [L, B]: [L, K]."""
+    (L, B), K = bins.shape, len(slots["index"])
+    uniform = window.noise["reservoir"][window.leaving, :B]
     if policy == "dual":
         ring = short(K)
         index, task = slots["index"][:ring].clamp_min(0), slots["task"][:ring]
         own = env.bins(env.stream.labels(index, task).clamp_min(0), task)  # of an empty slot: any
         source = buffers.dual_sources(seen, own, bins, (K - ring) // env.num_bins, uniform)
-        return F.pad(source, (0, K - source.shape[1]), value=-1), counted
+        return F.pad(source, (0, K - source.shape[1]), value=-1)
     if policy == "ring":
         target = buffers.ring_targets(seen, K // env.num_bins, bins.flatten())
     else:
         target = buffers.reservoir_targets(seen.sum(), K, uniform.flatten())
-    return buffers.sources(target.view(W, B), K), counted
+    return buffers.sources(target.view(L, B), K)
 
 
 def draws(
