@@ -10,6 +10,7 @@ from pathlib import Path
 from types import GenericAlias
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from cl_runner.machine import locks
@@ -79,11 +80,15 @@ def test_members_report_the_costs_of_runs_alone(configure, tmp_path):
                 assert [row[name] for row in one] == [row[name] for row in own], name
 
 
-def test_the_rule_is_on_the_size_of_a_step(prepared):
+def test_the_rule_is_on_the_size_of_a_step(prepared, monkeypatch):
     _, _, small = prepared(*TOY)
     _, _, large = prepared(*TOY, "training.batch_size=512", "model.hidden_sizes=[256,256]")
     assert not_worth_it(small) is None
     assert "fills a CPU core alone" in (not_worth_it(large) or "")
+    large.device = torch.device("cuda")
+    assert not_worth_it(large) is None
+    monkeypatch.setattr(stacks, "SMALL_STEP_ON_GPU", 1e8)
+    assert "fills a GPU alone (limit 1e+08)" in (not_worth_it(large) or "")
 
 
 def test_stacked_runs_leave_the_files_of_runs_alone(configure, tmp_path):
