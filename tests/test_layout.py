@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cl_runner import strategies
-from cl_runner.nn.networks import CNN, MLP, ResNet, largest_activation, layout
+from cl_runner.nn.networks import CNN, MLP, ResNet, activations, layout
 from cl_runner.run import evaluation
 from cl_runner.run.evaluation import evaluate
 from cl_runner.run.prepare import prepare
@@ -119,12 +119,12 @@ def test_both_layouts_compute_the_same(network):
         torch.testing.assert_close(grad, other, rtol=1e-3, atol=1e-4)
 
 
-def test_the_largest_activation_is_that_of_any_module():
-    assert largest_activation(MLP(16, [40, 5], 3, "default", 0.0), (1, 4, 4)) == 40
-    assert largest_activation(MLP(16, [4], 3, "default", 0.0), (1, 4, 4)) == 16  # the input
+def test_activations_are_those_of_all_modules():
+    mlp = MLP(16, [40, 5], 3, "default", 0.0)  # the input, layers, dropout after two, the output
+    assert activations(mlp, (1, 4, 4)) == [16, 40, 40, 5, 5, 3, 3]
     network = ResNet(3, (1, 1), 20, 10, "projection")
     network.train()
-    assert largest_activation(network, (3, 32, 32)) == 20 * 32 * 32
+    assert max(activations(network, (3, 32, 32))) == 20 * 32 * 32
     assert network.training and not network._forward_hooks
     assert int(network.bn.num_batches_tracked) == 0
 
@@ -135,7 +135,7 @@ def test_the_rule_for_chunks_changes_no_accuracy(prepared, monkeypatch):
     s, rows = initial_state(strategy, env), []
     monkeypatch.setattr(evaluation, "LARGEST_CHUNK", 2000)
     for size in (1, 7, 2000):
-        monkeypatch.setattr(evaluation, "CHUNK_BYTES", size * 4 * env.largest_activation)
+        monkeypatch.setattr(evaluation, "CHUNK_BYTES", size * 4 * max(env.activations))
         assert evaluation.evaluation_chunk(env) == size
         rows.append(evaluate(strategy, s, env))
     assert rows[0] == rows[1] == rows[2]

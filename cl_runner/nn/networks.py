@@ -241,8 +241,8 @@ def layout(
     return torch.channels_last if last else torch.contiguous_format
 
 
-def largest_activation(network: nn.Module, input_shape: Shape) -> int:
-    """The most numbers that one sample takes anywhere between a network's modules."""
+def activations(network: nn.Module, input_shape: Shape) -> list[int]:
+    """How many numbers one sample takes before the network and after each of its modules."""
     x, task = example(network, input_shape)
     sizes = [x.numel()]
 
@@ -254,7 +254,7 @@ def largest_activation(network: nn.Module, input_shape: Shape) -> int:
     in_evaluation(network, x, task)
     for hook in hooks:
         hook.remove()
-    return max(sizes)
+    return sizes
 
 
 def example(network: nn.Module, input_shape: Shape) -> tuple[Tensor, Tensor]:

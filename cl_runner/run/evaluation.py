@@ -29,7 +29,7 @@ def readings(scenario: str) -> tuple[str, ...]:
 
 def evaluation_chunk(env: Env) -> int:
     """Images per forward pass, by what the network makes of one."""
-    return max(1, min(LARGEST_CHUNK, CHUNK_BYTES // (4 * env.largest_activation)))
+    return max(1, min(LARGEST_CHUNK, CHUNK_BYTES // (4 * max(env.activations))))
 
 
 def splits(stream: Stream) -> tuple[str, ...]:

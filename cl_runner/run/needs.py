@@ -154,5 +154,6 @@ def fitting(strategy: Strategy, env: Env, evaluation: Eval) -> int:
     memory = strategy.init(env.flat.theta, env)
     state = 4 * env.flat.theta.nbytes + sum(v.nbytes for v in memory.values())
     (shown,) = of_data(env.stream, None, evaluation).values()
+    step = 4 * env.training.batch_size * sum(env.activations)
     free = available(env.device)
-    return 2**16 if free is None else max(1, int(free / 2 / (STATE_COPIES * state + shown)))
+    return 2**16 if free is None else max(1, int(free / 2 / (STATE_COPIES * state + shown + step)))

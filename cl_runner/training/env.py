@@ -13,7 +13,7 @@ from cl_runner.core import Batch, Stream, Task, TrainState, generator_for, seed_
 from cl_runner.data.augment import AUGMENTATIONS, shift
 from cl_runner.nn.dropout import draws_itself
 from cl_runner.nn.flat import Flat
-from cl_runner.nn.networks import build, largest_activation, layout
+from cl_runner.nn.networks import activations, build, layout
 from cl_runner.training import optim
 from cl_runner.training.meter import Meter
 from cl_runner.training.watch import Watch
@@ -64,7 +64,7 @@ class Env:
         self.renew(make_net)
         network = self.flat.module
         self.layout = layout(network, self.input_shape, self.device, precision)
-        self.largest_activation = largest_activation(network, self.input_shape)
+        self.activations = activations(network, self.input_shape)  # numbers that a sample takes
         # The network draws from torch's global generator, which is then seeded at each step.
         self.stochastic = draws_itself(network)
 
