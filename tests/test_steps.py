@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from cl_runner.run.tasks import initial_state, restored, train_task
 from cl_runner.testing import assert_same, leaves, snapshot
 from cl_runner.training import engines
 from cl_runner.training.batches import Source
-from cl_runner.training.engines import Recording, choose, functional, settle, stepper
+from cl_runner.training.engines import Recording, choose, functional, recorded, settle, stepper
 
 
 def test_auto_says_why(prepared):
@@ -145,6 +147,34 @@ def test_a_run_records_each_shape_of_batch_once_for_all_tasks(prepared, monkeypa
     assert_same(plain, replayed)
     assert counts == others
     assert len(records) == len(set(sizes))
+
+
+def test_recordings_end_with_their_run(configure, tmp_path, monkeypatch):
+    """So the next job of a sweep finds the memory of a GPU free."""
+    networks = []
+
+    def record(step, env, recorder):
+        networks.append(weakref.ref(env.flat))
+        return recorded(step, env, recorder)
+
+    class Recording:  # as a CUDA graph, it keeps no function that knows of it
+        def __init__(self, function, state, inputs, record):
+            self.function, self.state = function, state
+
+        def __call__(self, inputs):
+            after, results = self.function(self.state, inputs)
+            settle(self.state, after)
+            return results
+
+    monkeypatch.setattr(engines, "recorded", record)
+    monkeypatch.setattr(engines, "Recording", Recording)
+    monkeypatch.setattr(engines, "choose", lambda *_: ("graph", "asked for"))
+    gc.disable()
+    try:
+        run(configure("benchmark.train_samples=60", "verbose=false"), tmp_path)
+        assert [network() for network in networks] == [None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.slow

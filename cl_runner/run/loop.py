@@ -171,6 +171,9 @@ def train_runs(runs: Sequence[Run], aloud: Callable[[str], None] = say) -> None:
                 run.files.ended(error)
                 log.error("%s", repr(error))
         raise
+    finally:
+        for run in runs:  # what holds the run's memory, for itself, until Python looks for garbage
+            run.member.env.flat.steps.clear()
 
 
 def begun(runs: Sequence[Run], aloud: Callable[[str], None]) -> list[Run]:
