@@ -1,11 +1,15 @@
-"""What a run leaves that another run of the same configuration must leave, too."""
+"""What runs must leave: what others of the same configuration do, and what is not trained."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from cl_runner.results.columns import reproducible
 from cl_runner.results.files import read_rows
+from cl_runner.run.tasks import initial_state, train_task
 
 
 def outcome(out: Path) -> dict[str, object]:
@@ -15,3 +19,14 @@ def outcome(out: Path) -> dict[str, object]:
         rows = read_rows(out / name)
         files[name] = [[(k, v) for k, v in row.items() if reproducible(k)] for row in rows]
     return files
+
+
+def train_the_rest(prepared: Callable[..., tuple], *overrides: str) -> None:
+    """Train on all tasks a network of which a part is not trained, which must stay as it is."""
+    _, strategy, env = prepared(*overrides)
+    stay = [p for p in env.flat.module.parameters() if not p.requires_grad]
+    before = [p.clone() for p in stay]
+    s = initial_state(strategy, env)
+    for task in env.stream:
+        s = train_task(strategy, s, task, env)
+    assert stay and all(map(torch.equal, stay, before))

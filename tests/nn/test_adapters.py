@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from omegaconf import OmegaConf
+from outcomes import train_the_rest
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -121,21 +122,12 @@ def test_a_strategy_trains_adapters_or_refuses_them_in_a_line(prepared, name):
     short = (f"scenario={where}", "benchmark.train_samples=40", "training.iterations=1")
     own = (*toy, *LORA, *short, f"strategy={name}", *QUICK.get(name, ()))
 
-    def train() -> None:
-        _, strategy, env = prepared(*own)
-        frozen = [p for p in env.flat.module.parameters() if not p.requires_grad]
-        before = [p.clone() for p in frozen]
-        s = initial_state(strategy, env)
-        for task in env.stream:
-            s = train_task(strategy, s, task, env)
-        assert frozen and all(map(torch.equal, frozen, before))
-
     if name in REFUSING:
         with pytest.raises(UserError) as caught:
-            train()
+            train_the_rest(prepared, *own)
         assert "\n" not in str(caught.value)
     else:
-        train()
+        train_the_rest(prepared, *own)
     if name in HEADLESS:
         which = "task" if "task" in supported else "class"
         with pytest.raises(UserError, match=r"an output layer, .* and trains it"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from outcomes import train_the_rest
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -171,21 +172,12 @@ def test_a_strategy_trains_the_rest_or_refuses_in_a_line(prepared, name) -> None
     short = (f"scenario={where}", "benchmark.train_samples=40", "training.iterations=1")
     own = (*toy, *short, f"strategy={name}", *QUICK.get(name, ()))
 
-    def train() -> None:
-        _, strategy, env = prepared(*own)
-        stay = [p for p in env.flat.module.parameters() if not p.requires_grad]
-        before = [p.clone() for p in stay]
-        s = initial_state(strategy, env)
-        for task in env.stream:
-            s = train_task(strategy, s, task, env)
-        assert stay and all(map(torch.equal, stay, before))
-
     if name in REFUSING:
         with pytest.raises(UserError, match=r"model\.freeze") as caught:
-            train()
+            train_the_rest(prepared, *own)
         assert "\n" not in str(caught.value)
     else:
-        train()
+        train_the_rest(prepared, *own)
 
 
 # What is taken of trained weights.
