@@ -28,8 +28,8 @@ from cl_runner.config.parse import validate
 from cl_runner.config.schema import Config
 from cl_runner.core import Batch, TrainState
 from cl_runner.errors import UserError
-from cl_runner.run.prepare import prepare, strategy_of
-from cl_runner.run.tasks import initial_state, restored, train_task
+from cl_runner.running.prepare import prepare, strategy_of
+from cl_runner.running.tasks import initial_state, restored, train_task
 from cl_runner.strategies.base import Strategy
 from cl_runner.training.batches import Source
 from cl_runner.training.engines import recorded, stepper

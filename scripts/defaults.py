@@ -38,8 +38,8 @@ from reproduce import ROOT
 from cl_runner import strategies
 from cl_runner.config.schema import SCENARIOS
 from cl_runner.results import status
-from cl_runner.run.footprint import at_most, total
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.footprint import at_most, total
+from cl_runner.running.tasks import initial_state, train_task
 
 SEEDS = {
     "split_digits": (0, 1, 2),

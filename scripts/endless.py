@@ -27,7 +27,7 @@ from typing import NamedTuple
 from hydra import compose, initialize_config_module
 
 from cl_runner.config.parse import validate
-from cl_runner.run import loop
+from cl_runner.running import loop
 
 USUAL = (
     *("strategy=naive", "benchmark=permuted_digits", "benchmark.train_samples=1000"),

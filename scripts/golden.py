@@ -64,7 +64,7 @@ class Result(NamedTuple):
 def run(name: str, root: Path) -> Result:
     """The golden run of a strategy. root: where data are kept, and a folder for the run is made."""
     from cl_runner.config.parse import validate
-    from cl_runner.run.loop import run as train
+    from cl_runner.running.loop import run as train
 
     overrides = (f"strategy={name}", f"data.root={root}", *COMMON, *RUNS[name])
     with initialize_config_module("cl_runner.conf", version_base="1.3"):

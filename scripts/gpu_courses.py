@@ -22,9 +22,9 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from cl_runner.core import TrainState
 from cl_runner.errors import Diverged
-from cl_runner.run import together
-from cl_runner.run.stacked import StackedStep
-from cl_runner.run.tasks import Member, Observer, initial_state, train_task
+from cl_runner.running import together
+from cl_runner.running.stacked import StackedStep
+from cl_runner.running.tasks import Member, Observer, initial_state, train_task
 from cl_runner.training import engines
 from cl_runner.training.env import Env
 from cl_runner.training.fit import AfterStep, Steps

@@ -21,7 +21,7 @@ from cl_runner.results.names import CHECKPOINT
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cl_runner.run.tasks import Member
+    from cl_runner.running.tasks import Member
 
 # Runs on the embedded digits, which need no data. With float32, since the CPU's is held against it.
 DIGITS = "precision=float32 verbose=false training.epochs=1"
@@ -67,8 +67,8 @@ def members(context: Context, run: str, device: str, seeds: int = 1) -> list[Mem
     from hydra import compose, initialize_config_module
 
     from cl_runner.config.parse import validate
-    from cl_runner.run.prepare import prepare, strategy_of
-    from cl_runner.run.tasks import Member
+    from cl_runner.running.prepare import prepare, strategy_of
+    from cl_runner.running.tasks import Member
 
     with initialize_config_module("cl_runner.conf", version_base="1.3"):
         node = compose("config", [*overrides_of(context, run), f"device={device}"])
@@ -83,8 +83,8 @@ def members(context: Context, run: str, device: str, seeds: int = 1) -> list[Mem
 
 def trained(member: Member) -> tuple[Tensor, list[float]]:
     """Theta [P] on the CPU after all tasks, and the accuracies."""
-    from cl_runner.run.evaluation import evaluate
-    from cl_runner.run.tasks import initial_state, train_task
+    from cl_runner.running.evaluation import evaluate
+    from cl_runner.running.tasks import initial_state, train_task
 
     s = initial_state(*member)
     for task in member.env.stream:
@@ -123,10 +123,10 @@ def differences(context: Context, name: str, pairs: Sequence[tuple[Any, Any]]) -
 
 def stacked(context: Context, run: str) -> None:
     """Three seeds as one stacked state, against each alone."""
-    from cl_runner.run.evaluation import evaluate
-    from cl_runner.run.stacked import StackedStep
-    from cl_runner.run.tasks import initial_state
-    from cl_runner.run.together import train_task
+    from cl_runner.running.evaluation import evaluate
+    from cl_runner.running.stacked import StackedStep
+    from cl_runner.running.tasks import initial_state
+    from cl_runner.running.together import train_task
 
     device, seeds = context.settings.device, 2 if context.settings.tiny else 3
     runs = members(context, run, device, seeds)

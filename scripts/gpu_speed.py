@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gpu_courses import Course, Plan
 
     from cl_runner.config.schema import Config
-    from cl_runner.run.tasks import Member
+    from cl_runner.running.tasks import Member
 
 SYNTHETIC = "synthetic"  # the folder of random images
 STRATEGIES = ("naive", "ewc", "er", "derpp")
@@ -97,8 +97,8 @@ def pieces(settings: Settings) -> list[Piece]:
 def members(context: Context, work: str, strategy: str, seeds: int, *more: str) -> list[Member]:
     """Runs that differ in their seeds, ready to train. Composed once, and on the same arrays."""
     from cl_runner.config.parse import validate
-    from cl_runner.run.prepare import prepare, read, strategy_of
-    from cl_runner.run.tasks import Member
+    from cl_runner.running.prepare import prepare, read, strategy_of
+    from cl_runner.running.tasks import Member
 
     node = composed(context, work, strategy, *more)
     found, arrays = [], None
@@ -253,7 +253,7 @@ def measured_rates(settings: Settings) -> tuple[float, float]:
     import torch
 
     from cl_runner.machine.precision import choose
-    from cl_runner.run.prepare import choose_device
+    from cl_runner.running.prepare import choose_device
 
     device = choose_device(settings.device)  # before the first product, which it affects
     choose("auto", device)

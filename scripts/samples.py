@@ -28,8 +28,8 @@ import torch
 from reproduce import ROOT, into_page
 from torch import Tensor
 
-from cl_runner.run.evaluation import evaluate
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.evaluation import evaluate
+from cl_runner.running.tasks import initial_state, train_task
 from cl_runner.strategies.parts.pixels import to_pixels
 from cl_runner.testing import composer
 from cl_runner.training.env import Env

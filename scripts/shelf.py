@@ -21,9 +21,9 @@ from typing import Any
 import pandas as pd
 from search_presets import VARIANTS
 
-from cl_runner.compare.figures.canvas import image, pyplot
-from cl_runner.compare.figures.tradeoffs import front
-from cl_runner.compare.names import display
+from cl_runner.comparing.figures.canvas import image, pyplot
+from cl_runner.comparing.figures.tradeoffs import front
+from cl_runner.comparing.names import display
 from cl_runner.results import status
 from cl_runner.results.columns import kept_bytes
 

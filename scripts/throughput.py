@@ -22,10 +22,10 @@ from hydra import compose, initialize_config_module
 from cl_runner import strategies
 from cl_runner.config.parse import validate
 from cl_runner.functional.importance import LABEL_RULES
-from cl_runner.run.boundaries import Detecting
-from cl_runner.run.prepare import prepare
-from cl_runner.run.stacked import StackedStep, stack
-from cl_runner.run.tasks import (
+from cl_runner.running.boundaries import Detecting
+from cl_runner.running.prepare import prepare
+from cl_runner.running.stacked import StackedStep, stack
+from cl_runner.running.tasks import (
     Member,
     begin_task,
     end_task,
@@ -33,7 +33,7 @@ from cl_runner.run.tasks import (
     length,
     train_task,
 )
-from cl_runner.run.together import stacked_batches
+from cl_runner.running.together import stacked_batches
 from cl_runner.strategies.parts.importance import fisher_diagonal, kronecker_factors
 from cl_runner.training.batches import Source
 from cl_runner.training.engines import stepper

@@ -39,10 +39,10 @@ from cl_runner.config.parse import validate
 from cl_runner.config.schema import Config
 from cl_runner.config.weights import WEIGHTS
 from cl_runner.core import Batch, TrainState, Window
-from cl_runner.run.evaluation import evaluate
-from cl_runner.run.prepare import prepare, strategy_of
-from cl_runner.run.stacked import StackedStep
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.evaluation import evaluate
+from cl_runner.running.prepare import prepare, strategy_of
+from cl_runner.running.stacked import StackedStep
+from cl_runner.running.tasks import initial_state, train_task
 from cl_runner.strategies.base import Strategy
 from cl_runner.training.batches import Source
 from cl_runner.training.env import Env
@@ -535,11 +535,11 @@ def cl_run_started(tmp_path_factory):
     """
     late = (
         *(
-            "cl_runner.sweep.dispatch",
-            "cl_runner.run.loop",
+            "cl_runner.sweeping.dispatch",
+            "cl_runner.running.loop",
             "torch.fx.experimental.symbolic_shapes",
         ),
-        *("cl_runner.compare.render", "cl_runner.compare.table", "cl_runner.compare.verdict"),
+        *("cl_runner.comparing.render", "cl_runner.comparing.table", "cl_runner.comparing.verdict"),
         *("filelock", "psutil", "safetensors.torch", "scipy.special"),
     )
     if find_spec("joblib"):

@@ -9,7 +9,7 @@ import torch
 
 from cl_runner.results.columns import reproducible
 from cl_runner.results.files import read_rows
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.tasks import initial_state, train_task
 
 
 def outcome(out: Path) -> dict[str, object]:

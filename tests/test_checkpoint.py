@@ -23,11 +23,11 @@ from cl_runner.core import TrainState
 from cl_runner.errors import UserError
 from cl_runner.results.columns import task_costs
 from cl_runner.results.names import CHECKPOINT
-from cl_runner.run import checkpoint
-from cl_runner.run.checkpoint import Saved, check_same, load, remove, save
-from cl_runner.run.frame import Frame, frame_of, named
-from cl_runner.run.guard import ROW, Backtest
-from cl_runner.run.tasks import initial_state, restored
+from cl_runner.running import checkpoint
+from cl_runner.running.checkpoint import Saved, check_same, load, remove, save
+from cl_runner.running.frame import Frame, frame_of, named
+from cl_runner.running.guard import ROW, Backtest
+from cl_runner.running.tasks import initial_state, restored
 from cl_runner.training import online
 from cl_runner.training.fit import Progress
 from cl_runner.training.meter import Meter

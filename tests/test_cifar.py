@@ -22,8 +22,8 @@ from cl_runner.data.datasets import Arrays
 from cl_runner.errors import UserError
 from cl_runner.nn.frozen import within
 from cl_runner.results.matrices import read_matrix
-from cl_runner.run.loop import run
-from cl_runner.run.prepare import prepare, strategy_of
+from cl_runner.running.loop import run
+from cl_runner.running.prepare import prepare, strategy_of
 from cl_runner.training.fit import plan
 
 EXPERIMENTS = [name for name in choices.options("experiment") if "cifar" in name]

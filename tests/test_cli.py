@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from cl_runner.config.parse import validate
 from cl_runner.errors import UserError
 from cl_runner.results import naming, status
-from cl_runner.sweep import merge
+from cl_runner.sweeping import merge
 
 pytestmark = pytest.mark.slow
 
@@ -71,8 +71,8 @@ def run(config, out, overrides, job=""):
     status.write(out, "complete", task=2, tasks=2)
     return row["ACC"]
 
-sys.modules["cl_runner.run.loop"] = types.ModuleType("cl_runner.run.loop")
-sys.modules["cl_runner.run.loop"].run = run
+sys.modules["cl_runner.running.loop"] = types.ModuleType("cl_runner.running.loop")
+sys.modules["cl_runner.running.loop"].run = run
 from cl_runner.cli.app import main
 sys.argv[0] = "cl-run"
 main()

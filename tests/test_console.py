@@ -15,7 +15,7 @@ import torch
 
 from cl_runner.errors import UserError
 from cl_runner.machine import console
-from cl_runner.run import progress
+from cl_runner.running import progress
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from cl_runner import strategies
 from cl_runner.errors import UserError
 from cl_runner.results.files import read_rows
-from cl_runner.run.evaluation import evaluate
-from cl_runner.run.loop import run
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.evaluation import evaluate
+from cl_runner.running.loop import run
+from cl_runner.running.tasks import initial_state, train_task
 from cl_runner.training import flops as flops_of
 from cl_runner.training import meter
 from cl_runner.training.flops import FlopCounter

@@ -11,10 +11,10 @@ from cl_runner import strategies
 from cl_runner.data.augment import crop_flip
 from cl_runner.data.streams import resize
 from cl_runner.nn.dropout import uniform_bits
-from cl_runner.run.evaluation import evaluate
-from cl_runner.run.stacked import StackedStep, obstacle
-from cl_runner.run.tasks import Member, begin_task, initial_state, train_task
-from cl_runner.run.together import train_task as train_together
+from cl_runner.running.evaluation import evaluate
+from cl_runner.running.stacked import StackedStep, obstacle
+from cl_runner.running.tasks import Member, begin_task, initial_state, train_task
+from cl_runner.running.together import train_task as train_together
 from cl_runner.training.batches import Source
 from cl_runner.training.engines import stepper
 

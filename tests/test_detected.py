@@ -18,11 +18,11 @@ from cl_runner.functional import detectors
 from cl_runner.functional.detectors import judged
 from cl_runner.results.columns import reproducible
 from cl_runner.results.files import read_rows
-from cl_runner.run import checkpoint, loop
-from cl_runner.run.boundaries import Detecting
-from cl_runner.run.checkpoint import checksum
-from cl_runner.run.stacked import obstacle
-from cl_runner.run.tasks import Member, initial_state, train_task
+from cl_runner.running import checkpoint, loop
+from cl_runner.running.boundaries import Detecting
+from cl_runner.running.checkpoint import checksum
+from cl_runner.running.stacked import obstacle
+from cl_runner.running.tasks import Member, initial_state, train_task
 from cl_runner.testing import assert_same, leaves, snapshot
 from cl_runner.training.env import Env
 from cl_runner.training.watch import EVERY, Watch

@@ -31,7 +31,7 @@ import cl_runner
 from cl_runner import strategies
 from cl_runner.cli import catalogue, choices
 from cl_runner.cli.typed import flags, understood
-from cl_runner.compare import cli as compare
+from cl_runner.comparing import cli as compare
 from cl_runner.config.outline import checked
 from cl_runner.errors import UserError
 from cl_runner.strategies.base import Strategy

@@ -8,16 +8,16 @@ import math
 import pytest
 import torch
 
-from cl_runner.compare.verify import verify_runs
+from cl_runner.comparing.verify import verify_runs
 from cl_runner.data.kinds.edits import chosen
 from cl_runner.errors import UserError
 from cl_runner.functional.metrics import edit_success, edits_retained, generality, locality
 from cl_runner.results import status
 from cl_runner.results.files import read_rows, write_rows
 from cl_runner.results.matrices import read_matrix
-from cl_runner.run import edits, loop
-from cl_runner.run.frame import Unfit, check_edits, frame_of, named
-from cl_runner.run.tasks import initial_state, length, train_task
+from cl_runner.running import edits, loop
+from cl_runner.running.frame import Unfit, check_edits, frame_of, named
+from cl_runner.running.tasks import initial_state, length, train_task
 from cl_runner.training.fit import Progress
 
 TOY = (

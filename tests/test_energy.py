@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cl_runner.compare.verify import verify_runs
+from cl_runner.comparing.verify import verify_runs
 from cl_runner.machine import energy
 from cl_runner.machine.energy import reader
 from cl_runner.results.files import read_rows
-from cl_runner.run import loop
+from cl_runner.running import loop
 from cl_runner.training import meter
 from cl_runner.training.meter import Meter
 

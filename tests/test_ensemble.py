@@ -9,10 +9,10 @@ from torch import Tensor
 from cl_runner import strategies
 from cl_runner.core import TrainState
 from cl_runner.errors import Diverged, UserError
-from cl_runner.run.evaluation import evaluate
-from cl_runner.run.stacked import StackedStep, obstacle
-from cl_runner.run.tasks import Member, initial_state, train_task
-from cl_runner.run.together import train_task as train_together
+from cl_runner.running.evaluation import evaluate
+from cl_runner.running.stacked import StackedStep, obstacle
+from cl_runner.running.tasks import Member, initial_state, train_task
+from cl_runner.running.together import train_task as train_together
 from cl_runner.training.engines import Recorder
 
 pytestmark = pytest.mark.slow

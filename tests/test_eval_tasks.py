@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from cl_runner.cli import failures
-from cl_runner.compare.render import short
-from cl_runner.compare.runs import read_runs
-from cl_runner.compare.table import Question, compare_runs
-from cl_runner.compare.verdict import verdict
-from cl_runner.compare.verify import verify_runs
+from cl_runner.comparing.render import short
+from cl_runner.comparing.runs import read_runs
+from cl_runner.comparing.table import Question, compare_runs
+from cl_runner.comparing.verdict import verdict
+from cl_runner.comparing.verify import verify_runs
 from cl_runner.config.schema import Eval
 from cl_runner.errors import UserError
 from cl_runner.results import files, matrices, status
@@ -23,10 +23,10 @@ from cl_runner.results.files import read_rows
 from cl_runner.results.matrices import read_matrix
 from cl_runner.results.text import format_matrix
 from cl_runner.results.titles import UNNAMED
-from cl_runner.run import needs
-from cl_runner.run.evaluation import evaluate
-from cl_runner.run.loop import run
-from cl_runner.run.tasks import initial_state
+from cl_runner.running import needs
+from cl_runner.running.evaluation import evaluate
+from cl_runner.running.loop import run
+from cl_runner.running.tasks import initial_state
 
 TOY = (
     *("benchmark=permuted_digits", "benchmark.num_tasks=5", "model.hidden_sizes=[16]"),

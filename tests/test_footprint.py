@@ -9,10 +9,10 @@ import pytest
 from cl_runner import strategies
 from cl_runner.errors import UserError
 from cl_runner.results.files import read_rows
-from cl_runner.run.footprint import at_most, footprint, total
-from cl_runner.run.loop import run
-from cl_runner.run.prepare import prepare
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.footprint import at_most, footprint, total
+from cl_runner.running.loop import run
+from cl_runner.running.prepare import prepare
+from cl_runner.running.tasks import initial_state, train_task
 
 TOY = (
     "benchmark=split_digits",

@@ -18,13 +18,13 @@ from cl_runner.results import status
 from cl_runner.results.columns import reproducible
 from cl_runner.results.matrices import read_matrix
 from cl_runner.results.seeds import interval
-from cl_runner.run import loop
-from cl_runner.run.loop import run
-from cl_runner.run.prepare import read
-from cl_runner.sweep import merge, processes, stacks
-from cl_runner.sweep.dispatch import run_all, run_left
-from cl_runner.sweep.job import Job
-from cl_runner.sweep.stacks import groups, member, not_worth_it
+from cl_runner.running import loop
+from cl_runner.running.loop import run
+from cl_runner.running.prepare import read
+from cl_runner.sweeping import merge, processes, stacks
+from cl_runner.sweeping.dispatch import run_all, run_left
+from cl_runner.sweeping.job import Job
+from cl_runner.sweeping.stacks import groups, member, not_worth_it
 from hydra_plugins import cl_runner_launcher
 from hydra_plugins.cl_runner_launcher import VectorizedLauncher
 
@@ -317,7 +317,7 @@ def test_a_worker_whose_run_was_stopped_ends_though_nobody_lets_it(tmp_path: Pat
     code = """
 import time
 from types import SimpleNamespace
-from cl_runner.sweep import processes
+from cl_runner.sweeping import processes
 from cl_runner.machine.signals import Interrupted
 def stopped(*_):
     raise Interrupted(15)

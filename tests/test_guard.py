@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from cl_runner.compare.verify import verify_runs
+from cl_runner.comparing.verify import verify_runs
 from cl_runner.config.schema import Guard
 from cl_runner.core import TrainState
 from cl_runner.errors import Diverged, UserError
 from cl_runner.results.columns import of_guard
 from cl_runner.results.files import read_rows, write_rows
-from cl_runner.run import checkpoint, guard, record
-from cl_runner.run.frame import frame_of, named
-from cl_runner.run.guard import Backtest, ended, looked_back, row_of
-from cl_runner.run.loop import run
-from cl_runner.run.tasks import initial_state
+from cl_runner.running import checkpoint, guard, record
+from cl_runner.running.frame import frame_of, named
+from cl_runner.running.guard import Backtest, ended, looked_back, row_of
+from cl_runner.running.loop import run
+from cl_runner.running.tasks import initial_state
 
 TOY = (
     "benchmark=split_digits",

@@ -10,17 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cl_runner.compare.runs import read_runs
-from cl_runner.compare.table import Question, compare_runs
-from cl_runner.compare.verify import verify_runs
+from cl_runner.comparing.runs import read_runs
+from cl_runner.comparing.table import Question, compare_runs
+from cl_runner.comparing.verify import verify_runs
 from cl_runner.config.identity import config_hash
 from cl_runner.config.parse import validate
 from cl_runner.config.weights import WEIGHTS, pinned
 from cl_runner.errors import UserError
 from cl_runner.nn.networks import build, factory
 from cl_runner.results.matrices import read_matrix
-from cl_runner.run.loop import run
-from cl_runner.run.tasks import initial_state
+from cl_runner.running.loop import run
+from cl_runner.running.tasks import initial_state
 from cl_runner.testing import assert_same, snapshot
 
 TOY = ("benchmark=split_digits", "strategy=naive", "training.epochs=1", "verbose=false")

@@ -14,7 +14,7 @@ from cl_runner.errors import UserError
 from cl_runner.machine import precision
 from cl_runner.machine import precision as kernels
 from cl_runner.results.matrices import read_accuracies
-from cl_runner.run.loop import run
+from cl_runner.running.loop import run
 
 CPU = torch.device("cpu")
 

@@ -23,12 +23,12 @@ ALLOWED = {  # each room with those from which it may import; `package`: its __i
     "training": "errors core functional config data nn",
     "strategies": "errors core functional config nn training",
     "results": "errors functional config machine",
-    "compare": "errors functional config machine results package",
-    "run": "errors core functional config machine data nn training strategies results compare"
+    "comparing": "errors functional config machine results package",
+    "running": "errors core functional config machine data nn training strategies results comparing"
     " package",
-    "sweep": "errors config machine data training strategies results compare run",
-    "cli": "errors config machine results run sweep package hydra_plugins",
-    "testing": "errors core config run strategies training cli",
+    "sweeping": "errors config machine data training strategies results comparing running",
+    "cli": "errors config machine results running sweeping package hydra_plugins",
+    "testing": "errors core config running strategies training cli",
     "hydra_plugins": "errors config results",
     "package": "results",
     "__main__": "cli",
@@ -39,8 +39,8 @@ LIGHT = (
     *("config.benchmarks", "config.weights", "config.without_torch"),
     *(f"machine.{n}" for n in ("console", "cores_and_gpus", "locks", "ram", "reading", "signals")),
     *(f"results.{n}" for n in ("files", "names", "naming", "status", "titles")),
-    *("compare.cli", "compare.terminal"),
-    *(f"sweep.{n}" for n in ("callback", "folders", "merge")),
+    *("comparing.cli", "comparing.terminal"),
+    *(f"sweeping.{n}" for n in ("callback", "folders", "merge")),
     *(f"cli.{n}" for n in ("app", "catalogue", "choices", "failures", "messages", "overview")),
     *(f"cli.{n}" for n in ("renamed", "resume", "search_path", "several", "typed")),
 )

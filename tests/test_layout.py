@@ -6,12 +6,12 @@ import torch
 
 from cl_runner import strategies
 from cl_runner.nn.networks import CNN, MLP, ResNet, activations, layout
-from cl_runner.run import evaluation
-from cl_runner.run.evaluation import evaluate
-from cl_runner.run.prepare import prepare
-from cl_runner.run.stacked import StackedStep, obstacle
-from cl_runner.run.tasks import Member, initial_state, train_task
-from cl_runner.run.together import train_task as train_together
+from cl_runner.running import evaluation
+from cl_runner.running.evaluation import evaluate
+from cl_runner.running.prepare import prepare
+from cl_runner.running.stacked import StackedStep, obstacle
+from cl_runner.running.tasks import Member, initial_state, train_task
+from cl_runner.running.together import train_task as train_together
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

@@ -20,7 +20,7 @@ from cl_runner.errors import UserError
 from cl_runner.machine import ram
 from cl_runner.machine import ram as free_memory
 from cl_runner.nn.networks import factory
-from cl_runner.run import loop, needs, pretraining
+from cl_runner.running import loop, needs, pretraining
 
 CL_RUN = Path(sys.executable).with_name("cl-run")
 DIGITS = ("benchmark=split_digits", "benchmark.num_tasks=2", "training.batch_size=8")
@@ -31,7 +31,7 @@ import json, sys
 from pathlib import Path
 from hydra import compose, initialize_config_module
 from cl_runner.config.parse import validate
-from cl_runner.run import loop, needs
+from cl_runner.running import loop, needs
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -154,7 +154,7 @@ import sys
 from conftest import composed_by_parts  # faster than Hydra
 from cl_runner import strategies
 from cl_runner.config.parse import validate
-from cl_runner.run.prepare import prepare
+from cl_runner.running.prepare import prepare
 assert "sympy" not in sys.modules
 names = [(name, "mlp") for name in strategies.available()]
 for name, model in [*names, ("ewc", "cnn"), ("ewc", "resnet18"), ("ewc", "resnet32")]:

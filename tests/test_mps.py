@@ -16,10 +16,10 @@ from cl_runner.errors import UserError
 from cl_runner.functional.buffers import below
 from cl_runner.machine.energy import reader
 from cl_runner.machine.precision import choose
-from cl_runner.run.evaluation import evaluate
-from cl_runner.run.loop import run
-from cl_runner.run.prepare import choose_device, lacking
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.evaluation import evaluate
+from cl_runner.running.loop import run
+from cl_runner.running.prepare import choose_device, lacking
+from cl_runner.running.tasks import initial_state, train_task
 
 THERE = torch.backends.mps.is_available()
 TOY = (

@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cl_runner.compare.verify import verify_runs
+from cl_runner.comparing.verify import verify_runs
 from cl_runner.core import generator_for
 from cl_runner.errors import UserError
 from cl_runner.results.files import read_rows, write_rows
-from cl_runner.run.loop import run
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.loop import run
+from cl_runner.running.tasks import initial_state, train_task
 from cl_runner.strategies import available, find
 from cl_runner.training import online
 from cl_runner.training.batches import Source

@@ -48,7 +48,7 @@ def test_the_wheel_holds_every_module_and_every_yaml(wheel: Path) -> None:
     assert EVERY_YAML
     assert {Path("cl_runner/conf", path) for path in EVERY_YAML} <= names
     modules = {path.relative_to(REPOSITORY) for path in REPOSITORY.glob("cl_runner/**/*.py")}
-    page = {path.relative_to(REPOSITORY) for path in REPOSITORY.glob("cl_runner/compare/page/*")}
+    page = {path.relative_to(REPOSITORY) for path in REPOSITORY.glob("cl_runner/comparing/page/*")}
     tables = {path.relative_to(REPOSITORY) for path in REPOSITORY.glob("cl_runner/data/tables/*")}
     assert page and modules | page <= names
     assert len(tables) == 3 and tables <= names

@@ -15,8 +15,8 @@ from cl_runner.config.identity import config_hash
 from cl_runner.core import generator_for
 from cl_runner.errors import UserError
 from cl_runner.results.files import read_rows
-from cl_runner.run import loop
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running import loop
+from cl_runner.running.tasks import initial_state, train_task
 from cl_runner.training.batches import NOISE_WINDOW, Source
 from cl_runner.training.engines import recorded, stepper
 from cl_runner.training.env import Env

@@ -9,15 +9,15 @@ import pandas as pd
 import pytest
 import torch
 
-from cl_runner.compare import cli
-from cl_runner.compare.verify import verify_runs
+from cl_runner.comparing import cli
+from cl_runner.comparing.verify import verify_runs
 from cl_runner.data.table import read_table
 from cl_runner.errors import UserError
 from cl_runner.functional.metrics import others_loss, personal, personal_gain
 from cl_runner.results.files import read_rows, write_rows
 from cl_runner.results.matrices import read_matrix
-from cl_runner.run import loop
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running import loop
+from cl_runner.running.tasks import initial_state, train_task
 
 USERS = ("ann", "ben", "cat", "dan", "eve")
 

@@ -22,10 +22,10 @@ from cl_runner.cli.search_path import with_yaml_of_plugins
 from cl_runner.config.plugins import defined
 from cl_runner.errors import UserError
 from cl_runner.results.files import read_rows
-from cl_runner.run.stacked import StackedStep
-from cl_runner.run.tasks import Member, initial_state
-from cl_runner.run.tasks import train_task as alone
-from cl_runner.run.together import train_task
+from cl_runner.running.stacked import StackedStep
+from cl_runner.running.tasks import Member, initial_state
+from cl_runner.running.tasks import train_task as alone
+from cl_runner.running.together import train_task
 from cl_runner.strategies.base import Strategy
 from cl_runner.testing import composer
 

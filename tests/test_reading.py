@@ -12,7 +12,7 @@ from cl_runner.machine.reading import DEPTH, SHORT, json_values, read_text, regu
 from cl_runner.results import status
 from cl_runner.results.files import read_rows
 from cl_runner.results.matrices import read_matrix
-from cl_runner.run.checkpoint import check_run
+from cl_runner.running.checkpoint import check_run
 
 # Nine levels of nine references each: 3.9e8 values in 400 bytes.
 LAUGHS = "a0: &a0 [x]\n" + "".join(

@@ -13,11 +13,11 @@ from cl_runner.config.identity import config_hash
 from cl_runner.errors import UserError
 from cl_runner.functional.similarity import centred_gram, cka
 from cl_runner.results.files import read_rows
-from cl_runner.run import checkpoint, loop, representation
-from cl_runner.run.frame import Unfit, check_tensors, frame_of
-from cl_runner.run.prepare import prepare
-from cl_runner.run.representation import ROW, features, measured
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running import checkpoint, loop, representation
+from cl_runner.running.frame import Unfit, check_tensors, frame_of
+from cl_runner.running.prepare import prepare
+from cl_runner.running.representation import ROW, features, measured
+from cl_runner.running.tasks import initial_state, train_task
 
 TOY = (
     *("benchmark=split_digits", "scenario=class", "model.hidden_sizes=[30,20]"),

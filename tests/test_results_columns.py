@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from cl_runner.compare.figures.tradeoffs import COMPUTE
-from cl_runner.compare.render import csv_text, sheets
-from cl_runner.compare.runs import read_runs
-from cl_runner.compare.table import Comparison, Question, columns_asked_for, compare_runs
-from cl_runner.compare.verdict import PRICES
-from cl_runner.compare.verify import verify_runs
+from cl_runner.comparing.figures.tradeoffs import COMPUTE
+from cl_runner.comparing.render import csv_text, sheets
+from cl_runner.comparing.runs import read_runs
+from cl_runner.comparing.table import Comparison, Question, columns_asked_for, compare_runs
+from cl_runner.comparing.verdict import PRICES
+from cl_runner.comparing.verify import verify_runs
 from cl_runner.errors import UserError
 from cl_runner.functional import metrics
 from cl_runner.functional.calibration import BINS, calibration
@@ -38,9 +38,9 @@ from cl_runner.results.files import read_rows, write_rows
 from cl_runner.results.matrices import read_matrix
 from cl_runner.results.seeds import merge_seeds
 from cl_runner.results.text import format_metrics
-from cl_runner.run import checkpoint, frame, record
-from cl_runner.run.loop import run
-from cl_runner.run.tasks import initial_state
+from cl_runner.running import checkpoint, frame, record
+from cl_runner.running.loop import run
+from cl_runner.running.tasks import initial_state
 from cl_runner.training import meter
 from cl_runner.training.meter import COUNTS, SECONDS, Meter
 

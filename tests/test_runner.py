@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 
 from cl_runner import strategies
-from cl_runner.compare.verify import verify_runs
+from cl_runner.comparing.verify import verify_runs
 from cl_runner.config.weights import WEIGHTS
 from cl_runner.errors import Diverged, UserError
 from cl_runner.results import status
@@ -24,9 +24,9 @@ from cl_runner.results.columns import reproducible
 from cl_runner.results.files import read_rows, write_rows
 from cl_runner.results.matrices import read_accuracies, read_matrix, summarise
 from cl_runner.results.names import CHECKPOINT
-from cl_runner.run import loop, messages, prepare, record
-from cl_runner.run.loop import run
-from cl_runner.run.tasks import initial_state
+from cl_runner.running import loop, messages, prepare, record
+from cl_runner.running.loop import run
+from cl_runner.running.tasks import initial_state
 
 TOY = (
     "benchmark=split_digits",

@@ -20,10 +20,10 @@ from cl_runner.errors import Diverged, UserError
 from cl_runner.functional.pretext import hidden
 from cl_runner.results.files import read_rows
 from cl_runner.results.names import CHECKPOINT, PRETRAINED
-from cl_runner.run import checkpoint, loop, pretraining, together
-from cl_runner.run.prepare import prepare, strategy_of
-from cl_runner.run.stacked import StackedStep
-from cl_runner.run.tasks import Member, initial_state, train_task
+from cl_runner.running import checkpoint, loop, pretraining, together
+from cl_runner.running.prepare import prepare, strategy_of
+from cl_runner.running.stacked import StackedStep
+from cl_runner.running.tasks import Member, initial_state, train_task
 from cl_runner.strategies.naive import Naive
 from cl_runner.strategies.parts.pretext import OWN, with_head
 from cl_runner.testing import assert_same, snapshot

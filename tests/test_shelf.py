@@ -8,7 +8,7 @@ import pytest
 import shelf
 
 from cl_runner.results.files import read_rows
-from cl_runner.run.loop import run
+from cl_runner.running.loop import run
 
 TOY = ("benchmark=split_digits", "model.hidden_sizes=[8]", "training.iterations=1", "verbose=false")
 

@@ -21,7 +21,7 @@ from cl_runner.machine import locks
 from cl_runner.results import status
 from cl_runner.results.files import read_rows
 from cl_runner.results.names import STATES
-from cl_runner.sweep import callback, folders
+from cl_runner.sweeping import callback, folders
 
 TINY = (
     *("benchmark=split_digits", "benchmark.num_tasks=2", "training.iterations=2"),

@@ -13,8 +13,8 @@ from cl_runner import strategies
 from cl_runner.errors import UserError
 from cl_runner.results.files import read_rows
 from cl_runner.results.matrices import read_matrix
-from cl_runner.run.loop import run
-from cl_runner.run.tasks import initial_state, restored, train_task
+from cl_runner.running.loop import run
+from cl_runner.running.tasks import initial_state, restored, train_task
 from cl_runner.testing import assert_same, leaves, snapshot
 from cl_runner.training import engines
 from cl_runner.training.batches import Source

@@ -12,7 +12,7 @@ from cl_runner.cli.overview import overview
 from cl_runner.errors import UserError
 from cl_runner.results import matrices, status, text
 from cl_runner.results.titles import UNNAMED, Titles, columns, titled
-from cl_runner.run.progress import Bar
+from cl_runner.running.progress import Bar
 
 R = np.array([[0.1, 0.2], [0.5, 0.25], [0.75, 1.0]])
 NAMES = ["2021-01, Köln", "=1+1"]

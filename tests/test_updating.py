@@ -55,7 +55,7 @@ def test_the_story_ends_with_a_paragraph(cl_run, forked, inbox, data_root, tmp_p
     assert len(rows) == 8 and {row["status"] for row in rows} == {"complete"}
     one = next((tmp_path / "updated").glob("*from_scratch*"))
     assert list(read_rows(one / "accuracy_matrix.csv")[0])[-6:] == list(make_inbox.MONTHS)
-    done = forked("from cl_runner.compare.cli import main; main()", "updated", cwd=tmp_path)
+    done = forked("from cl_runner.comparing.cli import main; main()", "updated", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     paragraph = done.stdout.splitlines()[1]
     assert "Training from scratch takes" in paragraph

@@ -40,7 +40,7 @@ from cl_runner.machine.ram import begin_collecting
 from cl_runner.machine.signals import Interrupted, stoppable
 from cl_runner.results import status
 from cl_runner.results.names import OVERRIDES, TRACEBACK
-from cl_runner.sweep import folders, merge
+from cl_runner.sweeping import folders, merge
 from hydra_plugins import cl_runner_launcher as launcher
 
 log = logging.getLogger("cl_runner")
@@ -76,7 +76,7 @@ def app(cfg: DictConfig) -> float | None:
             overrides = said(out)
             if config.seeds is not None:
                 return run_seeds(cfg, out, overrides)
-            from cl_runner.run.loop import run  # torch, not before the configuration is valid
+            from cl_runner.running.loop import run  # torch, not before the configuration is valid
 
             begin_collecting()
             if in_sweep:

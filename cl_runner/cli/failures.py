@@ -18,7 +18,7 @@ from cl_runner.errors import Bug, Diverged, UserError, check
 from cl_runner.machine.locks import Busy
 from cl_runner.results import status
 from cl_runner.results.names import JOBS, TRACEBACK
-from cl_runner.sweep import folders
+from cl_runner.sweeping import folders
 
 log = logging.getLogger("cl_runner")
 

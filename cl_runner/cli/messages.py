@@ -16,7 +16,7 @@ from cl_runner.cli.typed import LAUNCHERS, unknown_key, unknown_option
 from cl_runner.errors import Bug, Diverged, UserError
 from cl_runner.machine import console
 from cl_runner.machine.signals import Interrupted
-from cl_runner.sweep import folders
+from cl_runner.sweeping import folders
 
 SHOW_TRACEBACK = "CL_RUNNER_TRACEBACK"  # set to 1: show the traceback of every error
 

@@ -22,10 +22,10 @@ from cl_runner.machine.ram import begin_collecting
 from cl_runner.results import status
 from cl_runner.results.names import CONFIG, OVERRIDES, STATUS, TRACEBACK
 from cl_runner.results.naming import plain
-from cl_runner.sweep import folders
+from cl_runner.sweeping import folders
 
 if TYPE_CHECKING:
-    from cl_runner.sweep.job import Job
+    from cl_runner.sweeping.job import Job
 
 
 def run_together(composed: Sequence[DictConfig]) -> list[float | Exception | None]:
@@ -42,8 +42,8 @@ def run_together(composed: Sequence[DictConfig]) -> list[float | Exception | Non
         except UserError:
             continue  # told when the job is run alone
     if jobs:
-        from cl_runner.sweep.dispatch import run_all
-        from cl_runner.sweep.job import given_up
+        from cl_runner.sweeping.dispatch import run_all
+        from cl_runner.sweeping.job import given_up
 
         begin_collecting()
         run_all(list(jobs.values()))
@@ -54,8 +54,8 @@ def run_together(composed: Sequence[DictConfig]) -> list[float | Exception | Non
 
 def job_of(config: Config, out: Path, overrides: Sequence[str]) -> Job:
     """A job to be trained together with others. Raises UserError if `out` is another run's."""
-    from cl_runner.run.checkpoint import check_run  # torch, not before a configuration is valid
-    from cl_runner.sweep.job import Job
+    from cl_runner.running.checkpoint import check_run  # torch, not before a configuration is valid
+    from cl_runner.sweeping.job import Job
 
     config = status.going_on(config, out)
     if config.resume:
@@ -83,9 +83,9 @@ def run_seeds(cfg: DictConfig, out: Path, overrides: Sequence[str]) -> float:
     """
     from cl_runner.results.files import remove_leftovers, write_text
     from cl_runner.results.seeds import merge_seeds
-    from cl_runner.run.checkpoint import check_run
-    from cl_runner.run.loop import draw_pictures
-    from cl_runner.sweep.dispatch import run_all, run_left
+    from cl_runner.running.checkpoint import check_run
+    from cl_runner.running.loop import draw_pictures
+    from cl_runner.sweeping.dispatch import run_all, run_left
 
     begin_collecting()
     config = validate(cfg)

@@ -10,8 +10,8 @@ import torch
 from cl_runner import strategies
 from cl_runner.data.boundaries import SHORTEST, blend, mixed_samples, random_lengths
 from cl_runner.errors import UserError
-from cl_runner.run import loop
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running import loop
+from cl_runner.running.tasks import initial_state, train_task
 from cl_runner.strategies.base import Strategy
 from cl_runner.strategies.naive import Naive
 

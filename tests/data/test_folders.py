@@ -24,7 +24,7 @@ from cl_runner.data import images, sources
 from cl_runner.data.benchmarks import build_stream
 from cl_runner.data.datasets import Arrays
 from cl_runner.errors import UserError
-from cl_runner.run.messages import late_and_missing
+from cl_runner.running.messages import late_and_missing
 from cl_runner.testing import CHECKS, OF_ONE_GRAPH, Case
 
 COMMON = {"name": "folders", "kind": "folders", "dataset": "folders"}

@@ -17,7 +17,7 @@ from cl_runner.data import sources, streams
 from cl_runner.data.streams import CPU, pad, resize
 from cl_runner.errors import UserError
 from cl_runner.results.files import read_rows
-from cl_runner.run import prepare
+from cl_runner.running import prepare
 from cl_runner.strategies import build
 
 SIXTEEN = "benchmark.resize=16"

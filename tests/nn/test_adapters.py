@@ -17,10 +17,10 @@ from cl_runner.errors import UserError
 from cl_runner.nn.adapters import LowRank
 from cl_runner.nn.networks import build, factory
 from cl_runner.results.matrices import read_matrix
-from cl_runner.run.loop import run
-from cl_runner.run.stacked import StackedStep, obstacle
-from cl_runner.run.tasks import Member, initial_state, train_task
-from cl_runner.run.together import train_task as train_together
+from cl_runner.running.loop import run
+from cl_runner.running.stacked import StackedStep, obstacle
+from cl_runner.running.tasks import Member, initial_state, train_task
+from cl_runner.running.together import train_task as train_together
 
 TOY = (
     *("benchmark=split_digits", "strategy=naive", "model.hidden_sizes=[24,12]"),

@@ -19,10 +19,10 @@ from cl_runner.errors import UserError
 from cl_runner.nn.flat import Flat
 from cl_runner.nn.frozen import frozen, within
 from cl_runner.nn.networks import CNN, build
-from cl_runner.run.loop import run
-from cl_runner.run.stacked import StackedStep, obstacle
-from cl_runner.run.tasks import Member, initial_state, train_task
-from cl_runner.run.together import train_task as train_together
+from cl_runner.running.loop import run
+from cl_runner.running.stacked import StackedStep, obstacle
+from cl_runner.running.tasks import Member, initial_state, train_task
+from cl_runner.running.together import train_task as train_together
 from cl_runner.strategies.base import Strategy
 from cl_runner.training.engines import recorded
 from cl_runner.training.env import Env

@@ -9,8 +9,8 @@ from test_stacks import SEEDS, jobs_of, killed, outcomes, raising
 
 from cl_runner.errors import UserError, check
 from cl_runner.results.files import read_rows
-from cl_runner.run import checkpoint, edits, loop
-from cl_runner.sweep.dispatch import run_all
+from cl_runner.running import checkpoint, edits, loop
+from cl_runner.sweeping.dispatch import run_all
 
 pytestmark = pytest.mark.slow
 

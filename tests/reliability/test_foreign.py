@@ -26,7 +26,7 @@ from cl_runner.config.parse import validate
 from cl_runner.errors import UserError
 from cl_runner.machine.reading import yaml_values
 from cl_runner.results.names import CHECKPOINT
-from cl_runner.run import checkpoint, loop
+from cl_runner.running import checkpoint, loop
 
 BIN = Path(sys.executable).parent
 TOY = (

@@ -30,8 +30,8 @@ from PIL import Image
 
 from cl_runner import strategies
 from cl_runner.cli.messages import explain
-from cl_runner.compare.runs import read_runs
-from cl_runner.compare.verify import verify_runs
+from cl_runner.comparing.runs import read_runs
+from cl_runner.comparing.verify import verify_runs
 from cl_runner.config.outline import checked
 from cl_runner.data.arrays import KEYS
 from cl_runner.data.datasets import load
@@ -40,9 +40,9 @@ from cl_runner.results import status
 from cl_runner.results.files import read_rows
 from cl_runner.results.matrices import read_matrix
 from cl_runner.results.names import CHECKPOINT
-from cl_runner.run import checkpoint, loop, needs, prepare
-from cl_runner.run.frame import frame_of
-from cl_runner.run.tasks import begin_task, initial_state
+from cl_runner.running import checkpoint, loop, needs, prepare
+from cl_runner.running.frame import frame_of
+from cl_runner.running.tasks import begin_task, initial_state
 from cl_runner.training.batches import Source
 
 pytestmark = pytest.mark.slow

@@ -8,9 +8,9 @@ from test_resume import stopped_and_resumed_as
 from test_stacks import SEEDS, jobs_of, killed, outcomes, raising
 
 from cl_runner.results.files import read_rows
-from cl_runner.run import checkpoint, loop
-from cl_runner.sweep.dispatch import run_all
-from cl_runner.sweep.job import Job
+from cl_runner.running import checkpoint, loop
+from cl_runner.sweeping.dispatch import run_all
+from cl_runner.sweeping.job import Job
 
 pytestmark = pytest.mark.slow
 

@@ -31,9 +31,9 @@ from cl_runner.errors import Diverged, UserError
 from cl_runner.results import status
 from cl_runner.results.files import read_rows
 from cl_runner.results.names import CHECKPOINT
-from cl_runner.run import checkpoint, loop, prepare
-from cl_runner.run.frame import frame_of
-from cl_runner.run.tasks import initial_state
+from cl_runner.running import checkpoint, loop, prepare
+from cl_runner.running.frame import frame_of
+from cl_runner.running.tasks import initial_state
 
 pytestmark = pytest.mark.slow
 

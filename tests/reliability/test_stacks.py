@@ -20,9 +20,9 @@ from test_resume import CHECKPOINT, KILL_SEED, KILLS, Killed, command, kill_at
 from cl_runner.errors import Diverged
 from cl_runner.results.files import read_rows
 from cl_runner.results.status import going_on
-from cl_runner.run import checkpoint, loop
-from cl_runner.sweep.dispatch import run_all
-from cl_runner.sweep.job import Job
+from cl_runner.running import checkpoint, loop
+from cl_runner.sweeping.dispatch import run_all
+from cl_runner.sweeping.job import Job
 
 pytestmark = pytest.mark.slow
 

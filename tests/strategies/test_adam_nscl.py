@@ -8,7 +8,7 @@ from layer_outputs import layer_outputs
 
 from cl_runner.errors import UserError
 from cl_runner.functional.projection import outside_null_space
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.tasks import initial_state, train_task
 
 TOY = (
     *("strategy=adam_nscl", "benchmark=permuted_digits", "benchmark.num_tasks=3"),

@@ -10,9 +10,9 @@ from cl_runner.core import seed_for
 from cl_runner.errors import UserError
 from cl_runner.functional import closed_form
 from cl_runner.results.files import read_rows
-from cl_runner.run import loop
-from cl_runner.run.evaluation import evaluate
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running import loop
+from cl_runner.running.evaluation import evaluate
+from cl_runner.running.tasks import initial_state, train_task
 
 NAMES = ("ncm", "slda", "ridge")
 TOY = ("benchmark=split_digits", "scenario=class", "strategy.features=40")
@@ -193,7 +193,7 @@ def test_on_the_features_of_a_network_trained_on_other_classes(configure, tmp_pa
 
 def _write_first_half(folder, configure) -> None:
     """half.npz: the digits 0 to 4 of the embedded ones."""
-    from cl_runner.run.prepare import read
+    from cl_runner.running.prepare import read
 
     data = read(configure("benchmark=split_digits"))
     arrays = {}

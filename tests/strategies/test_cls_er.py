@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from cl_runner.errors import UserError
-from cl_runner.run.tasks import initial_state
+from cl_runner.running.tasks import initial_state
 
 TOY = (
     "strategy=cls_er",

@@ -9,7 +9,7 @@ import torch
 
 from cl_runner import strategies
 from cl_runner.core import TrainState
-from cl_runner.run.evaluation import evaluate
+from cl_runner.running.evaluation import evaluate
 from cl_runner.testing import CHECKS, OF_ONE_GRAPH, Case, Questions
 
 pytestmark = pytest.mark.slow

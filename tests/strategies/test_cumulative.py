@@ -8,7 +8,7 @@ import torch
 from cl_runner.core import seed_for
 from cl_runner.errors import UserError
 from cl_runner.nn.networks import build, factory
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.tasks import initial_state, train_task
 
 OWN = ("strategy=cumulative", "benchmark=split_digits")
 SMALL = ("model.hidden_sizes=[24]",)

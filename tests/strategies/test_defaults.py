@@ -16,7 +16,7 @@ import pytest
 
 from cl_runner import strategies
 from cl_runner.results.matrices import read_matrix
-from cl_runner.run.loop import run
+from cl_runner.running.loop import run
 
 LONG = bool(os.environ.get("CL_RUNNER_DEFAULTS"))
 STREAMS = ("split_digits", "permuted_digits", "rotated_digits")

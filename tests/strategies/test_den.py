@@ -13,7 +13,7 @@ from cl_runner.core import TrainState
 from cl_runner.errors import UserError
 from cl_runner.functional.growing import connected, within
 from cl_runner.nn.growing import hidden_sizes, layers, units
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.tasks import initial_state, train_task
 from cl_runner.strategies.den import DEN, Expansion
 
 TOY = (

@@ -12,7 +12,7 @@ import torch
 
 from cl_runner import strategies
 from cl_runner.errors import UserError
-from cl_runner.run.tasks import end_task, initial_state
+from cl_runner.running.tasks import end_task, initial_state
 from cl_runner.training.batches import Source
 
 pytestmark = pytest.mark.slow

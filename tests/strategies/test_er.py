@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from cl_runner.errors import UserError
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.tasks import initial_state, train_task
 from cl_runner.strategies.er import ER
 from cl_runner.strategies.parts.replay import bins_of, places
 from cl_runner.training import batches

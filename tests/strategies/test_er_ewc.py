@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.tasks import initial_state, train_task
 from cl_runner.strategies.er import ER
 from cl_runner.strategies.ewc import EWC
 from cl_runner.strategies.parts.importance import fisher_diagonal

@@ -14,8 +14,8 @@ from cl_runner.functional.importance import LABEL_RULES, fisher_overlap
 from cl_runner.functional.kronecker import Factors, merged
 from cl_runner.results.columns import reproducible
 from cl_runner.results.files import read_rows
-from cl_runner.run.loop import run as run_whole
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.loop import run as run_whole
+from cl_runner.running.tasks import initial_state, train_task
 from cl_runner.strategies.naive import Naive
 from cl_runner.strategies.parts import kronecker
 from cl_runner.strategies.parts.importance import fisher_diagonal, kronecker_factors

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.tasks import initial_state, train_task
 from cl_runner.testing import assert_same, snapshot
 
 SHORT = ("strategy=from_scratch", "benchmark=split_digits", "training.epochs=1", "optimizer=adam")

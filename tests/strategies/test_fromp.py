@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from cl_runner.errors import UserError
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.tasks import initial_state, train_task
 from cl_runner.strategies.naive import Naive
 
 TOY = (

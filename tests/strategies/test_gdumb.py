@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cl_runner.errors import UserError
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.tasks import initial_state, train_task
 
 TOY = (
     "strategy=gdumb",

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from cl_runner.errors import Diverged, UserError
 from cl_runner.functional.projection import project_cone
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.tasks import initial_state, train_task
 from cl_runner.strategies import gem
 
 TOY = (

@@ -16,8 +16,8 @@ from cl_runner.core import Batch
 from cl_runner.errors import UserError
 from cl_runner.functional.diffusion import signal
 from cl_runner.functional.generative import normal
-from cl_runner.run.evaluation import evaluate
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.evaluation import evaluate
+from cl_runner.running.tasks import initial_state, train_task
 from cl_runner.strategies.parts.pixels import to_inputs, to_pixels
 from cl_runner.strategies.parts.scholar import adam_step, span
 from cl_runner.training.batches import Source

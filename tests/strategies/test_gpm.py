@@ -7,7 +7,7 @@ import torch
 from layer_outputs import layer_outputs
 
 from cl_runner.errors import UserError
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.tasks import initial_state, train_task
 from cl_runner.strategies.naive import Naive
 from cl_runner.training.batches import Source
 

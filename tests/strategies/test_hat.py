@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from cl_runner.errors import UserError
 from cl_runner.functional.losses import cross_entropy
-from cl_runner.run.evaluation import evaluate
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.evaluation import evaluate
+from cl_runner.running.tasks import initial_state, train_task
 
 TOY = (
     "strategy=hat",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cl_runner.run.evaluation import evaluate
+from cl_runner.running.evaluation import evaluate
 
 TOY = ("strategy=naive", "benchmark=split_digits", "model.hidden_sizes=[24]", "training.epochs=2")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cl_runner.core import generator_for
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.tasks import initial_state, train_task
 from cl_runner.strategies.naive import Naive
 
 TOY = ("benchmark=split_digits", "model.hidden_sizes=[24]", "training.epochs=2", "strategy=l2")

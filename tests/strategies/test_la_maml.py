@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 from cl_runner.errors import UserError
-from cl_runner.run.messages import notes
+from cl_runner.running.messages import notes
 
 TOY = (
     *("benchmark=split_digits", "strategy=la_maml", "model.hidden_sizes=[5]"),

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from cl_runner.core import concatenate
 from cl_runner.errors import UserError
-from cl_runner.run.loop import run
-from cl_runner.run.tasks import train_task
+from cl_runner.running.loop import run
+from cl_runner.running.tasks import train_task
 from cl_runner.strategies.base import Strategy
 from cl_runner.strategies.latent_replay import lower_parameters
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from cl_runner.errors import UserError
 from cl_runner.nn import by_hand
 from cl_runner.nn.cosine import CosineLinear
-from cl_runner.run.tasks import initial_state
+from cl_runner.running.tasks import initial_state
 
 TOY = (
     "strategy=lucir",

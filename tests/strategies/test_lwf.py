@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from cl_runner.errors import Diverged, UserError
-from cl_runner.run.loop import run
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.loop import run
+from cl_runner.running.tasks import initial_state, train_task
 from cl_runner.strategies.naive import Naive
 from cl_runner.training.batches import Source
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cl_runner.errors import UserError
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.tasks import initial_state, train_task
 from cl_runner.strategies.naive import Naive
 from cl_runner.strategies.parts.importance import output_sensitivity
 from cl_runner.training.unlabelled import without_labels

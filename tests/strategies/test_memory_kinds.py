@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cl_runner.run.tasks import initial_state
+from cl_runner.running.tasks import initial_state
 from cl_runner.strategies import available
 
 TASK_IL = (

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from cl_runner.errors import UserError
-from cl_runner.run.messages import notes
+from cl_runner.running.messages import notes
 
 TOY = (
     "benchmark=split_digits",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.tasks import initial_state, train_task
 from cl_runner.training.batches import Source
 
 

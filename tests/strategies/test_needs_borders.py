@@ -9,9 +9,9 @@ import torch
 
 from cl_runner import strategies
 from cl_runner.errors import Diverged, UserError
-from cl_runner.run import loop, together
-from cl_runner.run.stacked import StackedStep
-from cl_runner.run.tasks import Member, initial_state, train_task
+from cl_runner.running import loop, together
+from cl_runner.running.stacked import StackedStep
+from cl_runner.running.tasks import Member, initial_state, train_task
 from cl_runner.strategies.base import Strategy
 from cl_runner.testing import leaves, snapshot
 

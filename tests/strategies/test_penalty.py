@@ -14,8 +14,8 @@ from cl_runner.config.schema import SGD, Adam, Optimizer
 from cl_runner.core import TrainState
 from cl_runner.errors import Diverged
 from cl_runner.functional.losses import quadratic_proximal
-from cl_runner.run.loop import run
-from cl_runner.run.tasks import initial_state
+from cl_runner.running.loop import run
+from cl_runner.running.tasks import initial_state
 from cl_runner.strategies.parts.penalty import PENALTIES, Quadratic, descend
 from cl_runner.training import optim
 

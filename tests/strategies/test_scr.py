@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from cl_runner.core import Batch
 from cl_runner.data.augment import shift
 from cl_runner.functional.losses import supervised_contrastive
-from cl_runner.run.tasks import initial_state
+from cl_runner.running.tasks import initial_state
 
 TOY = (
     "strategy=scr",

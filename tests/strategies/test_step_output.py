@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cl_runner.run.tasks import initial_state
+from cl_runner.running.tasks import initial_state
 from cl_runner.strategies import available, find
 from cl_runner.training.batches import Source
 

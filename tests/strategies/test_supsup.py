@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from cl_runner.errors import UserError
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.tasks import initial_state, train_task
 
 TOY = (
     *("strategy=supsup", "benchmark=split_digits", "scenario=task", "model.hidden_sizes=[16,12]"),

@@ -13,7 +13,7 @@ from cl_runner.errors import UserError
 from cl_runner.functional.generative import normal
 from cl_runner.nn.networks import MLP
 from cl_runner.nn.variational import MeanField
-from cl_runner.run.tasks import initial_state, train_task
+from cl_runner.running.tasks import initial_state, train_task
 
 TOY = (
     "strategy=vcl",

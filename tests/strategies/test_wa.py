@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from cl_runner.errors import UserError
-from cl_runner.run.tasks import initial_state
+from cl_runner.running.tasks import initial_state
 from cl_runner.strategies.er import ER
 from cl_runner.strategies.parts.outputs import output_units, with_output_units
 from cl_runner.strategies.wa import WA
