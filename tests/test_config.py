@@ -502,8 +502,8 @@ def test_every_experiment_composes_and_validates(
     merged = OmegaConf.to_container(OmegaConf.merge(*reversed(layers)))
     del merged["defaults"]
     assert merged.pop("scenario") == cfg.scenario
-    assert merged.pop("init_only", None) == cfg.init_only
-    assert (merged.pop("init_from", None) is None) == (cfg.init_from is None)
+    name = merged["model"].pop("weights", None)
+    assert (name is None) == (cfg.model.weights is None)
     assert {"benchmark", "model", "optimizer", "training"} <= set(merged)
     for section, keys in merged.items():
         assert keys.items() <= cfg.resolved[section].items()
@@ -529,7 +529,7 @@ def repeated(path: str, conf: Path = CONF) -> list[str]:
     found = [
         f"{section}.{key}"
         for section in own
-        if section not in ("defaults", "scenario", "init_from", "init_only")
+        if section not in ("defaults", "scenario")
         for key, value in own[section].items()
         if section in base and key in base[section] and base[section][key] == value
     ]

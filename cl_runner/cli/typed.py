@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from cl_runner.cli import choices, renamed
 from cl_runner.config import schema
 from cl_runner.config.keys import dotted, nearest
+from cl_runner.config.keys import renamed as renamed_key
 from cl_runner.config.plugins import BENCHMARK, HINT, MODEL
 from cl_runner.errors import UserError, check
 from cl_runner.machine.console import say
@@ -248,6 +249,8 @@ def unknown_key(key: str, parent: DictConfig) -> str:
 
     `parent` is the node of the composed configuration in which the key was looked for.
     """
+    if line := renamed_key(key):
+        return line
     root = parent._get_root()
     hydras = key.startswith("hydra")
     near = nearest(key, [k for k in dotted(root) if k.startswith("hydra") == hydras])

@@ -75,7 +75,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     unused = strategy.without_model()
     adapter = isinstance(config.adapter, LoRA)
     for key, asked in (
-        ("init_from", config.init_from),
+        ("model.weights", config.model.weights),
         ("training.ssl", pretraining.comes_before(config)),
         ("adapter", adapter),
         ("model.freeze", config.model.freeze),
@@ -102,7 +102,8 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     )
     stream, training = in_time(stream, config)
     new, trained = weights.configured(config, stream)
-    make_net = new if trained is None else weights.starting_from(new, trained, config.init_only)
+    only = config.model.weights_for
+    make_net = new if trained is None else weights.starting_from(new, trained, only)
     make_net = frozen(adapted(make_net, config.adapter), config.model.freeze)
     shown = needs.of_data(stream, data if arrays is None else None, config.eval)
     parts = dict(shown)
@@ -134,7 +135,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     if pretraining.comes_before(config):
         needs.require(shown | pretraining.memory(config, env), free)
     if trained is not None:
-        line = weights.told(build(new, config.seed), trained, config.init_only)
+        line = weights.told(build(new, config.seed), trained, only)
         print_and_log(config, line, say_once)
     env.meter.count_energy(energy.reader(device, config.energy.watts))
     env.engine, reason = engines.choose(config.engine, strategy.one_graph, env)

@@ -46,7 +46,7 @@ class ClosedForm(Strategy):
 
     input: `pixels`, the inputs as they are; `features`, the activations of the configured network
     after its first `layer` stages (None: before the output layer). It never moves: start it from
-    trained weights by init_from. features: so many random ReLU units on top of either, drawn from
+    trained weights by model.weights. features: so many random ReLU units on top of either, drawn from
     the run's seed, in whole numbers of few bits (`nn.readout`); 0: none.
     """
 
