@@ -34,6 +34,7 @@ from cl_runner.config.schema import (
     Energy,
     Eval,
     Guard,
+    Library,
     Top,
     Training,
 )
@@ -146,8 +147,14 @@ def validate(cfg: DictConfig) -> Config:
     node["model"] = whole(node["model"])
     own_model = parse(model, node["model"], "model")
     own_model.check_common()
+    if isinstance(own_model, Library):
+        from cl_runner.config import libraries  # it may import torch, and asks for OmegaConf's YAML
+
+        node["benchmark"] = libraries.suited(node["benchmark"], own_model)
     if own_model.weights is not None:
-        node["model"]["weights"] = pinned(own_model.weights)
+        library = isinstance(own_model, Library)
+        name = libraries.pin_of(own_model) if library else pinned(own_model.weights)
+        node["model"]["weights"] = name
     one_of("adapter.name", node["adapter"].get("name"), tuple(ADAPTERS))
     one_of("optimizer.name", node["optimizer"].get("name"), tuple(OPTIMIZERS))
     return Config(

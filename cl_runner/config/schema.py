@@ -221,6 +221,32 @@ class ResNet(Model):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Library(Model):
+    """A network for images of a library, with an output layer of the right size."""
+
+    has_default: ClassVar[bool] = True
+
+    arch: str  # the library's name for it
+
+    def __post_init__(self) -> None:
+        check(bool(self.arch.strip()), "model.arch must name a network")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Torchvision(Library):
+    """A network of torchvision.models."""
+
+    arch: str = "resnet18"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timm(Library):
+    """A network of timm."""
+
+    arch: str = "vit_tiny_patch16_224"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Adapter:
     """What is trained in the place of a model's weights; `none`: they are."""
 

@@ -37,7 +37,7 @@ def stream_of(
     each. names: what the tasks are called; by default as their slices, or nothing. Raises UserError
     for subsets that the data set cannot give.
     """
-    channels = arrays.x_train.shape[1]
+    channels = shown_channels(config, arrays)
     unit = 1 / 255 if arrays.x_train.dtype == torch.uint8 else 1.0
     std = per_channel("benchmark.std", config.std, channels)
     mean = per_channel("benchmark.mean", config.mean, channels)
@@ -61,6 +61,23 @@ def stream_of(
         shift=None if mean is None or std is None else -mean / std,
         transform=transform,
     )
+
+
+def shown_channels(config: Benchmark, arrays: Arrays) -> int:
+    """The channels of an input: the data's, but grey images with three means are shown in three."""
+    channels = arrays.x_train.shape[1]
+    return len(config.mean) if channels == 1 and len(config.mean or ()) == 3 else channels
+
+
+def in_three_channels(stream: Stream) -> Stream:
+    """The stream, whose grey images are shown as three channels of the same values.
+
+    They stay as they are: normalising them makes three channels of one. Other images stay, too.
+    """
+    if len(stream.scale) > 1:
+        return stream
+    shift = None if stream.shift is None else stream.shift.expand(3, 1, 1).clone()
+    return replace(stream, scale=stream.scale.expand(3, 1, 1).clone(), shift=shift)
 
 
 def every_class(config: Benchmark, arrays: Arrays, scenario: str) -> Tensor:

@@ -15,7 +15,7 @@ from torch import nn
 
 from cl_runner import strategies
 from cl_runner.config.outline import check_scenario
-from cl_runner.config.schema import Config, LoRA, Training
+from cl_runner.config.schema import Config, Library, LoRA, Training
 from cl_runner.core import Stream
 from cl_runner.data import sources
 from cl_runner.data.benchmarks import build_stream
@@ -99,6 +99,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
         device,
         augmented=config.training.augment != "none",
         plugins=config.plugins,
+        coloured=isinstance(config.model, Library),
     )
     stream, training = in_time(stream, config)
     new, trained = weights.configured(config, stream)
@@ -134,6 +135,8 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     needs.require(parts, free)
     if pretraining.comes_before(config):
         needs.require(shown | pretraining.memory(config, env), free)
+    if isinstance(config.model, Library):
+        print_and_log(config, what_it_is_shown(config, stream), say_once)
     if trained is not None:
         line = weights.told(build(new, config.seed), trained, only)
         print_and_log(config, line, say_once)
@@ -141,6 +144,20 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     env.engine, reason = engines.choose(config.engine, strategy.one_graph, env)
     log.info("engine: %s (%s)", env.engine, reason)
     return env
+
+
+def what_it_is_shown(config: Config, stream: Stream) -> str:
+    """The line on the inputs of a library's network."""
+    benchmark, (channels, height, width) = config.benchmark, stream.input_shape
+    grey = " (grey images, three times)" if stream.x.shape[1] < channels else ""
+    scaled = "in [0, 1]"
+    if benchmark.mean is not None:
+        mean, std = (", ".join(map(str, v or ())) for v in (benchmark.mean, benchmark.std))
+        scaled = f"normalised by benchmark.mean=[{mean}] and benchmark.std=[{std}]"
+    if benchmark.resize is not None:
+        scaled += f", resized by benchmark.resize={benchmark.resize}"
+    shown = f"{channels}x{height}x{width}{grey}"
+    return f"model={config.model.name}: {config.model.arch} sees {shown}, {scaled}"
 
 
 def check_passes(config: Config, strategy: Strategy) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cl_runner.config.schema import Config
+from cl_runner.config.libraries import default_weights
+from cl_runner.config.schema import DEFAULT, Config, Library
 from cl_runner.config.weights import WEIGHTS, pinned, weights_file
 from cl_runner.core import Stream, TrainState
 from cl_runner.errors import UserError, check, exhausted
@@ -43,7 +44,10 @@ def configured(config: Config, stream: Stream) -> tuple[MakeNet, Tensors | None]
     new = factory(config.model, stream.input_shape, stream.num_classes, config.plugins)
     if config.model.weights is None:
         return new, None
-    return new, chosen(read(config.resolved["model"]["weights"]), config.model.weights_for)
+    name, model = config.resolved["model"]["weights"], config.model
+    if isinstance(model, Library) and model.weights.startswith(DEFAULT):  # type: ignore[union-attr]
+        return new, chosen(default_weights(model.name, model.arch), model.weights_for)
+    return new, chosen(read(name), model.weights_for)
 
 
 def chosen(tensors: Tensors, only: Sequence[str] | None) -> Tensors:
