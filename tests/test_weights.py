@@ -253,7 +253,9 @@ def test_a_run_is_known_by_what_the_file_holds(composed_in_parts, trained):
         return validate(composed_in_parts(*TOY, *SMALL, f"model.weights={trained}")).resolved
 
     first, own = resolved(), hashlib.sha256(trained.read_bytes()).hexdigest()[:16]
-    assert first["model"]["weights"] == f"{trained}#sha256={own}" == pinned(first["model"]["weights"])
+    assert (
+        first["model"]["weights"] == f"{trained}#sha256={own}" == pinned(first["model"]["weights"])
+    )
     assert config_hash(first) == config_hash(resolved())
     spoiled(trained, layers__0__bias=torch.ones(24))
     assert config_hash(first) != config_hash(resolved())

@@ -8,7 +8,6 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-
 # What keys of older versions are called now.
 RENAMED = {"init_from": "model.weights", "init_only": "model.weights_for"}
 

@@ -66,7 +66,7 @@ def stream_of(
 def shown_channels(config: Benchmark, arrays: Arrays) -> int:
     """The channels of an input: the data's, but grey images with three means are shown in three."""
     channels = arrays.x_train.shape[1]
-    return len(config.mean) if channels == 1 and len(config.mean or ()) == 3 else channels
+    return 3 if channels == 1 and len(config.mean or ()) == 3 else channels
 
 
 def in_three_channels(stream: Stream) -> Stream:
@@ -192,11 +192,14 @@ def resize(x: Tensor, size: int | None, device: torch.device) -> Tensor:
     found = x.new_empty(N, C, size, size)
     step = max(1, AT_ONCE // (C * max(height, width, size) ** 2))  # bounds the float copies
     for at in range(0, N, step):
-        part = x[at : at + step].to(device).float()
-        part = F.interpolate(part, size=(size, size), mode="bilinear", antialias=True)
-        whole = part.round_().clamp_(0, 255) if x.dtype == torch.uint8 else part
-        found[at : at + step] = whole.to(x.dtype)
+        found[at : at + step] = brought_to(x[at : at + step].to(device), size)
     return found
+
+
+def brought_to(x: Tensor, size: int) -> Tensor:
+    """Images [B, C, H, W] of the same type at [B, C, size, size], as `resize` does it."""
+    part = F.interpolate(x.float(), size=(size, size), mode="bilinear", antialias=True)
+    return part.round_().clamp_(0, 255).to(x.dtype) if x.dtype == torch.uint8 else part.to(x.dtype)
 
 
 def pad(x: Tensor, size: int | None) -> Tensor:

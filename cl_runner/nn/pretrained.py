@@ -81,7 +81,8 @@ def without(network: nn.Module, name: str) -> nn.Module:
 
 def torchvision(config: schema.Torchvision, input_shape: Shape, outputs: int) -> nn.Module:
     """A network of torchvision.models, its weights as the library draws them."""
-    models, options = libraries.torchvision().models, {}
+    models = libraries.torchvision().models
+    options: dict[str, Any] = {}
     wanted = libraries.wants("torchvision", config.arch)
     if config.arch in libraries.SPLIT:
         options = {"aux_logits": False, "init_weights": True}

@@ -15,19 +15,20 @@ from torch import nn
 
 from cl_runner import strategies
 from cl_runner.config.outline import check_scenario
-from cl_runner.config.schema import Config, Library, LoRA, Training
+from cl_runner.config.schema import Benchmark, Config, Library, LoRA, Training
 from cl_runner.core import Stream
 from cl_runner.data import sources
 from cl_runner.data.benchmarks import build_stream
 from cl_runner.data.boundaries import ordered
 from cl_runner.data.datasets import Arrays
+from cl_runner.data.streams import resize
 from cl_runner.errors import UserError, check
 from cl_runner.machine import cores_and_gpus, energy, ram
 from cl_runner.machine.precision import choose, keep_freed_memory
 from cl_runner.nn.adapters import adapted
 from cl_runner.nn.frozen import frozen
 from cl_runner.nn.networks import build
-from cl_runner.running import needs, pretraining, weights
+from cl_runner.running import features, needs, pretraining, weights
 from cl_runner.running.boundaries import check_boundaries
 from cl_runner.running.footprint import check_bytes
 from cl_runner.running.messages import print_and_log, say_once
@@ -43,15 +44,15 @@ DEFAULT_THREADS = torch.get_num_threads()  # torch's own choice, whatever an ear
 
 
 def read(config: Config) -> Arrays:
-    """The data set of a run, on the CPU; its images are resized on the run's device.
+    """The data set of a run, on the CPU; its images are resized on the run's device, or later.
 
     Raises UserError.
     """
     path = None if config.data.path is None else Path(config.data.path)
-    say = partial(print_and_log, config)
-    return sources.read(
-        config.benchmark, Path(config.data.root), path, say, choose_device(config.device)
-    )
+    say, benchmark = partial(print_and_log, config), config.benchmark
+    if features.resized_late(config, strategy_of(config)):
+        benchmark = replace(benchmark, resize=None)
+    return sources.read(benchmark, Path(config.data.root), path, say, choose_device(config.device))
 
 
 def strategy_of(config: Config) -> Strategy:
@@ -92,22 +93,21 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     precision = choose(config.precision, device)
     keep_freed_memory()
     data = read(config) if arrays is None else arrays
-    stream = build_stream(
-        config.benchmark,
-        config.scenario,
-        data,
-        device,
-        augmented=config.training.augment != "none",
-        plugins=config.plugins,
-        coloured=isinstance(config.model, Library),
-    )
+    stream, size = stream_of(config, data, device)
     stream, training = in_time(stream, config)
-    new, trained = weights.configured(config, stream)
+    if isinstance(config.model, Library):
+        shown = what_it_is_shown(config.model, config.benchmark, stream, size)
+        print_and_log(config, shown, say_once)
+    new, trained = weights.configured(config, stream, size)
     only = config.model.weights_for
     make_net = new if trained is None else weights.starting_from(new, trained, only)
     make_net = frozen(adapted(make_net, config.adapter), config.model.freeze)
-    shown = needs.of_data(stream, data if arrays is None else None, config.eval)
-    parts = dict(shown)
+    tell = partial(print_and_log, config, aloud=say_once)
+    found = features.on_them(config, strategy, stream, size, make_net, tell)
+    if found is not None:
+        stream, make_net = found[0], found[1].make_net
+    data_needs = needs.of_data(stream, data if arrays is None else None, config.eval)
+    parts = dict(data_needs)
 
     def network(env: Env) -> nn.Module:
         needs.require(parts | needs.of_network(config, strategy, env, make_net, free), free)
@@ -123,6 +123,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
         seed=config.seed,
         online=config.eval.online,
     )
+    env.on_features = None if found is None else found[1]
     if config.eval.features:
         check_shown(env)
     pretraining.check_pretext(config, env)
@@ -134,9 +135,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     parts |= needs.of_activations(config, strategy, env)
     needs.require(parts, free)
     if pretraining.comes_before(config):
-        needs.require(shown | pretraining.memory(config, env), free)
-    if isinstance(config.model, Library):
-        print_and_log(config, what_it_is_shown(config, stream), say_once)
+        needs.require(data_needs | pretraining.memory(config, env), free)
     if trained is not None:
         line = weights.told(build(new, config.seed), trained, only)
         print_and_log(config, line, say_once)
@@ -146,9 +145,39 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     return env
 
 
-def what_it_is_shown(config: Config, stream: Stream) -> str:
+def stream_of(config: Config, arrays: Arrays, device: torch.device) -> tuple[Stream, int | None]:
+    """The stream of a run's data, and the size that its images are still to be brought to.
+
+    That is None where they have it. They have it not where they were read as they are because they
+    are looked at once, by the layers that features come from.
+    """
+
+    def made(arrays: Arrays) -> Stream:
+        return build_stream(
+            config.benchmark,
+            config.scenario,
+            arrays,
+            device,
+            augmented=config.training.augment != "none",
+            plugins=config.plugins,
+            coloured=isinstance(config.model, Library),
+        )
+
+    size, stream = config.benchmark.resize, made(arrays)
+    if size is None or config.benchmark.pad_to is not None:
+        return stream, None
+    if (size, size) == arrays.x_train.shape[2:]:
+        return stream, None
+    if not features.in_stream(config, stream):
+        return stream, size
+    x, x_test = (resize(v, size, device) for v in (arrays.x_train, arrays.x_test))
+    return made(arrays._replace(x_train=x, x_test=x_test)), None
+
+
+def what_it_is_shown(model: Library, benchmark: Benchmark, stream: Stream, size: int | None) -> str:
     """The line on the inputs of a library's network."""
-    benchmark, (channels, height, width) = config.benchmark, stream.input_shape
+    channels, height, width = stream.input_shape
+    height, width = size or height, size or width
     grey = " (grey images, three times)" if stream.x.shape[1] < channels else ""
     scaled = "in [0, 1]"
     if benchmark.mean is not None:
@@ -157,7 +186,7 @@ def what_it_is_shown(config: Config, stream: Stream) -> str:
     if benchmark.resize is not None:
         scaled += f", resized by benchmark.resize={benchmark.resize}"
     shown = f"{channels}x{height}x{width}{grey}"
-    return f"model={config.model.name}: {config.model.arch} sees {shown}, {scaled}"
+    return f"model={model.name}: {model.arch} sees {shown}, {scaled}"
 
 
 def check_passes(config: Config, strategy: Strategy) -> None:

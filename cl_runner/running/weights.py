@@ -39,9 +39,16 @@ def save(out: Path, s: TrainState, env: Env) -> None:
     write_bytes(out / WEIGHTS, safetensors.torch.save(tensors))
 
 
-def configured(config: Config, stream: Stream) -> tuple[MakeNet, Tensors | None]:
-    """What makes the configured network, and the weights that it starts from (`model.weights`)."""
-    new = factory(config.model, stream.input_shape, stream.num_classes, config.plugins)
+def configured(
+    config: Config, stream: Stream, size: int | None = None
+) -> tuple[MakeNet, Tensors | None]:
+    """What makes the configured network, and the weights that it starts from (`model.weights`).
+
+    size: what the stream's images are still to be brought to; None: they have their size.
+    """
+    channels, height, width = stream.input_shape
+    shape = (channels, size or height, size or width)
+    new = factory(config.model, shape, stream.num_classes, config.plugins)
     if config.model.weights is None:
         return new, None
     name, model = config.resolved["model"]["weights"], config.model
@@ -91,7 +98,7 @@ def of_torch(file: Path) -> Tensors:
     """
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - of pickle, of zip files and of torch
+    except Exception as error:
         if exhausted(error):
             raise
         hint = "it must hold tensors alone, as torch.save(model.state_dict(), FILE) writes them"
