@@ -133,9 +133,7 @@ def test_convolutions_of_the_pretraining_with_the_same_seed_stay(shortened, tmp_
 
 
 def test_without_the_pretraining_a_line_says_what_is_missing(shortened) -> None:
-    message = (
-        "model.weights=pretrained/3: it must be the folder of a run or a .*; it does not exist"
-    )
+    message = "model.weights=pretrained/3: it must be the folder of a run or .*; it does not exist"
     with pytest.raises(UserError, match=message):
         shortened("vandeven2022/er_cifar100_class", "seed=3")
 

@@ -1,4 +1,4 @@
-"""The models of torchvision and timm: which there are, and which images their weights were made for.
+"""The models of torchvision and timm: which there are, and what images their weights want.
 
 A library is imported where one of its models is asked for, not before.
 """

@@ -20,8 +20,9 @@ def within(name: str, parts: Iterable[str]) -> bool:
 def frozen(make_net: Callable[[], nn.Module], parts: Sequence[str]) -> Callable[[], nn.Module]:
     """make_net, but these parts are not trained, and stay in evaluation mode.
 
-    ALL_BUT_HEAD as the only part: all but the output layer. So their BatchNorm takes its running statistics, which do not move, and nothing is dropped in
-    them: they compute the same in training and in evaluation. It raises UserError for a part that
+    ALL_BUT_HEAD as the only part: all but the output layer. So their BatchNorm takes its running
+    statistics, which do not move, and nothing is dropped in them: they compute the same in training
+    and in evaluation. It raises UserError for a part that
     has no parameters, and where none is left to train.
     """
     if not parts:

@@ -1,4 +1,4 @@
-"""Networks of torchvision and timm as a `Network` of two stages: all before the output layer, and it.
+"""Networks of torchvision and timm as a `Network` of two stages, the second the output layer.
 
 The names of their tensors stay those of the library, so that its files of weights fit, and the
 library takes what a run leaves.

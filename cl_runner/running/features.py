@@ -161,10 +161,8 @@ def begun(env: Env) -> str | None:
         meter.count_energy(None)
     elif meter.energy_joules is not None:
         meter.energy_joules += cost.joules
-    seconds, flops = (
-        cost.train_seconds + cost.evaluation_seconds,
-        cost.flops + cost.evaluation_flops,
-    )
+    seconds = cost.train_seconds + cost.evaluation_seconds
+    flops = cost.flops + cost.evaluation_flops
     return f"{what}; that took {seconds:.1f} s and {flops:.1e} FLOPs, and is counted; {where}"
 
 

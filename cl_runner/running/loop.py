@@ -233,10 +233,10 @@ def pretrained(runs: Sequence[Run], aloud: Callable[[str], None]) -> list[Run]:
 def begin(run: Run, members: int, aloud: Callable[[str], None]) -> None:
     """Evaluate the untrained network, unless the run goes on; and say what is to be known."""
     strategy, env = run.member
-    if run.saved is None:
-        run.files.evaluated(0, strategy, run.s)
     if line := features.begun(env):
         print_and_log(run.config, line, aloud)
+    if run.saved is None:
+        run.files.evaluated(0, strategy, run.s)
     for line in notes(strategy, env):
         print_and_log(run.config, line, aloud)
     if members > 1:

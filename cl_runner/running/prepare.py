@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -37,6 +38,7 @@ from cl_runner.strategies.base import Strategy
 from cl_runner.strategies.parts.pretext import Pretext, assisted
 from cl_runner.training import engines
 from cl_runner.training.env import Env
+from cl_runner.training.extractor import OnThem
 from cl_runner.training.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -93,19 +95,8 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     precision = choose(config.precision, device)
     keep_freed_memory()
     data = read(config) if arrays is None else arrays
-    stream, size = stream_of(config, data, device)
-    stream, training = in_time(stream, config)
-    if isinstance(config.model, Library):
-        shown = what_it_is_shown(config.model, config.benchmark, stream, size)
-        print_and_log(config, shown, say_once)
-    new, trained = weights.configured(config, stream, size)
-    only = config.model.weights_for
-    make_net = new if trained is None else weights.starting_from(new, trained, only)
-    make_net = frozen(adapted(make_net, config.adapter), config.model.freeze)
-    tell = partial(print_and_log, config, aloud=say_once)
-    found = features.on_them(config, strategy, stream, size, make_net, tell)
-    if found is not None:
-        stream, make_net = found[0], found[1].make_net
+    shown = shown_to(config, strategy, data, device)
+    stream, training, make_net = shown.stream, shown.training, shown.make_net
     data_needs = needs.of_data(stream, data if arrays is None else None, config.eval)
     parts = dict(data_needs)
 
@@ -123,7 +114,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
         seed=config.seed,
         online=config.eval.online,
     )
-    env.on_features = None if found is None else found[1]
+    env.on_features = shown.on_features
     if config.eval.features:
         check_shown(env)
     pretraining.check_pretext(config, env)
@@ -136,8 +127,8 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     needs.require(parts, free)
     if pretraining.comes_before(config):
         needs.require(data_needs | pretraining.memory(config, env), free)
-    if trained is not None:
-        line = weights.told(build(new, config.seed), trained, only)
+    if shown.weights is not None:
+        line = weights.told(build(shown.new, config.seed), shown.weights, config.model.weights_for)
         print_and_log(config, line, say_once)
     env.meter.count_energy(energy.reader(device, config.energy.watts))
     env.engine, reason = engines.choose(config.engine, strategy.one_graph, env)
@@ -145,33 +136,49 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     return env
 
 
-def stream_of(config: Config, arrays: Arrays, device: torch.device) -> tuple[Stream, int | None]:
-    """The stream of a run's data, and the size that its images are still to be brought to.
+class Shown(NamedTuple):
+    """What a run is trained on, and what makes the network that it trains."""
 
-    That is None where they have it. They have it not where they were read as they are because they
-    are looked at once, by the layers that features come from.
+    stream: Stream
+    training: Training
+    make_net: weights.MakeNet  # the configured network with its weights, adapters, frozen parts
+    new: weights.MakeNet  # without any of them
+    weights: weights.Tensors | None  # it starts from
+    on_features: OnThem | None
+
+
+def shown_to(config: Config, strategy: Strategy, arrays: Arrays, device: torch.device) -> Shown:
+    """Stream and network of a run, on images or on what frozen layers make of them, computed once.
+
+    Images that were read as they are (see `read`) are brought to their size by and by for that, or
+    all at once where it turns out that it cannot be. Raises UserError.
     """
-
-    def made(arrays: Arrays) -> Stream:
-        return build_stream(
-            config.benchmark,
-            config.scenario,
-            arrays,
-            device,
-            augmented=config.training.augment != "none",
-            plugins=config.plugins,
-            coloured=isinstance(config.model, Library),
-        )
-
-    size, stream = config.benchmark.resize, made(arrays)
-    if size is None or config.benchmark.pad_to is not None:
-        return stream, None
-    if (size, size) == arrays.x_train.shape[2:]:
-        return stream, None
-    if not features.in_stream(config, stream):
-        return stream, size
+    stream = build_stream(
+        config.benchmark,
+        config.scenario,
+        arrays,
+        device,
+        augmented=config.training.augment != "none",
+        plugins=config.plugins,
+        coloured=isinstance(config.model, Library),
+    )
+    size, late = config.benchmark.resize, features.resized_late(config, strategy)
+    size = size if late and (size, size) != arrays.x_train.shape[2:] else None
+    stream, training = in_time(stream, config)
+    new, trained = weights.configured(config, stream, size)
+    only = config.model.weights_for
+    make_net = new if trained is None else weights.starting_from(new, trained, only)
+    make_net = frozen(adapted(make_net, config.adapter), config.model.freeze)
+    tell = partial(print_and_log, config, aloud=say_once)
+    if isinstance(config.model, Library):
+        tell(what_it_is_shown(config.model, config.benchmark, stream, size))
+    found = features.on_them(config, strategy, stream, size, make_net, tell)
+    if found is not None:
+        return Shown(found[0], training, found[1].make_net, new, trained, found[1])
+    if size is None:
+        return Shown(stream, training, make_net, new, trained, None)
     x, x_test = (resize(v, size, device) for v in (arrays.x_train, arrays.x_test))
-    return made(arrays._replace(x_train=x, x_test=x_test)), None
+    return shown_to(config, strategy, arrays._replace(x_train=x, x_test=x_test), device)
 
 
 def what_it_is_shown(model: Library, benchmark: Benchmark, stream: Stream, size: int | None) -> str:

@@ -235,7 +235,7 @@ def test_a_run_is_the_same_that_it_was_without_them(configure) -> None:
         ),
         (
             ("model.weights={trained}", "model.weights_for=[convolutions]", "model.channels=[3,5]"),
-            r"model.weights: convolutions.1.bias is float32 \[4\] there, and float32 \[5\] in the net",
+            r"model.weights: convolutions.1.bias is float32 \[4\] there, and float32 \[5\] in",
         ),
         (
             ("model.weights={trained}", "model.weights_for=[layers]", "model.hidden_sizes=[6,6]"),

@@ -180,7 +180,7 @@ class ClosedForm(Strategy):
 
 
 def untouched(network: nn.Module) -> bool:
-    """Whether all of a network is trained, or nothing below its output layer, the last nn.Linear."""
+    """Whether all of a network is trained, or only its output layer, the last nn.Linear."""
     trained = {name for name, p in network.named_parameters() if p.requires_grad}
     layers = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
     head = {name for name in trained if layers and name.startswith(f"{layers[-1]}.")}
