@@ -15,6 +15,7 @@ from cl_runner.results.files import read_rows
 from cl_runner.results.matrices import read_matrix
 from cl_runner.running import features
 from cl_runner.running.loop import run
+from cl_runner.running.tasks import initial_state, train_task
 from cl_runner.training.extractor import whole
 
 TOY = (
@@ -44,7 +45,7 @@ STRATEGIES = {
 
 
 @pytest.fixture
-def fresh(tmp_path: Path, data_root: Path) -> Path:
+def fresh(tmp_path: Path) -> Path:
     """A cache folder of the test's own."""
     features._alive.clear()
     return tmp_path / "cache"
@@ -65,7 +66,7 @@ def test_a_run_on_features_is_the_same_run(configure, fresh, tmp_path, strategy)
         assert torch.allclose(left[name], value, atol=2e-4), name
 
 
-def test_features_are_computed_once_and_kept(configure, prepared, fresh, tmp_path, capsys):
+def test_features_are_computed_once_and_kept(configure, fresh, tmp_path, capsys):
     """By one run of three: the second reads them, the third of other settings, too."""
     common = (*TOY, *CNN, HEAD, "strategy=er", "strategy.buffer_size=20", "verbose=true")
     other = (*TOY, *CNN, HEAD, "strategy=naive", "training.epochs=1", "verbose=true")
@@ -128,7 +129,7 @@ def test_a_damaged_file_is_computed_again_and_told(configure, fresh, tmp_path, c
     assert matrices[0] == matrices[1]
 
 
-def test_where_nothing_can_be_written_they_are_computed_each_time(prepared, fresh, tmp_path):
+def test_where_nothing_can_be_written_they_are_computed_each_time(prepared, fresh):
     (fresh / "features").parent.mkdir(exist_ok=True)
     prepared(*TOY, *CNN, HEAD, "strategy=naive", root=fresh)
     for file in (fresh / "features").iterdir():
@@ -177,9 +178,11 @@ def test_layers_in_part_frozen_and_a_run_that_is_resumed(configure, fresh, tmp_p
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    stopped = configure(*own, *part, "checkpoint.every=0", root=fresh)
+    with monkeypatch.context() as patch:
         patch.setattr("cl_runner.running.loop.remark", stop)
-        run(configure(*own, *part, "checkpoint.every=0", root=fresh), tmp_path / "two")
+        with pytest.raises(KeyboardInterrupt):
+            run(stopped, tmp_path / "two")
     features._alive.clear()
     run(configure(*own, *part, "resume=true", root=fresh), tmp_path / "two")
     matrices = [read_matrix(tmp_path / n / "accuracy_matrix.csv") for n in ("whole", "two")]
@@ -200,10 +203,24 @@ def test_the_whole_network_takes_raw_images(prepared, fresh):
     assert torch.allclose(whole(plain)(plain.stream.x[rows]), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("strategy", ["naive", "er"])
+def test_an_output_layer_alone_takes_the_steps_of_autograd(prepared, fresh, strategy):
+    """Its backward pass is written out, as an MLP's is."""
+    own = (*TOY, *CNN, HEAD, f"strategy={strategy}", *STRATEGIES[strategy])
+    found = []
+    for by_hand in (True, False):
+        _, own_strategy, env = prepared(*own, root=fresh)
+        assert env.flat.by_hand
+        env.flat.by_hand = by_hand
+        s = train_task(own_strategy, initial_state(own_strategy, env), env.stream[0], env)
+        found.append(s.theta.detach())
+    assert torch.allclose(found[0], found[1], atol=1e-5) and found[0].abs().max() > 0.1
+
+
 def test_without_it_a_run_is_what_it_was(configure):
     plain, own = configure(*TOY), configure(*TOY, "model.cache_features=auto")
     assert "cache_features" not in plain.resolved["model"] and plain.resolved == own.resolved
     other = configure(*TOY, "model.cache_features=false")
     assert config_hash(other.resolved) != config_hash(plain.resolved)
-    with pytest.raises(UserError, match="model.cache_features must be one of"):
+    with pytest.raises(UserError, match=r"model\.cache_features must be one of"):
         configure(*TOY, "model.cache_features=maybe")

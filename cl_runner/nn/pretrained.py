@@ -34,7 +34,13 @@ class Pretrained(Network):
     output_name: str  # of the output layer
 
     def stages(self) -> Sequence[Stage]:
-        return [self.__dict__["before_output"], self.get_submodule(self.output_name)]
+        return [self.features, self.get_submodule(self.output_name)]
+
+    def features(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, ...]; of no images, too, which not every library's network takes."""
+        some = x if len(x) else x.new_zeros(1, *x.shape[1:])
+        features: Tensor = self.__dict__["before_output"](some)
+        return features if len(x) else features[:0]
 
     def train(self, mode: bool = True) -> Any:
         """As every module; of the copy only its own mode is not shared."""
