@@ -64,7 +64,18 @@ def understood(args: Sequence[str]) -> list[str]:
         rewritten |= deferred(overrides)
     elif not (options.cfg or options.config_name or options.config_dir):  # they may say hydra.mode
         check_single(overrides)
-    return [rewritten.get(arg, arg) for arg in args]
+    return own_models([rewritten.get(arg, arg) for arg in args])
+
+
+def own_models(args: Sequence[str]) -> list[str]:
+    """The arguments; keys that every model has may be set where the YAML of one's own lacks them.
+
+    `++` tells Hydra so.
+    """
+    if not any(arg.lstrip("+").startswith("plugins=") for arg in args):
+        return list(args)
+    common = tuple(f"model.{f.name}=" for f in fields(schema.Model) if f.name != "name")
+    return [f"++{arg}" if arg.startswith(common) else arg for arg in args]
 
 
 def experiments(typed: Sequence[str]) -> dict[str, str]:

@@ -48,16 +48,17 @@ class Pretrained(Network):
         return super().train(mode)
 
 
-def pretrained(network: nn.Module, outputs: int, where: str) -> nn.Module:
-    """A library's network as a Network of two stages. Its output layer is the last nn.Linear.
+def in_two_stages(network: nn.Module, outputs: int, where: str = "the model") -> nn.Module:
+    """A network as a Network of two stages: all before its output layer, the last nn.Linear; that.
 
-    Raises UserError where that is none with a unit for each of the outputs.
+    Its forward pass must end with that layer, and take x alone. Raises UserError where the layer
+    has not a unit for each of the outputs.
     """
     network = keyed(network)
     linear = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear)]
     name, layer = linear[-1] if linear else ("", None)
     right = layer is not None and layer.out_features == outputs
-    check(right, f"{where} has no nn.Linear as its output layer: choose another architecture")
+    check(right, f"{where} has no nn.Linear with {outputs} units as its output layer")
     before = without(network, name)
     network.__class__ = both(type(network))  # type: ignore[arg-type]  # it is hashable
     network.__dict__ |= {"before_output": before, "output_name": name}
@@ -123,7 +124,7 @@ def fitted(config: schema.Library, input_shape: Shape, outputs: int, make: Any) 
     right = input_shape[0] == CHANNELS and input_shape[1] == input_shape[2]
     check(right, f"{where} takes square images of {CHANNELS} channels, not {shown}")
     try:
-        network = pretrained(make(), outputs, where)
+        network = in_two_stages(make(), outputs, where)
         check_shapes(network, config, input_shape, outputs)
     except UserError:
         raise
