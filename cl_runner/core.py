@@ -140,6 +140,9 @@ class Stream:
     # [n] rows of x among which the model that the first task makes chooses the samples of the
     # tasks after it (see run.edits); None: all tasks are known from the beginning.
     pool: Tensor | None = None
+    # (channels, height, width) of an image as the data set has it, before it was resized and
+    # padded; None: as that of x.
+    given: tuple[int, int, int] | None = None
     cache: dict[tuple[str, int], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import abc
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -81,7 +82,15 @@ def build_stream(
     x, x_test = (pad(images, config.pad_to) for images in (arrays.x_train, arrays.x_test))
     stream = function(config, arrays._replace(x_train=x, x_test=x_test), scenario)
     check_stream(stream, config, augmented=augmented)
-    return stream.on(device)
+    return replace(stream, given=given(arrays, stream)).on(device)
+
+
+def given(arrays: Arrays, stream: Stream) -> tuple[int, int, int] | None:
+    """The shape of an image as the data set has it; None where a task shows it otherwise.
+
+    What a task does to the images comes after resizing and padding, and is no part of the model.
+    """
+    return arrays.given if stream.transform is None else None
 
 
 def check_stream(stream: Stream, config: Benchmark, *, augmented: bool) -> None:

@@ -39,7 +39,7 @@ def read(
 
     def resized(arrays: Arrays) -> Arrays:
         x, x_test = (resize(v, config.resize, device) for v in (arrays.x_train, arrays.x_test))
-        return arrays._replace(x_train=x, x_test=x_test)
+        return arrays._replace(x_train=x, x_test=x_test, given=tuple(arrays.x_train.shape[1:]))
 
     def loaded(dataset: str) -> Arrays:
         return resized(load(dataset, root, path, tell, config.resize))
