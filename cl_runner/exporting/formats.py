@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cl_runner.errors import UserError, check
 from cl_runner.exporting.deployed import Deployed
+from cl_runner.functional.fixed_point import PRODUCTS
 
 INPUT, OUTPUT = "images", "probabilities"  # what they are called in an ONNX file
 CARD = "card"  # the key of a file's metadata under which the card lies, as JSON
@@ -62,9 +63,12 @@ def needed(model: Deployed) -> nn.Module:
     """The model with the tensors, and the operations, that its probabilities depend on.
 
     Its tensors have the names that they have in the model. What a strategy computes to choose the
-    weights it predicts with is gone: the network has those weights.
+    weights it predicts with is gone: the network has those weights. All operations are torch's.
     """
-    module = traced(model, example(model)).module()
+    whole = traced(model, example(model))
+    if any(node.target is PRODUCTS.default for node in whole.graph.nodes):
+        whole = whole.run_decompositions({PRODUCTS.default: products})
+    module = whole.module()
     graph: Any = module.graph
     graph.eliminate_dead_code()
     module.recompile()  # type: ignore[operator]  # it is a GraphModule
@@ -76,6 +80,14 @@ def needed(model: Deployed) -> nn.Module:
     return module
 
 
+def products(high: Tensor, low: Tensor, b: Tensor) -> Tensor:
+    """What our own operator of that name computes (`functional.fixed_point`), by torch's own.
+
+    Whole numbers, which float64 adds up without an error.
+    """
+    return ((128 * high.double() + low.double()) @ b.double()).float()
+
+
 def program(model: Deployed) -> bytes:
     """A torch.export program: `torch.export.load` gives it back, without this package."""
     file = io.BytesIO()
@@ -85,29 +97,40 @@ def program(model: Deployed) -> bytes:
 
 
 def torchscript(model: Deployed) -> bytes:
-    """A traced module: `torch.jit.load` gives it back, in Python or C++."""
-    file = io.BytesIO()
-    own = dict(needed(model).named_buffers())
-    unused = [name for name, held in model.held.items() if f"memory.{held}" not in own]
-    with without(model, unused):
-        found = torch.jit.trace(model, (example(model),))
-        torch.jit.save(found, file, _extra_files={CARD: json.dumps(model.card)})
+    """A traced module: `torch.jit.load` gives it back, in Python or C++.
+
+    Frozen: its tensors are constants of its graph.
+    """
+    file, module = io.BytesIO(), needed(model)
+    keep_open(module)
+    found = torch.jit.trace(module, (example(model),))
+    torch.jit.save(
+        torch.jit.freeze(found.eval(), optimize_numerics=False),
+        file,
+        _extra_files={CARD: json.dumps(model.card)},
+    )
     return file.getvalue()
 
 
-@contextmanager
-def without(model: Deployed, names: list[str]) -> Iterator[None]:
-    """Within, these tensors of the strategy's memory are no part of the module's state."""
-    kept = {name: getattr(model.memory, model.held[name]) for name in names}
-    for name, v in kept.items():
-        delattr(model.memory, model.held[name])
-        object.__setattr__(model.memory, model.held[name], v)
-    try:
-        yield
-    finally:
-        for name, v in kept.items():
-            object.__delattr__(model.memory, model.held[name])
-            model.memory.register_buffer(model.held[name], v)
+def keep_open(module: nn.Module) -> None:
+    """Let a module ask for the number of images in a way that a trace keeps as a question.
+
+    What takes that number is called as a method: of an operator, a trace would keep the number.
+    """
+    graph: Any = module.graph
+    asked = [node for node in graph.nodes if isinstance(node.meta.get("val"), torch.SymInt)]
+    for node in asked:
+        if node.target is torch.ops.aten.sym_size.int:
+            node.target = size_of
+        for user in set(node.users) - set(asked):
+            if user.op == "call_function":
+                user.op, user.target = "call_method", user.target.overloadpacket.__name__
+    module.recompile()  # type: ignore[operator]  # it is a GraphModule
+
+
+def size_of(x: Tensor, dimension: int) -> int:
+    """A tensor's size."""
+    return x.shape[dimension]
 
 
 def onnx(model: Deployed) -> bytes:
@@ -132,15 +155,21 @@ def onnx(model: Deployed) -> bytes:
 
 
 def safetensors(model: Deployed) -> bytes:
-    """The network's tensors by name, and what else of the strategy predictions need; no program."""
+    """The tensors that predictions need, by name, and no program.
+
+    Those of the network are called as its own `state_dict` has them, what else there is of the
+    strategy begins with `memory.`; what prepares an image is in the card.
+    """
     import safetensors.torch
 
-    own = dict(needed(model).named_buffers())
-    tensors = dict(model.network.state_dict())
-    for name, held in model.held.items():
-        if f"memory.{held}" in own:
-            tensors[f"memory.{name}"] = own[f"memory.{held}"]
-    tensors = {name: v.detach().contiguous().clone() for name, v in tensors.items()}
+    module = needed(model)
+    own = dict(module.named_parameters()) | dict(module.named_buffers())
+    held = {f"memory.{place}": f"memory.{name}" for name, place in model.held.items()}
+    tensors = {
+        held.get(name, name.removeprefix("network.")): v.detach().contiguous().clone()
+        for name, v in own.items()
+        if name in held or name.startswith("network.")
+    }
     return safetensors.torch.save(tensors, {CARD: json.dumps(model.card), "format": "pt"})
 
 
