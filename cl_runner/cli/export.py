@@ -62,7 +62,7 @@ def main(args: Sequence[str]) -> int:
         show(HELP)
         return 0
     asked = parser().parse_args(args)
-    card = asked.file.with_name(f"{asked.file.name}.md")
+    card = Path(f"{asked.file}.md")
     check_free(asked.file, card, force=asked.force)
     for name in ("onnx", "onnxscript") if asked.to == "onnx" else ():
         missing = f"--to onnx: {name} is not installed: pip install 'cl_runner[onnx]'"
@@ -77,8 +77,16 @@ def main(args: Sequence[str]) -> int:
     plugins = [name for name in asked.plugins.split(",") if name]
     model = load_model(asked.run, task=asked.task, plugins=plugins)
     content = written(model, asked.to)
+    before = card.read_bytes() if card.exists() else None
     write_text(card, as_text(model.card))
-    write_bytes(asked.file, content)
+    try:
+        write_bytes(asked.file, content)
+    except UserError:
+        if before is None:
+            card.unlink()
+        else:
+            write_bytes(card, before)
+        raise
     kind = str(model.dtype).removeprefix("torch.")
     shape = ", ".join(map(str, model.input_shape))
     say(

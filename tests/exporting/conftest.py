@@ -84,7 +84,7 @@ def trained(configure, tmp_path_factory):
     def function(name: str) -> Trained:
         if name not in made:
             config, folder = configure(*RUNS[name]), tmp_path_factory.mktemp(name)
-            run(config, folder)
+            run(config, folder, RUNS[name])
             stream = prepare(config, strategy_of(config)).stream
             raw = read(configure(*(o for o in RUNS[name] if "resize" not in o)))
             made[name] = Trained(folder, stream, raw.x_test)
