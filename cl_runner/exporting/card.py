@@ -129,7 +129,7 @@ def limits(of: Description, R: Any, own: Sequence[int]) -> Iterator[str]:
     if of.changed_by_tasks:
         yield (
             "The tasks change the images, as by permuting or turning them. That change stands for "
-            "one in the world and is no part of the model: it takes the images as a task shows them."
+            "one in the world and is no part of the model: it takes images as a task shows them."
         )
     if of.given_shape[1] == 1:
         yield (
@@ -161,7 +161,8 @@ def lines(card: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", "## What goes in, what comes out", "")
     shape = ", ".join(map(str, given["shape"]))
     yield f"- In: `{given['type']}` [{shape}], as the data set gives it."
-    yield f"- Out: probabilities, `float32` [B, {len(output['classes'])}], of the classes in this order:"
+    K = len(output["classes"])
+    yield f"- Out: probabilities, `float32` [B, {K}], of the classes in this order:"
     yield f"  {', '.join(map(plain, output['classes']))}."
     size = given["resize"]
     steps = [f"resizing to {size}x{size}"] if size is not None else []

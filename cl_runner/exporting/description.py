@@ -258,10 +258,12 @@ def check_sizes(found: Description) -> None:
     require(padded and found.given_shape[0] == C, "stream.input_shape fits no image")
     channels = {len(found.scale), C if found.shift is None else len(found.shift)}
     require(channels == {C}, "stream.scale and stream.shift are not one for each channel")
-    require(K > 0 and len(found.tasks) == len(found.label) > 0, "stream.tasks are not those of label")
+    both = K > 0 and len(found.tasks) == len(found.label) > 0
+    require(both, "stream.tasks are not those of label")
     require(len(set(map(len, found.label))) == 1, "stream.label is no table of outputs")
     within = all(-1 <= c < K for row in found.label for c in row)
     require(within, "stream.label names outputs that there are not")
     for task in found.tasks:
-        fits = len(task.classes) == len(task.names) > 0 and all(0 <= c < K for c in task.classes)
-        require(fits and len(set(task.classes)) == len(task.classes), "stream.tasks have no classes")
+        own = task.classes
+        fits = len(own) == len(set(own)) == len(task.names) > 0
+        require(fits and all(0 <= c < K for c in own), "stream.tasks have no classes")

@@ -71,7 +71,7 @@ def needed(model: Deployed) -> nn.Module:
     module = whole.module()
     graph: Any = module.graph
     graph.eliminate_dead_code()
-    module.recompile()  # type: ignore[operator]  # it is a GraphModule
+    module.recompile()
     used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     for name, _ in [*module.named_parameters(), *module.named_buffers()]:
         if name not in used:

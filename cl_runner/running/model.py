@@ -1,4 +1,4 @@
-"""What makes a model of a run's weights, written beside them: what the exported model is built from.
+"""What makes a model of a run's weights, written beside them: `exporting` builds it of that.
 
 `weights.safetensors` has the network's tensors. `model.json` has the configuration, what there is
 to know of the stream without its samples, and the digests of both files of tensors.
@@ -48,7 +48,7 @@ def save(out: Path, config: Config, member: Member, s: TrainState) -> None:
     """
     import safetensors.torch
 
-    strategy, env = member
+    env = member.env
     s = settled(member, s)
     weights.save(out, s, env)
     tensors = {f"{MEMORY}{name}": v for name, v in s.memory.items()} | {"t": s.t}

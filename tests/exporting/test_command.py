@@ -7,12 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors import safe_open
 
 from cl_runner.cli import export
 from cl_runner.errors import UserError
 from cl_runner.exporting.load import load_model
+from cl_runner.strategies.base import tasks_of
+from cl_runner.strategies.icarl import ICaRL
 
 
 def ask(*args):
@@ -106,7 +107,7 @@ def test_a_full_disk_leaves_nothing(trained, tmp_path, monkeypatch):
         return replace(path, target)
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(UserError, match="cannot write .*m: No space left on device"):
+    with pytest.raises(UserError, match=r"cannot write .*m: No space left on device"):
         ask(trained("images").folder, "--to", "safetensors", tmp_path / "m")
     assert not list(tmp_path.iterdir())
 
@@ -131,12 +132,10 @@ def test_help_is_a_screen_and_tells_every_option(cl_run, tmp_path):
 
 def test_a_trace_of_several_networks_is_refused(trained, monkeypatch):
     """None of ours asks two; one of somebody else's may."""
-    from cl_runner.strategies.icarl import ICaRL
 
-    def predict(self, s, x, task, env):
-        other = s._replace(theta=s.theta + 1)
-        one, two = (env.net(state.theta, x, torch.zeros(len(x))) for state in (s, other))
-        return one + two
+    def predict(_self, s, x, task, env):
+        tasks = tasks_of(x, task)
+        return env.net(s.theta, x, tasks) + env.net(s.theta + 1, x, tasks)
 
     monkeypatch.setattr(ICaRL, "predict", predict)
     with pytest.raises(UserError, match=r"strategy=icarl cannot be exported: its predictions ask"):

@@ -21,7 +21,7 @@ from cl_runner.exporting.load import load_model
 
 pytestmark = [
     pytest.mark.slow,  # torch's exporters take seconds to import
-    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),  # it works as long as it does
+    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
 ]
 
 
@@ -84,7 +84,7 @@ print(json.loads(card["card"])["name"])
     assert (done.returncode, done.stdout) == (0, "icarl on split_digits\n"), done.stderr
     found = np.load(tmp_path / "out.npz")
     answers = iter([found[name] for name in found.files])
-    ends_with(images, [lambda x: next(answers)] * len(images.stream))
+    ends_with(images, [lambda _: next(answers)] * len(images.stream))
 
 
 def test_onnx_runs_in_its_runtime(images, exported):
@@ -152,9 +152,8 @@ def test_safetensors_make_a_module_that_has_the_names(images, exported):
 @pytest.mark.parametrize("form", ["pt", "torchscript", "onnx"])
 def test_tables_tasks_and_adapters_are_exported(trained, name, form):
     one = trained(name)
-    asked = [t.index + 1 if name == "tasks" else None for t in one.stream][: 2 if form == "pt" else 1]
-    for i, task in enumerate(asked):
-        model = load_model(one.folder, task=task)
+    for i in range(2 if form == "pt" else 1):
+        model = load_model(one.folder, task=i + 1 if name == "tasks" else None)
         content = written(model, form)
         x, _ = one.test(i)
         x = x if x.shape[2] > 1 else x[:, 0, 0]
