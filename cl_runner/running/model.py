@@ -19,7 +19,7 @@ from torch import Tensor
 import cl_runner
 from cl_runner.config.schema import Config, LoRA
 from cl_runner.config.weights import WEIGHTS, digest
-from cl_runner.core import Stream, TrainState
+from cl_runner.core import Stream, Task, TrainState
 from cl_runner.results.files import write_bytes, write_text
 from cl_runner.results.names import MODEL, MODEL_MEMORY
 from cl_runner.running import weights
@@ -105,8 +105,8 @@ def described(stream: Stream, config: Config) -> dict[str, Any]:
         "tasks": [
             {
                 "name": task.name,
-                "classes": list(task.classes),
-                "names": list(task.names),
+                "classes": list(own := names_of(task)),
+                "names": [" / ".join(own[c]) or f"output {c}" for c in own],
                 "train": len(task.train),
                 "test": len(task.test),
             }
@@ -115,14 +115,20 @@ def described(stream: Stream, config: Config) -> dict[str, Any]:
     }
 
 
+def names_of(task: Task) -> dict[int, list[str]]:
+    """What a task's outputs stand for, each once, in ascending order; classes may have no name."""
+    named: dict[int, dict[str, None]] = {c: {} for c in sorted(set(task.classes))}
+    for c, name in zip(task.classes, task.names, strict=True):
+        named[c] |= {name: None} if name else {}
+    return {c: list(names) for c, names in named.items()}
+
+
 def outputs(stream: Stream) -> Iterator[str]:
     """What each of the network's outputs stands for; of several classes all, in their tasks' order.
 
-    An output that no task has is called by its number.
+    An output that no task has, or that has no name, is called by its number.
     """
-    named: dict[int, dict[str, None]] = {}
-    for task in stream:
-        for c, name in zip(task.classes, task.names, strict=True):
-            named.setdefault(c, {})[name] = None
+    every = [names_of(task) for task in stream]
     for c in range(stream.num_classes):
-        yield " / ".join(named[c]) if c in named else f"output {c}"
+        names = dict.fromkeys(name for own in every for name in own.get(c, ()))
+        yield " / ".join(names) or f"output {c}"
