@@ -487,3 +487,11 @@ def test_jobs_say_a_line_each_and_their_notes_once(configure, tmp_path, capsys, 
     assert len(lines) == 2
     for i, line in enumerate(lines, 1):
         assert re.fullmatch(f"job {i} of 2 · {words}", line)
+
+
+CHECKOUT = Path(__file__).parents[1]
+
+
+@pytest.mark.skipif(not (CHECKOUT / ".git").exists(), reason="this is no checkout")
+def test_the_commit_of_a_checkout_is_known():
+    assert re.fullmatch(r"[0-9a-f]{7,40}\+?", str(record.commit()))
