@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cl_runner.config.benchmarks import (
     Conditions,
@@ -42,7 +43,7 @@ from cl_runner.data.kinds.rotated import rotated_stream
 from cl_runner.data.kinds.sequence import sequence_stream
 from cl_runner.data.kinds.slices import slices_stream
 from cl_runner.data.kinds.split import split_stream
-from cl_runner.data.streams import pad
+from cl_runner.data.streams import in_three_channels, pad
 from cl_runner.errors import check
 
 # benchmark.kind -> its dataclass, and (configuration, data, scenario) -> Stream on the CPU.
@@ -70,27 +71,33 @@ def build_stream(
     *,
     augmented: bool,
     plugins: abc.Sequence[str] = (),
+    coloured: bool = False,
 ) -> Stream:
     """The stream of tasks that a benchmark's configuration describes, its tensors on `device`.
 
     Scenarios (van de Ven et al. 2022, Nature Machine Intelligence 4, 1185): in task- and
     class-incremental learning each task has outputs of its own, in domain-incremental learning all
     tasks share them; a split task's classes are then numbered within the task.
+    coloured: grey images are shown in three channels.
     Raises UserError for what the data set cannot give, and for a kind that is not there.
     """
     _, function = theirs(BENCHMARK, config.kind, plugins) or KINDS[config.kind]
     x, x_test = (pad(images, config.pad_to) for images in (arrays.x_train, arrays.x_test))
     stream = function(config, arrays._replace(x_train=x, x_test=x_test), scenario)
     check_stream(stream, config, augmented=augmented)
-    return replace(stream, given=given(arrays, stream)).on(device)
+    shown = in_three_channels(stream) if coloured else stream
+    return replace(shown, given=given(arrays, x, stream)).on(device)
 
 
-def given(arrays: Arrays, stream: Stream) -> tuple[int, int, int] | None:
-    """The shape of an image as the data set has it; None where a task shows it otherwise.
+def given(arrays: Arrays, x: Tensor, stream: Stream) -> Tensor | None:
+    """No image [0, C, H, W], of the shape and type that the data set's have.
 
-    What a task does to the images comes after resizing and padding, and is no part of the model.
+    x: the images, resized and padded, of which the stream was made. None where it shows others: what
+    a task does to images comes after that, and is no part of the model.
     """
-    return arrays.given if stream.transform is None else None
+    if stream.transform is not None or stream.x.shape[1:] != x.shape[1:]:
+        return None
+    return x.new_empty(0, *(arrays.given or arrays.x_train.shape[1:]))
 
 
 def check_stream(stream: Stream, config: Benchmark, *, augmented: bool) -> None:

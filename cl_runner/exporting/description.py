@@ -255,7 +255,9 @@ def check_sizes(found: Description) -> None:
     require(found.resize is None or 0 < found.resize < MOST, "stream.resize is out of range")
     shown = shown if found.resize is None else (found.resize, found.resize)
     padded = all(a <= b for a, b in zip(shown, found.input_shape[1:], strict=True))
-    require(padded and found.given_shape[0] == C, "stream.input_shape fits no image")
+    # Grey images may be shown in three channels.
+    coloured = found.given_shape[0] == C or (found.given_shape[0], C) == (1, 3)
+    require(padded and coloured, "stream.input_shape fits no image")
     channels = {len(found.scale), C if found.shift is None else len(found.shift)}
     require(channels == {C}, "stream.scale and stream.shift are not one for each channel")
     both = K > 0 and len(found.tasks) == len(found.label) > 0

@@ -71,9 +71,13 @@ def configuration(description: Description, plugins: Sequence[str]) -> Config:
         f"the run was made with plugins={named}: name those that may be imported "
         f"(--plugins {','.join(map(str, named))})",
     )
-    unneeded = {"init_from", "init_only", "plots", "plugins"}
-    own = {key: value for key, value in description.config.items() if key not in unneeded}
-    return validate(OmegaConf.create(own | {"device": "cpu", "plugins": list(named)}))
+    model = description.config.get("model")
+    check(isinstance(model, dict), f"the run's model is no group of keys: {model!r}")
+    starting = {"weights": None, "weights_for": None}  # the weights are those that the run left
+    without = {k: v for k, v in model.items() if k not in starting}  # type: ignore[union-attr]
+    own = {key: value for key, value in description.config.items() if key != "plots"}
+    own |= {"device": "cpu", "plugins": list(named), "model": without}
+    return validate(OmegaConf.create(own))
 
 
 def tensors_of(path: Path) -> Tensors:
@@ -157,7 +161,8 @@ def without_samples(of: Description) -> Stream:
     """The stream as far as a model needs it: one black image, and tasks without samples."""
     none = torch.zeros(0, dtype=torch.int64)
     kind: Any = torch.uint8 if of.dtype == "uint8" else torch.float32
-    x, y = torch.zeros(1, *of.input_shape, dtype=kind), torch.zeros(1, dtype=torch.int64)
+    x = torch.zeros(1, of.given_shape[0], *of.input_shape[1:], dtype=kind)
+    y = torch.zeros(1, dtype=torch.int64)
     tasks = tuple(
         Task(i, task.classes, task.names, none, none, none, task.name)
         for i, task in enumerate(of.tasks)

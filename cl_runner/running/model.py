@@ -24,6 +24,8 @@ from cl_runner.results.files import write_bytes, write_text
 from cl_runner.results.names import MODEL, MODEL_MEMORY
 from cl_runner.running import weights
 from cl_runner.running.tasks import Member
+from cl_runner.training.env import Env
+from cl_runner.training.extractor import inputs_of
 
 FORMAT = 1  # of model.json; another number, another meaning
 NETWORK, MEMORY = "network.", "memory."  # how the names in model.safetensors begin
@@ -60,7 +62,7 @@ def save(out: Path, config: Config, member: Member, s: TrainState) -> None:
         "format": FORMAT,
         "cl_runner": cl_runner.__version__,
         "config": dict(config.resolved),
-        "stream": described(env.stream, config),
+        "stream": described(env, config),
         "files": {name: digest(out / name) for name in (WEIGHTS, MODEL_MEMORY)},
     }
     write_text(out / MODEL, json.dumps(content, indent=1) + "\n")
@@ -74,32 +76,30 @@ def settled(member: Member, s: TrainState) -> TrainState:
     s = strategy.settled(env.commit(s), env)
     noted = Noted(s.memory)
     stream = env.stream
-    x = env.inputs(stream.x.new_zeros(1, *stream.input_shape))
+    x = env.inputs(stream.x.new_zeros(1, *stream.x.shape[1:]))
     for task in range(len(stream)):
         strategy.predict(s._replace(memory=noted), x, task, env)
     env.flat.module.train()
     return s._replace(memory={name: s.memory[name] for name in sorted(noted.seen)})
 
 
-def described(stream: Stream, config: Config) -> dict[str, Any]:
-    """A stream as JSON, without its samples."""
-    resize, pad_to = config.benchmark.resize, config.benchmark.pad_to
-    given = stream.given or stream.input_shape
-    sides = given[1:] if resize is None else (resize, resize)
-    shown = given[0], *(sides if pad_to is None else (pad_to, pad_to))
-    if shown != stream.input_shape:  # a benchmark of the user's made something else of the images
-        given, resize = stream.input_shape, None
+def described(env: Env, config: Config) -> dict[str, Any]:
+    """A run's stream as JSON, without its samples; of a run on features, that of the images."""
+    stream, on, benchmark = env.stream, env.on_features, config.benchmark
+    given = stream.x[:0] if stream.given is None else stream.given
+    inputs = inputs_of(stream) if on is None else on.extractor.inputs
+    resize, pad_to = (None, None) if stream.given is None else (benchmark.resize, benchmark.pad_to)
+    sides = [*given.shape[2:]] if resize is None else [resize, resize]
     return {
         "scenario": stream.scenario,
         "boundaries": stream.boundaries,
-        "num_classes": stream.num_classes,
-        "dtype": str(stream.x.dtype).removeprefix("torch."),
-        "given_shape": list(given),
-        "resize": None if stream.given is None else resize,
-        "input_shape": list(stream.input_shape),
+        "dtype": str(given.dtype).removeprefix("torch."),
+        "given_shape": list(given.shape[1:]),
+        "resize": resize,
+        "input_shape": [len(inputs.scale), *(sides if pad_to is None else [pad_to, pad_to])],
         "changed_by_tasks": stream.transform is not None,
-        "scale": stream.scale.flatten().tolist(),
-        "shift": None if stream.shift is None else stream.shift.flatten().tolist(),
+        "scale": inputs.scale.flatten().tolist(),
+        "shift": None if inputs.shift is None else inputs.shift.flatten().tolist(),
         "label": stream.label.tolist(),
         "outputs": list(outputs(stream)),
         "tasks": [
