@@ -19,7 +19,7 @@ from cl_runner.functional.metrics import acc
 from cl_runner.machine.console import near, say
 from cl_runner.machine.signals import Stop, stoppable
 from cl_runner.results import files, status, text
-from cl_runner.running import checkpoint, features, guard, needs, pretraining, together, weights
+from cl_runner.running import checkpoint, features, guard, model, needs, pretraining, together
 from cl_runner.running.checkpoint import Saved
 from cl_runner.running.evaluation import readings
 from cl_runner.running.frame import frame_of
@@ -170,7 +170,7 @@ def train_runs(runs: Sequence[Run], aloud: Callable[[str], None] = say) -> None:
         for run in alive:
             complete = run.task == tasks
             if complete and run.config.checkpoint.keep:
-                weights.save(run.files.out, run.s, run.member.env)
+                model.save(run.files.out, run.config, run.member, run.s)
             run.files.write("complete" if complete else "interrupted")
     except BaseException as error:
         for run in alive:
