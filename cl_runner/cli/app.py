@@ -23,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cl_runner import __version__
+from cl_runner.version import __version__
 from cl_runner.cli import catalogue, overview
 from cl_runner.cli.failures import check_search, failed, known
 from cl_runner.cli.messages import SHOW_TRACEBACK, explain, print_error
@@ -160,6 +160,7 @@ def answer(args: Sequence[str]) -> int:
         return code or 0
     if explain(error)[0] != 2:
         merge.gather(tell=not isinstance(error, KeyboardInterrupt))
+    logging.disable()  # what is still logged at exit would make a folder's log file anew
     folders.discard()
     return print_error(error)
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from cl_runner import __version__
+from cl_runner.version import __version__
 from cl_runner.comparing.terminal import printable, printable_lines
 from cl_runner.errors import UserError, check
 from cl_runner.machine import console

@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from cl_runner import __version__
+from cl_runner.version import __version__
 from cl_runner.comparing import render
 from cl_runner.comparing.advice import advice
 from cl_runner.comparing.figures.canvas import NoMatplotlib, image, pyplot

@@ -1,0 +1,1 @@
+"""What `import cl_runner as cl` offers to scripts and notebooks: runs, sweeps, tables, comparisons."""
