@@ -89,9 +89,7 @@ def kinds(name: str, strategies: Iterable[str]) -> Sequence[str]:
         return []
     section, _, key = name.rpartition(".")
     owners = schemas(section) if section != "strategy" else map(outline, strategies)
-    types = {
-        str(f.type) for one in owners if one for f in fields(one) if f.name.rstrip("_") == key
-    }
+    types = {str(f.type) for one in owners if one for f in fields(one) if f.name.rstrip("_") == key}
     if not types:
         return ["int", "float", "bool", "list"]
     found = [kind for kind in ("list", "bool", "int", "float") if any(kind in t for t in types)]

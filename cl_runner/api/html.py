@@ -24,7 +24,9 @@ def block(title: str, *parts: str) -> str:
     return f"<div><div><b>{escape(title)}</b></div>{shown}</div>"
 
 
-def plain(header: Sequence[str], rows: Sequence[Sequence[str]], bold: Sequence[Sequence[bool]] = ()) -> str:
+def plain(
+    header: Sequence[str], rows: Sequence[Sequence[str]], bold: Sequence[Sequence[bool]] = ()
+) -> str:
     """A table of texts; bold: which cells are."""
     head = "".join(f"<th>{escape(name)}</th>" for name in header)
     lines = []

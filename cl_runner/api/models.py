@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from torch import nn
@@ -11,12 +13,21 @@ if TYPE_CHECKING:
     from cl_runner.api.runs import Run
 
 
-def load_model(run: str | Path | Run) -> nn.Module:
-    """The network that a run has trained, from its folder, as a module of torch.
+def load_model(
+    run: str | Path | Run, *, task: int | str | None = None, plugins: Sequence[str] = ()
+) -> nn.Module:
+    """The network that a run has trained, from its folder alone, as a module of torch.
 
     It takes images as the data set has them, uint8 [B, C, H, W], and gives probabilities [B, K].
-    Raises UserError if the run did not keep its network (`checkpoint.keep=true`).
-    """
-    from cl_runner.exporting.load import load_model as load
 
-    return load(run if isinstance(run, str | Path) else run.folder)
+    Args:
+        run: a run, or its folder.
+        task: of a task-incremental run, which one: its number from 1, or its name.
+        plugins: the packages of yours that the run was made with; only those are imported.
+
+    Raises:
+        UserError: the run is not complete or did not keep its network (`checkpoint.keep=true`).
+    """
+    load = import_module("cl_runner.exporting.load").load_model
+    folder = run if isinstance(run, str | Path) else run.folder
+    return cast("nn.Module", load(folder, task=task, plugins=plugins))

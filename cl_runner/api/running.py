@@ -55,9 +55,7 @@ def run(
     return run_in(folder)
 
 
-def command_of(
-    settings: list[str], out: str | Path | None, resume: bool | str | Path
-) -> list[str]:
+def command_of(settings: list[str], out: str | Path | None, resume: bool | str | Path) -> list[str]:
     """The arguments of `cl-run`. Raises UserError for what one run cannot be."""
     seeds = "seeds=[...] are several runs: write cl.sweep(..., seed=[0,1,2])"
     check(not given(settings, "seeds"), seeds)
@@ -72,9 +70,13 @@ def command_of(
         args.append("resume=true")
     if not given(settings, "checkpoint.keep"):
         args.append("checkpoint.keep=true")
-    if out is not None:
-        args.append(f"hydra.run.dir={quoted(str(Path(out).expanduser()))}")
-    return args
+    return args if out is None else [*args, f"hydra.run.dir={folder_of(out)}"]
+
+
+def folder_of(out: str | Path) -> str:
+    """A folder for Hydra's grammar. Raises UserError for a name that Hydra would refer with."""
+    check("${" not in str(out), f"out={out}: Hydra takes ${{ in the name of a folder for its own")
+    return quoted(str(Path(out).expanduser()))
 
 
 def in_python(line: str) -> str:

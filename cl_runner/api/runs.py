@@ -245,7 +245,9 @@ class Runs(Sequence[Run]):
 
     def _in_words(self) -> str:
         states = [run.status for run in self]
-        counts = {state: states.count(state) for state in sorted(set(states)) if state != "complete"}
+        counts = {
+            state: states.count(state) for state in sorted(set(states)) if state != "complete"
+        }
         return ", ".join([f"{len(self)} runs", *(f"{n} {state}" for state, n in counts.items())])
 
     def _repr_html_(self) -> str:

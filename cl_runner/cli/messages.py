@@ -31,9 +31,7 @@ def print_error(error: BaseException) -> int:
     return 1 if code is None else code
 
 
-def explain(
-    error: BaseException, args: Sequence[str] | None = None
-) -> tuple[int | None, str]:
+def explain(error: BaseException, args: Sequence[str] | None = None) -> tuple[int | None, str]:
     """The exit code and the line for an error; no code means that it is unforeseen.
 
     args: what was typed; None: the process's own arguments.

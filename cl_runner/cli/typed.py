@@ -211,9 +211,7 @@ def deferred(overrides: dict[str, Any]) -> dict[str, str]:
     return replaced
 
 
-def unknown_option(
-    group: str, name: str, options: list[str], args: Sequence[str] = ()
-) -> str:
+def unknown_option(group: str, name: str, options: list[str], args: Sequence[str] = ()) -> str:
     """What to say about a file that a group of the configuration has not. args: what was typed.
 
     An experiment of an old name is asked for in a file of the user's own: what is typed is read.

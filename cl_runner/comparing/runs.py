@@ -121,10 +121,19 @@ def read_runs(patterns: Sequence[str], *, once: bool = True) -> tuple[list[Run],
     runs = sorted(found.values(), key=lambda run: str(run.folder))
     if not once:
         return runs, notes
+    runs, repeated = counted_once(runs)
+    return runs, notes + repeated
+
+
+def counted_once(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Runs as they are compared: checked, each once, with calibration; and notes for the reader.
+
+    Raises UserError for what no run can have measured, and for results that contradict each other.
+    """
     for run in runs:
         _check_run(run)
-    runs, repeated = without_repetitions(runs)
-    return [calibrated(run) for run in runs], notes + repeated
+    once, notes = without_repetitions(runs)
+    return [calibrated(run) for run in once], notes
 
 
 def _files(patterns: Sequence[str], skipped: list[str]) -> Iterator[Path]:
