@@ -49,7 +49,9 @@ def __getattr__(name: str) -> Any:
         **dict.fromkeys(("Comparison", "compare"), "api.comparison"),
         **dict.fromkeys(("Run", "Runs", "load_runs"), "api.runs"),
         **dict.fromkeys(("Diverged", "UserError"), "errors"),
-        **{"load_model": "api.models", "run": "api.running", "sweep": "api.sweeping"},
+        "load_model": "api.models",
+        "run": "api.running",
+        "sweep": "api.sweeping",
     }
     if name not in places:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

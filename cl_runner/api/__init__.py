@@ -1,1 +1,1 @@
-"""What `import cl_runner as cl` offers to scripts and notebooks: runs, sweeps, tables, comparisons."""
+"""What `import cl_runner as cl` offers: runs, sweeps, tables, comparisons."""

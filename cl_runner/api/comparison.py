@@ -33,8 +33,13 @@ if TYPE_CHECKING:
 Source: TypeAlias = "str | Path | Run | Runs"
 # What the command's messages say, and what that is called here.
 CALLED = {
-    **{"--metric ": "metrics=", "--columns ": "metrics=", "--baseline ": "baseline="},
-    **{"--by ": "by=", "--html ": "path=", "--by": "by", "--where": "Runs.where"},
+    "--metric ": "metrics=",
+    "--columns ": "metrics=",
+    "--baseline ": "baseline=",
+    "--by ": "by=",
+    "--html ": "path=",
+    "--by": "by",
+    "--where": "Runs.where",
 }
 
 

@@ -25,9 +25,9 @@ TRUTH = {"True": True, "False": False}
 
 def list_of(cell: str) -> list[Any]:
     """A list as cl_runner writes it. Raises ValueError."""
-    found = json.loads(cell)
-    if not isinstance(found, list):
+    if not cell.startswith("["):
         raise ValueError(f"{cell} is no list")
+    found: list[Any] = json.loads(cell)
     return found
 
 
@@ -39,7 +39,11 @@ def truth_of(cell: str) -> bool:
 
 
 READ: dict[str, Callable[[str], Any]] = {
-    **{"int": int, "float": float, "bool": truth_of, "list": list_of, "str": str}
+    "int": int,
+    "float": float,
+    "bool": truth_of,
+    "list": list_of,
+    "str": str,
 }
 
 

@@ -47,8 +47,8 @@ def run(
     except UserError as error:
         raise UserError(in_python(str(error))) from None
     except KeyboardInterrupt:
-        if (folder := begun()) is not None:
-            print(f"interrupted; to go on: cl.run(resume={str(folder)!r})", file=sys.stderr)
+        if (left := begun()) is not None:
+            print(f"interrupted; to go on: cl.run(resume={str(left)!r})", file=sys.stderr)
         raise
     from cl_runner.api.runs import run_in
 

@@ -13,7 +13,7 @@ from cl_runner.api.overrides import Value, dotted, plainly
 from cl_runner.comparing import runs as found
 from cl_runner.comparing.table import differing_keys
 from cl_runner.comparing.verify import read_matrices
-from cl_runner.errors import UserError, check
+from cl_runner.errors import check
 from cl_runner.machine.console import near
 from cl_runner.machine.reading import yaml_values
 from cl_runner.results import status
@@ -83,7 +83,7 @@ class Run:
 
     @property
     def matrix(self) -> pd.DataFrame:
-        """The accuracy matrix: a row for the untrained network and after each task, a column a task.
+        """The accuracy matrix: rows are the untrained network and after each task, columns tasks.
 
         Fractions, as the run's own scenario reads them; NaN where nothing was measured.
         """

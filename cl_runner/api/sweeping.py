@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING
@@ -78,7 +78,6 @@ def lines_of(command: Sequence[str]) -> str:
     It is a session of its own: Ctrl-C, of which a terminal and a notebook tell different processes,
     is handed on once, and what the command does then is waited for.
     """
-    options: Mapping[str, bool] = {"start_new_session": os.name == "posix"}
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     last = ""
     with subprocess.Popen(
@@ -89,7 +88,7 @@ def lines_of(command: Sequence[str]) -> str:
         encoding="utf-8",
         errors="replace",
         env=environment | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
-        **options,
+        start_new_session=os.name == "posix",
     ) as process:
         assert process.stdout is not None
         try:

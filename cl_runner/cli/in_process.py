@@ -32,7 +32,7 @@ from cl_runner.results.names import LOG, OVERRIDES
 from cl_runner.sweeping import folders
 
 OURS = threading.RLock()  # Hydra's state, and torch's, is the process's: one run at a time
-OF_HYDRA = (GlobalHydra, HydraConfig, JobRuntime, version.VersionBase)
+OF_HYDRA: tuple[type, ...] = (GlobalHydra, HydraConfig, JobRuntime, version.VersionBase)
 log = logging.getLogger("cl_runner")
 
 

@@ -111,8 +111,14 @@ def schemas(section: str) -> tuple[Any, ...]:
         "model": tuple(own for own, _ in MODEL.ours().values()),
         "adapter": tuple(ADAPTERS.values()),
         "optimizer": tuple(OPTIMIZERS.values()),
-        **{"data": (Data,), "training": (Training,), "ssl": (SSL,), "detector": (Detector,)},
-        **{"budget": (Budget,), "guard": (Guard,), "eval": (Eval,), "energy": (Energy,)},
+        "data": (Data,),
+        "training": (Training,),
+        "ssl": (SSL,),
+        "detector": (Detector,),
+        "budget": (Budget,),
+        "guard": (Guard,),
+        "eval": (Eval,),
+        "energy": (Energy,),
         "checkpoint": (Checkpoint,),
     }.get(section, ())
 

@@ -172,7 +172,7 @@ def test_a_mistake_needs_no_process(args, keys, line, monkeypatch):
 
 
 @pytest.mark.usefixtures("heeded")
-def test_ctrl_c_is_handed_on_once_and_waited_for(tmp_path, capsys):
+def test_ctrl_c_is_handed_on_once_and_waited_for():
     """The process prints what it does after the signal; it is in a session of its own."""
     code = (
         "import os, signal, sys, time\n"

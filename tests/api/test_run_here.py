@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,7 +188,7 @@ def test_what_only_python_can_get_wrong(args, keys, line, tmp_path, monkeypatch)
 
 
 def test_a_folder_that_holds_a_run_is_not_written_to(small, four):
-    with pytest.raises(cl.UserError, match="already holds .*resume=true goes on"):
+    with pytest.raises(cl.UserError, match=r"already holds .*resume=true goes on"):
         cl.run(*small, strategy="naive", out=four / "naive0")
     again = cl.run(*small, strategy="naive", seed=0, out=four / "naive0", resume=True)
     assert again.status == "complete"
@@ -209,9 +208,10 @@ def test_ctrl_c_leaves_a_run_that_goes_on(small, four, tmp_path, monkeypatch, ca
         return step(self, *rest)
 
     before = state_of_the_process()
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+    with monkeypatch.context() as patch:
         patch.setattr(Strategy, "step", interrupted)
-        cl.run(*small, **args)
+        with pytest.raises(Interrupted):
+            cl.run(*small, **args)
     assert state_of_the_process() == before
     assert f"to go on: cl.run(resume='{args['out']}')" in capsys.readouterr().err
     (left,) = cl.load_runs(args["out"])
@@ -257,7 +257,7 @@ def test_packages_of_the_callers_own(small, tmp_path, monkeypatch):
 
 def test_a_bug_has_its_own_traceback(small, tmp_path, monkeypatch):
     monkeypatch.setattr(Strategy, "step", lambda *_: 1 / 0)
-    with pytest.raises(Exception, match="a bug in cl_runner.*ZeroDivisionError") as caught:
+    with pytest.raises(Exception, match=r"a bug in cl_runner.*ZeroDivisionError") as caught:
         cl.run(*small, strategy="naive", out=tmp_path / "run")
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert cl.load_runs(tmp_path / "run")[0].status == "failed"

@@ -180,11 +180,11 @@ def test_of_many_tasks_only_their_number_is_shown():
 @pytest.mark.parametrize("paths", ["nowhere", ["nowhere"], []])
 def test_no_runs_are_one_line(paths, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(cl.UserError, match="no file or folder nowhere|no path to load"):
+    with pytest.raises(cl.UserError, match=r"no file or folder nowhere|no path to load"):
         cl.load_runs(paths)
 
 
-def test_a_merged_table_alone_has_summaries(four, tmp_path):
+def test_a_merged_table_alone_has_summaries(tmp_path):
     """Of a sweep whose folders are gone."""
     rows = [{"run": f"er{seed}", **SUMMARY, "seed": seed, "ACC": 0.5} for seed in (0, 1)]
     pd.DataFrame(rows).to_csv(tmp_path / "summary.csv", index=False)

@@ -56,11 +56,11 @@ def styled(wanted: str) -> Iterator[None]:
 
 
 class Files:
-    """What pictures for files need of pyplot, without its windows: the caller's stay as they are."""
+    """What pictures for files need of pyplot, without its windows and its backend."""
 
     @staticmethod
     def subplots(
-        *shape: int, figsize: Any = None, layout: str | None = None, **rest: Any
+        *shape: int, figsize: Any = None, layout: Any = None, **rest: Any
     ) -> tuple[Any, Any]:
         """A figure, and its axes."""
         from matplotlib.figure import Figure
