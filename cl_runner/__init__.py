@@ -43,20 +43,22 @@ if "OMP_WAIT_POLICY" not in os.environ:
 naming.register()
 
 
-def __getattr__(name: str) -> Any:
-    """What `__all__` names, imported the first time that it is asked for."""
-    places = {
-        **dict.fromkeys(("Comparison", "compare"), "api.comparison"),
-        **dict.fromkeys(("Run", "Runs", "load_runs"), "api.runs"),
-        **dict.fromkeys(("Diverged", "UserError"), "errors"),
-        "load_model": "api.models",
-        "run": "api.running",
-        "sweep": "api.sweeping",
-    }
-    if name not in places:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(import_module(f"{__name__}.{places[name]}"), name)
-    return found
+if not TYPE_CHECKING:  # which knows the names above, and no others
+
+    def __getattr__(name: str) -> Any:
+        """What `__all__` names, imported the first time that it is asked for."""
+        places = {
+            **dict.fromkeys(("Comparison", "compare"), "api.comparison"),
+            **dict.fromkeys(("Run", "Runs", "load_runs"), "api.runs"),
+            **dict.fromkeys(("Diverged", "UserError"), "errors"),
+            "load_model": "api.models",
+            "run": "api.running",
+            "sweep": "api.sweeping",
+        }
+        if name not in places:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = globals()[name] = getattr(import_module(f"{__name__}.{places[name]}"), name)
+        return found
 
 
 def __dir__() -> list[str]:

@@ -108,9 +108,9 @@ class Comparison:
 
         Args:
             name: one of `figures`.
-            ax: axes of yours to draw into, of a picture that has one panel; None: a new figure of
-                pyplot, which a notebook shows. Save it with `bbox_inches="tight"`, since its legend
-                stands beside the axes.
+            ax: axes of yours to draw into, of a picture that has one panel; their title is yours to
+                say. None: a new figure of pyplot, which a notebook shows. Save it with
+                `bbox_inches="tight"`, since its legend stands beside the axes.
             stream: of runs on several streams, whose title.
 
         Raises UserError for a picture that is not there, and where matplotlib is not.
@@ -126,7 +126,11 @@ class Comparison:
         several = f"{name} is drawn of each stream: choose stream= one of {'; '.join(titles)}"
         check(len(there) == 1, several)
         with styled(f"figure({name!r})"):
-            return axes_of(there[0][1], name, ax)
+            from matplotlib import interactive, is_interactive
+
+            axes, shown = axes_of(there[0][1], name, ax), is_interactive()
+        interactive(shown)  # as pyplot's first figure has set it: a notebook shows figures by it
+        return axes
 
     def to_latex(self) -> str:
         """Tables for a paper, with the packages booktabs and siunitx."""
@@ -262,14 +266,13 @@ class Within:
 
 
 class Panel:
-    """What stands for the figure there: its title is the axes', and so is its legend."""
+    """What stands for the figure there: its legend is the axes', its title is the caller's."""
 
     def __init__(self, ax: Any) -> None:
         self._ax, self.axes = ax, [ax]
 
     def suptitle(self, text: str, **_: Any) -> None:
-        """The first line as the title of the axes; the stream is the caller's to say."""
-        self._ax.set_title(text.splitlines()[0], fontsize=9)
+        """None: what is shown is for the caller to say."""
 
     def legend(self, handles: Any, labels: Any, **_: Any) -> None:
         """A legend on the axes."""

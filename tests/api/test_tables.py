@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 import cl_runner as cl
@@ -193,3 +194,15 @@ def test_a_merged_table_alone_has_summaries(tmp_path):
     assert runs.accuracies.empty and runs[0].status == "complete"
     with pytest.raises(cl.UserError, match=r"er seed=0 has no accuracy_matrix.csv"):
         _ = runs[0].matrix
+
+
+def test_the_trained_network_is_there(four):
+    """It takes images as the data set has them, and gives probabilities."""
+    reason = "cl_runner.exporting, which makes modules of runs, is not there yet"
+    pytest.importorskip("cl_runner.exporting.load", reason=reason)
+    run = cl.load_runs(four / "er0")[0]
+    images = torch.randint(256, (3, 1, 8, 8), dtype=torch.uint8)
+    for model in (run.model, cl.load_model(run), cl.load_model(four / "er0")):
+        probabilities = model(images)
+        assert probabilities.shape == (3, 4)
+        assert torch.allclose(probabilities.sum(1), torch.ones(3))
