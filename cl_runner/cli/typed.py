@@ -20,6 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from cl_runner.cli import choices, renamed
+from cl_runner.config import schema
 from cl_runner.config.keys import dotted, nearest
 from cl_runner.config.keys import renamed as renamed_key
 from cl_runner.config.outline import schemas
