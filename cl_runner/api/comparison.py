@@ -157,7 +157,8 @@ class Comparison:
         for sheet in render.sheets(self._found, self._columns):
             bold = list(zip(*(column.bold for column in sheet.columns), strict=True))
             parts += [sheet.title, html.plain(sheet.header, sheet.rows, bold)]
-        return html.block(self.verdict, *parts, *render.remarks(self._found, bold=True))
+        said, below = render.verdicts(self._found), render.remarks(self._found, bold=True)
+        return html.block("", *said, *parts, *below)
 
 
 def compare(

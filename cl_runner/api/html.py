@@ -21,7 +21,8 @@ def block(title: str, *parts: str) -> str:
     """A title above tables (which are HTML) and lines of text (which are not)."""
     below = [part if part.startswith("<table") else f"<div>{escape(part)}</div>" for part in parts]
     shown = "".join(part for part in below if part != "<div></div>")
-    return f"<div><div><b>{escape(title)}</b></div>{shown}</div>"
+    head = f"<div><b>{escape(title)}</b></div>" if title else ""
+    return f"<div>{head}{shown}</div>"
 
 
 def plain(

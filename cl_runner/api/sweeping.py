@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 
 from cl_runner.api.overrides import Value, given, sweep_of
 from cl_runner.api.running import folder_of, in_python
-from cl_runner.errors import UserError, check
+from cl_runner.errors import Bug, UserError, check
 
 if TYPE_CHECKING:
     from cl_runner.api.runs import Runs
 
 TOLD = "cl-run: "  # before the line of what ended a command
+KNOWN = (0, 1, 2)  # its codes where it has come to its end: 1 and 2 if jobs have failed
 
 
 def sweep(
@@ -40,7 +41,8 @@ def sweep(
     A run that fails does not stop the others: see `Runs.failed`. Ctrl-C lets the jobs save what
     they have, and raises KeyboardInterrupt; the same call with `resume=True` goes on.
 
-    Raises UserError for a mistake that the command tells before it begins its jobs.
+    Raises UserError for a mistake that the command tells before it begins its jobs, and Bug if its
+    process is killed, or finds a mistake of ours.
     """
     from cl_runner.cli.messages import explain
     from cl_runner.cli.typed import understood
@@ -59,9 +61,12 @@ def sweep(
         if code != 2:
             raise
         raise UserError(in_python(line)) from None
-    last = lines_of([sys.executable, "-m", "cl_runner", *args])
+    last, code = lines_of([sys.executable, "-m", "cl_runner", *args])
     if last.startswith(TOLD):
-        raise UserError(in_python(last.removeprefix(TOLD)))
+        line = in_python(last.removeprefix(TOLD))
+        raise UserError(line) if code == 2 else Bug(line)
+    if code not in KNOWN:
+        raise Bug(f"the sweep's process ended with code {code}; resume=True goes on in {folder}")
     from cl_runner.api.runs import load_runs
 
     return load_runs(folder)
@@ -72,8 +77,8 @@ def new_folder() -> Path:
     return Path("multirun", time.strftime("%Y-%m-%d"), time.strftime(f"%H-%M-%S-{token_hex(4)}"))
 
 
-def lines_of(command: Sequence[str]) -> str:
-    """Run a command, print its lines as they come, and give back the last one.
+def lines_of(command: Sequence[str]) -> tuple[str, int]:
+    """Run a command, print its lines as they come, and give back the last one and the exit code.
 
     It is a session of its own: Ctrl-C, of which a terminal and a notebook tell different processes,
     is handed on once, and what the command does then is waited for.
@@ -101,4 +106,4 @@ def lines_of(command: Sequence[str]) -> str:
             rest = process.stdout.read().rstrip("\n")
             print(rest, flush=True)
             raise
-    return last
+    return last, process.returncode

@@ -14,6 +14,7 @@ import pytest
 import cl_runner as cl
 from cl_runner.api import sweeping
 from cl_runner.comparing import cli
+from cl_runner.errors import Bug
 
 
 @pytest.fixture(scope="module")
@@ -218,5 +219,19 @@ def test_the_process_finds_the_packages_that_this_one_does(tmp_path, monkeypatch
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "module_of_mine.py").write_text("here = 'found'\n")
     line = sweeping.lines_of([sys.executable, "-c", "import module_of_mine as m; print(m.here)"])
-    assert line == "found" and capsys.readouterr().out == "found\n"
+    assert line == ("found", 0) and capsys.readouterr().out == "found\n"
     assert Path.cwd().exists()
+
+
+@pytest.mark.parametrize(
+    ("last", "code", "error", "line"),
+    [
+        ("cl-run: no such thing; -m seed=0,1", 2, cl.UserError, "^no such thing.*cl.sweep"),
+        ("cl-run: a bug in cl_runner", 1, Bug, "^a bug in cl_runner$"),
+        ("job 1 of 2", -9, Bug, "ended with code -9; resume=True goes on in sweep$"),
+    ],
+)
+def test_a_process_that_does_not_come_to_its_end(last, code, error, line, monkeypatch):
+    monkeypatch.setattr(sweeping, "lines_of", lambda _: (last, code))
+    with pytest.raises(error, match=line):
+        cl.sweep(seed=[0, 1], out="sweep")
