@@ -222,6 +222,18 @@ def test_ctrl_c_leaves_a_run_that_goes_on(small, four, tmp_path, monkeypatch, ca
         assert (whole.folder / MATRIX).read_bytes() == (four / "naive0" / MATRIX).read_bytes()
 
 
+def test_pictures_of_a_run_leave_matplotlib_as_it_is(small, tmp_path):
+    mpl = pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    before = mpl.get_backend()
+    mpl.use("svg")
+    try:
+        cl.run(*small, strategy="naive", plots=True, out=tmp_path / "run")
+        assert mpl.get_backend() == "svg" and mpl.rcParams["font.size"] == 10
+    finally:
+        mpl.use(before)
+    assert list((tmp_path / "run/pictures").glob("*.png"))
+
+
 def test_outside_the_main_thread_no_signal_is_touched(small, tmp_path, monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *_: pytest.fail("a handler was set"))
     found = []
