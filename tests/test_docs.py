@@ -111,7 +111,7 @@ def test_every_link_leads_somewhere(page):
 @each_page
 def test_every_path_is_there(page):
     """Of this repository; those with capitals or stars stand for several."""
-    roots = "cl_runner|conf|docs|hydra_plugins|results|scripts|tests"
+    roots = "cl_runner|conf|docs|examples|hydra_plugins|results|scripts|tests"
     for path in re.findall(rf"(?<![\w/.-])((?:{roots})/[\w/.-]*\w)", text_of(page)):
         if path == path.lower():
             assert (REPOSITORY / path).exists(), path
@@ -354,6 +354,25 @@ def test_every_option_of_cl_compare_is_in_its_table():
 
 
 # Code
+
+
+@pytest.mark.slow
+def test_the_examples_of_python_run(data_root, tmp_path, monkeypatch, capsys):
+    """One after another, as a reader would type them, in an empty folder."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CL_RUNNER_DATA", str(data_root))
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    names: dict[str, Any] = {"__name__": "__main__"}
+    blocks = [text for language, text in fenced("docs/python.md") if language == "python"]
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"block {number}", "exec"), names)
+    names["axes"].figure.clear()
+    shown = capsys.readouterr().out
+    assert "unknown option strategy=ewcc (did you mean ewc?)" in shown
+    assert "<Runs: 6 runs>" in shown and names["comparison"].verdict in shown
+    assert {"first", "sweep", "average.pdf", "report.html"} <= {p.name for p in tmp_path.iterdir()}
+    assert len(blocks) > 8
 
 
 def test_what_the_documents_import_is_there():

@@ -23,7 +23,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cl_runner import __version__
 from cl_runner.cli import catalogue, export, overview
 from cl_runner.cli.failures import check_search, failed, known
 from cl_runner.cli.messages import SHOW_TRACEBACK, explain, print_error
@@ -41,6 +40,7 @@ from cl_runner.machine.signals import Interrupted, stoppable
 from cl_runner.results import status
 from cl_runner.results.names import OVERRIDES, TRACEBACK
 from cl_runner.sweeping import folders, merge
+from cl_runner.version import __version__
 from hydra_plugins import cl_runner_launcher as launcher
 
 log = logging.getLogger("cl_runner")
@@ -160,6 +160,7 @@ def answer(args: Sequence[str]) -> int:
         return code or 0
     if explain(error)[0] != 2:
         merge.gather(tell=not isinstance(error, KeyboardInterrupt))
+    logging.disable()  # what is still logged at exit would make a folder's log file anew
     folders.discard()
     return print_error(error)
 
