@@ -36,7 +36,7 @@ ALLOWED = {  # each room with those from which it may import; `package`: its __i
 LIGHT = (
     *("", "__main__", "errors", "hydra_plugins.cl_runner_launcher"),
     *(f"config.{n}" for n in ("identity", "keys", "outline", "parse", "plugins", "schema")),
-    *("config.benchmarks", "config.weights", "config.without_torch"),
+    *("config.benchmarks", "config.loggers", "config.weights", "config.without_torch"),
     *(f"machine.{n}" for n in ("console", "cores_and_gpus", "locks", "ram", "reading", "signals")),
     *(f"results.{n}" for n in ("files", "names", "naming", "status", "titles")),
     *("comparing.cli", "comparing.terminal"),
@@ -56,6 +56,9 @@ ON_DEMAND = {
     "filelock",
     "psutil",
     "safetensors",
+    "tensorboard",
+    "mlflow",
+    "wandb",
 }
 HEAVY = ON_DEMAND | {"torch", "numpy"}  # not for `cl-run --help` and mistakes
 

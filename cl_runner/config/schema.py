@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
+from cl_runner.config.loggers import Loggers
 from cl_runner.errors import check, one_of
 
 SCENARIOS = ("task", "domain", "class")
@@ -623,6 +624,7 @@ class Config(Top):
     energy: Energy
     checkpoint: Checkpoint
     strategy: Mapping[str, Any]  # parsed by cl_runner.strategies, which needs torch
+    logger: Loggers = field(default_factory=dict)
     resolved: Mapping[str, Any]  # plain values of what config.yaml holds
 
     def __post_init__(self) -> None:

@@ -17,4 +17,5 @@ STATUS, JOBS = "status.json", "jobs.json"
 CHECKPOINT = "checkpoint.safetensors"
 PRETRAINED = "pretrained.safetensors"  # with training.ssl, before the first task
 LOG, TRACEBACK = "cl-run.log", "traceback.txt"
+LOGGERS = "loggers.json"  # with logger=...: what the libraries call the run
 STATES = ("complete", "running", "interrupted", "failed", "killed", "missing")

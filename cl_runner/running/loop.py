@@ -23,6 +23,7 @@ from cl_runner.running import checkpoint, guard, needs, pretraining, together, w
 from cl_runner.running.checkpoint import Saved
 from cl_runner.running.evaluation import readings
 from cl_runner.running.frame import frame_of
+from cl_runner.running.loggers.switch import check_places
 from cl_runner.running.messages import (
     dear,
     logged,
@@ -97,7 +98,6 @@ def run_alone(config: Config, out: Path, overrides: Sequence[str], job: str) -> 
     train_runs([one], say_once if job else say)
     if one.end is not None:
         raise one.end
-    tidy(config, out)
     own, *others = readings(config.scenario)
     if config.verbose and job:
         columns = one.files.columns()
@@ -113,8 +113,7 @@ def run_alone(config: Config, out: Path, overrides: Sequence[str], job: str) -> 
         if asked and (further := text.further(columns)):
             say(further)
         say(f"{one.files.seconds:.1f} s · results in {near(out)}")
-    if config.plots:
-        draw_pictures(config, out)
+    conclude(one)
     return final_acc(one.files)
 
 
@@ -134,6 +133,7 @@ def open_run(
     s, saved = initial_state(strategy, env), None
     if config.resume:
         saved = checkpoint.load(out, config.resolved, frame_of(config, strategy, s, env))
+    check_places(config, out)
     own = RunFiles(config, strategy, env, out, overrides, started, members)
     if saved is None:
         return Run(config, member, own, s)
@@ -154,7 +154,7 @@ def train_runs(runs: Sequence[Run], aloud: Callable[[str], None] = say) -> None:
     tasks = len(names)
     try:
         with stoppable() as stop, display(names, first.config.verbose) as bar:
-            first.member.env.meter.display = bar
+            first.member.env.meter.displays += [bar] if bar else []
             alive = begun(runs, aloud)
             step = StackedStep([run.member for run in alive]) if len(alive) > 1 else None
             for t in range(first.task, tasks if alive else 0):
@@ -172,6 +172,8 @@ def train_runs(runs: Sequence[Run], aloud: Callable[[str], None] = say) -> None:
             if complete and run.config.checkpoint.keep:
                 weights.save(run.files.out, run.s, run.member.env)
             run.files.write("complete" if complete else "interrupted")
+            if not complete:
+                run.files.loggers.end("interrupted")
     except BaseException as error:
         for run in alive:
             with run.logged():
@@ -185,6 +187,9 @@ def train_runs(runs: Sequence[Run], aloud: Callable[[str], None] = say) -> None:
 
 def begun(runs: Sequence[Run], aloud: Callable[[str], None]) -> list[Run]:
     """Do what comes before the first step; those runs that did not diverge in it."""
+    for run in runs:
+        with run.logged():
+            run.files.begin_logging()
     phase = pretraining.comes_before(runs[0].config)
     alive = pretrained(runs, aloud) if phase else list(runs)
     for run in alive:
@@ -403,6 +408,15 @@ def lap(runs: Sequence[Run], name: str | None = None) -> None:
     """Count each run's share of the seconds since the last lap (see Meter.lap)."""
     for run in runs:
         run.member.env.meter.lap(name)
+
+
+def conclude(run: Run) -> None:
+    """What is left to do for a run that is complete: no file too much, and the pictures."""
+    config, out = run.config, run.files.out
+    tidy(config, out)
+    if config.plots:
+        draw_pictures(config, out)
+    run.files.loggers.end("complete")
 
 
 def tidy(config: Config, out: Path) -> None:

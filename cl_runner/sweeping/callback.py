@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from cl_runner.errors import UserError, check
 from cl_runner.machine.console import say
+from cl_runner.results.files import below
 from cl_runner.results.names import SUMMARY
 from cl_runner.results.status import inside
 from cl_runner.sweeping.folders import STOP, note_folder, runs, sweeps
@@ -44,7 +45,7 @@ class Folders(Callback):
                     f"{folder} already holds results; resume=true does what is missing there, or "
                     "choose another hydra.sweep.dir"
                 )
-                check(config.resume or next(folder.rglob(SUMMARY), None) is None, message)
+                check(config.resume or next(below(folder, SUMMARY), None) is None, message)
                 (folder / STOP).unlink(missing_ok=True)
         sweeps[:] = [] if folder is None else [folder]
 
