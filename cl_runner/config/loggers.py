@@ -1,4 +1,4 @@
-"""The schema of the loggers: what is set of each, and what is told before a run begins. No torch."""
+"""The schema of the loggers: what is set of each, and checked before a run begins. No torch."""
 
 from __future__ import annotations
 

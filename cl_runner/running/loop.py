@@ -168,12 +168,7 @@ def train_runs(runs: Sequence[Run], aloud: Callable[[str], None] = say) -> None:
                 if not alive:
                     return
         for run in alive:
-            complete = run.task == tasks
-            if complete and run.config.checkpoint.keep:
-                weights.save(run.files.out, run.s, run.member.env)
-            run.files.write("complete" if complete else "interrupted")
-            if not complete:
-                run.files.loggers.end("interrupted")
+            close(run)
     except BaseException as error:
         for run in alive:
             with run.logged():
@@ -183,6 +178,16 @@ def train_runs(runs: Sequence[Run], aloud: Callable[[str], None] = say) -> None:
     finally:
         for run in runs:  # what holds the run's memory, for itself, until Python looks for garbage
             run.member.env.flat.steps.clear()
+
+
+def close(run: Run) -> None:
+    """Write the files of a run that has come to its end, or that ends since another one failed."""
+    complete = run.task == len(run.member.env.stream)
+    if complete and run.config.checkpoint.keep:
+        weights.save(run.files.out, run.s, run.member.env)
+    run.files.write("complete" if complete else "interrupted")
+    if not complete:
+        run.files.loggers.end("interrupted")
 
 
 def begun(runs: Sequence[Run], aloud: Callable[[str], None]) -> list[Run]:

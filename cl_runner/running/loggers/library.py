@@ -28,22 +28,17 @@ class Library(Protocol):
     `check_place`.
     """
 
-    @staticmethod
-    def check_place(settings: Any, out: Path) -> None:
+    def check_place(self, settings: Any, out: Path, /) -> None:
         """Raise UserError where the logger could not write, before anything is trained."""
 
-    @staticmethod
-    def begin(settings: Any, about: About) -> tuple[Any, str]:
+    def begin(self, settings: Any, about: About, /) -> tuple[Any, str]:
         """Begin, or go on; and the library's own name of the run."""
 
-    @staticmethod
-    def measured(handle: Any, axis: str, points: Sequence[tuple[int, Values]]) -> None:
+    def measured(self, handle: Any, axis: str, points: Sequence[tuple[int, Values]], /) -> None:
         """Take values at places on an axis, TASKS or STEPS, in order."""
 
-    @staticmethod
-    def kept(handle: Any, out: Path, files: Sequence[Path]) -> None:
+    def kept(self, handle: Any, out: Path, files: Sequence[Path], /) -> None:
         """Take files of the run's folder `out` as they stand: tables, and pictures in .png."""
 
-    @staticmethod
-    def ended(handle: Any, state: str) -> None:
+    def ended(self, handle: Any, state: str, /) -> None:
         """The run has ended: complete, failed or interrupted."""

@@ -99,7 +99,7 @@ def config(handle: Handle, values: Mapping[str, Any]) -> None:
         handle.client.log_batch(handle.run, params=part)
 
 
-def measured(handle: Handle, axis: str, points: Sequence[tuple[int, Values]]) -> None:
+def measured(handle: Handle, _axis: str, points: Sequence[tuple[int, Values]]) -> None:
     """See Library."""
     from mlflow.entities import Metric
 

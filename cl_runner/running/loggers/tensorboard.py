@@ -32,9 +32,11 @@ def begin(settings: TensorBoard, about: About) -> tuple[Any, str]:
     from torch.utils.tensorboard.summary import hparams
 
     place = folder(settings, about.out)
-    writer: Any = SummaryWriter(str(place))  # type: ignore[no-untyped-call]
+    writer: Any = SummaryWriter(str(place))
     if about.known is None:
-        plain = {k: v if isinstance(v, int | float | str) else str(v) for k, v in about.config.items()}
+        plain = {
+            k: v if isinstance(v, int | float | str) else str(v) for k, v in about.config.items()
+        }
         rows = "\n".join(f"|{k}|{str(v).replace('|', ' ')}|" for k, v in plain.items())
         writer.add_text("configuration", f"|key|value|\n|---|---|\n{rows}")
         for summary in hparams(plain, {"metrics/ACC": 0.0})[:2]:  # not the third: that it ended
@@ -43,7 +45,7 @@ def begin(settings: TensorBoard, about: About) -> tuple[Any, str]:
     return writer, place.name
 
 
-def measured(writer: Any, axis: str, points: Sequence[tuple[int, Values]]) -> None:
+def measured(writer: Any, _axis: str, points: Sequence[tuple[int, Values]]) -> None:
     """See Library."""
     for step, values in points:
         for name, value in values.items():
@@ -59,7 +61,9 @@ def kept(writer: Any, out: Path, files: Sequence[Path]) -> None:
     for path in (path for path in files if path.suffix == ".png"):
         with Image.open(path, formats=("PNG",)) as image:
             pixels = np.asarray(image.convert("RGB"))
-        writer.add_image(path.relative_to(out).with_suffix("").as_posix(), pixels, dataformats="HWC")
+        writer.add_image(
+            path.relative_to(out).with_suffix("").as_posix(), pixels, dataformats="HWC"
+        )
 
 
 def ended(writer: Any, state: str) -> None:

@@ -16,7 +16,7 @@ from cl_runner.running.loggers.library import STEPS, TASKS, About, Values
 NAMES = {TASKS: ("accuracy/*", "metrics/*", "costs/*"), STEPS: ("within/*", "train/*")}
 
 
-def check_place(settings: WandB, out: Path) -> None:
+def check_place(settings: WandB, _out: Path) -> None:
     """See Library."""
     if settings.dir is not None:
         check_writable(f"logger.wandb.dir={settings.dir}", Path(settings.dir))
