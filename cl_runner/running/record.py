@@ -106,9 +106,8 @@ class RunFiles:
 
     def begin_logging(self) -> None:
         """Begin, or go on with, what the loggers are told."""
-        if self.config.logger:
-            self.loggers.begin(identity.flatten(self.config.resolved) | versions(self.env))
-            self.env.meter.displays += [self.losses] if self.loggers else []
+        self.loggers.begin(identity.flatten(self.config.resolved) | versions(self.env))
+        self.env.meter.displays += [self.losses] if self.loggers else []
 
     def saved(self, s: TrainState, task: int, progress: Progress | None = None) -> Saved:
         """What a checkpoint holds: next comes task `task`, or what remains of it."""

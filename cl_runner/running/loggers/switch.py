@@ -44,6 +44,9 @@ class Switch:
     def begin(self, config: Mapping[str, Any]) -> None:
         """Begin, or go on with what is known in the run's folder. config: flat."""
         there = names_in(self.out) if self.config.resume else {}
+        if left := ",".join(name for name in there if name not in self.config.logger):
+            line = f"this run was logged before: logger=[{left}] would go on with it"
+            print_and_log(self.config, line)
         out = self.out.absolute()
         for name, settings in self.config.logger.items():
             about = About(out, out.name, out.parent.name, config, there.get(name))
