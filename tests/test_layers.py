@@ -37,10 +37,13 @@ LIGHT = (
     *("", "__main__", "errors", "hydra_plugins.cl_runner_launcher"),
     *(f"config.{n}" for n in ("identity", "keys", "outline", "parse", "plugins", "schema")),
     *("config.benchmarks", "config.loggers", "config.weights", "config.without_torch"),
-    *(f"machine.{n}" for n in ("console", "cores_and_gpus", "locks", "ram", "reading", "signals")),
+    *(
+        f"machine.{n}"
+        for n in ("console", "cores_and_gpus", "locks", "ram", "reading", "screen", "signals")
+    ),
     *(f"results.{n}" for n in ("files", "names", "naming", "status", "titles")),
     *("comparing.cli", "comparing.terminal"),
-    *(f"sweeping.{n}" for n in ("callback", "folders", "merge")),
+    *(f"sweeping.{n}" for n in ("callback", "count", "folders", "merge")),
     *(f"cli.{n}" for n in ("app", "catalogue", "choices", "failures", "messages", "overview")),
     *(f"cli.{n}" for n in ("renamed", "resume", "search_path", "several", "typed")),
 )

@@ -23,6 +23,7 @@ SECTIONS = (
 )
 ENGINES = ("auto", "eager", "compile", "graph")
 ACTIONS = ("rollback", "stop", "warn")
+VERBOSE = ("true", "false", "full")
 # How convolutional models may start.
 CONVOLUTIONAL = ("default", "kaiming_fan_in", "kaiming_fan_out", "uniform_side")
 PRETEXTS = ("none", "rotation", "barlow", "masked")
@@ -573,7 +574,7 @@ class Top:
     precision: str
     engine: str
     threads: int | None
-    verbose: bool
+    verbose: str  # false | true | full: of a sweep's jobs the matrices, too
     plots: bool = False
     resume: bool = False
     fail_fast: bool = False
@@ -588,6 +589,7 @@ class Top:
         one_of("device", self.device, ("auto", "cpu", "cuda", "mps"))
         one_of("precision", self.precision, PRECISIONS)
         one_of("engine", self.engine, ENGINES)
+        one_of("verbose", self.verbose, VERBOSE)
         one_of("missing_keys", self.missing_keys, ("refuse", "skip"))
         check(self.seed >= 0, f"seed must be at least 0, got {self.seed}")
         there = not self.plots or find_spec("matplotlib") is not None
@@ -604,6 +606,11 @@ class Top:
             self.threads is None or 1 <= self.threads <= 1024,
             f"threads must lie between 1 and 1024, got {self.threads}",
         )
+
+    @property
+    def told(self) -> bool:
+        """Whether the console is told how it goes."""
+        return self.verbose != "false"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -194,6 +194,8 @@ class RunFiles:
         if len(there):
             name = self.env.stream[after_task - 1].name if after_task else ""
             log.info("after task %s: mean accuracy %.4f%s", name or after_task, there.mean(), of)
+            for display in self.env.meter.displays:
+                display.evaluated(after_task, float(there.mean()))
 
     def add_online(self, task: int, steps: Sequence[Counted]) -> None:
         """What the steps of task `task` (its index) predicted right."""

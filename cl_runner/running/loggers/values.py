@@ -61,6 +61,9 @@ class Losses:
         if self.meter.steps % EVERY == 0:
             self.close()
 
+    def evaluated(self, done: int, accuracy: float) -> None:
+        """See training.meter.Display."""
+
     def close(self) -> None:
         """Take the mean of what is there."""
         if self.window:
