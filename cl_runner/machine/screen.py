@@ -36,26 +36,24 @@ def shown(lines: Lines, *, told: bool) -> Iterator[bool]:
         return
     _blocks.append(lines)
     try:
-        with drawing(sys.stderr) if len(_blocks) == 1 else nullcontext():
+        with owned(by=str(os.getpid())), live(sys.stderr) if len(_blocks) == 1 else nullcontext():
             yield True
     finally:
         _blocks.remove(lines)
 
 
-def leave_it(owner: str = "none") -> None:
-    """Let no other process that this one begins show anything; nor this one, unless it owns it."""
-    os.environ[OWNER] = owner
-
-
 @contextmanager
-def drawing(terminal: TextIO) -> Iterator[None]:
-    """Draw all lines meanwhile, on a terminal that is this process's."""
-    leave_it(str(os.getpid()))
+def owned(by: str) -> Iterator[None]:
+    """Meanwhile only one process shows anything, of this one and of those that it begins."""
+    before = os.environ.get(OWNER)
+    os.environ[OWNER] = by
     try:
-        with live(terminal):
-            yield
+        yield
     finally:
-        del os.environ[OWNER]
+        if before is None:
+            del os.environ[OWNER]
+        else:
+            os.environ[OWNER] = before
 
 
 def live(terminal: TextIO) -> AbstractContextManager[object]:

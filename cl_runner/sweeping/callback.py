@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from cl_runner.errors import UserError, check
 from cl_runner.machine.console import say
-from cl_runner.machine.screen import leave_it
+from cl_runner.machine.screen import owned
 from cl_runner.results.files import below
 from cl_runner.results.names import SUMMARY
 from cl_runner.results.status import inside
@@ -53,9 +53,8 @@ class Folders(Callback):
                 check(config.resume or next(below(folder, SUMMARY), None) is None, message)
                 (folder / STOP).unlink(missing_ok=True)
         sweeps[:] = [] if folder is None else [folder]
-        here = str(config.hydra.launcher._target_).endswith(IN_THIS_PROCESS)
-        if not here:  # what other processes print would go into our lines
-            leave_it()
+        if not str(config.hydra.launcher._target_).endswith(IN_THIS_PROCESS):
+            sweep.enter_context(owned(by="nobody"))  # what others print would go into our lines
         elif folder is not None:
             sweep.enter_context(jobs_shown(folder, "jobs", told=told(config)))
 
