@@ -23,7 +23,7 @@ from cl_runner.results import files
 from cl_runner.results.matrices import read_matrix
 from cl_runner.results.names import LOGGERS, OVERRIDES
 from cl_runner.running import loop
-from cl_runner.running.loggers import switch, tensorboard
+from cl_runner.running.loggers import switch, tensorboard, wandb
 from cl_runner.running.loggers.library import STEPS, TASKS
 from cl_runner.sweeping import folders
 from cl_runner.sweeping.dispatch import run_all
@@ -363,6 +363,13 @@ def test_ctrl_c_within_a_logger_is_no_failure_of_it(logged, monkeypatch, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         loop.run(logged(), tmp_path)
     assert own.ends == ["interrupted"]
+
+
+def test_nobody_is_asked_for_a_key(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", before := SimpleNamespace(isatty=lambda: True))
+    with wandb.nobody_to_ask():
+        assert not sys.stdin.isatty()
+    assert sys.stdin is before
 
 
 def test_copies_of_a_runs_files_are_no_runs(tmp_path):

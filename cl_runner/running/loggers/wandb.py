@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +33,19 @@ def begin(settings: WandB, about: About) -> tuple[Any, str]:
     quiet = wandb.Settings(
         silent=True, console="off", disable_git=True, save_code=False, x_disable_stats=True
     )
-    run = wandb.init(
-        project=settings.project,
-        mode=settings.mode,  # type: ignore[arg-type]
-        dir=str(about.out if settings.dir is None else Path(settings.dir).absolute()),
-        id=own,
-        name=about.name,
-        group=about.group,
-        config=dict(about.config),
-        resume="allow" if settings.mode == "online" else None,  # offline it would be a warning
-        reinit="create_new",  # of a stack each run has its own
-        settings=quiet,
-    )
+    with nobody_to_ask():
+        run = wandb.init(
+            project=settings.project,
+            mode=settings.mode,  # type: ignore[arg-type]
+            dir=str(about.out if settings.dir is None else Path(settings.dir).absolute()),
+            id=own,
+            name=about.name,
+            group=about.group,
+            config=dict(about.config),
+            resume="allow" if settings.mode == "online" else None,  # offline it would be a warning
+            reinit="create_new",  # of a stack each run has its own
+            settings=quiet,
+        )
     for axis, names in NAMES.items():
         run.define_metric(axis)
         for name in names:
@@ -72,3 +75,15 @@ def ended(run: Any, state: str) -> None:
     """See Library."""
     run.summary["status"] = state
     run.finish(exit_code=0 if state == "complete" else 1)
+
+
+@contextmanager
+def nobody_to_ask() -> Iterator[None]:
+    """Meanwhile no terminal can be asked for a key: a run does not wait for an answer."""
+    before = sys.stdin
+    try:
+        with Path(os.devnull).open(encoding="utf-8") as nothing:
+            sys.stdin = nothing
+            yield
+    finally:
+        sys.stdin = before
