@@ -29,7 +29,7 @@ from omegaconf import DictConfig
 
 import cl_runner
 from cl_runner import strategies
-from cl_runner.cli import catalogue, choices
+from cl_runner.cli import catalogue, choices, export
 from cl_runner.cli.typed import flags, understood
 from cl_runner.comparing import cli as compare
 from cl_runner.config.outline import checked
@@ -322,6 +322,8 @@ def test_every_command_is_understood(line, composed_in_parts, data_root, capsys)
     elif args[:1] in (["list"], ["explain"]):
         assert catalogue.main(args[0], args[1:]) == 0
         assert capsys.readouterr().out
+    elif args[:1] == ["export"]:
+        export.parser().parse_args(args[1:])
     elif args[:1] == ["status"]:
         assert len(args) > 1 and not any(arg.startswith("-") for arg in args)
     elif " ".join([program, *args]) not in ELSEWHERE:
@@ -390,7 +392,7 @@ def test_the_map_has_every_method_of_a_strategy():
     told = {code(row[0])[0] for row in rows("docs/architecture.md") if row[0].startswith("`")}
     methods = {n for n, f in vars(Strategy).items() if inspect.isfunction(f) and n[0] != "_"}
     others = {"notes", "remarks", "needs_borders", "needs_tasks", "pictures", "tables"}
-    others.add("without_model")
+    others |= {"without_model", "takes_features", "settled"}
     assert {name for name in told if re.fullmatch(r"[a-z_]+", name)} == methods - others
     assert len(methods - others) == 11
     assert all(f"`{name}`" in prose("docs/architecture.md") for name in others)

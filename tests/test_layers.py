@@ -26,8 +26,9 @@ ALLOWED = {  # each room with those from which it may import; `package`: its __i
     "comparing": "errors functional config machine results package",
     "running": "errors core functional config machine data nn training strategies results comparing"
     " package",
+    "exporting": "errors core config machine functional nn training strategies results running",
     "sweeping": "errors config machine data training strategies results comparing running",
-    "cli": "errors config machine results running sweeping package hydra_plugins",
+    "cli": "errors config machine results running exporting sweeping package hydra_plugins",
     "testing": "errors core config running strategies training cli",
     "hydra_plugins": "errors config results",
     "package": "results",
@@ -44,7 +45,8 @@ LIGHT = (
     *(f"results.{n}" for n in ("files", "names", "naming", "status", "titles")),
     *("comparing.cli", "comparing.terminal"),
     *(f"sweeping.{n}" for n in ("callback", "count", "folders", "merge")),
-    *(f"cli.{n}" for n in ("app", "catalogue", "choices", "failures", "messages", "overview")),
+    *(f"cli.{n}" for n in ("app", "catalogue", "choices", "export", "failures", "messages")),
+    *("cli.overview", "exporting.description"),
     *(f"cli.{n}" for n in ("renamed", "resume", "search_path", "several", "typed")),
 )
 # Needed by some runs only, and slow to import or not there: inside the function that uses them.
@@ -63,6 +65,9 @@ ON_DEMAND = {
     "tensorboard",
     "mlflow",
     "wandb",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
 }
 HEAVY = ON_DEMAND | {"torch", "numpy"}  # not for `cl-run --help` and mistakes
 

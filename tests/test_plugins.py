@@ -169,6 +169,12 @@ def test_the_documents_benchmark_and_model_train_in_sweeps_and_resume(
     again = call("plugins=[my_lib]", "resume=alone", cwd=tmp_path, PYTHONPATH=".")
     assert (again.returncode, again.stderr) == (0, "")
     assert accuracies(tmp_path / "alone") == before
+    export = ("export", "alone", "--to", "safetensors", "model")
+    unnamed = call(*export, cwd=tmp_path, PYTHONPATH=".")
+    assert (unnamed.returncode, unnamed.stdout) == (2, "")
+    assert "name those that may be imported (--plugins my_lib)" in unnamed.stderr
+    named = call(*export, "--plugins", "my_lib", cwd=tmp_path, PYTHONPATH=".")
+    assert (named.returncode, named.stderr) == (0, "")
     shown = call(*both, "--cfg", "job", cwd=tmp_path, PYTHONPATH=".")
     assert "kind: light" in shown.stdout and "narrow: 8" in shown.stdout
 

@@ -17,7 +17,7 @@ from cl_runner.functional.metrics import acc
 from cl_runner.machine.console import near, say
 from cl_runner.machine.signals import Stop, stoppable
 from cl_runner.results import files, status
-from cl_runner.running import checkpoint, features, guard, needs, pretraining, together, weights
+from cl_runner.running import checkpoint, features, guard, model, needs, pretraining, together
 from cl_runner.running.checkpoint import Saved
 from cl_runner.running.evaluation import readings
 from cl_runner.running.frame import frame_of
@@ -177,7 +177,7 @@ def close(run: Run) -> None:
     """Write the files of a run that has come to its end, or that ends since another one failed."""
     complete = run.task == len(run.member.env.stream)
     if complete and run.config.checkpoint.keep:
-        weights.save(run.files.out, run.s, run.member.env)
+        model.save(run.files.out, run.config, run.member, run.s)
     run.files.write("complete" if complete else "interrupted")
     if not complete:
         run.files.loggers.end("interrupted")

@@ -461,10 +461,10 @@ def versions(env: Env) -> dict[str, Any]:
 @cache
 def commit() -> str | None:
     """The commit of the source tree that runs, marked `+` if changed; None outside a checkout."""
-    source = Path(__file__).parent
-    if not (source.parent / ".git").exists():
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
         return None
-    command = ["git", "-C", str(source), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
