@@ -39,11 +39,14 @@ ALLOWED = {  # each room with those from which it may import; `package`: its __i
 LIGHT = (
     *("", "__main__", "errors", "version", "hydra_plugins.cl_runner_launcher"),
     *(f"config.{n}" for n in ("identity", "keys", "outline", "parse", "plugins", "schema")),
-    *("config.benchmarks", "config.weights", "config.without_torch"),
-    *(f"machine.{n}" for n in ("console", "cores_and_gpus", "locks", "ram", "reading", "signals")),
+    *("config.benchmarks", "config.loggers", "config.weights", "config.without_torch"),
+    *(
+        f"machine.{n}"
+        for n in ("console", "cores_and_gpus", "locks", "ram", "reading", "screen", "signals")
+    ),
     *(f"results.{n}" for n in ("files", "names", "naming", "status", "titles")),
     *("comparing.cli", "comparing.terminal"),
-    *(f"sweeping.{n}" for n in ("callback", "folders", "merge")),
+    *(f"sweeping.{n}" for n in ("callback", "count", "folders", "merge")),
     *(f"cli.{n}" for n in ("app", "catalogue", "choices", "export", "failures", "messages")),
     *("cli.overview", "exporting.description"),
     *(f"cli.{n}" for n in ("renamed", "resume", "search_path", "several", "typed")),
@@ -61,6 +64,9 @@ ON_DEMAND = {
     "filelock",
     "psutil",
     "safetensors",
+    "tensorboard",
+    "mlflow",
+    "wandb",
     "onnx",
     "onnxscript",
     "onnxruntime",

@@ -13,7 +13,7 @@ from statistics import fmean
 from cl_runner.errors import UserError, check
 from cl_runner.results import status
 from cl_runner.results.columns import column_name, column_of, is_cost, is_metric, of_kind
-from cl_runner.results.files import DAMAGED, read_rows
+from cl_runner.results.files import DAMAGED, below, is_copy, read_rows
 from cl_runner.results.names import CALIBRATION_TABLE, STATUS, SUMMARY
 
 LONGEST = 60  # characters of a cell in a message
@@ -133,12 +133,13 @@ def _files(patterns: Sequence[str], skipped: list[str]) -> Iterator[Path]:
     """The summary.csv files below the paths, and status.json where a job left nothing else."""
     for pattern in patterns:
         # glob.glob, because Path.glob takes no absolute patterns.
-        globbed = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+        there = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+        globbed = [path for path in there if not is_copy(Path(path))]
         matches = [pattern] if Path(pattern).exists() else globbed
         check(bool(matches), f"there is no file or folder {pattern}")
         for path in map(Path, matches):
             if path.is_dir():
-                files = [p for name in (SUMMARY, STATUS) for p in path.rglob(name)]
+                files = [p for name in (SUMMARY, STATUS) for p in below(path, name)]
                 yield from (p.resolve() for p in files if p.name == SUMMARY or not _explained(p))
                 if not files:
                     skipped.append(f"{path} (no {SUMMARY} in it)")
@@ -150,7 +151,7 @@ def _files(patterns: Sequence[str], skipped: list[str]) -> Iterator[Path]:
 
 def _explained(told: Path) -> bool:
     """Whether a job with this status.json has left more: its own summary, or runs in folders."""
-    inner = (p for name in (SUMMARY, STATUS) for p in told.parent.rglob(name))
+    inner = (p for name in (SUMMARY, STATUS) for p in below(told.parent, name))
     return any(path != told for path in inner)
 
 

@@ -119,7 +119,8 @@ def plain(overrides: Sequence[str]) -> list[str]:
 
 def telling(overrides: Sequence[str]) -> list[str]:
     """The overrides that identify the run; the rest do not change its folder."""
-    return [o for o in plain(overrides) if o.partition("=")[0].lstrip("+") not in SILENT]
+    keys = {o: o.partition("=")[0].lstrip("+") for o in plain(overrides)}
+    return [o for o, key in keys.items() if not {key, key.partition(".")[0]} & SILENT]
 
 
 def unique() -> str:

@@ -8,9 +8,11 @@ launcher, whichever process or machine a job ran on.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import socket
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -98,7 +100,9 @@ def how_to_go_on() -> str:
         return f"; to go on: the same command with {where} resume=true"
     for folder in runs:
         if (folder / OVERRIDES).exists():
-            return f"; to go on: cl-run resume={shlex.quote(str(folder))}"
+            loggers = [arg for arg in sys.argv[1:] if re.match(r"logger[=.]", arg)]
+            again = shlex.join([f"resume={folder}", *loggers])
+            return f"; to go on: cl-run {again}"
     return ""
 
 
