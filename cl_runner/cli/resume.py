@@ -20,7 +20,7 @@ from cl_runner.config.schema import SECTIONS
 from cl_runner.errors import UserError, check
 from cl_runner.machine import reading
 from cl_runner.results.names import CONFIG, OVERRIDES
-from cl_runner.results.naming import plain
+from cl_runner.results.naming import plain, written
 
 # Values of `resume` that are no folder's name.
 YES_OR_NO = {"", "true", "false", "yes", "no", "on", "off", "1", "0", "null"}
@@ -49,8 +49,7 @@ def continued(args: Sequence[str]) -> list[str]:
     named = [listed(arg) for arg in options.overrides if arg.startswith("plugins=")]
     node = configuration_of(folder, named[-1] if named else None)
     store(node)
-    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    where = [f"hydra.run.dir='{quoted}'", "resume=true"]
+    where = [f"hydra.run.dir={written(str(folder))}", "resume=true"]
     return [f"--config-name={RESUMED}", *args[:i], *where, *args[i + 1 :]]
 
 

@@ -105,7 +105,7 @@ def job(overrides: Sequence[str], sweep: str, *, _root_: DictConfig) -> str:
 
 def written(text: str) -> str:
     """A value as Hydra reads it from the command line: in quotes, unless it is a plain path."""
-    if re.fullmatch(r"[A-Za-z0-9_./-]+", text):
+    if re.fullmatch(r"([A-Za-z]:)?[A-Za-z0-9_./-]+", text):
         return text
     escaped = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text)
     return f"'{escaped}'"

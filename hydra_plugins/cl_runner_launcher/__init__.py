@@ -141,7 +141,8 @@ class ListingSweeper(Sweeper):
         settings: dict[str, Any] = {}
         for number, overrides in enumerate(batch):
             config = placed(self.composed.pop(tuple(overrides)), number)
-            out = os.path.relpath(config.hydra.runtime.output_dir, config.hydra.sweep.dir)
+            below = os.path.relpath(config.hydra.runtime.output_dir, config.hydra.sweep.dir)
+            out = Path(below).as_posix()
             own = naming.content(config)
             if settings.setdefault(out, own) != own:
                 raise UserError(
