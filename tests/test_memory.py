@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +89,7 @@ def test_the_estimate_is_below_the_measured_peak_and_near_it(args, data_root, tm
     ids=" ".join,
 )
 def test_a_giant_network_is_refused_before_it_is_allocated(prepared, args):
+    resource = pytest.importorskip("resource", reason="the peak of memory is read from resource")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError) as caught:
         prepared(*DIGITS, *args)
@@ -214,6 +214,7 @@ def test_what_is_free_is_the_least_of_machine_groups_and_ulimit(monkeypatch):
 @pytest.mark.slow
 def test_ulimit_is_respected_and_told_in_one_line(data_root, tmp_path):
     """RLIMIT_AS, a limit that a test may set: what fits the machine is refused within it."""
+    import resource
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, resource.RLIM_INFINITY))

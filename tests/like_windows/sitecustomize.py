@@ -6,6 +6,7 @@
 - Below the folder LIKE_WINDOWS nobody removes or replaces a file that a process of the same group
   has open or mapped, opens a folder, or gives a file a name that Windows forbids.
 - LIKE_WINDOWS_CTRL_C=NAME: Ctrl-C reaches the process when it has replaced that file twice.
+- LIKE_WINDOWS_TESTS=1: the tests find it so, too (see CONTRIBUTING.md).
 
 It is not Windows: paths, encodings, the console and all that other packages do are this system's.
 """
@@ -19,6 +20,8 @@ import types
 from collections import Counter
 
 OURS = ("cl_runner", "hydra_plugins.cl_runner_launcher")
+if os.environ.get("LIKE_WINDOWS_TESTS") == "1":
+    OURS += ("test_", "conftest")
 FOLDER = os.path.realpath(os.environ["LIKE_WINDOWS"]) + os.sep
 ABSENT = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
 # What the documentation of Python 3.11 says to be in os on Unix only, EX_* aside.
