@@ -37,6 +37,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cl_runner.cli.search_path import share_the_store
 from cl_runner.config.parse import validate
 from cl_runner.config.schema import Config
+from cl_runner.config.versions import BASE
 from cl_runner.config.weights import WEIGHTS
 from cl_runner.core import Batch, TrainState, Window
 from cl_runner.machine.signals import OF_TERMINALS
@@ -61,21 +62,22 @@ gc.disable()  # as cl-run does
 sys.path[:] = filter(None, sys.path)  # the current folder is where nobody looks for packages
 from cl_runner.cli.app import main
 from cl_runner.config.parse import validate
+from cl_runner.config.versions import BASE
 from hydra import compose, initialize_config_module
 from hydra._internal.core_plugins import importlib_resources_config_source as sources
 from hydra.core.plugins import Plugins
 {more}
 parsed, load = {{}}, sources.ImportlibResourcesConfigSource.load_config
 
-def loaded(self, path):  # of a package's files, which no test changes, each is parsed once
-    key = self.path, path
+def loaded(self, config_path):  # of a package's files, which no test changes, each is parsed once
+    key = self.path, config_path
     if key not in parsed:
-        parsed[key] = pickle.dumps(load(self, path))
+        parsed[key] = pickle.dumps(load(self, config_path))
     return pickle.loads(parsed[key])
 
 sources.ImportlibResourcesConfigSource.load_config = loaded
 Plugins.instance()  # looks for them in all packages, once
-with initialize_config_module("cl_runner.conf", version_base="1.3"):
+with initialize_config_module("cl_runner.conf", **BASE):
     validate(compose("config", ["benchmark=split_digits"]))
 os.fsync = lambda _: None  # what is written outlives no power cut
 gc.freeze()
@@ -300,7 +302,7 @@ def composed(*overrides: str) -> bytes:
     kept = SHARED[0] / name if SHARED else None
     if kept and kept.exists():
         return kept.read_bytes()
-    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+    with initialize_config_module("cl_runner.conf", **BASE):
         made = pickle.dumps(compose("config", list(overrides)))
     if kept:
         begun = kept.with_name(f"{name}.{os.getpid()}")

@@ -23,6 +23,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from cl_runner.config.parse import validate
+from cl_runner.config.versions import BASE
 from cl_runner.errors import UserError
 from cl_runner.results import naming, status
 from cl_runner.sweeping import merge
@@ -411,7 +412,7 @@ def test_the_log_is_in_the_folder_and_not_on_the_console(stubbed, tmp_path: Path
 
 def job(*overrides: str, sweep: str = "nowhere") -> str:
     """The folder of a job with these overrides."""
-    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+    with initialize_config_module("cl_runner.conf", **BASE):
         config = compose("config", list(overrides))
     return naming.job(OmegaConf.create(list(overrides)), sweep, _root_=config)
 
@@ -460,7 +461,7 @@ def test_resume_with_a_folder_takes_its_configuration(cl_run, tmp_path: Path) ->
     folder = tmp_path / "a=b, 'c\\'"
     folder.mkdir()
     overrides = ["seed=3", "data.root='x y'", "strategy=naive", 'data.path="a=b"']
-    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+    with initialize_config_module("cl_runner.conf", **BASE):
         config = validate(compose("config", overrides))
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config.resolved), encoding="utf-8")
     (folder / "overrides.yaml").write_text("- of no interest", encoding="utf-8")

@@ -10,6 +10,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from cl_runner.cli import search_path
+from cl_runner.config.versions import BASE
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -47,7 +48,7 @@ def test_the_store_is_shared_and_composing_changes_nothing_in_it():
     search_path.share_the_store()
     store = ConfigStore.instance()
     assert deepcopy(store) is store
-    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+    with initialize_config_module("cl_runner.conf", **BASE):
         compose("config")  # Hydra registers its own
         before = repr(store.repo)
         changed = compose("config", ["hydra.job.chdir=true"], return_hydra_config=True)

@@ -36,7 +36,7 @@ ALLOWED = {  # each room with those from which it may import; `package`: its __i
 LIGHT = (
     *("", "__main__", "errors", "hydra_plugins.cl_runner_launcher"),
     *(f"config.{n}" for n in ("identity", "keys", "outline", "parse", "plugins", "schema")),
-    *("config.benchmarks", "config.weights", "config.without_torch"),
+    *("config.benchmarks", "config.versions", "config.weights", "config.without_torch"),
     *(f"machine.{n}" for n in ("console", "cores_and_gpus", "locks", "ram", "reading", "signals")),
     "machine.systems",
     *(f"results.{n}" for n in ("files", "names", "naming", "status", "titles")),

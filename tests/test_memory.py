@@ -38,7 +38,7 @@ def peak():
     return high
 
 def run(*overrides):
-    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+    with initialize_config_module("cl_runner.conf", **BASE):
         config = validate(compose("config", [*overrides, "verbose=false", "threads=1"]))
     loop.run(config, Path(sys.argv[1]) / str(len(overrides)))
 

@@ -22,6 +22,7 @@ from cl_runner.config.identity import (
     config_hash,
     of_run,
 )
+from cl_runner.config.versions import register_resolver
 from cl_runner.results import status
 
 LONGEST = 110  # characters; file systems take 255 bytes, eyes less
@@ -128,7 +129,7 @@ def unique() -> str:
 
 def register() -> None:
     """Make the resolvers known to OmegaConf; a second call changes nothing."""
-    OmegaConf.register_new_resolver("cl_run.slug", slug, replace=True)
-    OmegaConf.register_new_resolver("cl_run.job", job, replace=True)
+    register_resolver("cl_run.slug", slug)
+    register_resolver("cl_run.job", job)
     # Cached, so that all who ask during one command get the same folder.
-    OmegaConf.register_new_resolver("cl_run.unique", unique, replace=True, use_cache=True)
+    register_resolver("cl_run.unique", unique, use_cache=True)

@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from cl_runner.cli import resume as resume_command
 from cl_runner.cli.resume import RESUMED, configuration_of, continued
 from cl_runner.config.parse import validate
+from cl_runner.config.versions import BASE
 from cl_runner.errors import UserError
 from cl_runner.machine.reading import yaml_values
 from cl_runner.results.names import CHECKPOINT
@@ -60,7 +61,7 @@ def made(data_root, tmp_path_factory) -> Path:
     """A run that could go on: its checkpoint is there, its last results are not."""
     out = tmp_path_factory.mktemp("made")
     overrides = [*TOY, "checkpoint.keep=true", "threads=1", f"data.root={data_root}"]
-    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+    with initialize_config_module("cl_runner.conf", **BASE):
         config = validate(compose("config", overrides))
     loop.run(config, out, overrides)
     (out / "status.json").unlink()
