@@ -17,6 +17,7 @@ from cl_runner.config import outline
 from cl_runner.config.identity import ABOUT_THE_COMMAND
 from cl_runner.config.parse import validate
 from cl_runner.config.schema import SECTIONS
+from cl_runner.config.versions import AGAIN
 from cl_runner.errors import UserError, check
 from cl_runner.machine import reading
 from cl_runner.results.names import CONFIG, OVERRIDES
@@ -90,7 +91,7 @@ def store(node: Mapping[str, Any]) -> None:
     defaults = [choice for choice in ours["defaults"] if "hydra/" in str(choice)]
     command = {key: ours[key] for key in ABOUT_THE_COMMAND}
     whole = {"defaults": ["_self_", *defaults], **command, **node, "hydra": ours["hydra"]}
-    ConfigStore.instance().store(name=RESUMED, node=whole, provider="cl_runner")
+    ConfigStore.instance().store(name=RESUMED, node=whole, provider="cl_runner", **AGAIN)
 
 
 def said(out: Path) -> list[str]:

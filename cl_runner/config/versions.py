@@ -17,6 +17,8 @@ TARGETS = (
 )
 # For `hydra.initialize_config_module` and the like; without it Hydra 1.3 behaves as 1.1 does.
 BASE: dict[str, Any] = {} if NEW else {"version_base": "1.3"}
+# For `ConfigStore.store`, of what may be stored already.
+AGAIN: dict[str, Any] = {"replace": True} if NEW else {}
 # For `hydra.main`.
 MAIN: dict[str, Any] = {"execution_whitelist": TARGETS} if NEW else BASE
 

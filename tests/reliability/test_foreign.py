@@ -217,7 +217,7 @@ def resumed(folder, monkeypatch):
 
 def test_the_folders_own_configuration_is_what_goes_on(folder, resumed):
     args, node = resumed("threads=2")
-    where = [f"hydra.run.dir='{folder}'", "resume=true"]
+    where = [f"hydra.run.dir={folder}", "resume=true"]
     assert args == [f"--config-name={RESUMED}", "threads=2", *where]
     stored = yaml_values(folder / "config.yaml")
     assert {key: node[key] for key in stored} == stored

@@ -330,7 +330,7 @@ def test_a_signal_ends_in_a_checkpoint_and_says_how_to_go_on(
 
     status.json is written after the checkpoint, and then come the steps.
     """
-    out = tmp_path / "a=b it's"
+    out = tmp_path / "a=b\\c it's"
     where = "hydra.run.dir='" + str(out).replace("'", "\\'") + "'"
     args = (*command(LONG, data_root), where)
     moments = ((first, exit_code, 1), (signal.SIGTERM, 143, 2))  # after so many tasks
