@@ -25,8 +25,6 @@ MAIN: dict[str, Any] = {"execution_whitelist": TARGETS} if NEW else BASE
 
 def register_resolver(name: str, function: Callable[..., Any], *, use_cache: bool = False) -> None:
     """Make a resolver known to OmegaConf, in the place of an older one."""
-    new = {"replace": True, "use_cache": use_cache}
-    if NEW:  # which would hold the arguments to their annotations
-        OmegaConf.register_resolver(name, function, **new, annotation_validation="off")
-    else:
-        OmegaConf.register_new_resolver(name, function, **new)
+    register: Any = OmegaConf.register_resolver if NEW else OmegaConf.register_new_resolver
+    off = {"annotation_validation": "off"} if NEW else {}  # of the types of arguments
+    register(name, function, replace=True, use_cache=use_cache, **off)
