@@ -263,7 +263,9 @@ def test_own_configuration_files(cl_run, flags: list[str], tmp_path: Path) -> No
         (["seed=1\n2"], ["cannot read seed=1 2"]),
         (["strategy.mode=onlin"], ["strategy.mode must be one of separate, online"]),
         ([f"hydra.run.dir={'x' * 256}"], ["name too long"]),
-        (["-m", "hydra.sweep.dir=/dev/null", "seed=1,2"], ["/dev/null"]),
+        pytest.param(
+            ["-m", "hydra.sweep.dir=/dev/null", "seed=1,2"], ["/dev/null"], marks=pytest.mark.unix
+        ),
         (["-m", "strategy=naive,er", "strategy.buffer_size=9"], ["no key of strategy=naive"]),
         (["strategy.lamda=1"], ["strategy.lamda", "did you mean strategy.lambda", "known in"]),
         (["epoch=3"], ["unknown key epoch", "did you mean training.epochs?"]),
@@ -282,7 +284,7 @@ def test_own_configuration_files(cl_run, flags: list[str], tmp_path: Path) -> No
         (["--config-name", "nothing"], ["nothing"]),
         (["data.root=${oc.env:NOT_SET_ANYWHERE}"], ["NOT_SET_ANYWHERE"]),
         (["hydra.run.dir=${oc.env:NOT_SET_ANYWHERE}"], ["NOT_SET_ANYWHERE"]),
-        (["hydra.run.dir=/dev/null/x"], ["/dev/null/x"]),
+        pytest.param(["hydra.run.dir=/dev/null/x"], ["/dev/null/x"], marks=pytest.mark.unix),
         (["hydra.run.dir=new/folder", "seed=7"], ["seed must not be 7"]),
         (["seed=7"], ["seed must not be 7"]),
         (["-m", "strategy=ewc,unknown", "seed=0,1"], ["strategy=unknown", "ewc"]),
@@ -339,6 +341,7 @@ def test_a_diverged_run_exits_with_1_and_keeps_its_files(stubbed, tmp_path: Path
     assert read(tmp_path / "out/summary.csv")[0]["status"] == "failed"
 
 
+@pytest.mark.unix
 @pytest.mark.parametrize("args", [["seed=10"], ["-m", "seed=1,10,2", "hydra.sweep.dir=out"]])
 def test_ctrl_c_stops_with_130(waiting, args: list[str], tmp_path: Path) -> None:
     process = waiting(*args)

@@ -23,7 +23,7 @@ OURS = ("cl_runner", "hydra_plugins.cl_runner_launcher")
 if os.environ.get("LIKE_WINDOWS_TESTS") == "1":
     OURS += ("test_", "conftest")
 FOLDER = os.path.realpath(os.environ["LIKE_WINDOWS"]) + os.sep
-ABSENT = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+ABSENT = {"fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios", "tty"}
 # What the documentation of Python 3.11 says to be in os on Unix only, EX_* aside.
 OF_UNIX = """
     chown chroot confstr ctermid fchdir fchmod fchown fdatasync fork forkpty fpathconf fstatvfs

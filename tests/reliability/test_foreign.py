@@ -137,6 +137,7 @@ def test_a_checkpoint_writes_no_file_but_the_runs_own(call, folder, tmp_path):
     assert not [p for p in tmp_path.parent.rglob("*.csv") if p.stem in {"pwn", "other"}]
 
 
+@pytest.mark.unix
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.yaml", "overrides.yaml", "checkpoint.safetensors"])
 def test_a_pipe_in_the_folder_is_told_and_not_waited_for(call, folder, tmp_path, name):
@@ -293,6 +294,7 @@ def test_a_folder_of_seeds_goes_on_from_itself_and_takes_more(call, data_root, t
 # The other commands
 
 
+@pytest.mark.unix
 @pytest.mark.slow
 def test_the_other_commands_wait_for_no_pipe_and_expand_no_alias(call, folder, tmp_path):
     (folder / "status.json").write_text("[" * 100_000)

@@ -356,6 +356,7 @@ def test_a_signal_ends_in_a_checkpoint_and_says_how_to_go_on(
     assert outcome(out) == unbroken_long
 
 
+@pytest.mark.unix
 @pytest.mark.parametrize("mode", [(), ("-m",)], ids=["run", "sweep"])
 @pytest.mark.parametrize("moment", ["compose", "torch", "data"])
 def test_a_signal_before_the_first_step_is_one_line_too(moment, mode, tmp_path):
@@ -390,6 +391,7 @@ main()
     assert re.fullmatch(r"cl-run: interrupted(; to go on: .*)?\n", stderr), stderr
 
 
+@pytest.mark.unix
 def test_a_signal_saves_what_worker_processes_run(data_root, tmp_path):
     """Many seeds of a large network, which are not stacked."""
     large = ("model.hidden_sizes=[400,400]", "training.batch_size=256")
