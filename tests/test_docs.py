@@ -247,8 +247,10 @@ ELSEWHERE = {  # with packages and folders of the reader's: tests/test_plugins.p
     "cl-run -m plugins=[my_lib] benchmark=light_digits strategy=naive,ewc",
     "cl-run plugins=[my_lib] model=bottleneck model.narrow=8",
     # tests/test_own_models.py
-    "cl-run plugins=[my_lib] model=tiny model.weights=tiny.pt model.freeze=all_but_head "
-    "strategy=icarl",
+    (
+        "cl-run plugins=[my_lib] model=tiny model.weights=tiny.pt model.freeze=all_but_head "
+        "strategy=icarl"
+    ),
 }
 
 
