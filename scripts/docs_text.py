@@ -18,7 +18,9 @@ LETTERS = "".join(GREEK.values())
 BASE = rf"((?<!\w)(?:[A-Za-z{LETTERS}](?:\*|')?|sum|mean|max|min|argmax|argmin|prod|log)|[|)])"
 INDEX = re.compile(rf"{BASE}_(\{{[^}}]+\}}|\([^)]+\)|[A-Za-z0-9]+)(?!\w)")
 POWER = re.compile(r"\^(\{[^}]+\}|-?[A-Za-z0-9]+)")
-IDENTIFIER = re.compile(r"(?<![\w`/.])(?:[a-z][a-z0-9_]*\.)*[a-z][a-z0-9]+(?:_[a-z0-9]+)+(?![\w/(])")
+IDENTIFIER = re.compile(
+    r"(?<![\w`/.])(?:[a-z][a-z0-9_]*\.)*[a-z][a-z0-9]+(?:_[a-z0-9]+)+(?:\.(?:csv|py|json))?(?![\w/(])"
+)
 SETTING = re.compile(r"(?<![\w`/.'])(?:[a-z][a-z0-9_]*\.)*[a-z][a-z0-9_]*=[a-z0-9][\w./]*\w(?![\w(])")
 ARXIV = re.compile(r"(?<![\d.])(?:arXiv )?(\d\d(?:0[1-9]|1[0-2])\.\d{4,5})(?![\d.]\d)")
 GITHUB = re.compile(r"(?<![\w/])github\.com/[\w-]+/[\w-]+")

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+FEW = ("training.epochs=1", "model.hidden_sizes=[32]", "benchmark.train_fraction=0.5")
 NUMBER = r"-?(?:\d[\d,]*)?\.?\d+"
 
 
@@ -118,6 +119,25 @@ def test_the_tutorial_is_what_happens(do) -> None:
         assert not shows(words(step.told), words(do(step))), step.command
         seen += 1
     assert seen >= 9
+
+
+def shorter(command: str) -> str:
+    """The same on the embedded digits, of each list its two ends."""
+    command = command.replace("split_mnist", "split_digits").replace("training.epochs", "ignored")
+    command = re.sub(r" ignored=\d+", "", command)
+    return re.sub(r"(?<=seed=)(\d+),[\d,]*", r"\1,7", command)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["story_student.md", "story_paper.md", "story_engineer.md"])
+def test_the_commands_of_a_story_run(do, page) -> None:
+    """On less data and with fewer seeds: they do what the page says, at other numbers."""
+    seen = 0
+    for step in steps(page):
+        printed = do(step._replace(command=shorter(step.command)), *FEW)
+        assert step.file or printed, step.command
+        seen += 1
+    assert seen >= 5
 
 
 def test_a_word_that_was_not_printed_is_seen() -> None:
