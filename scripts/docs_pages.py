@@ -108,17 +108,19 @@ def strategy_page(name: str) -> str:
     """All that is known of a strategy."""
     own = outline.outline(name)
     scenarios = ", ".join(f"{s}-incremental" for s in SCENARIOS if s in own.scenarios)
-    about = (
-        f"This page is about `strategy={name}`, of the family "
-        f"[{family(name)}](../strategies.md#{family(name).replace(' ', '-')}). "
-        f"Defined for: {scenarios}. Held against: {held_against(name)}. "
-        f"[Source](../../cl_runner/strategies/{name}.py)."
+    anchor = family(name).replace(" ", "-")
+    facts = (
+        f"- Asked for by `strategy={name}`; family: "
+        f"[{family(name)}](../strategies.md#{anchor})\n"
+        f"- Defined for: {scenarios}\n"
+        f"- Held against: {held_against(name)}\n"
+        f"- Source: [{name}.py](../../cl_runner/strategies/{name}.py)"
     )
     return joined(
         (
             f"# {people(name)}",
-            about,
             linked(" ".join(head(text("strategy", name)))),
+            facts,
             run_it(name, own.scenarios),
             under("What it does", from_docstring(inspect.cleandoc(catalogue.docstring(name)))),
             under(
@@ -291,18 +293,20 @@ def benchmark_page(name: str) -> str:
     set_ = safe_load("\n".join(body(text("benchmark", name))))
     tasks = set_.get("num_tasks") or "as many as the data have"
     path = ' data.path="$DATA"' if own_data(name) else ""
-    about = (
-        f"This page is about `benchmark={name}`. Kind: `{set_['kind']}`; data set: "
-        f"`{set_['dataset']}`; tasks: {tasks}; scenario unless told otherwise: "
-        f"{set_['default_scenario']}-incremental; passes over each task's data: "
-        f"{set_['default_epochs']}. [All benchmarks](../benchmarks.md)."
+    facts = (
+        f"- Asked for by `benchmark={name}`; kind: `{set_['kind']}` "
+        f"([all benchmarks](../benchmarks.md))\n"
+        f"- Data set: `{set_['dataset']}`\n"
+        f"- Tasks: {tasks}\n"
+        f"- Scenario, unless told otherwise: {set_['default_scenario']}-incremental\n"
+        f"- Passes over each task's data: {set_['default_epochs']}"
     )
     own = "Your own data go there by `data.path=...`: [own data](../own_data.md)." if path else ""
     return joined(
         (
             f"# {name}",
-            about,
             prose("\n".join(head(text("benchmark", name)))),
+            facts,
             own,
             command(
                 f"cl-run benchmark={name} strategy=er{path}",

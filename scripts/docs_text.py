@@ -15,12 +15,14 @@ GREEK = {
 GREEK_WORD = re.compile(rf"(?<![\w.])(?:{'|'.join(GREEK)})(?![A-Za-z0-9]|_[a-z]{{2}}|_ |=)")
 LETTERS = "".join(GREEK.values())
 # What an index may hang on: one letter, with a star or a prime, or an operator.
-BASE = rf"((?<!\w)(?:[A-Za-z{LETTERS}](?:\*|')?|sum|mean|max|min|argmax|argmin|prod|log)|[|)])"
+BASE = rf"((?<!\w)(?:[A-Za-z{LETTERS}](?:\*|')?|sum|mean|argmax|argmin|(?:max|min)(?=_.\b))|[|)])"
 INDEX = re.compile(rf"{BASE}_(\{{[^}}]+\}}|\([^)]+\)|[A-Za-z0-9]+)(?!\w)")
 POWER = re.compile(r"\^(\{[^}]+\}|-?[A-Za-z0-9]+)")
 IDENTIFIER = re.compile(
     r"(?<![\w`/.])(?:[a-z][a-z0-9_]*\.)*[a-z][a-z0-9]+(?:_[a-z0-9]+)+(?:\.(?:csv|py|json))?(?![\w/(])"
 )
+SECTION = "training|eval|strategy|benchmark|optimizer|model|data|budget|guard|checkpoint"
+KEY = re.compile(rf"(?<![\w`/.])(?:{SECTION})\.[a-z]+(?![\w/(=.])")
 SETTING = re.compile(r"(?<![\w`/.'])(?:[a-z][a-z0-9_]*\.)*[a-z][a-z0-9_]*=[a-z0-9][\w./]*\w(?![\w(])")
 ARXIV = re.compile(r"(?<![\d.])(?:arXiv )?(\d\d(?:0[1-9]|1[0-2])\.\d{4,5})(?![\d.]\d)")
 GITHUB = re.compile(r"(?<![\w/])github\.com/[\w-]+/[\w-]+")
@@ -38,7 +40,8 @@ BREAKS = {
 
 def from_docstring(docstring: str) -> str:
     """A docstring as Markdown: paragraphs, lists, equations set off, papers linked."""
-    return "\n".join(prose(part) for part in laid_out(docstring))
+    whole = re.sub(r"arXiv\n( *)(?=\d)", r"\n\1arXiv ", docstring)
+    return "\n".join(prose(part) for part in laid_out(whole))
 
 
 def laid_out(docstring: str) -> Iterator[str]:
@@ -78,11 +81,10 @@ def mathematics(text: str) -> str:
     text = INDEX.sub(lambda found: f"{found[1]}<sub>{inner(found[2])}</sub>", text)
     text = POWER.sub(lambda found: f"<sup>{inner(found[1])}</sup>", text)
     text = text.replace("sum<sub>", "∑<sub>")
-    text = SETTING.sub(lambda found: f"`{found[0]}`", text)
-    text = "".join(
-        part if i % 2 else IDENTIFIER.sub(lambda found: f"`{found[0]}`", part)
-        for i, part in enumerate(CODE.split(text))
-    )
+    for name in (SETTING, IDENTIFIER, KEY):
+        parts = CODE.split(text)
+        parts[::2] = [name.sub(lambda found: f"`{found[0]}`", part) for part in parts[::2]]
+        text = "".join(parts)
     parts = CODE.split(re.sub(r" \* ", " · ", text))
     parts[::2] = [re.sub(r"([*_])", r"\\\1", part) for part in parts[::2]]
     return start + "".join(parts)
