@@ -1,6 +1,6 @@
 """The tables of docs/choosing.md, from results/*.csv, the presets' searches and the code.
 
-    python scripts/choosing.py    writes them between their markers; nothing is run
+python scripts/choosing.py    writes them between their markers; nothing is run
 """
 
 from __future__ import annotations

@@ -43,8 +43,7 @@ MODULES = {  # page -> title, modules, and what they are for
     "strategy": (
         "Writing a strategy",
         ("cl_runner.strategies.base", "cl_runner.training.env", "cl_runner.testing"),
-        "The interface of a strategy, what it may use in its methods, and the tests that every "
-        "strategy must pass, yours included.",
+        "The interface of a strategy, what it may use, and the tests that every one must pass.",
     ),
     "functional": (
         "Mathematics",
@@ -52,8 +51,7 @@ MODULES = {  # page -> title, modules, and what they are for
             f"cl_runner.functional.{file.stem}"
             for file in sorted((ROOT / "cl_runner" / "functional").glob("[!_]*.py"))
         ),
-        "Functions from tensors to tensors, which know nothing of runs and files: losses, buffers, "
-        "importances, projections, metrics.",
+        "Functions from tensors to tensors: losses, buffers, importances, projections, metrics.",
     ),
 }
 
@@ -318,9 +316,7 @@ def benchmark_page(name: str) -> str:
             best_presets(name),
             under(
                 "Published numbers",
-                published(
-                    r for r in records("reproduction") if stream_of(r["experiment"]) == name
-                ),
+                published(r for r in records("reproduction") if stream_of(r["experiment"]) == name),
             ),
             experiments_on(name),
         )

@@ -45,9 +45,9 @@ def accuracies(name: str, rows: Sequence[Row]) -> str:
     height = ROW * len(rows) + 58
     bottom = ROW * len(rows) + 30
     about = f"Accuracy of {name} beside naive fine-tuning and joint training"
+    size = f'viewBox="0 0 {LABEL + PLOT + VALUE} {height}"'
     shown = [
-        f'<svg class="accuracies" viewBox="0 0 {LABEL + PLOT + VALUE} {height}" role="img" '
-        f'aria-label="{escape(about)}">',
+        f'<svg class="accuracies" {size} role="img" aria-label="{escape(about)}">',
         f"<title>{escape(about)}</title>",
     ]
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):

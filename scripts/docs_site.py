@@ -27,7 +27,7 @@ from cl_runner.cli.catalogue import FAMILIES
 from cl_runner.cli.choices import options
 
 ROOT = Path(__file__).parents[1]
-# Files of the repository that are pages of the site, by other names; all others of docs/ keep theirs.
+# Files of the repository that are pages of the site by other names; other pages keep theirs.
 PAGES = {
     "README.md": "index.md",
     "docs/README.md": "documents.md",
@@ -149,7 +149,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     """Lead every link of a page to where the site has it."""
     src_uri = page.file.src_uri
     return named(src_uri, relinked(markdown, lambda link: in_site(src_uri, link)))

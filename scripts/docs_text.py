@@ -8,9 +8,24 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 GREEK = {
-    **{"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ε", "eta": "η"},
-    **{"theta": "θ", "lambda": "λ", "mu": "μ", "xi": "ξ", "sigma": "σ", "tau": "τ", "phi": "φ"},
-    **{"omega": "ω", "Delta": "Δ", "Lambda": "Λ", "Sigma": "Σ", "Omega": "Ω"},
+    "alpha": "α",
+    "beta": "β",
+    "gamma": "γ",
+    "delta": "δ",
+    "epsilon": "ε",
+    "eta": "η",
+    "theta": "θ",
+    "lambda": "λ",
+    "mu": "μ",
+    "xi": "ξ",
+    "sigma": "σ",
+    "tau": "τ",
+    "phi": "φ",
+    "omega": "ω",
+    "Delta": "Δ",
+    "Lambda": "Λ",
+    "Sigma": "Σ",
+    "Omega": "Ω",
 }
 GREEK_WORD = re.compile(rf"(?<![\w.])(?:{'|'.join(GREEK)})(?![A-Za-z0-9]|_[a-z]{{2}}|_ |=)")
 LETTERS = "".join(GREEK.values())
@@ -23,7 +38,9 @@ IDENTIFIER = re.compile(
 )
 SECTION = "training|eval|strategy|benchmark|optimizer|model|data|budget|guard|checkpoint"
 KEY = re.compile(rf"(?<![\w`/.])(?:{SECTION})\.[a-z]+(?![\w/(=.])")
-SETTING = re.compile(r"(?<![\w`/.'])(?:[a-z][a-z0-9_]*\.)*[a-z][a-z0-9_]*=[a-z0-9][\w./]*\w(?![\w(])")
+SETTING = re.compile(
+    r"(?<![\w`/.'])(?:[a-z][a-z0-9_]*\.)*[a-z][a-z0-9_]*=[a-z0-9][\w./]*\w(?![\w(])"
+)
 ARXIV = re.compile(r"(?<![\d.])(?:arXiv )?(\d\d(?:0[1-9]|1[0-2])\.\d{4,5})(?![\d.]\d)")
 GITHUB = re.compile(r"(?<![\w/])github\.com/[\w-]+/[\w-]+")
 SIGNS = (("<-", "←"), ("<=", "≤"), (">=", "≥"), (" (x) ", " ⊗ "), ("sqrt(", "√("))

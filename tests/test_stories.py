@@ -1,8 +1,8 @@
 """The pages that tell a story: their commands run, in order, and print what the page shows.
 
-In a block of the page a line that begins with `$ ` is a command, and what follows is what it prints,
-where `...` stands for lines that are left out. A block of Python or YAML whose first line is a
-comment with a path is a file that the reader writes.
+In a block of the page a line that begins with `$ ` is a command, and what follows is what it
+prints, where `...` stands for lines that are left out. A block of Python or YAML whose first line
+is a comment with a path is a file that the reader writes.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import NamedTuple
 
 import pytest
@@ -61,7 +63,7 @@ def alike(told: str, printed: str) -> bool:
 
 
 def shows(told: Sequence[str], printed: Sequence[str]) -> str:
-    """"" if the page's words are those that were printed, else where they part."""
+    """ "" if the page's words are those that were printed, else where they part."""
     parts = [part.split() for part in f" {' '.join(told)} ".split(" ... ")]
     at = 0
     for number, part in enumerate(parts):
@@ -80,31 +82,42 @@ def shows(told: Sequence[str], printed: Sequence[str]) -> str:
 def common(told: Sequence[str], printed: Sequence[str]) -> int:
     """How many words at the beginning are alike."""
     pairs = zip(told, printed, strict=False)
-    return next((i for i, pair in enumerate(pairs) if not alike(*pair)), min(len(told), len(printed)))
+    return next(
+        (i for i, pair in enumerate(pairs) if not alike(*pair)), min(len(told), len(printed))
+    )
 
 
 @pytest.fixture
 def do(cl_run, forked, data_root, tmp_path) -> Callable[..., str]:
     """do(step, "key=value", ...): what a step prints; with settings for those that train."""
 
+    def shell(command: str) -> CompletedProcess[str]:
+        line = re.sub(r"^python ", f"{sys.executable} ", command)
+        line = line.replace("scripts/", f"{REPOSITORY}/scripts/")
+        return subprocess.run(
+            line, shell=True, check=False, capture_output=True, text=True, cwd=tmp_path
+        )
+
     def function(step: Step, *settings: str) -> str:
         if step.file:
             (tmp_path / step.file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / step.file).write_text(step.told, encoding="utf-8")
             return ""
-        program, *args = shlex.split(step.command)
+        inner = re.search(r"\$\((.*?)\)", step.command)
+        told = shell(inner[1]).stdout.strip() if inner else ""
+        command = step.command.replace(inner[0], told) if inner else step.command
+        program, *args = shlex.split(command)
         if program == "cl-compare":
             code = "from cl_runner.comparing.cli import main; raise SystemExit(main())"
             done = forked(code, *args, cwd=tmp_path)
         elif program != "cl-run":
-            command = step.command.replace("scripts/", f"{REPOSITORY}/scripts/")
-            done = subprocess.run(
-                command, shell=True, capture_output=True, text=True, cwd=tmp_path
-            )
+            done = shell(command)
         elif args[0] in ("list", "explain", "status", "export", "advise"):
             done = cl_run(*args, cwd=tmp_path)
         else:
-            done = cl_run(*args, f"data.root={data_root}", "device=cpu", *settings, cwd=tmp_path)
+            here = "import sys; sys.path.insert(0, '.')\n"  # where plugins are
+            common = (f"data.root={data_root}", "device=cpu", *settings)
+            done = cl_run(*args, *common, cwd=tmp_path, before=here)
         wrong = step.told.startswith("cl-run: ")
         assert done.returncode == (2 if wrong else 0), f"{step.command}\n{done.stderr}"
         return done.stderr if wrong else done.stdout
@@ -122,10 +135,10 @@ def test_the_tutorial_is_what_happens(do) -> None:
 
 
 def shorter(command: str) -> str:
-    """The same on the embedded digits, of each list its two ends."""
-    command = command.replace("split_mnist", "split_digits").replace("training.epochs", "ignored")
-    command = re.sub(r" ignored=\d+", "", command)
-    return re.sub(r"(?<=seed=)(\d+),[\d,]*", r"\1,7", command)
+    """The same on the embedded digits, with one seed, and of each list of numbers its two ends."""
+    command = re.sub(r" training.epochs=\d+", "", command.replace("split_mnist", "split_digits"))
+    command = re.sub(r"(?<=\bseed=)(\d+),[\d,]*", r"\1", command)
+    return re.sub(r"(?<=[a-z]=)([\d.]+),[\d.,]*,([\d.]+)(?= |$)", r"\1,\2", command)
 
 
 @pytest.mark.slow
@@ -135,7 +148,7 @@ def test_the_commands_of_a_story_run(do, page) -> None:
     seen = 0
     for step in steps(page):
         printed = do(step._replace(command=shorter(step.command)), *FEW)
-        assert step.file or printed, step.command
+        assert printed or step.file or not step.told, step.command
         seen += 1
     assert seen >= 5
 
