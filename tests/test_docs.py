@@ -246,6 +246,15 @@ ELSEWHERE = {  # with packages and folders of the reader's: tests/test_plugins.p
     "cl-run plugins=[my_lib] strategy=halfway strategy.share=0.3",
     "cl-run -m plugins=[my_lib] benchmark=light_digits strategy=naive,ewc",
     "cl-run plugins=[my_lib] model=bottleneck model.narrow=8",
+    # tests/test_stories.py runs these; the last is a mistake, shown as one
+    "cl-run plugins=[near] strategy=pull benchmark=split_digits hydra.run.dir=try",
+    (
+        "cl-run -m plugins=[near] benchmark=split_digits,permuted_digits "
+        "strategy=naive,joint,ewc,si,er,er_ace,derpp,pull optimizer.lr=0.03,0.1,0.3 seed=100,101 "
+        "benchmark.validation_fraction=0.2 hydra.sweep.dir=tune"
+    ),
+    "cl-run -m plugins=[near] experiment=$(python choose.py) seed=0,1,2,3,4 hydra.sweep.dir=final",
+    "cl-run strategy=er strategy.bufer=50",
 }
 
 
@@ -257,7 +266,7 @@ def commands(page: str | Path) -> list[str]:
     found = []
     for _, block in fenced(page):
         for line in block.replace("\\\n", " ").splitlines():
-            found += re.findall(r"^(?:\$ |[A-Z]+=\S+ )*(cl-(?:run|compare)\b.*)", line)
+            found += re.findall(r"^(?:\$ |[A-Z]+=\S+ )*(cl-(?:run|compare)\b(?!:).*)", line)
             found += re.findall(r"\$\((cl-run [^)]*)\)", line)
     inline = re.findall(r"`(cl-(?:run|compare) [^`]*)`", prose(page))
     others = r"\.\.\.|\b[A-Z]{3,}\b|=[A-Z]\b|^cl-run (explain|status)$"
