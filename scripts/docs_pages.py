@@ -111,6 +111,7 @@ def strategy_page(name: str) -> str:
         f"- Asked for by `strategy={name}`; family: "
         f"[{family(name)}](../strategies.md#{anchor})\n"
         f"- Defined for: {scenarios}\n"
+        f"{builds_on(name)}"
         f"- Held against: {held_against(name)}\n"
         f"- Source: [{name}.py](../../cl_runner/strategies/{name}.py)"
     )
@@ -131,6 +132,14 @@ def strategy_page(name: str) -> str:
             reproduced(name),
             limits(name),
         )
+    )
+
+
+def builds_on(name: str) -> str:
+    """The strategy that it is a variant of, as a line of its facts; "" if it is none."""
+    module = outline.outline(name).__mro__[1].__module__.rpartition(".")[2]
+    return (
+        f"- Builds on: [{people(module)}]({module}.md)\n" if module in options("strategy") else ""
     )
 
 
@@ -246,8 +255,13 @@ def reproduced(name: str) -> str:
     """Its published numbers beside ours."""
     return under(
         "Published numbers",
-        published(row for row in records("reproduction") if row["strategy"] == name),
+        published(row for row in records("reproduction") if strategy_of(row["experiment"]) == name),
     )
+
+
+def strategy_of(experiment: str) -> str:
+    """The strategy that an experiment chooses."""
+    return chosen(f"experiment/{experiment}").get("strategy", "")
 
 
 def published(rows: Iterable[dict[str, str]]) -> str:
@@ -276,9 +290,13 @@ def spread(mean: str, sd: str, n: str) -> str:
 def limits(name: str) -> str:
     """What docs/limits.md says of it."""
     page = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8")
-    items = re.split(r"^(?=- |#|$)", page, flags=re.MULTILINE)
     of_name = re.compile(rf"`{name}`|\b{re.escape(people(name))}\b(?!-)")
-    own = [item.strip() for item in items if item.startswith("- ") and of_name.search(item)]
+    own, title = [], ""
+    for item in re.split(r"^(?=- |#|$)", page, flags=re.MULTILINE):
+        title = item.strip("# \n") if item.startswith("#") else title
+        if item.startswith("- ") and of_name.search(item):
+            about = "" if title == "Strategies" else f"*{title}*: "
+            own.append(f"- {about}{item[2:].strip()}")
     moved = (re.sub(r"\]\((?!https:|#)", "](../", item) for item in own)
     return under("Limits", "\n".join(re.sub(r"\]\(#", "](../limits.md#", i) for i in moved))
 
@@ -310,7 +328,6 @@ def benchmark_page(name: str) -> str:
                 f"cl-run benchmark={name} strategy=er{path}",
                 f"cl-run -m benchmark={name} strategy=naive,joint,er seed=0,1,2{path}",
             ),
-            under("Its keys", settings(body(text("benchmark", name)), "benchmark.")),
             *(best_without_option(name, scenario) for scenario in SCENARIOS),
             best_real(name),
             best_presets(name),
@@ -319,6 +336,7 @@ def benchmark_page(name: str) -> str:
                 published(r for r in records("reproduction") if stream_of(r["experiment"]) == name),
             ),
             experiments_on(name),
+            under("Its keys", settings(body(text("benchmark", name)), "benchmark.")),
         )
     )
 

@@ -39,7 +39,7 @@ IDENTIFIER = re.compile(
 SECTION = "training|eval|strategy|benchmark|optimizer|model|data|budget|guard|checkpoint"
 KEY = re.compile(rf"(?<![\w`/.])(?:{SECTION})\.[a-z]+(?![\w/(=.])")
 SETTING = re.compile(
-    r"(?<![\w`/.'])(?:[a-z][a-z0-9_]*\.)*[a-z][a-z0-9_]*=[a-z0-9][\w./]*\w(?![\w(])"
+    r"(?<![\w`/.'])(?:[a-z][a-z0-9_]*\.)*[a-z][a-z0-9_]{2,}=[a-z0-9](?:[\w./]*\w)?(?![\w(])"
 )
 ARXIV = re.compile(r"(?<![\d.])(?:arXiv )?(\d\d(?:0[1-9]|1[0-2])\.\d{4,5})(?![\d.]\d)")
 GITHUB = re.compile(r"(?<![\w/])github\.com/[\w-]+/[\w-]+")

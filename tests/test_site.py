@@ -92,6 +92,10 @@ def test_a_strategys_page_has_all_of_its_keys(name) -> None:
     page = docs_pages.strategy_page(name)
     assert all(f"`strategy.{key}`" in page for key in file.keys() - {"name"})
     assert "## What it does" in page and "<svg" in page and "## What it costs" in page
+    cells = {row["experiment"] for row in docs_pages.records("reproduction")}
+    own = [cell for cell in cells if docs_pages.strategy_of(cell) == name]
+    assert ("## Published numbers" in page) == bool(own)
+    assert all(f"| `{cell}` |" in page.partition("## Published numbers")[2] for cell in own)
 
 
 def test_code_is_not_linked() -> None:
