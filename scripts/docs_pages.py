@@ -424,11 +424,13 @@ def experiments_on(name: str) -> str:
 def module_page(name: str) -> str:
     """The reference of some modules, which mkdocstrings writes."""
     title, modules, about = MODULES[name]
+    # Fields are told by comments, which only the source shows.
+    options_ = "\n    options: {show_source: true}" if name == "core" else ""
     return joined(
         (
             f"# {title}",
             f"This page is made of docstrings. {about}",
-            *(f"## `{module}`\n\n::: {module}" for module in modules),
+            *(f"## `{module}`\n\n::: {module}{options_}" for module in modules),
         )
     )
 
