@@ -251,6 +251,15 @@ ELSEWHERE = {  # with packages and folders of the reader's: tests/test_plugins.p
         "cl-run plugins=[my_lib] model=tiny model.weights=tiny.pt model.freeze=all_but_head "
         "strategy=icarl"
     ),
+    # tests/test_stories.py runs these; the last is a mistake, shown as one
+    "cl-run plugins=[near] strategy=pull benchmark=split_digits hydra.run.dir=try",
+    (
+        "cl-run -m plugins=[near] benchmark=split_digits,permuted_digits "
+        "strategy=naive,joint,ewc,si,er,er_ace,derpp,pull optimizer.lr=0.03,0.1,0.3 seed=100,101 "
+        "benchmark.validation_fraction=0.2 hydra.sweep.dir=tune"
+    ),
+    "cl-run -m plugins=[near] experiment=$(python choose.py) seed=0,1,2 hydra.sweep.dir=final",
+    "cl-run strategy=er strategy.bufer=50",
 }
 
 
@@ -262,7 +271,7 @@ def commands(page: str | Path) -> list[str]:
     found = []
     for _, block in fenced(page):
         for line in block.replace("\\\n", " ").splitlines():
-            found += re.findall(r"^(?:\$ |[A-Z]+=\S+ )*(cl-(?:run|compare)\b.*)", line)
+            found += re.findall(r"^(?:\$ |[A-Z]+=\S+ )*(cl-(?:run|compare)\b(?!:).*)", line)
             found += re.findall(r"\$\((cl-run [^)]*)\)", line)
     inline = re.findall(r"`(cl-(?:run|compare) [^`]*)`", prose(page))
     others = r"\.\.\.|\b[A-Z]{3,}\b|=[A-Z]\b|^cl-run (explain|status)$"

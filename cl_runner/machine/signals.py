@@ -63,7 +63,7 @@ class Stop:
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
-        """Meanwhile a first signal only asks: who takes the steps calls `check` after each."""
+        """Inside the block a first signal is only noted; `check`, called after a step, raises."""
         self._stepping = True
         try:
             yield

@@ -58,7 +58,7 @@ def keep_busy(pool: ProcessPoolExecutor, workers: int, jobs: Sequence[Job]) -> N
 
 
 def stay_with_the_parent() -> None:
-    """A worker's first act: what a terminal says the parent tells, whom nobody outlives."""
+    """Set up a worker: it ignores the terminal's signals and ends when its parent does."""
     systems.leave_to_the_parent(OF_TERMINALS)
     threading.Thread(target=end_with_the_parent, daemon=True).start()
 
