@@ -19,4 +19,5 @@ CHECKPOINT = "checkpoint.safetensors"
 MODEL, MODEL_MEMORY = "model.json", "model.safetensors"
 PRETRAINED = "pretrained.safetensors"  # with training.ssl, before the first task
 LOG, TRACEBACK = "cl-run.log", "traceback.txt"
+LOGGERS = "loggers.json"  # with logger=...: what the libraries call the run
 STATES = ("complete", "running", "interrupted", "failed", "killed", "missing")
