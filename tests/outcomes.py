@@ -19,9 +19,7 @@ def outcome(out: Path) -> dict[str, object]:
         rows = read_rows(out / name)
         # Somebody may commit to the checkout while the tests run.
         kept = [[k for k in row if reproducible(k) and k != "commit"] for row in rows]
-        files[name] = [
-            [(k, row[k]) for k in names] for row, names in zip(rows, kept, strict=True)
-        ]
+        files[name] = [[(k, row[k]) for k in names] for row, names in zip(rows, kept, strict=True)]
     return files
 
 
