@@ -37,10 +37,8 @@ def written(model: Deployed, form: str) -> bytes:
             raise
         strategy, network = model.card["strategy"]["name"], model.card["model"]["name"]
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"strategy={strategy} with model={network} cannot be exported --to {form}: torch cannot "
-            f"trace it ({reason})"
-        ) from error
+        what = f"strategy={strategy} with model={network} cannot be exported --to {form}"
+        raise UserError(f"{what}: torch cannot trace it ({reason})") from error
 
 
 @contextmanager
