@@ -146,6 +146,9 @@ class Stream:
     # [n] rows of x among which the model that the first task makes chooses the samples of the
     # tasks after it (see run.edits); None: all tasks are known from the beginning.
     pool: Tensor | None = None
+    # [0, C, H, W] no image, of the shape and type that the data set's have before they are resized
+    # and padded; None: those of x.
+    given: Tensor | None = None
     cache: dict[tuple[str, int], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:

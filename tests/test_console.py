@@ -73,7 +73,7 @@ def test_a_process_without_a_console_prints_nothing(monkeypatch):
     console.say("a")
     console.say("b", sys.stderr)
     console.finish()
-    with progress.display(["", ""], verbose=True) as bar:
+    with progress.display(["", ""], told=True) as bar:
         assert bar is None
 
 
@@ -116,7 +116,7 @@ class Hungup(io.StringIO):
 
 def test_a_progress_bar_survives_its_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Hungup())
-    with progress.display(["", ""], verbose=True) as bar:
+    with progress.display(["", ""], told=True) as bar:
         assert bar is not None
         bar.begin(0, 1, 10)
         bar.step(0, 8, torch.tensor(0.5))

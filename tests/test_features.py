@@ -168,6 +168,12 @@ def test_where_it_cannot_be_a_line_says_why(prepared, fresh, more, reason, capsy
     assert (told in capsys.readouterr().out) == (more != ("model.freeze=[]",))
 
 
+def test_rows_of_a_file_are_no_features(prepared, fresh):
+    own = ("strategy=mas", "strategy.rows=mine.npz", "model.cache_features=true")
+    with pytest.raises(UserError, match="strategy=mas needs the samples themselves"):
+        prepared(*TOY, *CNN, HEAD, *own, root=fresh)
+
+
 def test_layers_in_part_frozen_and_a_run_that_is_resumed(configure, fresh, tmp_path, monkeypatch):
     """The first convolution of two stays; the run is stopped after a task, then goes on."""
     own = (*TOY, "model=cnn", "model.channels=[4,5]", "model.hidden_size=12", "strategy=er")

@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cl_runner"
 ALLOWED = {  # each room with those from which it may import; `package`: its __init__
+    "version": "",
     "errors": "",
     "core": "",
     "config": "errors",
@@ -23,25 +24,31 @@ ALLOWED = {  # each room with those from which it may import; `package`: its __i
     "training": "errors core functional config data nn",
     "strategies": "errors core functional config nn training",
     "results": "errors functional config machine",
-    "comparing": "errors functional config machine results package",
+    "comparing": "errors functional config machine results version",
     "running": "errors core functional config machine data nn training strategies results comparing"
-    " package",
+    " version",
+    "exporting": "errors core config machine functional nn training strategies results running",
     "sweeping": "errors config machine data training strategies results comparing running",
-    "cli": "errors config machine results running sweeping package hydra_plugins",
+    "cli": "errors config machine results running exporting sweeping version hydra_plugins",
     "testing": "errors core config running strategies training cli",
     "hydra_plugins": "errors config results",
-    "package": "results",
+    "api": "errors config machine results comparing exporting cli",
+    "package": "errors results version api",
     "__main__": "cli",
 }
 LIGHT = (
-    *("", "__main__", "errors", "hydra_plugins.cl_runner_launcher"),
+    *("", "__main__", "errors", "version", "hydra_plugins.cl_runner_launcher"),
     *(f"config.{n}" for n in ("identity", "keys", "outline", "parse", "plugins", "schema")),
-    *("config.benchmarks", "config.weights", "config.without_torch"),
-    *(f"machine.{n}" for n in ("console", "cores_and_gpus", "locks", "ram", "reading", "signals")),
+    *("config.benchmarks", "config.loggers", "config.weights", "config.without_torch"),
+    *(
+        f"machine.{n}"
+        for n in ("console", "cores_and_gpus", "locks", "ram", "reading", "screen", "signals")
+    ),
     *(f"results.{n}" for n in ("files", "names", "naming", "status", "titles")),
     *("comparing.cli", "comparing.terminal"),
-    *(f"sweeping.{n}" for n in ("callback", "folders", "merge")),
-    *(f"cli.{n}" for n in ("app", "catalogue", "choices", "failures", "messages", "overview")),
+    *(f"sweeping.{n}" for n in ("callback", "count", "folders", "merge")),
+    *(f"cli.{n}" for n in ("app", "catalogue", "choices", "export", "failures", "messages")),
+    *("cli.overview", "exporting.description"),
     *(f"cli.{n}" for n in ("renamed", "resume", "search_path", "several", "typed")),
 )
 # Needed by some runs only, and slow to import or not there: inside the function that uses them.
@@ -57,6 +64,12 @@ ON_DEMAND = {
     "filelock",
     "psutil",
     "safetensors",
+    "tensorboard",
+    "mlflow",
+    "wandb",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
 }
 HEAVY = ON_DEMAND | {"torch", "numpy"}  # not for `cl-run --help` and mistakes
 
@@ -147,7 +160,7 @@ def test_no_two_modules_import_each_other() -> None:
 
 
 def test_every_room_says_in_one_sentence_what_it_is() -> None:
-    for name in PLAN.keys() - {"package", "__main__", "errors", "core", "hydra_plugins"}:
+    for name in PLAN.keys() - {"package", "__main__", "errors", "version", "core", "hydra_plugins"}:
         sentence = ast.get_docstring(ast.parse(MODULES[name].read_text(encoding="utf-8")))
         assert sentence, name
         assert sentence.partition("\n\n")[0].count("\n") == 0, name

@@ -23,13 +23,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cl_runner import __version__
-from cl_runner.cli import catalogue, overview
+from cl_runner.cli import catalogue, export, overview
 from cl_runner.cli.failures import check_search, failed, known
 from cl_runner.cli.messages import SHOW_TRACEBACK, explain, print_error
 from cl_runner.cli.resume import continued, said
 from cl_runner.cli.search_path import compose_once, share_the_store, with_yaml_of_plugins
-from cl_runner.cli.several import concluded, run_seeds, run_together
+from cl_runner.cli.several import concluded, run_seeds, run_together, title
 from cl_runner.cli.typed import flags, understood
 from cl_runner.config.outline import checked
 from cl_runner.config.schema import Config
@@ -40,7 +39,8 @@ from cl_runner.machine.ram import begin_collecting
 from cl_runner.machine.signals import Interrupted, stoppable
 from cl_runner.results import status
 from cl_runner.results.names import OVERRIDES, TRACEBACK
-from cl_runner.sweeping import folders, merge
+from cl_runner.sweeping import count, folders, merge
+from cl_runner.version import __version__
 from hydra_plugins import cl_runner_launcher as launcher
 
 log = logging.getLogger("cl_runner")
@@ -80,7 +80,7 @@ def app(cfg: DictConfig) -> float | None:
 
             begin_collecting()
             if in_sweep:
-                return run(of_sweep(config, out), out, overrides, job=title(out))
+                return run(of_sweep(config, out), out, overrides, job=title(job, out))
             return run(config, out, overrides)
     except Exception as caught:  # noqa: BLE001 - a bug in one job must not end a sweep
         error = known(caught, out, cfg)
@@ -112,13 +112,6 @@ def of_sweep(config: Config, out: Path) -> Config:
     return status.going_on(config, out)
 
 
-def title(out: Path) -> str:
-    """Which job of a sweep this is; how many there are is known unless a search asks for them."""
-    job = HydraConfig.get()
-    own, asked = job.job.num + 1, len(status.jobs(Path(job.sweep.dir)))
-    return f"job {own} of {asked} · {out.name}" if own <= asked else f"job {own} · {out.name}"
-
-
 def main() -> None:
     """The entry point of `cl-run`."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -147,7 +140,8 @@ def answer(args: Sequence[str]) -> int:
             sys.argv[1:] = continued(with_yaml_of_plugins(understood(args)))
             compose_once(sys.argv[1:])
             share_the_store()
-            app()
+            with count.sweep:
+                app()
     except SystemExit as stop:
         if stop.__cause__ is None and stop.code != SIGTERM:  # with that number Ray ends
             raise
@@ -160,6 +154,7 @@ def answer(args: Sequence[str]) -> int:
         return code or 0
     if explain(error)[0] != 2:
         merge.gather(tell=not isinstance(error, KeyboardInterrupt))
+    logging.disable()  # what is still logged at exit would make a folder's log file anew
     folders.discard()
     return print_error(error)
 
@@ -169,6 +164,8 @@ def answered(args: Sequence[str]) -> int | None:
     match args:
         case ["status", *rest]:
             return overview.main(rest)
+        case ["export", *rest]:
+            return export.main(rest)
         case ["list" | "explain" as command, *rest]:
             return catalogue.main(command, rest)
         case ["--version"]:

@@ -88,8 +88,9 @@ def store(node: Mapping[str, Any]) -> None:
     """Give Hydra a run's configuration, with our own `hydra` section, under the name RESUMED."""
     text = (files("cl_runner.conf") / CONFIG).read_text(encoding="utf-8")
     ours: Any = OmegaConf.to_container(OmegaConf.create(text))
-    defaults = [choice for choice in ours["defaults"] if "hydra/" in str(choice)]
-    command = {key: ours[key] for key in ABOUT_THE_COMMAND}
+    kept = ("hydra/", "logger")
+    defaults = [choice for choice in ours["defaults"] if any(name in str(choice) for name in kept)]
+    command = {key: ours[key] for key in ABOUT_THE_COMMAND & ours.keys()}
     whole = {"defaults": ["_self_", *defaults], **command, **node, "hydra": ours["hydra"]}
     ConfigStore.instance().store(name=RESUMED, node=whole, provider="cl_runner")
 

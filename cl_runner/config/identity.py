@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # Top-level keys that are no part of a run.
-ABOUT_THE_COMMAND = {"seeds", "resume", "fail_fast", "missing_keys"}
+ABOUT_THE_COMMAND = {"seeds", "resume", "fail_fast", "missing_keys", "logger"}
 UNSET = ("plugins",)  # no part of a run that does not use them
 # Nor are these, where they are null or have this value.
 UNSET_WITHIN: dict[tuple[str, str], Any] = {

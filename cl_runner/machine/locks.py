@@ -54,6 +54,22 @@ def locked(out: Path) -> Iterator[None]:
                 out.rmdir()
 
 
+@contextmanager
+def one_at_a_time(file: Path) -> Iterator[None]:
+    """Of the processes that share a file, one at a time in here; the others wait."""
+    from filelock import FileLock
+
+    lock = FileLock(file.with_name(f".{file.name}.lock"))
+    try:
+        lock.acquire(timeout=60)
+    except (OSError, NotImplementedError) as error:  # a Timeout among them
+        log.warning("%s cannot be locked: %s", file, error)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def held(out: Path) -> bool:
     """Whether a process is at work in a folder."""
     if not (out / LOCK).exists():

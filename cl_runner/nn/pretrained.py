@@ -11,6 +11,7 @@ from copy import copy
 from functools import cache
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from cl_runner.config import libraries, schema
@@ -144,10 +145,10 @@ def check_shapes(
     key = (config.name, config.arch, input_shape)
     if key in _fitting:
         return
-    from cl_runner.nn.networks import in_evaluation  # which has this module's models
-
     x = next(network.parameters()).detach().new_zeros(2, *input_shape)
-    logits = in_evaluation(network, x)
+    with torch.no_grad():
+        logits = network.eval()(x)
+    network.train()
     right = isinstance(logits, Tensor) and logits.shape == (2, outputs)
     check(right, f"model.arch={config.arch} has other outputs than a layer of classes")
     if x.device.type != "meta":

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,11 @@ from cl_runner.results.titles import Titles, titled
 Row = Mapping[str, Any]
 FORMULA = tuple("=+-@\t\r")  # what a spreadsheet takes for a formula at the beginning of a cell
 DAMAGED = "the file is damaged"
+# Copies of a run's files that MLflow and Weights & Biases keep, below their own names of the run.
+COPY = re.compile(
+    r"/[0-9a-f]{32}/artifacts/[^/]+$"
+    r"|/(latest-run|(offline-)?run-[0-9]{8}_[0-9]{6}-[^/]+)/files/[^/]+$"
+)
 PART = re.compile(r"\.(?:[\w-]+\.(?:csv|json|yaml|safetensors|png))\.\d+\.part")  # see write_bytes
 
 
@@ -70,6 +75,29 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for above in folder.absolute().parents:
         sync_folder(above)
+
+
+def check_writable(key: str, folder: Path) -> None:
+    """Raise UserError, naming the key that asks for it, unless a folder can be made and written."""
+    trial = folder / f".{os.getpid()}.trial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise UserError(f"{key}: cannot write {folder}: {error.strerror}") from None
+
+
+def below(folder: Path, name: str) -> Iterator[Path]:
+    """The files of a name in and below a folder, without the copies that loggers have of them."""
+    for path in folder.rglob(name):
+        if not is_copy(path):
+            yield path
+
+
+def is_copy(path: Path) -> bool:
+    """Whether a file is a logger's copy of a run's."""
+    return bool(COPY.search(path.as_posix()))
 
 
 def remove_leftovers(out: Path) -> None:

@@ -22,7 +22,6 @@ from cl_runner.config.identity import (
     config_hash,
     of_run,
 )
-from cl_runner.results import status
 
 LONGEST = 110  # characters; file systems take 255 bytes, eyes less
 SILENT = IMMATERIAL | (ABOUT_THE_COMMAND - {"seeds"})
@@ -95,6 +94,8 @@ def job(overrides: Sequence[str], sweep: str, *, _root_: DictConfig) -> str:
 
     A worker of a parallel launcher finds the plan in the list, jobs.json.
     """
+    from cl_runner.results import status  # which every import of the package would pay for
+
     own = digest(_root_=_root_)
     there = sorted(path.name for path in Path(sweep).glob(f"*-{own}"))
     listed = [name for name in status.jobs(Path(sweep)) if name.endswith(f"-{own}")]
@@ -118,7 +119,8 @@ def plain(overrides: Sequence[str]) -> list[str]:
 
 def telling(overrides: Sequence[str]) -> list[str]:
     """The overrides that identify the run; the rest do not change its folder."""
-    return [o for o in plain(overrides) if o.partition("=")[0].lstrip("+") not in SILENT]
+    keys = {o: o.partition("=")[0].lstrip("+") for o in plain(overrides)}
+    return [o for o, key in keys.items() if not {key, key.partition(".")[0]} & SILENT]
 
 
 def unique() -> str:

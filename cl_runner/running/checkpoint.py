@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import cl_runner
 from cl_runner.config.identity import IMMATERIAL, flatten
 from cl_runner.core import TrainState
 from cl_runner.errors import UserError, check
@@ -44,6 +43,7 @@ from cl_runner.running.frame import (
 from cl_runner.running.guard import Backtest
 from cl_runner.running.representation import Grams
 from cl_runner.training.fit import Progress
+from cl_runner.version import __version__
 
 NEXT = "checkpoint.next.safetensors"  # one that is about to take the place of CHECKPOINT
 FORMAT = 4  # of the file; another number, another meaning
@@ -144,7 +144,7 @@ def serialised(saved: Saved, config: Mapping[str, Any]) -> bytes:
     text = json.dumps(content)  # keys in their order: that of the columns of tables
     header = {
         "format": str(FORMAT),
-        "cl_runner": cl_runner.__version__,
+        "cl_runner": __version__,
         "content": text,
         "checksum": checksum(text, tensors),
     }
@@ -176,7 +176,7 @@ def load(out: Path, config: Mapping[str, Any], frame: Frame) -> Saved | None:
     except (OSError, SafetensorError):
         raise UserError(damaged) from None
     check("format" in header, f"{path} is no checkpoint of cl-run")
-    for what, ours in (("format", str(FORMAT)), ("cl_runner", cl_runner.__version__)):
+    for what, ours in (("format", str(FORMAT)), ("cl_runner", __version__)):
         theirs = header.get(what)
         message = (
             f"{path} was written by another version: {what} {short(theirs)} there, {ours} here"

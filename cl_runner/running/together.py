@@ -87,11 +87,12 @@ class Together:
         self.pending.append(losses)
         if logits and epoch == 0 and i % self.env.training.passes == 0:
             self.predictions.add(logits[0], batch.get("active"))
-        for m in self.members:
+        first = losses[0]
+        for at, m in enumerate(self.members):
             meter = m.env.meter
             meter.known.setdefault(size, self.step.flops)
             meter.flops += self.step.flops
-            meter.step(epoch, size, losses[0])
+            meter.step(epoch, size, losses[at] if at and meter.displays else first)
 
     def check(self, first: int) -> None:
         """Take members whose losses or weights are not finite out of the stack."""

@@ -142,6 +142,10 @@ class Strategy:
         """The state after a task's last step, before evaluation; by default as it is."""
         return s
 
+    def settled(self, s: TrainState, env: Env) -> TrainState:
+        """The state as it is kept for use: `predict` needs no training sample with it."""
+        return s
+
     def pictures(self, s: TrainState, env: Env) -> dict[str, Tensor]:
         """Images to look at after a task, [n, C, H, W] in [0, 1] by name, such as samples."""
         return {}
@@ -175,7 +179,12 @@ class Strategy:
 
         Only in task-incremental learning may `task` be used.
         """
-        return env.net(s.theta, x, torch.full((len(x),), task, device=x.device))
+        return env.net(s.theta, x, tasks_of(x, task))
+
+
+def tasks_of(x: Tensor, task: int) -> Tensor:
+    """The task of each of B inputs of one task, [B]; also where B is not known yet (exporting)."""
+    return x.new_full((x.shape[0],), task, dtype=torch.int64)
 
 
 def without_meaning(strategy: Strategy, where: str, *names: str) -> None:

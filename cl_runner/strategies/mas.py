@@ -71,6 +71,9 @@ class MAS(Strategy):
         anchor = theta.detach().clone()
         return {"anchor": anchor, "importance": torch.zeros_like(anchor)}
 
+    def takes_features(self) -> bool:
+        return self.rows in ("train", "test")  # those of a file are as the samples are
+
     def quadratic(self, s: TrainState) -> Quadratic:
         """The penalty, lambda sum_p Omega_p (theta_p - theta*_p)^2."""
         return Quadratic(self.lambda_, s.memory["importance"], s.memory["anchor"])

@@ -14,7 +14,7 @@ from cl_runner.errors import check
 from cl_runner.functional.exemplars import class_means, nearest_mean, unit
 from cl_runner.functional.losses import supervised_contrastive, weighted_mean
 from cl_runner.nn.networks import with_projection
-from cl_runner.strategies.base import Aux
+from cl_runner.strategies.base import Aux, tasks_of
 from cl_runner.strategies.er import ER
 from cl_runner.strategies.parts.features import features_of
 from cl_runner.strategies.parts.replay import check_features, load
@@ -98,10 +98,17 @@ class SCR(ER):
         return env.view(batch.index, batch.task, uniform)
 
     def predict(self, s: TrainState, x: Tensor, task: int, env: Env) -> Tensor:
-        slots = load(s.memory)
-        index, held = slots["index"].clamp_min(0), slots["index"] >= 0
-        features = features_of(s, index, slots["task"], env) * held[:, None]
-        means = class_means(features, env.stream.labels(index, slots["task"]), env.num_classes)
-        tasks = torch.full((len(x),), task, device=x.device)
-        scores = nearest_mean(unit(env.net(s.theta, x, tasks, last=-1)), means)
+        means = s.memory["means"] if "means" in s.memory else means_of(s, env)
+        scores = nearest_mean(unit(env.net(s.theta, x, tasks_of(x, task), last=-1)), means)
         return torch.where(means.any(1), scores, LAST)
+
+    def settled(self, s: TrainState, env: Env) -> TrainState:
+        return s._replace(memory={"means": means_of(s, env)})
+
+
+def means_of(s: TrainState, env: Env) -> Tensor:
+    """The mean feature of each class in the buffer, of length 1, [K, D]; 0 without samples."""
+    slots = load(s.memory)
+    index, held = slots["index"].clamp_min(0), slots["index"] >= 0
+    features = features_of(s, index, slots["task"], env) * held[:, None]
+    return class_means(features, env.stream.labels(index, slots["task"]), env.num_classes)

@@ -7,11 +7,12 @@ launcher, whichever process or machine a job ran on.
 
 from __future__ import annotations
 
-import logging
 import os
+import re
 import shlex
 import signal
 import socket
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -99,13 +100,14 @@ def how_to_go_on() -> str:
         return f"; to go on: the same command with {where} resume=true"
     for folder in runs:
         if (folder / OVERRIDES).exists():
-            return f"; to go on: cl-run resume={shlex.quote(str(folder))}"
+            loggers = [arg for arg in sys.argv[1:] if re.match(r"logger[=.]", arg)]
+            again = shlex.join([f"resume={folder}", *loggers])
+            return f"; to go on: cl-run {again}"
     return ""
 
 
 def discard() -> None:
     """Remove the folders that this command made, if nothing but Hydra's own files lies in them."""
-    logging.disable()  # what is still logged at exit would make a folder's log file anew
     for folder in created:
         if held(folder):
             return  # another process uses these folders

@@ -17,6 +17,7 @@ from pathlib import Path
 from cl_runner.config.schema import Config
 from cl_runner.machine.signals import OF_TERMINALS, Interrupted
 from cl_runner.running.messages import logged
+from cl_runner.running.told import tell_of
 from cl_runner.sweeping.job import Job, given_up, run_locked
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,8 @@ def take_outcome(job: Job, future: Future[float]) -> None:
     """Take a job's outcome from its process."""
     try:
         job.outcome = future.result()
+        if job.config.told:
+            tell_of(job.config, job.out, job.title)
     except BrokenProcessPool:  # a process was killed: this job and those still waiting
         log.warning("%s was stopped with its process, and is repeated alone", job.out)
     except Exception as error:  # noqa: BLE001 - one job's failure
@@ -86,9 +89,9 @@ def work(config: Config, out: Path, overrides: Sequence[str]) -> float:
     logging.getLogger().setLevel(logging.INFO)
     logging.raiseExceptions = False  # as in cli.main
     with logged(out):
-        own = dataclasses.replace(config, threads=config.threads or 1, verbose=False)
+        own = dataclasses.replace(config, threads=config.threads or 1, verbose="false")
         try:
-            return run_locked(own, out, overrides)
+            return run_locked(own, out, overrides, out.name)
         except Interrupted:
             # The pool would let this process wait for more, behind a lock that may have died with
             # another one. It says what was, and goes.

@@ -279,7 +279,7 @@ def kept(name: str, theta: Tensor, buffers: Mapping[str, Tensor]) -> dict[str, T
 def statistics(memory: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """The BatchNorm statistics of the network that `kept` has put into a memory as `name`."""
     prefix = f"{name}."
-    return {k.removeprefix(prefix): v for k, v in memory.items() if k.startswith(prefix)}
+    return {k.removeprefix(prefix): memory[k] for k in memory if k.startswith(prefix)}
 
 
 def active_table(stream: Stream, active_classes: str) -> Tensor | None:

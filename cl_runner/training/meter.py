@@ -26,6 +26,7 @@ class Display(Protocol):
 
     def begin(self, task: int, epochs: int, steps: int) -> None: ...
     def step(self, epoch: int, samples: int, loss: Tensor) -> None: ...
+    def evaluated(self, done: int, accuracy: float) -> None: ...
 
 
 class Energy(Protocol):
@@ -53,7 +54,7 @@ class Meter:
         self.energy: Energy | None = None
         self.energy_joules: float | None = None  # of training; None: not known of all of it
         self.energy_source: str | None = None  # what has counted it
-        self.display: Display | None = None
+        self.displays: list[Display] = []
         limits = {name: getattr(budget or Budget(), name) for name in SPENT}
         self.budget = {name: limit for name, limit in limits.items() if limit is not None}
         self.task = 0  # index of the one that is trained
@@ -78,8 +79,8 @@ class Meter:
         """A phase of so many epochs and steps begins, or goes on."""
         if not resumed:
             self.known, self.began = {}, self.spent()
-        if self.display:
-            self.display.begin(task, epochs, steps)
+        for display in self.displays:
+            display.begin(task, epochs, steps)
 
     def counted(self, size: int, step: Callable[..., T], *args: Any) -> T:
         """step(*args), on a batch of `size`, with its FLOPs counted."""
@@ -91,8 +92,8 @@ class Meter:
         """Count a step."""
         self.steps += 1
         self.samples += samples
-        if self.display:
-            self.display.step(epoch, samples, loss)
+        for display in self.displays:
+            display.step(epoch, samples, loss)
 
     def add(self, other: Meter) -> None:
         """Add the training counts of another meter, without its seconds and energy."""
