@@ -21,9 +21,8 @@ from signal import SIGTERM
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from cl_runner import __version__
 from cl_runner.cli import catalogue, export, overview
 from cl_runner.cli.failures import check_search, failed, known
 from cl_runner.cli.messages import SHOW_TRACEBACK, explain, print_error
@@ -31,6 +30,7 @@ from cl_runner.cli.resume import continued, said
 from cl_runner.cli.search_path import compose_once, share_the_store, with_yaml_of_plugins
 from cl_runner.cli.several import concluded, run_seeds, run_together, title
 from cl_runner.cli.typed import flags, understood
+from cl_runner.config import versions
 from cl_runner.config.outline import checked
 from cl_runner.config.schema import Config
 from cl_runner.errors import check
@@ -41,12 +41,13 @@ from cl_runner.machine.signals import Interrupted, stoppable
 from cl_runner.results import status
 from cl_runner.results.names import OVERRIDES, TRACEBACK
 from cl_runner.sweeping import count, folders, merge
+from cl_runner.version import __version__
 from hydra_plugins import cl_runner_launcher as launcher
 
 log = logging.getLogger("cl_runner")
 
 
-@hydra.main(version_base="1.3", config_path="pkg://cl_runner.conf", config_name="config")
+@hydra.main(**versions.MAIN, config_path="pkg://cl_runner.conf", config_name="config")
 def app(cfg: DictConfig) -> float | None:
     """One run, alone or as a job of a sweep; returns the final ACC, for optimisers.
 
@@ -133,7 +134,7 @@ def main() -> None:
 def answer(args: Sequence[str]) -> int:
     """Do what the command says; whatever goes wrong ends in one line. Returns the exit code."""
     try:
-        OmegaConf.register_new_resolver("cl_run.groups", catalogue.groups_shown, replace=True)
+        versions.register_resolver("cl_run.groups", catalogue.groups_shown)
         code = answered(args)
         if code is None:
             launcher.register(run_together, concluded)
@@ -154,6 +155,7 @@ def answer(args: Sequence[str]) -> int:
         return code or 0
     if explain(error)[0] != 2:
         merge.gather(tell=not isinstance(error, KeyboardInterrupt))
+    logging.disable()  # what is still logged at exit would make a folder's log file anew
     folders.discard()
     return print_error(error)
 

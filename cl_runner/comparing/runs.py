@@ -114,10 +114,19 @@ def read_runs(patterns: Sequence[str], *, once: bool = True) -> tuple[list[Run],
     runs = sorted(found.values(), key=lambda run: str(run.folder))
     if not once:
         return runs, notes
+    runs, repeated = counted_once(runs)
+    return runs, notes + repeated
+
+
+def counted_once(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Runs as they are compared: checked, each once, with calibration; and notes for the reader.
+
+    Raises UserError for what no run can have measured, and for results that contradict each other.
+    """
     for run in runs:
         _check_run(run)
-    runs, repeated = without_repetitions(runs)
-    return [calibrated(run) for run in runs], notes + repeated
+    once, notes = without_repetitions(runs)
+    return [calibrated(run) for run in once], notes
 
 
 def _files(patterns: Sequence[str], skipped: list[str]) -> Iterator[Path]:
@@ -169,14 +178,16 @@ def _table(path: Path) -> list[dict[str, str]]:
     check(known, f"{path} is no {SUMMARY} of cl-run: it has no column status")
     for row in rows:
         for name, cell in row.items():
-            steers = f"{path}: column {shown(name)} has a control character, in {shown(cell)}"
-            check(not CONTROL.search(name + cell), steers)
+            if CONTROL.search(name + cell):
+                where = f"{path}: column {shown(name)} has a control character"
+                raise UserError(f"{where}, in {shown(cell)}")
     return [{name: shortest(cell) for name, cell in row.items()} for row in rows]
 
 
 def shortest(cell: str) -> str:
     """A whole number without its `.0`, so that `10` and `10.0` are one setting; others as is."""
-    return cell[:-2] if re.fullmatch(r"-?\d+\.0", cell) else cell
+    whole = cell.endswith(".0") and re.fullmatch(r"-?\d+\.0", cell)
+    return cell[:-2] if whole else cell
 
 
 def _check_run(run: Run) -> None:

@@ -90,10 +90,10 @@ def build_stream(
 
 
 def given(arrays: Arrays, x: Tensor, stream: Stream) -> Tensor | None:
-    """No image [0, C, H, W], of the shape and type that the data set's have.
+    """No image [0, C, H, W], of the shape and type of the data set's.
 
-    x: the images, resized and padded, of which the stream was made. None where it shows others: what
-    a task does to images comes after that, and is no part of the model.
+    x: the images, resized and padded, of which the stream was made. None where it shows others:
+    what a task does to images comes after that, and is no part of the model.
     """
     if stream.transform is not None or stream.x.shape[1:] != x.shape[1:]:
         return None

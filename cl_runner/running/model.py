@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import cl_runner
 from cl_runner.config.schema import Config, LoRA
 from cl_runner.config.weights import WEIGHTS, digest
 from cl_runner.core import Stream, Task, TrainState
@@ -26,6 +25,7 @@ from cl_runner.running import weights
 from cl_runner.running.tasks import Member
 from cl_runner.training.env import Env
 from cl_runner.training.extractor import inputs_of
+from cl_runner.version import __version__
 
 FORMAT = 1  # of model.json; another number, another meaning
 NETWORK, MEMORY = "network.", "memory."  # how the names in model.safetensors begin
@@ -60,7 +60,7 @@ def save(out: Path, config: Config, member: Member, s: TrainState) -> None:
     write_bytes(out / MODEL_MEMORY, safetensors.torch.save(tensors))
     content = {
         "format": FORMAT,
-        "cl_runner": cl_runner.__version__,
+        "cl_runner": __version__,
         "config": dict(config.resolved),
         "stream": described(env, config),
         "files": {name: digest(out / name) for name in (WEIGHTS, MODEL_MEMORY)},

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-import cl_runner
 from cl_runner.config import identity
 from cl_runner.config.schema import Config
 from cl_runner.core import Stream, TrainState
@@ -53,6 +52,7 @@ from cl_runner.training import online
 from cl_runner.training.env import Env
 from cl_runner.training.fit import Progress
 from cl_runner.training.online import Counted
+from cl_runner.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -451,7 +451,7 @@ def versions(env: Env) -> dict[str, Any]:
         "used_precision": env.precision,
         "used_engine": env.engine,
         "used_threads": torch.get_num_threads(),
-        "cl_runner_version": cl_runner.__version__,
+        "cl_runner_version": __version__,
         "commit": commit(),
         "torch_version": torch.__version__,
         "python_version": platform.python_version(),

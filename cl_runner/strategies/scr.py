@@ -28,13 +28,15 @@ LAST = -5.0  # below minus any squared distance of vectors of length 1
 class SCR(ER):
     """Learns by comparing samples, classifies by the nearest mean of the buffer (Mai et al. 2021).
 
-    arXiv 2103.13885. The output layer gives way to a projection: two layers, `projection_size`
-    numbers, divided by their length, z. Each step takes the incoming batch and one of the buffer,
-    each sample in two views, and pulls each view i to all others of its class and away from the
-    rest: the mean over i of -1/|P| sum_{p in P} log(exp(z_i.z_p / T) / sum_a exp(z_i.z_a / T)), P
-    the views of its class but i, a all views but i. A sample is of the class whose mean is nearest,
-    of the features before the projection, of length 1, of what the buffer holds, by the network as
-    it is then. So nothing needs to be told of tasks; `weighting` has no meaning.
+    arXiv 2103.13885. In the place of the output layer is a projection: two layers that give
+    `projection_size` numbers, divided by their length, z. Each step takes the incoming batch and
+    one of the buffer, each sample in two views, and pulls each view i towards all other views of
+    its class and away from the rest:
+      mean over i of -1/|P| sum_{p in P} log(exp(z_i.z_p / T) / sum_a exp(z_i.z_a / T)),
+    with P the other views of the class of i, and a running over all views but i. To predict, the
+    features before the projection are taken, with length 1: a sample gets the class whose mean over
+    the buffer is nearest, by the network as it is then. So it need not be told of tasks, and
+    `weighting` has no meaning.
 
     - The second view: where the run augments, the image by uniforms of its own; else an image is
       shifted by up to an eighth of its height, at least a pixel, before its task permutes or turns

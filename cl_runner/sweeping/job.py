@@ -27,7 +27,7 @@ class Job:
 
 
 def run_locked(config: Config, out: Path, overrides: Sequence[str], title: str) -> float:
-    """A run in a folder that is this process's; what another has done meanwhile is not repeated."""
+    """Run a job in a folder that this process has locked, unless another completed it before."""
     with locked(out):
         return run(status.going_on(config, out), out, overrides, title)
 

@@ -76,7 +76,7 @@ class Whole(nn.Module):
 
 @dataclass
 class Cost:
-    """What computing features has taken: of the training rows, and of the test rows."""
+    """The costs of computing the features of the training rows and of the test rows."""
 
     train_seconds: float
     evaluation_seconds: float
@@ -87,7 +87,7 @@ class Cost:
 
 @dataclass(eq=False)
 class Features:
-    """What a network's frozen stages make of the samples of a stream."""
+    """The features that a network's frozen stages give for the samples of a stream."""
 
     x: Tensor  # [N, 1, 1, D] of the training rows; 0 of those that no task has
     x_test: Tensor  # [M, 1, 1, D]

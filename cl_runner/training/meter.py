@@ -22,7 +22,7 @@ SPENT = {"samples": "samples", "flops": "flops", "seconds": "train_seconds"}  # 
 
 
 class Display(Protocol):
-    """What the training loop tells of its progress."""
+    """What the training loop calls to report its progress."""
 
     def begin(self, task: int, epochs: int, steps: int) -> None: ...
     def step(self, epoch: int, samples: int, loss: Tensor) -> None: ...
@@ -96,7 +96,7 @@ class Meter:
             display.step(epoch, samples, loss)
 
     def add(self, other: Meter) -> None:
-        """Count what another has counted of training, but for its seconds and energy."""
+        """Add the training counts of another meter, without its seconds and energy."""
         self.steps += other.steps
         self.samples += other.samples
         self.flops += other.flops
@@ -105,7 +105,7 @@ class Meter:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count the FLOPs of what is done meanwhile, but of steps, which count themselves."""
+        """Count the FLOPs of everything inside the block but steps, which count their own."""
         self._open()
         try:
             yield
@@ -201,7 +201,7 @@ class Meter:
         return over
 
     def progress(self) -> float:
-        """The share of what this phase of training may spend that is spent, in [0, 1]."""
+        """How much of this phase's share of the budget is spent, in [0, 1]."""
         spent, began = self.spent(), self.began
         left = {name: limit - began[name] for name, limit in self.limits.items()}
         shares = [(spent[k] - began[k]) / left[k] if left[k] > 0 else 1.0 for k in left]
