@@ -156,6 +156,9 @@ def answer(args: Sequence[str]) -> int:
     if explain(error)[0] != 2:
         merge.gather(tell=not isinstance(error, KeyboardInterrupt))
     logging.disable()  # what is still logged at exit would make a folder's log file anew
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.close()  # Windows removes no open file
     folders.discard()
     return print_error(error)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from typing import Any
 
 import omegaconf
@@ -21,6 +23,15 @@ BASE: dict[str, Any] = {} if NEW else {"version_base": "1.3"}
 AGAIN: dict[str, Any] = {"replace": True} if NEW else {}
 # For `hydra.main`.
 MAIN: dict[str, Any] = {"execution_whitelist": TARGETS} if NEW else BASE
+
+
+def execution() -> AbstractContextManager[Any]:
+    """Inside the block Hydra calls what `TARGETS` names, as it does inside of `hydra.main`."""
+    if not NEW:
+        return nullcontext()
+    policy = import_module("hydra._internal.execution_policy")
+    allowed: AbstractContextManager[Any] = policy.execution_whitelist(TARGETS)
+    return allowed
 
 
 def register_resolver(name: str, function: Callable[..., Any], *, use_cache: bool = False) -> None:

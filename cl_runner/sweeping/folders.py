@@ -7,7 +7,6 @@ launcher, whichever process or machine a job ran on.
 
 from __future__ import annotations
 
-import logging
 import re
 import shlex
 import socket
@@ -107,10 +106,6 @@ def how_to_go_on() -> str:
 
 def discard() -> None:
     """Remove the folders that this command made, if nothing but Hydra's own files lies in them."""
-    logging.disable()  # what is still logged at exit would make a folder's log file anew
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.close()  # Windows removes no open file
     for folder in created:
         if held(folder):
             return  # another process uses these folders
