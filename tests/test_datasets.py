@@ -696,6 +696,7 @@ def test_root_that_is_a_file_is_told(tmp_path: Path) -> None:
     assert "data.root must be a folder" in fails("digits", tmp_path / "file")
 
 
+@pytest.mark.unix
 def test_read_only_root_serves_what_needs_no_download(tmp_path: Path) -> None:
     arrays = sample(28, 28)
     lay_out(tmp_path, arrays)

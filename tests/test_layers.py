@@ -39,11 +39,12 @@ ALLOWED = {  # each room with those from which it may import; `package`: its __i
 LIGHT = (
     *("", "__main__", "errors", "version", "hydra_plugins.cl_runner_launcher"),
     *(f"config.{n}" for n in ("identity", "keys", "outline", "parse", "plugins", "schema")),
-    *("config.benchmarks", "config.loggers", "config.weights", "config.without_torch"),
+    *(f"config.{n}" for n in ("benchmarks", "loggers", "versions", "weights", "without_torch")),
     *(
         f"machine.{n}"
         for n in ("console", "cores_and_gpus", "locks", "ram", "reading", "screen", "signals")
     ),
+    "machine.systems",
     *(f"results.{n}" for n in ("files", "names", "naming", "status", "titles")),
     *("comparing.cli", "comparing.terminal"),
     *(f"sweeping.{n}" for n in ("callback", "count", "folders", "merge")),
@@ -178,30 +179,6 @@ def test_what_answers_at_once_imports_nothing_heavy(module: str) -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_what_few_runs_need_is_imported_on_demand(module: str) -> None:
     assert not {name.partition(".")[0] for name in imports(module, at_import=True)} & ON_DEMAND
-
-
-@pytest.mark.slow
-def test_a_system_without_the_calls_of_unix_imports_everything() -> None:
-    """Windows has neither these signals nor `resource`, and no numbers of users."""
-    lines = [
-        "import os, signal, sys",
-        "import filelock, hydra, pandas, psutil, torch",  # what is not ours may use them
-        "for name in ('SIGUSR2', 'SIGUSR1', 'SIGHUP'): delattr(signal, name)",
-        "sys.modules |= {'resource': None}",
-        "del os.getuid",
-        *(f"import cl_runner.{name}" for name in sorted(MODULES) if name),
-        "from cl_runner.machine.signals import stoppable",
-        "with stoppable() as stop: assert stop.asked is None",
-        "from cl_runner.machine import ram",
-        "assert ram.available(torch.device('cpu')) > 0",
-        "assert ram.address_space() is None",
-    ]
-    lines = [
-        line.replace("import cl_runner.hydra_plugins", "import hydra_plugins") for line in lines
-    ]
-    program = [sys.executable, "-c", "\n".join(lines)]
-    done = subprocess.run(program, capture_output=True, text=True, cwd=PACKAGE.parent, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_command_line_is_loaded_without_torch() -> None:

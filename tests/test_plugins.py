@@ -302,6 +302,7 @@ def test_the_yaml_of_a_package_is_found_without_importing_it(tmp_path, monkeypat
     assert not {"a", "b", "c"} & set(sys.modules)
 
 
+@pytest.mark.unix
 def test_a_path_may_hold_any_characters(tmp_path, monkeypatch, data_root):
     odd = tmp_path / 'it\'s a "place", [really] = ${so}'
     for name, content in re.findall(r"`(my_lib/[\w/.]+)`:\n\n```\w+\n(.*?)```", PAGE, re.DOTALL):

@@ -21,7 +21,7 @@ from signal import SIGTERM
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from cl_runner.cli import catalogue, export, overview
 from cl_runner.cli.failures import check_search, failed, known
@@ -30,6 +30,7 @@ from cl_runner.cli.resume import continued, said
 from cl_runner.cli.search_path import compose_once, share_the_store, with_yaml_of_plugins
 from cl_runner.cli.several import concluded, run_seeds, run_together, title
 from cl_runner.cli.typed import flags, understood
+from cl_runner.config import versions
 from cl_runner.config.outline import checked
 from cl_runner.config.schema import Config
 from cl_runner.errors import check
@@ -46,7 +47,7 @@ from hydra_plugins import cl_runner_launcher as launcher
 log = logging.getLogger("cl_runner")
 
 
-@hydra.main(version_base="1.3", config_path="pkg://cl_runner.conf", config_name="config")
+@hydra.main(**versions.MAIN, config_path="pkg://cl_runner.conf", config_name="config")
 def app(cfg: DictConfig) -> float | None:
     """One run, alone or as a job of a sweep; returns the final ACC, for optimisers.
 
@@ -133,7 +134,7 @@ def main() -> None:
 def answer(args: Sequence[str]) -> int:
     """Do what the command says; whatever goes wrong ends in one line. Returns the exit code."""
     try:
-        OmegaConf.register_new_resolver("cl_run.groups", catalogue.groups_shown, replace=True)
+        versions.register_resolver("cl_run.groups", catalogue.groups_shown)
         code = answered(args)
         if code is None:
             launcher.register(run_together, concluded)

@@ -72,7 +72,7 @@ def parse(schema: type[T], node: Mapping[str, Any], section: str) -> T:
         if isinstance(value, bool) and field_.type in ("str", str):
             value = str(value).lower()  # noqa: PLW2901 - YAML's true, where a word is meant
         try:  # one by one, to tell which key is wrong
-            merged[field_.name] = value
+            OmegaConf.update(merged, field_.name, value, merge=False)
         except (OmegaConfBaseException, OverflowError):
             raise UserError(not_of_type(f"{prefix}{key}", field_.type, value)) from None
         if not OmegaConf.is_missing(merged, field_.name):

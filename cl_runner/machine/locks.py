@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cl_runner.errors import UserError
+from cl_runner.machine import systems
 
 LOCK = ".lock"
 PATIENCE = 0.3  # seconds for a lock: `cl-run status` holds it for a moment
@@ -49,6 +50,9 @@ def locked(out: Path) -> Iterator[None]:
             with suppress(OSError):
                 (out / LOCK).unlink()
             lock.release()
+            if systems.WINDOWS:  # where no open file can be removed, neither ours nor another's
+                with suppress(OSError):
+                    (out / LOCK).unlink()
         if made:
             with suppress(OSError):
                 out.rmdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import json
 import math
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cl_runner.errors import UserError, check
+from cl_runner.machine import systems
 from cl_runner.machine.reading import LONG, read_text
 from cl_runner.results.titles import Titles, titled
 
@@ -46,8 +46,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
+        systems.replace(temporary, path)
+        systems.sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
@@ -55,26 +55,11 @@ def write_bytes(path: Path, content: bytes) -> None:
             temporary.unlink()
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush to the disk which files a folder has, where the system can: Windows cannot."""
-    try:
-        number = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # of Windows, or of a folder that may be written and not read
-        return
-    try:
-        os.fsync(number)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that has no such flush
-            raise
-    finally:
-        os.close(number)
-
-
 def make_folder(folder: Path) -> None:
     """Make a folder for results; it and those above it, whoever made them, are on the disk."""
     folder.mkdir(parents=True, exist_ok=True)
     for above in folder.absolute().parents:
-        sync_folder(above)
+        systems.sync_folder(above)
 
 
 def check_writable(key: str, folder: Path) -> None:

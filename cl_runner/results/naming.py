@@ -22,6 +22,7 @@ from cl_runner.config.identity import (
     config_hash,
     of_run,
 )
+from cl_runner.config.versions import register_resolver
 
 LONGEST = 110  # characters; file systems take 255 bytes, eyes less
 SILENT = IMMATERIAL | (ABOUT_THE_COMMAND - {"seeds"})
@@ -106,7 +107,7 @@ def job(overrides: Sequence[str], sweep: str, *, _root_: DictConfig) -> str:
 
 def written(text: str) -> str:
     """A value as Hydra reads it from the command line: in quotes, unless it is a plain path."""
-    if re.fullmatch(r"[A-Za-z0-9_./-]+", text):
+    if re.fullmatch(r"([A-Za-z]:)?[A-Za-z0-9_./-]+", text):
         return text
     escaped = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text)
     return f"'{escaped}'"
@@ -130,7 +131,7 @@ def unique() -> str:
 
 def register() -> None:
     """Make the resolvers known to OmegaConf; a second call changes nothing."""
-    OmegaConf.register_new_resolver("cl_run.slug", slug, replace=True)
-    OmegaConf.register_new_resolver("cl_run.job", job, replace=True)
+    register_resolver("cl_run.slug", slug)
+    register_resolver("cl_run.job", job)
     # Cached, so that all who ask during one command get the same folder.
-    OmegaConf.register_new_resolver("cl_run.unique", unique, replace=True, use_cache=True)
+    register_resolver("cl_run.unique", unique, use_cache=True)

@@ -23,7 +23,8 @@ from cl_runner.config.identity import IMMATERIAL, flatten
 from cl_runner.core import TrainState
 from cl_runner.errors import UserError, check
 from cl_runner.machine.reading import regular, yaml_values
-from cl_runner.results.files import remove_leftovers, sync_folder, write_bytes
+from cl_runner.machine.systems import replace, sync_folder
+from cl_runner.results.files import remove_leftovers, write_bytes
 from cl_runner.results.matrices import Curves, Matrices, Tables
 from cl_runner.results.names import CHECKPOINT, CONFIG, PRETRAINED
 from cl_runner.running.edits import Edits
@@ -85,7 +86,7 @@ def save_all(parts: Sequence[tuple[Path, Saved, Mapping[str, Any]]]) -> None:
     for out, saved, config in parts:
         write_bytes(out / NEXT, serialised(saved, config))
     for out, _, _ in parts:
-        (out / NEXT).replace(out / CHECKPOINT)
+        replace(out / NEXT, out / CHECKPOINT)
         sync_folder(out)
 
 
@@ -100,7 +101,7 @@ def settle(folders: Sequence[Path]) -> None:
     for out in there:
         with suppress(OSError):  # a folder that cannot be written is told when the run begins
             if written:
-                (out / NEXT).replace(out / CHECKPOINT)
+                replace(out / NEXT, out / CHECKPOINT)
                 sync_folder(out)
             else:
                 (out / NEXT).unlink()

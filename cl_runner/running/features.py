@@ -137,9 +137,9 @@ def on_them(
     features = found(config, stream, extractor, shape, tell)
     above = on_features(make_net, stages, tuple(of_one))
     one = torch.ones(1, 1, 1, device=stream.x.device)
-    of_images = {"given": stream.x[:0] if stream.given is None else stream.given}
-    of_features = {"x": features.x, "x_test": features.x_test, "scale": one, "shift": None}
-    shown = replace(stream, **of_images, **of_features, cache={})
+    images = stream.x[:0] if stream.given is None else stream.given
+    shown = replace(stream, x=features.x, x_test=features.x_test, given=images, cache={})
+    shown = replace(shown, scale=one, shift=None)
     return shown, OnThem(features, extractor, above)
 
 

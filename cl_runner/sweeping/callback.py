@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +65,8 @@ class Folders(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Merge and report. Exits if jobs failed: 2 for mistakes only, 1 for anything else."""
+        if sys.exc_info()[0] is not None:  # Hydra 1.4 calls this on the way out of a failure, too
+            return
         folder = Path(config.hydra.sweep.dir)
         sweep.close()
         try:

@@ -29,7 +29,7 @@ def compared(folder: Path, *, verbose: bool) -> None:
         return
     if verbose:
         say(f"\n{text}")
-    report = f"cl-compare {shlex.quote(str(folder))} --html report.html"
+    report = f"cl-compare {shlex.quote(folder.as_posix())} --html report.html"
     say(f"compared in {folder / 'comparison.csv'}; tests and pictures: {report}")
 
 

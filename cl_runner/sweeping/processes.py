@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
 from cl_runner.config.schema import Config
+from cl_runner.machine import systems
 from cl_runner.machine.signals import OF_TERMINALS, Interrupted
 from cl_runner.running.messages import logged
 from cl_runner.running.told import tell_of
@@ -22,12 +22,13 @@ from cl_runner.sweeping.job import Job, given_up, run_locked
 
 log = logging.getLogger(__name__)
 SAVING = 1.5  # seconds that a worker has to save when the parent process is gone
+LOOK = 0.5  # seconds after which the parent heeds a signal, where it does not at once
 LEAVING = 0.2  # seconds until a worker ends once its run was stopped and saved
 
 
 def in_processes(jobs: Sequence[Job]) -> None:
     """Run jobs in as many processes as there are cores, one thread each unless `threads` is set."""
-    workers = min(len(jobs), os.cpu_count() or 1)
+    workers = systems.workers(min(len(jobs), os.cpu_count() or 1))
     log.info("%d runs in %d processes", len(jobs), workers)
     context = get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=stay_with_the_parent) as pool:
@@ -51,14 +52,14 @@ def keep_busy(pool: ProcessPoolExecutor, workers: int, jobs: Sequence[Job]) -> N
                 break  # this job and those that wait are run alone
         if not running:
             return
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
+        # Not for ever, since on Windows Ctrl-C does not end a wait.
+        for future in wait(running, LOOK, FIRST_COMPLETED).done:
             take_outcome(running.pop(future), future)
 
 
 def stay_with_the_parent() -> None:
     """Set up a worker: it ignores the terminal's signals and ends when its parent does."""
-    for number in OF_TERMINALS:
-        signal.signal(number, signal.SIG_IGN)
+    systems.leave_to_the_parent(OF_TERMINALS)
     threading.Thread(target=end_with_the_parent, daemon=True).start()
 
 
@@ -67,7 +68,7 @@ def end_with_the_parent() -> None:
     parent = parent_process()
     assert parent is not None
     parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
+    systems.stop_oneself()
     time.sleep(SAVING)
     os._exit(1)
 
