@@ -1,0 +1,203 @@
+"""The table on which `cl-run advise` rests: strategies without options on streams of many kinds.
+
+    python scripts/advice_table.py --until 10:55     run what is missing, until a time (UTC)
+    python scripts/advice_table.py --only er,naive   some strategies
+    python scripts/advice_table.py --on split_digits streams whose name begins so
+    python scripts/advice_table.py --again           forget what is there of these first
+
+Each run is what `cl-run strategy=X scenario=Z seed=N threads=1` and the stream's own settings give:
+the default network and optimizer, each strategy's own defaults, none of them tuned. Two seeds,
+trained as one state where they can be. The runs are made in this process, in the order of
+`STREAMS`; what the table has is not repeated, so the command can be stopped and given again. Writes
+cl_runner/advising/results.csv (a row per stream, scenario and strategy) and streams.csv (what is
+known of each stream before it is trained on). Needs MNIST, CIFAR-10 and CIFAR-100 in
+CL_RUNNER_DATA; the other streams come with the package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+from hydra import compose, initialize_config_module
+
+from cl_runner import strategies
+from cl_runner.advising.tables import RESULTS, STREAMS as KNOWN
+from cl_runner.advising.tables import RESULT_COLUMNS, read, STREAM_COLUMNS
+from cl_runner.advising.measured import of_stream
+from cl_runner.cli.several import job_of
+from cl_runner.config.outline import checked
+from cl_runner.errors import UserError
+from cl_runner.results.columns import kept_bytes
+from cl_runner.results.files import read_rows, write_rows
+from cl_runner.results.names import SUMMARY
+from cl_runner.running.prepare import prepare, strategy_of
+from cl_runner.sweeping.dispatch import run_left
+from cl_runner.sweeping.stacks import groups, train_stacked
+
+SEEDS = (0, 1)
+STRATEGIES = (  # the bounds first: the others' positions lie between them
+    *("naive", "joint", "er", "derpp", "ewc", "lwf", "si", "mas", "agem", "er_ace", "gdumb"),
+    *("icarl", "wa", "gpm", "owm", "ncm", "slda", "ridge", "packnet", "hat", "xdg", "separate"),
+    *("cumulative", "bir"),
+)
+FEW = "benchmark.train_samples"
+
+
+class Named(NamedTuple):
+    """A stream of the table: its name, its settings, the scenarios in which it is run."""
+
+    name: str
+    overrides: str
+    scenarios: str
+
+
+# By what each adds to the table: first a stream of every kind, then other sizes and data.
+STREAMS = (
+    Named("split_digits", "benchmark=split_digits", "class task domain"),
+    Named("permuted_digits", "benchmark=permuted_digits", "domain"),
+    Named("flights", "benchmark=flights", "domain"),
+    Named("split_letter", "benchmark=split_letter", "class"),
+    Named("label_permuted_digits", "benchmark=label_permuted_digits", "task domain"),
+    Named("split_mnist_10k", f"benchmark=split_mnist {FEW}=10000", "class task"),
+    Named("permuted_mnist_10k", f"benchmark=permuted_mnist {FEW}=10000", "domain"),
+    Named("conditions_digits", "benchmark=conditions_digits", "domain"),
+    Named("split_cifar10_5k", f"benchmark=split_cifar10 {FEW}=5000", "class"),
+    Named("weather", "benchmark=weather", "domain"),
+    Named("rotated_digits", "benchmark=rotated_digits", "domain"),
+    Named("rotated_mnist_10k", f"benchmark=rotated_mnist {FEW}=10000", "domain"),
+    Named("split_letter_task", "benchmark=split_letter", "task"),
+    Named("split_cifar10_5k_task", f"benchmark=split_cifar10 {FEW}=5000", "task"),
+    Named("conditions_mnist_10k", f"benchmark=conditions_mnist {FEW}=10000", "domain"),
+    Named("label_permuted_mnist_5k", f"benchmark=label_permuted_mnist {FEW}=5000", "task domain"),
+    Named("split_cifar100_10k", f"benchmark=split_cifar100 {FEW}=10000", "class task"),
+    Named("conditions_cifar10_5k", f"benchmark=conditions_cifar10 {FEW}=5000", "domain"),
+    Named("permuted_digits_classes", "benchmark=permuted_digits", "class task"),
+    Named("split_digits_2", "benchmark=split_digits benchmark.num_tasks=2", "class task"),
+    Named("split_digits_10", "benchmark=split_digits benchmark.num_tasks=10", "class"),
+    Named("permuted_digits_20", "benchmark=permuted_digits benchmark.num_tasks=20", "domain"),
+    Named("permuted_mnist_1k", f"benchmark=permuted_mnist {FEW}=1000", "domain"),
+    Named("split_mnist_tail", "benchmark=split_mnist benchmark.imbalance=50", "class"),
+    Named("rotated_digits_small_angle", "benchmark=rotated_digits benchmark.max_angle=45", "domain"),
+    Named("split_mnist_domain", f"benchmark=split_mnist {FEW}=10000", "domain"),
+    Named("permuted_fuzzy", "benchmark=permuted_digits benchmark.boundaries=fuzzy", "domain"),
+    Named("split_fuzzy", f"benchmark=split_mnist {FEW}=10000 benchmark.boundaries=fuzzy", "class"),
+    Named(
+        "flights_carriers", "benchmark=flights benchmark.slice=carrier", "domain"
+    ),
+    Named("split_mnist_1k", f"benchmark=split_mnist {FEW}=1000", "class"),
+    Named("split_letter_2", "benchmark=split_letter benchmark.num_tasks=2", "class"),
+    Named("conditions_severe", "benchmark=conditions_digits benchmark.severity=[1.0]", "domain"),
+    Named("label_permuted_cifar10_5k", f"benchmark=label_permuted_cifar10 {FEW}=5000", "task"),
+    Named("split_digits_tail", "benchmark=split_digits benchmark.imbalance=10", "class"),
+    Named("split_cifar10_5k_domain", f"benchmark=split_cifar10 {FEW}=5000", "domain"),
+    Named("split_mnist", "benchmark=split_mnist", "class task domain"),
+    Named("permuted_mnist", "benchmark=permuted_mnist", "domain"),
+)
+
+
+def composed(*overrides: str) -> Any:
+    """A run's configuration, as cl-run composes it."""
+    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+        return compose("config", [*overrides, "threads=1", "verbose=false", "checkpoint.every=null"])
+
+
+def measure(stream: Named, scenario: str, strategy: str) -> tuple[dict[str, Any], list[float]]:
+    """The row of a strategy on a stream, without what is relative to naive, and FLOPs by seed."""
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = []
+        for seed in SEEDS:
+            own = (*stream.overrides.split(), f"scenario={scenario}", f"strategy={strategy}")
+            config = checked(composed(*own, f"seed={seed}"))
+            jobs.append(job_of(config, Path(folder) / str(seed), own))
+        for group in groups(jobs):
+            if len(group) > 1:
+                train_stacked(group)
+        run_left(jobs)
+        failed = [job.outcome for job in jobs if isinstance(job.outcome, Exception)]
+        files = [job.out / SUMMARY for job in jobs if not isinstance(job.outcome, Exception)]
+        runs = [read_rows(file)[0] for file in files]
+    refused = bool(failed) and all(isinstance(error, UserError) for error in failed)
+    status = "refused" if refused else "diverged" if failed else "complete"
+    if failed:
+        print("   ", str(failed[0])[:150], flush=True)
+
+    def values(name: str) -> list[float]:
+        return [float(run[name]) for run in runs if run[name] != ""]
+
+    acc = values("ACC")
+    spread = round(stdev(acc), 4) if len(acc) > 1 else None
+    kept = [sum(float(run[name] or 0) for name in kept_bytes()) for run in runs]
+    return {
+        "stream": stream.name,
+        "scenario": scenario,
+        "strategy": strategy,
+        "status": status,
+        "n": len(acc),
+        "ACC": average(acc),
+        "ACC_sd": spread,
+        "forgetting": average(values("forgetting")),
+        "kept_bytes": round(mean(kept)) if kept else None,
+        "flops": round(mean(values("flops"))) if runs else None,
+    }, acc
+
+
+def average(values: list[float]) -> float | None:
+    """The mean of those that are numbers; None without any."""
+    numbers = [v for v in values if math.isfinite(v)]
+    return round(mean(numbers), 4) if numbers else None
+
+
+def features(stream: Named, scenario: str) -> dict[str, Any]:
+    """The row of a stream: what is known before it is trained on."""
+    overrides = (*stream.overrides.split(), f"scenario={scenario}", "strategy=naive")
+    config = checked(composed(*overrides))
+    env = prepare(config, strategy_of(config))
+    known = of_stream(config, env.stream)
+    return {"stream": stream.name, "settings": stream.overrides, **known}
+
+
+def main() -> None:
+    """Run what is missing and write the tables after each row."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--until", help="HH:MM of UTC, after which nothing is begun")
+    parser.add_argument("--only", default=",".join(STRATEGIES), help="strategies")
+    parser.add_argument("--on", default="", help="streams whose name begins so")
+    parser.add_argument("--again", action="store_true", help="repeat these")
+    chosen = parser.parse_args()
+    only = chosen.only.split(",")
+    streams, rows = read(KNOWN), read(RESULTS)
+    for stream in [s for s in STREAMS if s.name.startswith(chosen.on)]:
+        for scenario in stream.scenarios.split():
+            key = (stream.name, scenario)
+            if chosen.again:
+                streams = [s for s in streams if (s["stream"], s["scenario"]) != key]
+                rows = [
+                    r for r in rows
+                    if (r["stream"], r["scenario"]) != key or r["strategy"] not in only
+                ]
+            if not any((s["stream"], s["scenario"]) == key for s in streams):
+                streams.append(features(stream, scenario))
+                write_rows(KNOWN, [{c: s[c] for c in STREAM_COLUMNS} for s in streams])
+            there = {r["strategy"] for r in rows if (r["stream"], r["scenario"]) == key}
+            for strategy in [s for s in only if s not in there]:
+                if scenario not in strategies.find(strategy).scenarios:
+                    continue
+                if chosen.until and datetime.now(UTC).strftime("%H:%M") >= chosen.until:
+                    return
+                began = time.perf_counter()
+                row, acc = measure(stream, scenario, strategy)
+                took = time.perf_counter() - began
+                print(*key, strategy, row["status"], acc, f"{took:.1f} s", flush=True)
+                rows.append(row)
+                write_rows(RESULTS, [{c: r[c] for c in RESULT_COLUMNS} for r in rows])
+
+
+if __name__ == "__main__":
+    main()
