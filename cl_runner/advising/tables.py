@@ -18,6 +18,7 @@ STREAM_COLUMNS = (
 RESULT_COLUMNS = (
     *("stream", "scenario", "strategy", "status", "n"),
     *("ACC", "ACC_sd", "forgetting", "kept_bytes", "flops"),
+    *("needs_borders", "needs_tasks"),
 )
 Row = dict[str, Any]  # a row of a table: text, numbers, and None where a cell is empty
 

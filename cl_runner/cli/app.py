@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cl_runner import __version__
-from cl_runner.cli import catalogue, overview
+from cl_runner.cli import advise, catalogue, overview
 from cl_runner.cli.failures import check_search, failed, known
 from cl_runner.cli.messages import SHOW_TRACEBACK, explain, print_error
 from cl_runner.cli.resume import continued, said
@@ -169,6 +169,8 @@ def answered(args: Sequence[str]) -> int | None:
     match args:
         case ["status", *rest]:
             return overview.main(rest)
+        case ["advise", *rest]:
+            return advise.main(rest)
         case ["list" | "explain" as command, *rest]:
             return catalogue.main(command, rest)
         case ["--version"]:

@@ -40,7 +40,7 @@ WORDS = {
     "verify": "write cl-compare verify PATH",
 }
 MANY = 80  # options: more are not listed in an error's line
-COMMANDS = ("list", "explain", "status")
+COMMANDS = ("list", "explain", "status", "advise")
 
 
 def understood(args: Sequence[str]) -> list[str]:

@@ -21,6 +21,44 @@ CHANGES = {
     "edits": "drift",
 }
 DRIFT = "drift"  # of slices, whose classes stay: what the world changes
+# Training samples, classes, numbers of an input, largest class for one of the smallest.
+NAMED = {
+    "digits": (1442, 10, 64, 1.05),
+    "mnist": (60000, 10, 784, 1.24),
+    "fashion_mnist": (60000, 10, 784, 1.0),
+    "cifar10": (50000, 10, 3072, 1.0),
+    "cifar100": (50000, 100, 3072, 1.0),
+    "letter": (16000, 26, 16, 1.1),
+}
+EVERY_CLASS = ("permuted", "rotated", "conditions", "label_permuted", "random_labels")
+
+
+def of_config(config: Config) -> Row | None:
+    """The features of a stream over a named data set; None if its data must be read for them."""
+    own: Any = config.benchmark
+    plain = own.imbalance is None and own.resize is None and own.pad_to is None
+    if own.dataset not in NAMED or own.kind not in ("split", *EVERY_CLASS) or not plain:
+        return None
+    total, classes, size, spread = NAMED[own.dataset]
+    number = own.train_samples or round(own.train_fraction * total)
+    number -= round(own.validation_fraction * number)
+    tasks = own.num_tasks if own.num_tasks is not None else len(own.conditions)
+    if own.kind == "split":
+        used = classes if own.classes is None else len(own.classes)
+        per_task, each = [used / tasks] * tasks, number * used / classes / tasks
+    else:
+        used, per_task, each = classes, [classes] * tasks, float(number)
+    return described(
+        config,
+        tasks=tasks,
+        classes=used,
+        per_task=per_task,
+        samples=[min(each, own.samples_per_task or each)] * tasks,
+        input_size=size,
+        images=own.dataset != "letter",
+        spread=spread,
+        new_classes=False,
+    )
 
 
 def of_stream(config: Config, stream: Any) -> Row:
@@ -49,8 +87,8 @@ def described(
     *,
     tasks: int,
     classes: int,
-    per_task: Sequence[int],
-    samples: Sequence[int],
+    per_task: Sequence[float],
+    samples: Sequence[float],
     input_size: int,
     images: bool,
     spread: float,
