@@ -12,7 +12,8 @@ leaves out what needs no reading). The runs are made in this process, in the ord
 `STREAMS`; what the table has is not repeated, so the command can be stopped and given again. Writes
 cl_runner/advising/results.csv (a row per stream, scenario and strategy) and streams.csv (what is
 known of each stream before it is trained on). Needs MNIST, CIFAR-10 and CIFAR-100 in
-CL_RUNNER_DATA; the other streams come with the package.
+CL_RUNNER_DATA; the other streams come with the package. What results/defaults.csv has of the same
+commands is taken from there.
 """
 
 from __future__ import annotations
@@ -21,18 +22,20 @@ import argparse
 import math
 import tempfile
 import time
-from datetime import UTC, datetime
+from collections.abc import Set as AbstractSet
+from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from hydra import compose, initialize_config_module
+from reproduce import ROOT
 
 from cl_runner import strategies
-from cl_runner.advising.tables import RESULTS, STREAMS as KNOWN
-from cl_runner.advising.tables import RESULT_COLUMNS, read, STREAM_COLUMNS
 from cl_runner.advising.features import of_stream
+from cl_runner.advising.tables import RESULT_COLUMNS, RESULTS, STREAM_COLUMNS, read
+from cl_runner.advising.tables import STREAMS as KNOWN
 from cl_runner.cli.several import job_of
 from cl_runner.config.outline import checked
 from cl_runner.errors import UserError
@@ -45,9 +48,9 @@ from cl_runner.sweeping.stacks import groups, train_stacked
 
 SEEDS = (0, 1)
 STRATEGIES = (  # the bounds first: the others' positions lie between them
-    *("naive", "joint", "er", "derpp", "ewc", "lwf", "si", "mas", "agem", "er_ace", "gdumb"),
-    *("icarl", "wa", "gpm", "owm", "ncm", "slda", "ridge", "packnet", "hat", "xdg", "separate"),
-    *("cumulative", "bir"),
+    *("naive", "joint", "er", "derpp", "ewc", "lwf", "si", "agem", "er_ace", "ncm", "slda"),
+    *("ridge", "icarl", "wa", "gpm", "packnet", "hat", "xdg", "separate"),
+    *("owm", "mas", "gdumb", "bir", "cumulative"),  # some streams only: they take longest
 )
 FEW = "benchmark.train_samples"
 
@@ -60,7 +63,7 @@ class Named(NamedTuple):
     scenarios: str
 
 
-# By what each adds to the table, and costs: first a stream of every kind, then other sizes and data.
+# By what each adds to the table, and costs: first a stream of every kind, then other sizes.
 STREAMS = (
     Named("split_digits", "benchmark=split_digits", "class task domain"),
     Named("permuted_digits", "benchmark=permuted_digits", "domain"),
@@ -77,7 +80,9 @@ STREAMS = (
     Named("split_cifar10_5k", f"benchmark=split_cifar10 {FEW}=5000", "task"),
     Named("weather_20", "benchmark=weather benchmark.num_tasks=20", "domain"),
     Named("conditions_digits", "benchmark=conditions_digits", "domain"),
-    Named("rotated_mnist_5k", f"benchmark=rotated_mnist benchmark.num_tasks=5 {FEW}=5000", "domain"),
+    Named(
+        "rotated_mnist_5k", f"benchmark=rotated_mnist benchmark.num_tasks=5 {FEW}=5000", "domain"
+    ),
     Named("split_letter", "benchmark=split_letter", "task"),
     Named("split_mnist_10k", f"benchmark=split_mnist {FEW}=10000", "domain"),
     Named("split_mnist_1k", f"benchmark=split_mnist {FEW}=1000", "class task"),
@@ -92,10 +97,8 @@ STREAMS = (
     Named(
         "permuted_mnist_2k", f"benchmark=permuted_mnist benchmark.num_tasks=4 {FEW}=2000", "domain"
     ),
-    Named("rotated_digits", "benchmark=rotated_digits", "domain"),
     Named("split_cifar10_5k", f"benchmark=split_cifar10 {FEW}=5000", "domain"),
     Named("split_fuzzy", f"benchmark=split_mnist {FEW}=10000 benchmark.boundaries=fuzzy", "class"),
-    Named("permuted_digits", "benchmark=permuted_digits", "task class"),
     Named("conditions_mnist_5k", f"benchmark=conditions_mnist {FEW}=5000", "domain"),
     Named("split_mnist_tail", "benchmark=split_mnist benchmark.imbalance=50", "class"),
     Named("label_permuted_digits", "benchmark=label_permuted_digits", "task"),
@@ -103,6 +106,11 @@ STREAMS = (
     Named("permuted_digits_20", "benchmark=permuted_digits benchmark.num_tasks=20", "domain"),
     Named("rotated_digits_45", "benchmark=rotated_digits benchmark.max_angle=45", "domain"),
     Named("weather", "benchmark=weather", "domain"),
+)
+# Of these results/defaults.csv has runs of the same command; it counts neither bytes nor FLOPs.
+REUSED = (
+    Named("rotated_digits", "benchmark=rotated_digits", "domain task class"),
+    Named("permuted_digits", "benchmark=permuted_digits", "task class"),
     Named("split_mnist", "benchmark=split_mnist", "class task domain"),
     Named("permuted_mnist", "benchmark=permuted_mnist", "domain"),
 )
@@ -152,12 +160,36 @@ def measure(stream: Named, scenario: str, strategy: str) -> tuple[dict[str, Any]
         "forgetting": average(values("forgetting")),
         "kept_bytes": round(mean(kept)) if kept else None,
         "flops": round(mean(values("flops"))) if runs else None,
+        "source": "run",
     }, acc
+
+
+def reused(there: AbstractSet[tuple[str, ...]]) -> list[dict[str, Any]]:
+    """The rows of results/defaults.csv that the table may have and does not."""
+    found = []
+    for row in read_rows(ROOT / "results" / "defaults.csv"):
+        key = row["benchmark"], row["scenario"], row["strategy"]
+        ours = any(s.name == key[0] and key[1] in s.scenarios.split() for s in REUSED)
+        if not ours or key[2] not in STRATEGIES or key in there:
+            continue
+        numbers = {c: float(row[c]) if row[c] else None for c in ("ACC", "ACC_sd", "forgetting")}
+        found.append(
+            {
+                **dict(zip(("stream", "scenario", "strategy"), key, strict=True)),
+                **numbers,
+                "status": "complete" if row["status"] == "complete" else "diverged",
+                "n": int(row["n"]),
+                "kept_bytes": None,
+                "flops": None,
+                "source": "defaults",
+            }
+        )
+    return found
 
 
 @cache
 def needs(strategy: str, scenario: str) -> dict[str, int]:
-    """Whether a strategy must be told where tasks begin, and whether detected borders will not do."""
+    """Whether a strategy must be told where tasks begin, and whether detected ones will not do."""
     own = strategy_of(checked(composed(f"strategy={strategy}", f"scenario={scenario}")))
     return {
         "needs_borders": int(bool(own.needs_borders(scenario))),
@@ -190,31 +222,41 @@ def main() -> None:
     chosen = parser.parse_args()
     only = chosen.only.split(",")
     streams, rows = read(KNOWN), read(RESULTS)
-    for stream in [s for s in STREAMS if s.name.startswith(chosen.on)]:
+    rows += reused({(r["stream"], r["scenario"], r["strategy"]) for r in rows})
+    for stream in REUSED:
         for scenario in stream.scenarios.split():
-            key = (stream.name, scenario)
-            if chosen.again:
-                streams = [s for s in streams if (s["stream"], s["scenario"]) != key]
-                rows = [
-                    r for r in rows
-                    if (r["stream"], r["scenario"]) != key or r["strategy"] not in only
-                ]
-            if not any((s["stream"], s["scenario"]) == key for s in streams):
+            if not any(is_of(s, (stream.name, scenario)) for s in streams):
                 streams.append(features(stream, scenario))
-                write_rows(KNOWN, [{c: s[c] for c in STREAM_COLUMNS} for s in streams])
-            there = {r["strategy"] for r in rows if (r["stream"], r["scenario"]) == key}
-            for strategy in [s for s in only if s not in there]:
-                if scenario not in strategies.find(strategy).scenarios:
-                    continue
-                if chosen.until and datetime.now(UTC).strftime("%H:%M") >= chosen.until:
-                    return
-                began = time.perf_counter()
-                row, acc = measure(stream, scenario, strategy)
-                took = time.perf_counter() - began
-                print(*key, strategy, row["status"], acc, f"{took:.1f} s", flush=True)
-                rows.append(row)
-                whole = [r | needs(r["strategy"], r["scenario"]) for r in rows]
-                write_rows(RESULTS, [{c: r[c] for c in RESULT_COLUMNS} for r in whole])
+    asked = [s for s in STREAMS if s.name.startswith(chosen.on)]
+    for stream, scenario in ((s, z) for s in asked for z in s.scenarios.split()):
+        key = (stream.name, scenario)
+        if chosen.again:
+            streams = [s for s in streams if (s["stream"], s["scenario"]) != key]
+            rows = [r for r in rows if not (is_of(r, key) and r["strategy"] in only)]
+        if not any(is_of(s, key) for s in streams):
+            streams.append(features(stream, scenario))
+            write_rows(KNOWN, [{c: s[c] for c in STREAM_COLUMNS} for s in streams])
+        for strategy in missing(key, only, rows):
+            if chosen.until and datetime.now(timezone.utc).strftime("%H:%M") >= chosen.until:
+                return
+            began = time.perf_counter()
+            row, acc = measure(stream, scenario, strategy)
+            took = time.perf_counter() - began
+            print(*key, strategy, row["status"], acc, f"{took:.1f} s", flush=True)
+            rows.append(row)
+            whole = [r | needs(r["strategy"], r["scenario"]) for r in rows]
+            write_rows(RESULTS, [{c: r[c] for c in RESULT_COLUMNS} for r in whole])
+
+
+def is_of(row: dict[str, Any], key: tuple[str, str]) -> bool:
+    """Whether a row is of a stream in a scenario."""
+    return (row["stream"], row["scenario"]) == key
+
+
+def missing(key: tuple[str, str], only: list[str], rows: list[dict[str, Any]]) -> list[str]:
+    """The strategies that are defined in the scenario and not yet in the table."""
+    there = {row["strategy"] for row in rows if is_of(row, key)}
+    return [s for s in only if s not in there and key[1] in strategies.find(s).scenarios]
 
 
 if __name__ == "__main__":

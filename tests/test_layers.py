@@ -27,7 +27,8 @@ ALLOWED = {  # each room with those from which it may import; `package`: its __i
     "running": "errors core functional config machine data nn training strategies results comparing"
     " package",
     "sweeping": "errors config machine data training strategies results comparing running",
-    "cli": "errors config machine results running sweeping package hydra_plugins",
+    "advising": "config results",
+    "cli": "errors config machine results advising running sweeping package hydra_plugins",
     "testing": "errors core config running strategies training cli",
     "hydra_plugins": "errors config results",
     "package": "results",
@@ -40,6 +41,8 @@ LIGHT = (
     *(f"machine.{n}" for n in ("console", "cores_and_gpus", "locks", "ram", "reading", "signals")),
     *(f"results.{n}" for n in ("files", "names", "naming", "status", "titles")),
     *("comparing.cli", "comparing.terminal"),
+    *(f"advising.{n}" for n in ("advice", "facts", "features", "predict", "similar", "tables")),
+    *("advising.words", "cli.advise"),
     *(f"sweeping.{n}" for n in ("callback", "folders", "merge")),
     *(f"cli.{n}" for n in ("app", "catalogue", "choices", "failures", "messages", "overview")),
     *(f"cli.{n}" for n in ("renamed", "resume", "search_path", "several", "typed")),

@@ -81,23 +81,23 @@ def naive_of(
 
 
 def advise(stream: Row, table: Table, asked: Asked) -> Advice:
-    """The advice on a stream. Its intervals are those of streams that shared as little with the
-    rest of the table as this one does (see `predict.left_out`)."""
+    """The advice on a stream.
+
+    Its intervals are those of streams that shared as little with the rest of the table as this one.
+    """
     itself = next((s for s in table.streams if is_same(s, stream)), None)
     cases = calibrating(stream, table)
     near = nearest(stream, table.streams, predict.K)
     farthest = max((case.distance for case in cases), default=0.0)
     unlike = itself is None and (not near or near[0][1] > farthest)
+    found, _ = predict.expected(stream, table, len(table.streams) if unlike else predict.K)
     if itself is not None:
         rows = table.of(itself)
         lines = [of_measured(name, rows) for name in rows if rows[name]["ACC"] is not None]
     else:
-        k = len(table.streams) if unlike else predict.K
-        found, _ = predict.expected(stream, table, k)
         q, c = predict.factor(predict.errors(cases)), predict.chance(stream)
         lines = [of_ranks(e) if unlike else of_expected(e, q, c) for e in found.values()]
-    if itself is None:
-        lines = [replace(n, kept=predict.kept(n.strategy, stream, table)) for n in lines]
+    lines = [filled(line, found.get(line.strategy), stream, table) for line in lines]
     told = needing(table, stream["scenario"], "none")
     lines = [replace(line, borders=line.strategy in told) for line in lines]
     left = excluded(lines, asked, needing(table, stream["scenario"], asked.boundaries))
@@ -142,7 +142,7 @@ SPREAD = "largest_to_smallest_class"  # which follows from the draw where sample
 
 def is_same_tail(a: Row, b: Row) -> bool:
     """Whether both have a long tail of classes, or neither."""
-    return max(a[SPREAD] / b[SPREAD], b[SPREAD] / a[SPREAD]) < 2
+    return bool(max(a[SPREAD] / b[SPREAD], b[SPREAD] / a[SPREAD]) < 2)
 
 
 def of_measured(name: str, rows: Mapping[str, Row]) -> Line:
@@ -171,6 +171,13 @@ def of_expected(of: Expected, q: float, c: float) -> Line:
     low, high = predict.interval(of, q, c)
     acc = predict.accuracy(of.score, c)
     return replace(of_ranks(of), order=first(of), acc=acc, low=low, high=high, gain=of.position)
+
+
+def filled(line: Line, of: Expected | None, stream: Row, table: Table) -> Line:
+    """A line with bytes and FLOPs by other streams, where it has none by its own."""
+    own = predict.kept(line.strategy, stream, table) if line.kept is None else line.kept
+    flops = line.flops if line.flops is not None or of is None else of.flops
+    return replace(line, kept=own, flops=flops)
 
 
 def of_ranks(of: Expected) -> Line:

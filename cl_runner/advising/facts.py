@@ -25,11 +25,11 @@ STORES_SAMPLES = ("samples", "all data")
 
 def outputs(stream: Row) -> int:
     """Outputs of the network: of domain-incremental learning those of one task, else of all."""
-    tasks, per_task = stream["num_tasks"], round(stream["classes_per_task"])
+    tasks, per_task = int(stream["num_tasks"]), round(stream["classes_per_task"])
     if stream["scenario"] == "domain":
-        return per_task
+        return int(per_task)
     repeated = stream["scenario"] == "task" or stream["kind"] in ALL_APART
-    return tasks * per_task if repeated else stream["classes"]
+    return tasks * per_task if repeated else int(stream["classes"])
 
 
 # Their tasks show the same classes, each with outputs of its own where outputs are not shared.
@@ -38,13 +38,13 @@ ALL_APART = ("permuted", "rotated", "conditions", "label_permuted", "random_labe
 
 def mlp_bytes(stream: Row, hidden: Sequence[int]) -> int:
     """The parameters of the MLP on a stream, in float32: what naive keeps."""
-    sizes = [stream["input_size"], *hidden, outputs(stream)]
+    sizes = [int(stream["input_size"]), *hidden, outputs(stream)]
     return 4 * sum(a * b + b for a, b in pairwise(sizes))
 
 
 def mlp_flops(stream: Row, hidden: Sequence[int], epochs: float) -> float:
     """The FLOPs of naive's training: 6 per weight and sample, less the first layer's inputs."""
-    sizes = [stream["input_size"], *hidden, outputs(stream)]
+    sizes = [int(stream["input_size"]), *hidden, outputs(stream)]
     weights = [a * b for a, b in pairwise(sizes)]
-    samples = stream["num_tasks"] * stream["samples_per_task"] * epochs
+    samples = float(stream["num_tasks"] * stream["samples_per_task"] * epochs)
     return samples * (6 * sum(weights) - 2 * weights[0])

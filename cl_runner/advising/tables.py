@@ -1,4 +1,4 @@
-"""The two tables that advice rests on: what is known of each stream, and what was measured on it."""
+"""The two tables that advice rests on: the streams, and what was measured on them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from cl_runner.results.files import read_rows
 
 FOLDER = Path(__file__).parent
 STREAMS, RESULTS = FOLDER / "streams.csv", FOLDER / "results.csv"
-WORDS = ("stream", "settings", "scenario", "kind", "data", "change", "boundaries", "strategy", "status")
+WORDS = (
+    *("stream", "settings", "scenario", "kind", "data", "change", "boundaries"),
+    *("strategy", "status", "source"),
+)
 STREAM_COLUMNS = (
     *("stream", "settings", "scenario", "kind", "data", "change", "boundaries", "images"),
     *("num_tasks", "classes", "classes_per_task", "samples_per_task", "input_size"),
@@ -18,7 +21,7 @@ STREAM_COLUMNS = (
 RESULT_COLUMNS = (
     *("stream", "scenario", "strategy", "status", "n"),
     *("ACC", "ACC_sd", "forgetting", "kept_bytes", "flops"),
-    *("needs_borders", "needs_tasks"),
+    *("needs_borders", "needs_tasks", "source"),
 )
 Row = dict[str, Any]  # a row of a table: text, numbers, and None where a cell is empty
 

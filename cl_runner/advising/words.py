@@ -11,6 +11,7 @@ from cl_runner.advising.facts import KEEPS
 from cl_runner.advising.tables import Row
 
 WIDTH = 80
+NEAR = 0.02  # of ACC: as good as the first
 HEAD = (
     f"{'strategy':<10} {'ACC':>4}  {'80 %':<12} {'gain':>5} {'forgets':>7}  "
     f"{'keeps':<10} {'bytes':>7} {'FLOPs':>6} {'told':<4} {'on':>3}"
@@ -36,7 +37,7 @@ def text(advice: Advice, changed: Sequence[str] = ()) -> str:
         "",
         paragraph(verdict(advice)),
         *(paragraph(said) for said in (omitted(advice), unknown(advice, changed)) if said),
-        paragraph(legend(advice)),
+        paragraph(legend()),
     ]
     return "\n".join(parts)
 
@@ -59,15 +60,15 @@ def about(stream: Row) -> str:
 def resting(advice: Advice) -> str:
     """What the numbers rest on."""
     if advice.measured is not None:
-        return f"This stream is in the table, as {advice.measured['stream']}: measured, not guessed."
+        return f"The table has this stream, {advice.measured['stream']}: measured, not predicted."
     near = ", ".join(f"{s['stream']} ({d:.1f})" for s, d in advice.near)
     if not advice.unlike:
         return f"The nearest streams of the table, and how far they are: {near}."
     far = f"{advice.near[0][1]:.1f}" if advice.near else "no stream has this scenario"
     return (
-        f"Nothing like this stream is in the table: the nearest is {far} away, and no prediction was "
-        f"tested beyond {advice.farthest:.1f}. So no accuracies; the order is that of the mean rank "
-        "on all streams of the scenario."
+        f"Nothing like this stream is in the table: the nearest is {far} away, and no prediction "
+        f"was tested beyond {advice.farthest:.1f}. So no accuracies; the order is that of the mean "
+        "rank on all streams of the scenario."
     )
 
 
@@ -85,7 +86,7 @@ def row(line: Line, advice: Advice) -> str:
 
 def number(value: float | None) -> str:
     """With two digits; "" if it is not known."""
-    return "" if value is None else f"{value + 0.0:.2f}"
+    return "" if value is None else f"{round(value, 2) + 0.0:.2f}"
 
 
 def times(value: float | None) -> str:
@@ -108,10 +109,10 @@ def verdict(advice: Advice) -> str:
     best = advice.lines[0]
     if advice.unlike:
         return f"On other streams {best.strategy} comes first; whether it does here is not known."
-    others = [n.strategy for n in advice.lines[1:] if n.acc is not None and n.acc >= best.acc - 0.02]  # type: ignore[operator]
-    said = f"Take {best.strategy}: ACC {best.acc:.2f}"
-    said += "" if best.low is None else f" ({best.low:.2f} to {best.high:.2f})"
-    said += f"; {', '.join(others)} within 0.02 of it." if others else "."
+    others = [n.strategy for n in advice.lines[1:] if (n.acc or 0) >= (best.acc or 0) - NEAR]
+    said = f"Take {best.strategy}: ACC {number(best.acc)}"
+    said += "" if best.low is None else f" ({number(best.low)} to {number(best.high)})"
+    said += f"; {', '.join(others)} within {NEAR} of it." if others else "."
     if advice.lost:
         said += (
             f" On {len(advice.lost)} streams that were left out of the table the first of such an "
@@ -153,9 +154,10 @@ def gaps(advice: Advice, changed: Sequence[str]) -> Iterator[str]:
         yield "bytes and FLOPs of a network that is no MLP: the budget has left nothing out"
 
 
-def legend(advice: Advice) -> str:
+def legend() -> str:
     """What the columns are."""
     return (
         "gain: 0 is naive, 1 joint. bytes are kept between tasks, network and all; FLOPs are times "
-        "naive's. told: must be told where tasks begin. on: streams that a line rests on. The last lines, with all data, are bounds."
+        "naive's. told: must be told where tasks begin. on: streams that a line rests on. The last "
+        "lines, with all data, are bounds."
     )

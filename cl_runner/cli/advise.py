@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -19,7 +18,7 @@ from cl_runner.cli.typed import flags, understood
 from cl_runner.config.identity import flatten
 from cl_runner.config.outline import checked
 from cl_runner.config.schema import MLP, Config
-from cl_runner.errors import UserError, check
+from cl_runner.errors import check
 from cl_runner.machine.console import show
 
 HELP = """\
