@@ -24,17 +24,17 @@ from cl_runner.machine.console import show
 HELP = """\
 cl-run advise benchmark=NAME [scenario=...] [key=value ...]
 
-Which strategies to take for a stream, ranked by what was measured on the streams
-that are nearest to it, with 80 % intervals. Nothing is trained. The keys are those
-of a run; those that tell are
+Which strategies to take for a stream, ranked by what was measured on the
+streams that are nearest to it, with 80 % intervals. Nothing is trained. The
+keys are those of a run; those that tell are
 
-  benchmark=, benchmark.*, scenario=, data.path=   the stream
-  training.epochs, training.batch_size             how long it is trained on
-  training.boundaries=none|detected                tasks' borders are not told
-  budget.bytes=N, budget.flops=N                   no strategy that takes more
-  privacy=true                                     no strategy that stores samples
+  benchmark=, benchmark.*, scenario=, data.path=  the stream
+  training.epochs, training.batch_size            how long it is trained on
+  training.boundaries=none|detected               tasks' borders are not told
+  budget.bytes=N, budget.flops=N                  no strategy that takes more
+  privacy=true                                    none that stores samples
 
-See docs/advise.md for where the numbers come from, and how good they have been.
+docs/advise.md says where the numbers come from and how good they have been.
 Exit code: 0, or 2 for a mistake."""
 # Sections of the configuration in which a run may differ from those of the table; a stream's own
 # keys, and how long it is trained on, are no difference.
