@@ -14,7 +14,7 @@ in docs/advise.md between their markers.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from statistics import mean
 from typing import Any
 
@@ -29,6 +29,8 @@ from cl_runner.advising.tables import RESULTS, STREAMS, read
 LEVELS = {"data": "data set and kind", "nothing": "data set"}
 CSV, REGRET = ROOT / "results" / "advice.csv", ROOT / "results" / "advice_regret.csv"
 PAGE = ROOT / "docs" / "advise.md"
+# The strategies among which one is taken, by those that are left out.
+AMONG = {"all": (), "those that train the network": ("ncm", "slda", "ridge")}
 SCENARIOS = ("class", "domain", "task")
 ORDERS: dict[str, Callable[[Expected], float]] = {
     "accuracy": lambda e: -e.score,
@@ -37,37 +39,38 @@ ORDERS: dict[str, Callable[[Expected], float]] = {
 }
 
 
-def regrets(case: Case, rest: Table, advised: str) -> dict[str, Any]:
-    """What the best strategy has more than that which a rule takes."""
+def regrets(
+    case: Case, rest: Table, order: Callable[[Expected], float]
+) -> Iterator[dict[str, Any]]:
+    """What the best strategy has more than that which a rule takes, among some strategies each.
+
+    A strategy that diverged has the accuracy of a guess.
+    """
     c = predict.chance(case.stream)
     acc = {n: r["ACC"] if r["ACC"] is not None else c for n, r in case.truth.items()}
-    acc = {n: a for n, a in acc.items() if n not in BOUNDS}
-    best = max(acc, key=lambda n: acc[n])
-    average = best_on_average(case, rest)
-    return {
-        "best": best,
-        "best_ACC": acc[best],
-        "advised": advised,
-        "regret": round(acc[best] - acc[advised], 4),
-        "regret_er": round(acc[best] - acc["er"], 4),
-        "on_average": average,
-        "regret_on_average": round(acc[best] - acc[average], 4),
-        "regret_random": round(acc[best] - mean(acc.values()), 4),
-    }
+    for among, gone in AMONG.items():
+        own = {n: a for n, a in acc.items() if n in case.expected and n not in (*BOUNDS, *gone)}
+        advised = min(own, key=lambda n: (order(case.expected[n]), n))
+        best, average = max(own, key=lambda n: own[n]), best_on_average(own, case, rest)
+        yield {
+            "among": among,
+            "best": best,
+            "best_ACC": own[best],
+            "advised": advised,
+            "regret": round(own[best] - own[advised], 4),
+            "regret_er": round(own[best] - own["er"], 4),
+            "on_average": average,
+            "regret_on_average": round(own[best] - own[average], 4),
+            "regret_random": round(own[best] - mean(own.values()), 4),
+        }
 
 
-def best_on_average(case: Case, rest: Table) -> str:
-    """The strategy of the best mean rank on all streams that are left, of the same scenario."""
-    ranks: dict[str, list[float]] = {}
-    for stream in rest.streams:
-        if stream["scenario"] != case.stream["scenario"]:
-            continue
-        rows = rest.of(stream)
-        for name in rows:
-            rank = None if name in BOUNDS else predict.rank_of(name, rows)
-            if rank is not None and name in case.truth:
-                ranks.setdefault(name, []).append(rank)
-    return min(ranks, key=lambda n: (mean(ranks[n]), n))
+def best_on_average(names: Collection[str], case: Case, rest: Table) -> str:
+    """Of some strategies that of the best mean rank on the streams left of the same scenario."""
+    rows = [rest.of(s) for s in rest.streams if s["scenario"] == case.stream["scenario"]]
+    ranks = {n: [predict.rank_of(n, own) for own in rows if n in own] for n in names}
+    known = {n: [rank for rank in own if rank is not None] for n, own in ranks.items()}
+    return min((n for n in names if known[n]), key=lambda n: (mean(known[n]), n))
 
 
 def tested(
@@ -89,10 +92,7 @@ def tested(
             "farthest_known": round(max(o.distance for o in others), 3),
         }
         c = predict.chance(case.stream)
-        ways = [e for n, e in case.expected.items() if n not in BOUNDS and n in case.truth]
-        if not ways:
-            continue
-        of_streams.append(key | regrets(case, rest, min(ways, key=order).strategy))
+        of_streams += [key | regret for regret in regrets(case, rest, order)]
         for name, row in case.truth.items():
             if name not in case.expected or row["ACC"] is None:
                 continue
@@ -106,36 +106,61 @@ def tested(
                     "expected": round(predict.accuracy(own.score, c), 4),
                     "low": round(low, 4),
                     "high": round(high, 4),
-                    "inside": int(low <= row["ACC"] <= high),
+                    "inside": int(round(low, 4) <= row["ACC"] <= round(high, 4)),
+                    "gain": predict.position(name, case.truth),
+                    "expected_gain": own.position,
                 }
             )
     return rows, of_streams
 
 
-def summaries(rows: pd.DataFrame, of_streams: pd.DataFrame) -> list[dict[str, Any]]:
-    """Coverage and regret by way of leaving out and scenario, and over all scenarios."""
+def summaries(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Coverage by way of leaving out and scenario, and over all scenarios."""
     found = []
     for level in LEVELS.values():
         for scenario in (*SCENARIOS, "all"):
-            own, streams = (
-                f[(f.left_out == level) & (f.scenario.eq(scenario) | (scenario == "all"))]
-                for f in (rows, of_streams)
-            )
+            own = rows[
+                (rows.left_out == level) & (rows.scenario.eq(scenario) | (scenario == "all"))
+            ]
             found.append(
                 {
                     "left out": level,
                     "scenario": scenario,
-                    "streams": len(streams),
+                    "streams": len(own.drop_duplicates(["stream", "scenario"])),
                     "predictions": len(own),
                     "coverage": own.inside.mean(),
                     "width": (own.high - own.low).median(),
                     "error": (own.ACC - own.expected).abs().median(),
-                    "regret": streams.regret.mean(),
-                    "always er": streams.regret_er.mean(),
-                    "best on average": streams.regret_on_average.mean(),
-                    "random": streams.regret_random.mean(),
+                    "error of gain": (own.gain - own.expected_gain).abs().median(),
                 }
             )
+    return found
+
+
+def regret_summaries(of_streams: pd.DataFrame) -> list[dict[str, Any]]:
+    """Mean regrets by way of leaving out, by the strategies among which is chosen, and scenario."""
+    found = []
+    for level in LEVELS.values():
+        for among in AMONG:
+            for scenario in (*SCENARIOS, "all"):
+                own = of_streams[
+                    (of_streams.left_out == level)
+                    & (of_streams.among == among)
+                    & (of_streams.scenario.eq(scenario) | (scenario == "all"))
+                ]
+                found.append(
+                    {
+                        "left out": level,
+                        "among": among,
+                        "scenario": scenario,
+                        "streams": len(own),
+                        "advised": own.regret.mean(),
+                        "at most": own.regret.max(),
+                        "always er": own.regret_er.mean(),
+                        "best on average": own.regret_on_average.mean(),
+                        "random": own.regret_random.mean(),
+                    }
+                )
     return found
 
 
@@ -144,9 +169,16 @@ def markdown(found: Sequence[dict[str, Any]]) -> str:
     head = list(found[0])
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in found:
-        cells = [f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()]
+        cells = [shown(value) for value in row.values()]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def shown(value: Any) -> str:
+    """A cell; what is not there is empty."""
+    if not isinstance(value, float):
+        return str(value)
+    return "" if pd.isna(value) else f"{value:.3f}"
 
 
 def variants(table: Table) -> list[dict[str, Any]]:
@@ -163,7 +195,12 @@ def variants(table: Table) -> list[dict[str, Any]]:
                         "left out": gone,
                         "coverage": rows.inside.mean(),
                         "width": (rows.high - rows.low).median(),
-                        "regret": of_streams.regret.mean(),
+                        **{
+                            f"regret among {among}": of_streams[
+                                of_streams.among == among
+                            ].regret.mean()
+                            for among in AMONG
+                        },
                     }
                 )
     return found
@@ -182,13 +219,16 @@ def main() -> None:
         of_streams += regret
     pd.DataFrame(rows).to_csv(CSV, index=False)
     pd.DataFrame(of_streams).to_csv(REGRET, index=False)
-    shown = markdown(summaries(pd.DataFrame(rows), pd.DataFrame(of_streams)))
-    print(shown)
-    into_page(marked("backtest"), shown, PAGE)
+    for name, found in (
+        ("backtest", summaries(pd.DataFrame(rows))),
+        ("regret", regret_summaries(pd.DataFrame(of_streams))),
+    ):
+        print(markdown(found))
+        into_page(marked(name), markdown(found), PAGE)
     if chosen.variants:
-        shown = markdown(variants(table))
-        print(shown)
-        into_page(marked("variants"), shown, PAGE)
+        tried = markdown(variants(table))
+        print(tried)
+        into_page(marked("variants"), tried, PAGE)
 
 
 def marked(name: str) -> tuple[str, str]:

@@ -37,19 +37,40 @@ REPOSITORY = Path(__file__).parents[1]
 def a_stream(name: str, **changes: object) -> Row:
     """A stream of ten classes in ten tasks, domain-incremental, but for changes."""
     plain = {
-        **{"stream": name, "settings": "", "scenario": "domain", "kind": "permuted"},
-        **{"data": name, "change": "inputs", "boundaries": "sharp", "images": 1},
-        **{"num_tasks": 10, "classes": 10, "classes_per_task": 10, "samples_per_task": 1000},
-        **{"input_size": 100, "largest_to_smallest_class": 1, "steps_per_task": 10},
+        "stream": name,
+        "settings": "",
+        "scenario": "domain",
+        "kind": "permuted",
+        "data": name,
+        "change": "inputs",
+        "boundaries": "sharp",
+        "images": 1,
+        "num_tasks": 10,
+        "classes": 10,
+        "classes_per_task": 10,
+        "samples_per_task": 1000,
+        "input_size": 100,
+        "largest_to_smallest_class": 1,
+        "steps_per_task": 10,
     }
     return plain | changes
 
 
 def a_result(stream: str, strategy: str, acc: float | None, **changes: object) -> Row:
     plain = {
-        **{"stream": stream, "scenario": "domain", "strategy": strategy, "status": "complete"},
-        **{"n": 2, "ACC": acc, "ACC_sd": 0.01, "forgetting": 0.1, "kept_bytes": 100, "flops": 10},
-        **{"needs_borders": 0, "needs_tasks": 0, "source": "run"},
+        "stream": stream,
+        "scenario": "domain",
+        "strategy": strategy,
+        "status": "complete",
+        "n": 2,
+        "ACC": acc,
+        "ACC_sd": 0.01,
+        "forgetting": 0.1,
+        "kept_bytes": 100,
+        "flops": 10,
+        "needs_borders": 0,
+        "needs_tasks": 0,
+        "source": "run",
     }
     return plain | changes
 
@@ -229,7 +250,10 @@ def test_leaving_out_one_stream_keeps_its_relatives_and_skips_who_has_none():
     streams = {n: a_stream(n, data="d") for n in ("x", "relative")}
     own = a_table({"x": {}, "relative": {}, "y": {}, "z": {}}, **streams)
     cases = predict.left_out(own, "kind")
-    assert [(c.stream["stream"], c.relation) for c in cases] == [("x", "kind"), ("relative", "kind")]
+    assert [(c.stream["stream"], c.relation) for c in cases] == [
+        ("x", "kind"),
+        ("relative", "kind"),
+    ]
     assert "relative" in cases[0].near
 
 
@@ -239,7 +263,7 @@ def test_leaving_out_one_stream_keeps_its_relatives_and_skips_who_has_none():
 def many(**own: float) -> Table:
     """Twelve streams of as many data sets, a little apart."""
     streams = {f"s{i}": a_stream(f"s{i}", num_tasks=10 + i) for i in range(12)}
-    return a_table({name: own for name in streams}, **streams)
+    return a_table(dict.fromkeys(streams, own), **streams)
 
 
 def test_strategies_are_ranked_by_expected_accuracy_bounds_apart():
@@ -396,10 +420,14 @@ def test_what_settings_do_not_tell_is_read_from_the_data(settings: str):
 def test_the_page_quotes_the_committed_backtest():
     rows, regrets = pd.read_csv(advice_backtest.CSV), pd.read_csv(advice_backtest.REGRET)
     assert (rows.inside == rows.ACC.between(rows.low, rows.high)).all()
-    shown = advice_backtest.markdown(advice_backtest.summaries(rows, regrets))
-    begin, end = advice_backtest.marked("backtest")
     page = advice_backtest.PAGE.read_text(encoding="utf-8")
-    assert page.partition(begin)[2].partition(end)[0].strip() == shown
+    for name, found in (
+        ("backtest", advice_backtest.summaries(rows)),
+        ("regret", advice_backtest.regret_summaries(regrets)),
+    ):
+        begin, end = advice_backtest.marked(name)
+        shown = advice_backtest.markdown(found)
+        assert page.partition(begin)[2].partition(end)[0].strip() == shown
 
 
 def test_the_committed_backtest_is_that_of_the_table(table: Table):
@@ -426,7 +454,9 @@ def test_the_command_ranks_within_eighty_columns(cl_run, tmp_path: Path):
     ranked = lines[start + 1 : lines.index("", start + 1)]
     assert ranked[-1].startswith("joint")
     assert all(line.split()[0] in facts.KEEPS for line in ranked)
-    accuracies = [float(line.split()[1]) for line in ranked if line.split()[0] not in predict.BOUNDS]
+    accuracies = [
+        float(line.split()[1]) for line in ranked if line.split()[0] not in predict.BOUNDS
+    ]
     assert accuracies == sorted(accuracies, reverse=True)
     assert "packnet" not in done.stdout  # which is for task-incremental learning only
     assert re.search(r"^Take \w+: ACC", done.stdout, re.MULTILINE)
