@@ -71,36 +71,40 @@ STREAMS = (
     Named("split_mnist_10k", f"benchmark=split_mnist {FEW}=10000", "class task"),
     Named("split_digits_tail", "benchmark=split_digits benchmark.imbalance=10", "class"),
     Named("split_cifar10_5k", f"benchmark=split_cifar10 {FEW}=5000", "class"),
-    Named("label_permuted_digits", "benchmark=label_permuted_digits", "domain"),
-    Named("split_letter", "benchmark=split_letter", "class"),
     Named("split_digits_10", "benchmark=split_digits benchmark.num_tasks=10", "class"),
-    Named("weather_20", "benchmark=weather benchmark.num_tasks=20", "domain"),
-    Named("conditions_digits", "benchmark=conditions_digits", "domain"),
+    Named(
+        "label_permuted_digits_500", f"benchmark=label_permuted_digits {FEW}=500", "domain task"
+    ),
+    Named("split_letter_5k", f"benchmark=split_letter {FEW}=5000", "class task"),
+    Named("weather_10", "benchmark=weather benchmark.num_tasks=10", "domain"),
+    Named("split_mnist_1k", f"benchmark=split_mnist {FEW}=1000", "class"),
+    Named("conditions_digits_500", f"benchmark=conditions_digits {FEW}=500", "domain"),
+    Named(
+        "rotated_mnist_1k", f"benchmark=rotated_mnist benchmark.num_tasks=5 {FEW}=1000", "domain"
+    ),
     Named("split_digits_2", "benchmark=split_digits benchmark.num_tasks=2", "class task"),
-    Named("split_letter", "benchmark=split_letter", "task"),
-    Named("split_cifar10_2k", f"benchmark=split_cifar10 {FEW}=2000", "task domain"),
-    Named("split_mnist_1k", f"benchmark=split_mnist {FEW}=1000", "class task"),
+    Named("split_cifar10_1k", f"benchmark=split_cifar10 {FEW}=1000", "task domain"),
+    Named(
+        "label_permuted_mnist_1k",
+        f"benchmark=label_permuted_mnist benchmark.num_tasks=5 {FEW}=1000",
+        "domain task",
+    ),
+    Named("split_letter_2", f"benchmark=split_letter benchmark.num_tasks=2 {FEW}=5000", "class"),
+    Named("conditions_mnist_1k", f"benchmark=conditions_mnist {FEW}=1000", "domain"),
+    Named("split_fuzzy", f"benchmark=split_mnist {FEW}=5000 benchmark.boundaries=fuzzy", "class"),
+    Named(
+        "permuted_fuzzy",
+        f"benchmark=permuted_digits {FEW}=500 benchmark.boundaries=fuzzy",
+        "domain",
+    ),
     Named("conditions_cifar10_1k", f"benchmark=conditions_cifar10 {FEW}=1000", "domain"),
-    Named(
-        "label_permuted_mnist_3k",
-        f"benchmark=label_permuted_mnist benchmark.num_tasks=5 {FEW}=3000",
-        "task domain",
-    ),
-    Named("split_cifar100_5k", f"benchmark=split_cifar100 {FEW}=5000", "class task"),
-    Named(
-        "rotated_mnist_3k", f"benchmark=rotated_mnist benchmark.num_tasks=5 {FEW}=3000", "domain"
-    ),
-    Named("split_letter_2", "benchmark=split_letter benchmark.num_tasks=2", "class"),
-    Named("split_fuzzy", f"benchmark=split_mnist {FEW}=10000 benchmark.boundaries=fuzzy", "class"),
-    Named(
-        "permuted_mnist_2k", f"benchmark=permuted_mnist benchmark.num_tasks=4 {FEW}=2000", "domain"
-    ),
-    Named("label_permuted_digits", "benchmark=label_permuted_digits", "task"),
-    Named("conditions_mnist_3k", f"benchmark=conditions_mnist {FEW}=3000", "domain"),
-    Named("permuted_fuzzy", "benchmark=permuted_digits benchmark.boundaries=fuzzy", "domain"),
-    Named("permuted_digits_20", "benchmark=permuted_digits benchmark.num_tasks=20", "domain"),
+    Named("split_cifar100_2k", f"benchmark=split_cifar100 {FEW}=2000", "class task"),
     Named("split_mnist_tail", "benchmark=split_mnist benchmark.imbalance=50", "class"),
-    Named("rotated_digits_45", "benchmark=rotated_digits benchmark.max_angle=45", "domain"),
+    Named(
+        "permuted_digits_20",
+        f"benchmark=permuted_digits benchmark.num_tasks=20 {FEW}=300",
+        "domain",
+    ),
     Named("weather", "benchmark=weather", "domain"),
 )
 # Of these results/defaults.csv has runs of the same command; it counts neither bytes nor FLOPs.
