@@ -104,7 +104,7 @@ def score(acc: float, c: float) -> float:
 
 def accuracy(of: float, c: float) -> float:
     """The accuracy of which `of` is the score, chance being c."""
-    return c + (1 - c) / (1 + math.exp(-of))
+    return c + (1 - c) / (1 + math.exp(-min(max(of, -50.0), 50.0)))
 
 
 def expected(stream: Row, table: Table, k: int = K) -> tuple[dict[str, Expected], float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -17,7 +18,7 @@ from cl_runner.cli.search_path import key_of, with_yaml_of_plugins
 from cl_runner.cli.typed import flags, understood
 from cl_runner.config.identity import flatten
 from cl_runner.config.outline import checked
-from cl_runner.config.schema import MLP, Config
+from cl_runner.config.schema import MLP, Budget, Config
 from cl_runner.errors import check
 from cl_runner.machine.console import show
 
@@ -108,7 +109,8 @@ def features(config: Config) -> Row:
         return known
     from cl_runner.running.prepare import prepare, strategy_of  # torch
 
-    return of_stream(config, prepare(config, strategy_of(config)).stream)
+    free = replace(config, budget=Budget())  # a limit is no reason not to look at the data
+    return of_stream(config, prepare(free, strategy_of(config)).stream)
 
 
 def differences(config: Config) -> list[str]:
