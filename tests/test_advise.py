@@ -208,6 +208,20 @@ def test_the_rank_is_the_share_of_better_ones_without_the_bounds():
     assert ranks["naive"] == 1
 
 
+def test_bytes_are_those_of_the_nearest_sizes():
+    streams = {"x": a_stream("x", input_size=64), "y": a_stream("y", input_size=784)}
+    own = a_table({"x": {}, "y": {}}, **streams)
+    own.results["x", "domain"]["er"] |= {"kept_bytes": 200}
+    own.results["y", "domain"]["er"] |= {"kept_bytes": 300}
+    own.results["y", "domain"]["ridge"] |= {"kept_bytes": 5000}
+    assert predict.kept("er", a_stream("a", input_size=50), own, 1e6) == 2  # times naive's 100
+    assert predict.kept("er", a_stream("a", input_size=900), own, 1e6) == 3
+    ridge = predict.kept("ridge", a_stream("a", input_size=900), own, 1e6)
+    assert ridge == pytest.approx(0.005)  # 5000 bytes, whatever network naive has
+    assert predict.kept("ridge", a_stream("a", input_size=900), own, None) == 50
+    assert predict.kept("bir", a_stream("a"), own, 1e6) is None
+
+
 # Intervals
 
 
@@ -276,6 +290,9 @@ def test_strategies_are_ranked_by_expected_accuracy_bounds_apart():
     assert said.measured is None
     assert said.lost == pytest.approx([0.0] * 12)
     assert said.lines[0].low <= 0.8 <= said.lines[0].high
+    assert "how hard your data are" in words.text(said)
+    known = advise(a_stream("a", data="s3", kind="split"), many(er=0.8), Asked())
+    assert "how hard" not in words.text(known)
 
 
 def test_a_stream_unlike_all_has_an_order_and_no_accuracy():

@@ -59,6 +59,7 @@ class Advice:
     lines: Sequence[Line]  # the best first
     bounds: Sequence[Line]  # what keeps or needs all data
     near: Sequence[tuple[Row, float]]
+    shares: str  # with the nearest relative: "kind", "data" or "nothing", see similar.relation
     measured: Row | None  # the stream itself, if the table has it
     unlike: bool  # farther from all in the table than any stream that was left out
     farthest: float  # of those that were left out
@@ -97,7 +98,7 @@ def advise(stream: Row, table: Table, asked: Asked) -> Advice:
     else:
         q, c = predict.factor(predict.errors(cases)), predict.chance(stream)
         lines = [of_ranks(e) if unlike else of_expected(e, q, c) for e in found.values()]
-    lines = [filled(line, found.get(line.strategy), stream, table) for line in lines]
+    lines = [filled(n, found.get(n.strategy), stream, table, asked.naive_bytes) for n in lines]
     told = needing(table, stream["scenario"], "none")
     lines = [replace(line, borders=line.strategy in told) for line in lines]
     left = excluded(lines, asked, needing(table, stream["scenario"], asked.boundaries))
@@ -109,6 +110,7 @@ def advise(stream: Row, table: Table, asked: Asked) -> Advice:
         lines=sorted(own, key=lambda line: (line.order, line.strategy)),
         bounds=[line for line in lines if line.strategy in BOUNDS],
         near=near,
+        shares=relation(stream, table.streams),
         measured=itself,
         unlike=unlike,
         farthest=farthest,
@@ -170,12 +172,20 @@ def of_expected(of: Expected, q: float, c: float) -> Line:
     """A strategy on a stream that is like others."""
     low, high = predict.interval(of, q, c)
     acc = predict.accuracy(of.score, c)
-    return replace(of_ranks(of), order=first(of), acc=acc, low=low, high=high, gain=of.position)
+    return replace(
+        of_ranks(of),
+        order=first(of),
+        acc=acc,
+        low=low,
+        high=high,
+        gain=of.position,
+        forgetting=of.forgetting,
+    )
 
 
-def filled(line: Line, of: Expected | None, stream: Row, table: Table) -> Line:
+def filled(line: Line, of: Expected | None, stream: Row, table: Table, naive: float | None) -> Line:
     """A line with bytes and FLOPs by other streams, where it has none by its own."""
-    own = predict.kept(line.strategy, stream, table) if line.kept is None else line.kept
+    own = predict.kept(line.strategy, stream, table, naive) if line.kept is None else line.kept
     flops = line.flops if line.flops is not None or of is None else of.flops
     return replace(line, kept=own, flops=flops)
 
@@ -189,7 +199,7 @@ def of_ranks(of: Expected) -> Line:
         low=None,
         high=None,
         gain=None,
-        forgetting=of.forgetting,
+        forgetting=None,
         kept=None,
         flops=of.flops,
         streams=of.streams,

@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from cl_runner.advising.facts import KEEPS
 from cl_runner.advising.similar import nearest, relation
 from cl_runner.advising.tables import Row
 
@@ -158,22 +159,25 @@ def level(stream: Row, table: Table) -> float:
     return sum(score(rows[name]["ACC"], c) for name in CORE) / len(CORE)
 
 
-def kept(name: str, stream: Row, table: Table) -> float | None:
+def kept(name: str, stream: Row, table: Table, naive: float | None) -> float | None:
     """The bytes that a strategy keeps relative to naive's: on the stream of the nearest sizes.
 
     Whatever is in the data: what is kept follows from the numbers of inputs, tasks and classes.
+    naive: naive's bytes here, None if they are not known. What keeps no network has as many bytes
+    as there, of whatever size naive's network is.
     """
-    sizes = ("input_size", "num_tasks", "classes")
+    sizes = {"input_size": 1.0, "num_tasks": 0.5, "classes": 0.5}
 
     def far(other: Row) -> float:
-        return sum(abs(math.log(other[size] / stream[size])) for size in sizes)
+        return sum(w * abs(math.log(other[size] / stream[size])) for size, w in sizes.items())
 
     rows = [(far(s), table.of(s)) for s in table.streams if s["scenario"] == stream["scenario"]]
     there = [(d, of) for d, of in rows if name in of and of[name]["kept_bytes"] is not None]
     if not there:
         return None
     of = min(there, key=lambda pair: pair[0])[1]
-    return ratio(of[name]["kept_bytes"], of["naive"]["kept_bytes"])
+    alone = KEEPS[name] == "statistics" and naive is not None
+    return ratio(of[name]["kept_bytes"], naive if alone else of["naive"]["kept_bytes"])
 
 
 def ratio(own: float | None, naive: float | None) -> float | None:

@@ -64,10 +64,10 @@ def resting(advice: Advice) -> str:
     near = ", ".join(f"{s['stream']} ({d:.1f})" for s, d in advice.near)
     if not advice.unlike:
         return f"The nearest streams of the table, and how far they are: {near}."
-    far = f"{advice.near[0][1]:.1f}" if advice.near else "no stream has this scenario"
+    far = f"{advice.near[0][1]:.2f}" if advice.near else "no stream has this scenario"
     return (
         f"Nothing like this stream is in the table: the nearest is {far} away, and no prediction "
-        f"was tested beyond {advice.farthest:.1f}. So no accuracies; the order is that of the mean "
+        f"was tested beyond {advice.farthest:.2f}. So no accuracies; the order is that of the mean "
         "rank on all streams of the scenario."
     )
 
@@ -142,6 +142,8 @@ def unknown(advice: Advice, changed: Sequence[str]) -> str:
 def gaps(advice: Advice, changed: Sequence[str]) -> Iterator[str]:
     """One thing after another."""
     yield "what tuning would change, for all ran with their defaults (MLP 256-256, SGD 0.1)"
+    if advice.shares == "nothing":
+        yield "how hard your data are, which no stream of the table has"
     if changed:
         yield f"what your settings change ({', '.join(changed)})"
     broken = [f"{n.strategy} ({n.diverged} of {n.streams})" for n in advice.lines if n.diverged]
