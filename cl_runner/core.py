@@ -133,7 +133,7 @@ class Stream:
     tables: Mapping[str, Tensor]  # [T, ...] each: "label" (see there), and what the transform needs
     num_classes: int  # K, the network's outputs
     scenario: str  # task | domain | class
-    scale: Tensor  # [C, 1, 1] inputs are x * scale + shift
+    scale: Tensor  # [C, 1, 1] inputs are x * scale + shift; of grey images C may be 3
     shift: Tensor | None  # [C, 1, 1]
     transform: Transform | None = None  # what a task does to the images, by its rows of the tables
     boundaries: str = "sharp"  # between the tasks' training samples, see data.boundaries
@@ -162,9 +162,9 @@ class Stream:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of an input."""
-        channels, height, width = self.x.shape[1:]
-        return channels, height, width
+        """(channels, height, width) of an input: grey images may be shown in three channels."""
+        _, height, width = self.x.shape[1:]
+        return len(self.scale), height, width
 
     def images(
         self, index: Tensor, task: int | Tensor, change: Callable[[Tensor], Tensor] | None = None
@@ -179,7 +179,10 @@ class Stream:
 
     def normalise(self, x: Tensor) -> Tensor:
         """The network's input [B, C, H, W] float32 from images."""
-        x = x * self.scale if x.is_floating_point() else x.float().mul_(self.scale)
+        if x.is_floating_point() or x.shape[-3] < len(self.scale):
+            x = x.float() * self.scale
+        else:
+            x = x.float().mul_(self.scale)
         return x if self.shift is None else x.add_(self.shift)
 
     def labels(self, index: Tensor, task: int | Tensor) -> Tensor:

@@ -234,7 +234,7 @@ def real_data(shared_folder: Path) -> Path:
 
 @pytest.fixture
 def _pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The current folder has what experiments start from by `init_from=pretrained/SEED`."""
+    """The current folder has what experiments start from by `model.weights=pretrained/SEED`."""
     for seed in (0, 4, 5):
         (tmp_path / f"pretrained/{seed}").mkdir(parents=True)
         (tmp_path / f"pretrained/{seed}" / WEIGHTS).touch()

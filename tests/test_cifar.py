@@ -61,7 +61,7 @@ Shortened = Callable[..., Config]
 
 @pytest.fixture
 def shortened(configure, made_up: Path, tmp_path: Path, monkeypatch) -> Shortened:
-    """shortened(experiment, ...) -> its configuration; `init_from` is a path in this folder."""
+    """shortened(experiment, ...) -> its configuration; `model.weights` is a path in this folder."""
     monkeypatch.chdir(tmp_path)
 
     def function(name: str, *more: str) -> Config:
@@ -133,7 +133,7 @@ def test_convolutions_of_the_pretraining_with_the_same_seed_stay(shortened, tmp_
 
 
 def test_without_the_pretraining_a_line_says_what_is_missing(shortened) -> None:
-    message = "init_from=pretrained/3: it must be the folder of a run or a .safetensors file; it do"
+    message = "model.weights=pretrained/3: it must be the folder of a run or .*; it does not exist"
     with pytest.raises(UserError, match=message):
         shortened("vandeven2022/er_cifar100_class", "seed=3")
 
@@ -144,7 +144,7 @@ def test_seeds_with_weights_of_their_own_are_a_sweep(cl_run, shortened, tmp_path
     name = "experiment=vandeven2022/er_cifar100_class"
     done = cl_run(name, "seeds=[0,1]", *STRIDED, cwd=tmp_path)
     assert done.returncode == 2
-    assert "init_from names others for each seed: use a sweep" in done.stderr
+    assert "model.weights names others for each seed: use a sweep" in done.stderr
 
 
 def cifar(classes: int) -> Arrays:

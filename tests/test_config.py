@@ -502,8 +502,8 @@ def test_every_experiment_composes_and_validates(
     merged = OmegaConf.to_container(OmegaConf.merge(*reversed(layers)))
     del merged["defaults"]
     assert merged.pop("scenario") == cfg.scenario
-    assert merged.pop("init_only", None) == cfg.init_only
-    assert (merged.pop("init_from", None) is None) == (cfg.init_from is None)
+    name = merged["model"].pop("weights", None)
+    assert (name is None) == (cfg.model.weights is None)
     assert {"benchmark", "model", "optimizer", "training"} <= set(merged)
     for section, keys in merged.items():
         assert keys.items() <= cfg.resolved[section].items()
@@ -521,6 +521,14 @@ def test_every_experiment_composes_and_validates(
     assert other.benchmark.seed == 5
 
 
+MISSING = object()
+
+
+def plain(node: Any) -> dict[str, Any]:
+    """A section as it is written, references to other keys included."""
+    return OmegaConf.to_container(node, resolve=False)
+
+
 def repeated(path: str, conf: Path = CONF) -> list[str]:
     """The keys of an experiment or a protocol that one of those below it sets to the same."""
     own, *below = (read(conf / f"{p}.yaml") for p in (path, *choices.bases(path)))
@@ -529,9 +537,9 @@ def repeated(path: str, conf: Path = CONF) -> list[str]:
     found = [
         f"{section}.{key}"
         for section in own
-        if section not in ("defaults", "scenario", "init_from", "init_only")
-        for key, value in own[section].items()
-        if section in base and key in base[section] and base[section][key] == value
+        if section not in ("defaults", "scenario")
+        for key, value in plain(own[section]).items()
+        if section in base and plain(base[section]).get(key, MISSING) == value
     ]
     if "scenario" in own and own.scenario == base.get("scenario"):
         found.append("scenario")

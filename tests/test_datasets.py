@@ -422,9 +422,10 @@ def test_torchvision_imports_beside_a_torch_it_was_not_built_for() -> None:
         "else: print('works')"
     )
     cured = (
-        "import gc; from cl_runner.data import named; named._torchvision(); gc.collect()\n"
-        "import torch, torchvision; print('fails' if named._kept else 'works')\n"
-        "assert named._torchvision() is torchvision.datasets and len(named._kept) <= 1\n"
+        "import gc; from cl_runner.config import libraries; from cl_runner.data import named\n"
+        "named._torchvision(); gc.collect()\n"
+        "import torch, torchvision; print('fails' if libraries._kept else 'works')\n"
+        "assert named._torchvision() is torchvision.datasets and len(libraries._kept) <= 1\n"
         "assert torchvision.datasets.MNIST and torch.ops.torchvision.nms.default"
     )
     assert run(plain) == run(cured)  # schemas are defined where needed, and only there

@@ -304,6 +304,9 @@ def configuration(
             kept = [o for o in kept if not o.startswith(f"{key}=")]
 
 
+LEFT_OUT = r"hydra[./]|resume=|model\.weights="
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("_pretrained")
 @pytest.mark.parametrize("line", COMMANDS, ids=[f"{n}: {c[:60]}" for c, n in COMMANDS.items()])
@@ -311,7 +314,7 @@ def test_every_command_is_understood(line, composed_in_parts, data_root, capsys)
     """Composed and checked as far as that goes without data and without running.
 
     Left out are overrides of Hydra's own, whose plugins need not be installed, and those that name
-    what another command has left: resume=FOLDER, init_from=FOLDER.
+    what another command has left: resume=FOLDER, model.weights=FOLDER.
     """
     program, *args = shlex.split(line, comments=True)
     if program == "cl-compare":
@@ -328,7 +331,7 @@ def test_every_command_is_understood(line, composed_in_parts, data_root, capsys)
         options: Namespace = flags(understood(args))
         if options.help or options.shell_completion:
             return
-        own = [o for o in flags(args).overrides if not re.match(r"hydra[./]|resume=|init_from=", o)]
+        own = [o for o in flags(args).overrides if not re.match(LEFT_OUT, o)]
         own = [f"+{o}" if o.startswith("experiment=") else o for o in own]
         skip = "missing_keys=skip" in own
         # Somebody's data are not here; that they are there is all that is asked of them.

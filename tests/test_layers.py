@@ -50,6 +50,7 @@ LIGHT = (
 # Needed by some runs only, and slow to import or not there: inside the function that uses them.
 ON_DEMAND = {
     "torchvision",
+    "timm",
     "pandas",
     "scipy",
     "matplotlib",

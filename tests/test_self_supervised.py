@@ -210,7 +210,7 @@ def test_its_cost_is_the_runs_and_the_next_run_may_start_from_it(configure, tmp_
     assert float(first["train_seconds"]) > 0
     summary = read_rows(tmp_path / "a" / "summary.csv")[0]
     assert int(summary["samples"]) == sum(int(row["samples"]) for row in (first, *rest))
-    plain = (*TOY, f"init_from={tmp_path / 'a' / PRETRAINED}")
+    plain = (*TOY, f"model.weights={tmp_path / 'a' / PRETRAINED}")
     loop.run(configure(*plain), tmp_path / "b")
     both = [read_rows(tmp_path / name / "accuracies.csv") for name in "ab"]
     assert both[0] == both[1]

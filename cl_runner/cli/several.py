@@ -127,9 +127,9 @@ def of_any_seed(cfg: DictConfig) -> Any:
     own = cfg.copy()
     own.seed = mark = 2**62 + 1  # no other value is this one
     check(
-        str(mark) not in str(OmegaConf.select(own, "init_from")),
-        "seeds=[...] start from the same weights, and init_from names others for each seed: use a "
-        "sweep, such as -m seed=0,1,2",
+        str(mark) not in str(OmegaConf.select(own, "model.weights")),
+        "seeds=[...] start from the same weights, and model.weights names others for each seed: "
+        "use a sweep, such as -m seed=0,1,2",
     )
 
     def unmarked(value: Any) -> Any:

@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from cl_runner.cli import choices, renamed
 from cl_runner.config import schema
 from cl_runner.config.keys import dotted, nearest
+from cl_runner.config.keys import renamed as renamed_key
 from cl_runner.config.plugins import BENCHMARK, HINT, MODEL
 from cl_runner.errors import UserError, check
 from cl_runner.machine.console import say
@@ -63,7 +64,18 @@ def understood(args: Sequence[str]) -> list[str]:
         rewritten |= deferred(overrides)
     elif not (options.cfg or options.config_name or options.config_dir):  # they may say hydra.mode
         check_single(overrides)
-    return [rewritten.get(arg, arg) for arg in args]
+    return own_models([rewritten.get(arg, arg) for arg in args])
+
+
+def own_models(args: Sequence[str]) -> list[str]:
+    """The arguments; keys that every model has may be set where the YAML of one's own lacks them.
+
+    `++` tells Hydra so.
+    """
+    if not any(arg.lstrip("+").startswith("plugins=") for arg in args):
+        return list(args)
+    common = tuple(f"model.{f.name}=" for f in fields(schema.Model) if f.name != "name")
+    return [f"++{arg}" if arg.startswith(common) else arg for arg in args]
 
 
 def experiments(typed: Sequence[str]) -> dict[str, str]:
@@ -248,6 +260,8 @@ def unknown_key(key: str, parent: DictConfig) -> str:
 
     `parent` is the node of the composed configuration in which the key was looked for.
     """
+    if line := renamed_key(key):
+        return line
     root = parent._get_root()
     hydras = key.startswith("hydra")
     near = nearest(key, [k for k in dotted(root) if k.startswith("hydra") == hydras])

@@ -24,15 +24,8 @@ OTHER_FILES = re.compile(
 )  # of runs, and our own
 NEEDED = ("benchmark", "scenario", "strategy", "seed", "ACC")  # of a run that is complete
 ROUNDING = 1e-9  # by which a mean of accuracies may exceed the largest
-TOP_SETTINGS = (
-    "model",
-    "optimizer",
-    "device",
-    "precision",
-    "engine",
-    "threads",
-    "init_from",
-)  # the others have a dot
+# The others have a dot.
+TOP_SETTINGS = ("model", "optimizer", "device", "precision", "engine", "threads")
 NO_SETTINGS = {
     *("benchmark.seed", "benchmark.default_scenario", "benchmark.default_epochs"),
     "data.root",

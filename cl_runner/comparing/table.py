@@ -305,7 +305,7 @@ def split(
 def learning_settings(run: Run) -> Settings:
     """The settings that are not about the stream."""
     found = {k: v for k, v in run.configuration.items() if not belongs_to_stream(k)}
-    return {"init_from": ""} | found  # runs that start from nothing have no such column
+    return {"model.weights": ""} | found  # runs that start from nothing have no such column
 
 
 def method_keys(parts: Sequence[Sequence[Run]]) -> Mapping[str, Sequence[str]]:

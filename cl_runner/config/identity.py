@@ -9,11 +9,14 @@ from typing import Any
 
 # Top-level keys that are no part of a run.
 ABOUT_THE_COMMAND = {"seeds", "resume", "fail_fast", "missing_keys"}
-UNSET = ("plugins", "init_from", "init_only")  # they are no part of a run that does not use them
+UNSET = ("plugins",)  # no part of a run that does not use them
 # Nor are these, where they are null or have this value.
 UNSET_WITHIN: dict[tuple[str, str], Any] = {
     ("benchmark", "classes"): None,
     ("model", "freeze"): [],
+    ("model", "weights"): None,
+    ("model", "weights_for"): None,
+    ("model", "cache_features"): "auto",
     ("training", "passes"): 1,
 }
 # What may change between two parts of a run. Threads and device change the last digits at most.

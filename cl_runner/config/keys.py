@@ -8,6 +8,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+# What keys of older versions are called now.
+RENAMED = {"init_from": "model.weights", "init_only": "model.weights_for"}
+
+
+def renamed(key: str) -> str:
+    """The line for somebody who has written an old key; "" of any other."""
+    return f"{key} is now {RENAMED[key]}: write that in its place" if key in RENAMED else ""
+
 
 def nearest(key: str, keys: Sequence[str], cutoff: float = 0.6) -> list[str]:
     """The keys whose last names are nearest to that of a key, the nearest first.

@@ -18,9 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cl_runner.config.identity import of_run
+from cl_runner.config.keys import RENAMED, renamed
 from cl_runner.config.plugins import BENCHMARK, MODEL, schema_of
 from cl_runner.config.schema import (
     ADAPTERS,
+    ALL_BUT_HEAD,
     OPTIMIZERS,
     SECTIONS,
     SSL,
@@ -32,6 +34,7 @@ from cl_runner.config.schema import (
     Energy,
     Eval,
     Guard,
+    Library,
     Top,
     Training,
 )
@@ -115,6 +118,12 @@ def not_of_type(key: str, wanted: Any, value: Any) -> str:
     return f"{key} must be {name}, got {value!r}"
 
 
+def whole(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `model`: what it freezes as a list, also where that is one word."""
+    freeze = model.get("freeze")
+    return {**model, **({"freeze": [freeze]} if freeze == ALL_BUT_HEAD else {})}
+
+
 def validate(cfg: DictConfig) -> Config:
     """The typed configuration of a run. Raises UserError.
 
@@ -128,21 +137,31 @@ def validate(cfg: DictConfig) -> Config:
     node = {"detector": {}, "ssl": {}, "adapter": {"name": "none"}} | node
     known = {f.name for f in dataclasses.fields(Config)} - {"resolved"}
     for key in node:
+        check(key not in RENAMED, renamed(str(key)))
         check(key in known, f"unknown key {key}; known are {', '.join(sorted(known))}")
     for section in SECTIONS:
         check(isinstance(node.get(section), dict), f"{section} must be a group of keys")
     top = parse(Top, {k: v for k, v in node.items() if k not in SECTIONS}, "")
-    if top.init_from is not None:
-        node["init_from"] = pinned(top.init_from)
     benchmark = schema_of(BENCHMARK, node["benchmark"].get("kind"), top.plugins)
     model = schema_of(MODEL, node["model"].get("name"), top.plugins)
+    node["model"] = whole(node["model"])
+    own_model = parse(model, node["model"], "model")
+    own_model.check_common()
+    if isinstance(own_model, Library):
+        from cl_runner.config import libraries  # it may import torch, and asks for OmegaConf's YAML
+
+        node["benchmark"] = libraries.suited(node["benchmark"], own_model)
+    if own_model.weights is not None:
+        library = isinstance(own_model, Library)
+        name = libraries.pin_of(own_model) if library else pinned(own_model.weights)
+        node["model"]["weights"] = name
     one_of("adapter.name", node["adapter"].get("name"), tuple(ADAPTERS))
     one_of("optimizer.name", node["optimizer"].get("name"), tuple(OPTIMIZERS))
     return Config(
         **dataclasses.asdict(top),
         data=parse(Data, node["data"], "data"),
         benchmark=parse(benchmark, node["benchmark"], "benchmark"),
-        model=parse(model, node["model"], "model"),
+        model=own_model,
         adapter=parse(ADAPTERS[node["adapter"]["name"]], node["adapter"], "adapter"),
         optimizer=parse(OPTIMIZERS[node["optimizer"]["name"]], node["optimizer"], "optimizer"),
         training=parse(Training, node["training"], "training"),

@@ -24,6 +24,9 @@ ENGINES = ("auto", "eager", "compile", "graph")
 ACTIONS = ("rollback", "stop", "warn")
 # How convolutional models may start.
 CONVOLUTIONAL = ("default", "kaiming_fan_in", "kaiming_fan_out", "uniform_side")
+ALL_BUT_HEAD = "all_but_head"  # model.freeze
+DEFAULT = "DEFAULT"  # model.weights: those that a library has for an architecture
+OWN_WEIGHTS = "name the folder of a run, or a .safetensors, .pt or .pth file"
 PRETEXTS = ("none", "rotation", "barlow", "masked")
 PRECISIONS = ("auto", "float32", "float32_onednn", "tf32", "bfloat16")
 
@@ -129,9 +132,26 @@ class Benchmark:
 class Model:
     """What all models have in common."""
 
+    has_default: ClassVar[bool] = False  # whether model.weights=DEFAULT means something
+
     name: str
-    # What is not trained: names of parameters, or of parts, whose parameters' names they begin.
+    weights: str | None = None  # to start from: a run's folder, a file or DEFAULT, `config.weights`
+    weights_for: list[str] | None = None  # what is taken of them, named as by `freeze`; None: all
+    # What is not trained: names of parameters, or of parts, whose parameters' names they begin;
+    # ALL_BUT_HEAD alone: everything but the output layer.
     freeze: list[str] = field(default_factory=list)
+    cache_features: str = "auto"  # auto | true | false, see `running.features`
+
+    def check_common(self) -> None:
+        """Refuse what makes no sense in any model; the classes of models check what is theirs."""
+        only = self.weights_for
+        check(only is None or self.weights is not None, "model.weights_for needs model.weights")
+        check(only != [], "model.weights_for must name one or more parts of the model, or be null")
+        one_of("model.cache_features", self.cache_features, ("auto", "true", "false"))
+        alone = ALL_BUT_HEAD not in self.freeze or len(self.freeze) == 1
+        check(alone, f"model.freeze={ALL_BUT_HEAD} stands alone, got {self.freeze}")
+        drawn = self.weights == DEFAULT and not self.has_default
+        check(not drawn, f"model.weights={DEFAULT}: model={self.name} has none; {OWN_WEIGHTS}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +218,32 @@ class ResNet(Model):
     def __post_init__(self) -> None:
         one_of("model.init", self.init, CONVOLUTIONAL)
         check(self.width >= 1, f"model.width must be positive, got {self.width}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Library(Model):
+    """A network for images of a library, with an output layer of the right size."""
+
+    has_default: ClassVar[bool] = True
+
+    arch: str  # the library's name for it
+
+    def __post_init__(self) -> None:
+        check(bool(self.arch.strip()), "model.arch must name a network")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Torchvision(Library):
+    """A network of torchvision.models."""
+
+    arch: str = "resnet18"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timm(Library):
+    """A network of timm."""
+
+    arch: str = "vit_tiny_patch16_224"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -579,8 +625,6 @@ class Top:
     missing_keys: str = "refuse"  # refuse | skip: of keys that some choices of a sweep lack
     plugins: list[str] = field(default_factory=list)  # packages of your own, see config.plugins
     seeds: list[int] | None = None
-    init_from: str | None = None  # trained weights to start from, see config.weights
-    init_only: list[str] | None = None  # what is taken of them, named as by Model.freeze; None: all
 
     def __post_init__(self) -> None:
         one_of("scenario", self.scenario, SCENARIOS)
@@ -591,9 +635,6 @@ class Top:
         check(self.seed >= 0, f"seed must be at least 0, got {self.seed}")
         there = not self.plots or find_spec("matplotlib") is not None
         check(there, "plots=true needs matplotlib: pip install 'cl_runner[plots]', or plots=false")
-        only = self.init_only
-        check(only is None or self.init_from is not None, "init_only needs init_from")
-        check(only != [], "init_only must name one or more parts of the model, or be null")
         seeds = self.seeds
         check(
             seeds is None or (len(seeds) == len(set(seeds)) > 0 and min(seeds) >= 0),

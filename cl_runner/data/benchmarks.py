@@ -41,7 +41,7 @@ from cl_runner.data.kinds.rotated import rotated_stream
 from cl_runner.data.kinds.sequence import sequence_stream
 from cl_runner.data.kinds.slices import slices_stream
 from cl_runner.data.kinds.split import split_stream
-from cl_runner.data.streams import pad
+from cl_runner.data.streams import in_three_channels, pad
 from cl_runner.errors import check
 
 # benchmark.kind -> its dataclass, and (configuration, data, scenario) -> Stream on the CPU.
@@ -69,19 +69,21 @@ def build_stream(
     *,
     augmented: bool,
     plugins: abc.Sequence[str] = (),
+    coloured: bool = False,
 ) -> Stream:
     """The stream of tasks that a benchmark's configuration describes, its tensors on `device`.
 
     Scenarios (van de Ven et al. 2022, Nature Machine Intelligence 4, 1185): in task- and
     class-incremental learning each task has outputs of its own, in domain-incremental learning all
     tasks share them; a split task's classes are then numbered within the task.
+    coloured: grey images are shown in three channels.
     Raises UserError for what the data set cannot give, and for a kind that is not there.
     """
     _, function = theirs(BENCHMARK, config.kind, plugins) or KINDS[config.kind]
     x, x_test = (pad(images, config.pad_to) for images in (arrays.x_train, arrays.x_test))
     stream = function(config, arrays._replace(x_train=x, x_test=x_test), scenario)
     check_stream(stream, config, augmented=augmented)
-    return stream.on(device)
+    return (in_three_channels(stream) if coloured else stream).on(device)
 
 
 def check_stream(stream: Stream, config: Benchmark, *, augmented: bool) -> None:

@@ -54,7 +54,7 @@ def cached(
     if damage:
         tell(damage)
     for folder, prefix in _places(path, root):
-        with _locked(folder, prefix) as lasts:
+        with locked(folder, prefix) as lasts:
             if not lasts:
                 continue
             file = folder / f"{prefix}-{state}-{shape}.npz"
@@ -148,7 +148,7 @@ def _decoded(arrays: Arrays) -> Decoded:
 
 
 @contextmanager
-def _locked(folder: Path, prefix: str) -> Iterator[bool]:
+def locked(folder: Path, prefix: str) -> Iterator[bool]:
     """Whether a copy can be written into the folder; it is this process's alone meanwhile."""
     from filelock import FileLock
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from cl_runner.config.libraries import torchvision
 from cl_runner.data.arrays import (
     DELETE,
     KEYS,
@@ -58,7 +58,6 @@ TORCHVISION = {  # class in torchvision.datasets, and where it keeps its files b
 }
 OFFLINE = "take benchmark=permuted_digits or split_digits, which need no download"
 TIMEOUT = 30.0  # seconds without an answer that end a download
-_kept: list[Any] = []  # torch forgets schemas when their Library is collected
 
 
 def named(dataset: str, root: Path, tell: Callable[[str], None]) -> Arrays:
@@ -122,23 +121,9 @@ def _digits() -> Decoded:
 
 
 def _torchvision() -> Any:
-    """The module torchvision.datasets, also where torchvision was built for another torch.
-
-    Its compiled operators cannot load then, and its import fails for want of the schemas of two of
-    them, which nothing here calls. Defined by hand they let the import succeed.
-    """
+    """The module torchvision.datasets. Raises UserError where it cannot be imported."""
     with told("torchvision cannot be imported", f"install one that fits torch, or {OFFLINE}"):
-        try:
-            import torchvision
-        except RuntimeError as error:
-            if "torchvision::nms" not in str(error):
-                raise
-            library: Any = torch.library.Library("torchvision", "FRAGMENT")
-            for name in ("nms", "qnms"):
-                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            _kept.append(library)
-            import torchvision
-    return torchvision.datasets
+        return torchvision().datasets
 
 
 def _files(cls: Any) -> tuple[dict[str, str], dict[str, str]]:

@@ -37,7 +37,7 @@ def stream_of(
     each. names: what the tasks are called; by default as their slices, or nothing. Raises UserError
     for subsets that the data set cannot give.
     """
-    channels = arrays.x_train.shape[1]
+    channels = shown_channels(config, arrays)
     unit = 1 / 255 if arrays.x_train.dtype == torch.uint8 else 1.0
     std = per_channel("benchmark.std", config.std, channels)
     mean = per_channel("benchmark.mean", config.mean, channels)
@@ -61,6 +61,23 @@ def stream_of(
         shift=None if mean is None or std is None else -mean / std,
         transform=transform,
     )
+
+
+def shown_channels(config: Benchmark, arrays: Arrays) -> int:
+    """The channels of an input: the data's, but grey images with three means are shown in three."""
+    channels = arrays.x_train.shape[1]
+    return 3 if channels == 1 and len(config.mean or ()) == 3 else channels
+
+
+def in_three_channels(stream: Stream) -> Stream:
+    """The stream, whose grey images are shown as three channels of the same values.
+
+    They stay as they are: normalising them makes three channels of one. Other images stay, too.
+    """
+    if len(stream.scale) > 1:
+        return stream
+    shift = None if stream.shift is None else stream.shift.expand(3, 1, 1).clone()
+    return replace(stream, scale=stream.scale.expand(3, 1, 1).clone(), shift=shift)
 
 
 def every_class(config: Benchmark, arrays: Arrays, scenario: str) -> Tensor:
@@ -175,11 +192,14 @@ def resize(x: Tensor, size: int | None, device: torch.device) -> Tensor:
     found = x.new_empty(N, C, size, size)
     step = max(1, AT_ONCE // (C * max(height, width, size) ** 2))  # bounds the float copies
     for at in range(0, N, step):
-        part = x[at : at + step].to(device).float()
-        part = F.interpolate(part, size=(size, size), mode="bilinear", antialias=True)
-        whole = part.round_().clamp_(0, 255) if x.dtype == torch.uint8 else part
-        found[at : at + step] = whole.to(x.dtype)
+        found[at : at + step] = brought_to(x[at : at + step].to(device), size)
     return found
+
+
+def brought_to(x: Tensor, size: int) -> Tensor:
+    """Images [B, C, H, W] of the same type at [B, C, size, size], as `resize` does it."""
+    part = F.interpolate(x.float(), size=(size, size), mode="bilinear", antialias=True)
+    return part.round_().clamp_(0, 255).to(x.dtype) if x.dtype == torch.uint8 else part.to(x.dtype)
 
 
 def pad(x: Tensor, size: int | None) -> Tensor:

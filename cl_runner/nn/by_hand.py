@@ -17,14 +17,30 @@ from torch.nn import Linear
 
 from cl_runner.nn.kernels import by_size
 from cl_runner.nn.networks import MLP
+from cl_runner.nn.on_features import OnFeatures
 
 
 def applies_to(module: object) -> bool:
-    """Whether a network's backward pass is written out here: a plain MLP's is."""
+    """Whether a network's backward pass is written out here: a plain MLP's is.
+
+    So is that of an output layer alone, on features in the place of what lies below it.
+    """
+    if isinstance(module, OnFeatures):
+        return one_layer(module)
     if type(module) is not MLP or module.dropout.p or len(module.norms):
         return False
     plain = all(type(layer) is Linear for layer in module.layers)
     return plain and all(p.requires_grad and p.dtype == torch.float32 for p in module.parameters())
+
+
+def one_layer(module: OnFeatures) -> bool:
+    """Whether all that is trained is one nn.Linear with a bias, and its inputs are vectors."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    last = module.stages()[module.left_out :]
+    if len(last) != 1 or type(last[0]) is not Linear or len(module.shape) != 1:
+        return False
+    own = [last[0].weight, last[0].bias]
+    return [id(p) for p in trained] == [id(p) for p in own] and own[0].dtype == torch.float32
 
 
 def logits(theta: Tensor, x: Tensor, parameters: Sequence[Tensor], threads: int | None) -> Tensor:

@@ -38,6 +38,7 @@ from cl_runner.config.plugins import MODEL, theirs
 from cl_runner.errors import UserError, check
 from cl_runner.nn.dropout import Dropout, keyed
 from cl_runner.nn.network import Network, Stage
+from cl_runner.nn.pretrained import timm, torchvision
 from cl_runner.nn.strided import StridedCNN
 
 Shape = tuple[int, int, int]  # (channels, height, width) of an input
@@ -336,6 +337,8 @@ MODELS: dict[str, tuple[type[schema.Model], Callable[[Any, Shape, int], nn.Modul
     "resnet18": (schema.ResNet, resnet18),
     "reduced_resnet18": (schema.ResNet, resnet18),
     "resnet32": (schema.ResNet, resnet32),
+    "torchvision": (schema.Torchvision, torchvision),
+    "timm": (schema.Timm, timm),
 }
 
 

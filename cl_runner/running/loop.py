@@ -19,7 +19,7 @@ from cl_runner.functional.metrics import acc
 from cl_runner.machine.console import near, say
 from cl_runner.machine.signals import Stop, stoppable
 from cl_runner.results import files, status, text
-from cl_runner.running import checkpoint, guard, needs, pretraining, together, weights
+from cl_runner.running import checkpoint, features, guard, needs, pretraining, together, weights
 from cl_runner.running.checkpoint import Saved
 from cl_runner.running.evaluation import readings
 from cl_runner.running.frame import frame_of
@@ -233,6 +233,8 @@ def pretrained(runs: Sequence[Run], aloud: Callable[[str], None]) -> list[Run]:
 def begin(run: Run, members: int, aloud: Callable[[str], None]) -> None:
     """Evaluate the untrained network, unless the run goes on; and say what is to be known."""
     strategy, env = run.member
+    if line := features.begun(env):
+        print_and_log(run.config, line, aloud)
     if run.saved is None:
         run.files.evaluated(0, strategy, run.s)
     for line in notes(strategy, env):

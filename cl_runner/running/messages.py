@@ -51,8 +51,9 @@ def dear(config: Config, env: Env, costs: Mapping[str, Any]) -> Iterator[str]:
     costs: a row of costs.csv. Naive passes a sample once forward and once back through the
     configured network, which is counted on two samples and a network of its own.
     """
-    stream = env.stream
-    make_net = factory(config.model, stream.input_shape, stream.num_classes, config.plugins)
+    stream, on = env.stream, env.on_features
+    new = factory(config.model, stream.input_shape, stream.num_classes, config.plugins)
+    make_net = new if on is None else on.make_net
     network = build(make_net, 0).to(env.device).eval()  # so that no dropout draws
     x, task = env.inputs(stream.x[:2]), torch.zeros(2, dtype=torch.int64, device=env.device)
     with torch.enable_grad():

@@ -9,25 +9,27 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from cl_runner import strategies
 from cl_runner.config.outline import check_scenario
-from cl_runner.config.schema import Config, LoRA, Training
+from cl_runner.config.schema import Benchmark, Config, Library, LoRA, Training
 from cl_runner.core import Stream
 from cl_runner.data import sources
 from cl_runner.data.benchmarks import build_stream
 from cl_runner.data.boundaries import ordered
 from cl_runner.data.datasets import Arrays
+from cl_runner.data.streams import resize
 from cl_runner.errors import UserError, check
 from cl_runner.machine import cores_and_gpus, energy, ram
 from cl_runner.machine.precision import choose, keep_freed_memory
 from cl_runner.nn.adapters import adapted
 from cl_runner.nn.frozen import frozen
 from cl_runner.nn.networks import build
-from cl_runner.running import needs, pretraining, weights
+from cl_runner.running import features, needs, pretraining, weights
 from cl_runner.running.boundaries import check_boundaries
 from cl_runner.running.footprint import check_bytes
 from cl_runner.running.messages import print_and_log, say_once
@@ -36,6 +38,7 @@ from cl_runner.strategies.base import Strategy
 from cl_runner.strategies.parts.pretext import Pretext, assisted
 from cl_runner.training import engines
 from cl_runner.training.env import Env
+from cl_runner.training.extractor import OnThem
 from cl_runner.training.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -43,15 +46,15 @@ DEFAULT_THREADS = torch.get_num_threads()  # torch's own choice, whatever an ear
 
 
 def read(config: Config) -> Arrays:
-    """The data set of a run, on the CPU; its images are resized on the run's device.
+    """The data set of a run, on the CPU; its images are resized on the run's device, or later.
 
     Raises UserError.
     """
     path = None if config.data.path is None else Path(config.data.path)
-    say = partial(print_and_log, config)
-    return sources.read(
-        config.benchmark, Path(config.data.root), path, say, choose_device(config.device)
-    )
+    say, benchmark = partial(print_and_log, config), config.benchmark
+    if features.resized_late(config, strategy_of(config)):
+        benchmark = replace(benchmark, resize=None)
+    return sources.read(benchmark, Path(config.data.root), path, say, choose_device(config.device))
 
 
 def strategy_of(config: Config) -> Strategy:
@@ -75,7 +78,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     unused = strategy.without_model()
     adapter = isinstance(config.adapter, LoRA)
     for key, asked in (
-        ("init_from", config.init_from),
+        ("model.weights", config.model.weights),
         ("training.ssl", pretraining.comes_before(config)),
         ("adapter", adapter),
         ("model.freeze", config.model.freeze),
@@ -92,20 +95,10 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     precision = choose(config.precision, device)
     keep_freed_memory()
     data = read(config) if arrays is None else arrays
-    stream = build_stream(
-        config.benchmark,
-        config.scenario,
-        data,
-        device,
-        augmented=config.training.augment != "none",
-        plugins=config.plugins,
-    )
-    stream, training = in_time(stream, config)
-    new, trained = weights.configured(config, stream)
-    make_net = new if trained is None else weights.starting_from(new, trained, config.init_only)
-    make_net = frozen(adapted(make_net, config.adapter), config.model.freeze)
-    shown = needs.of_data(stream, data if arrays is None else None, config.eval)
-    parts = dict(shown)
+    shown = shown_to(config, strategy, data, device)
+    stream, training, make_net = shown.stream, shown.training, shown.make_net
+    data_needs = needs.of_data(stream, data if arrays is None else None, config.eval)
+    parts = dict(data_needs)
 
     def network(env: Env) -> nn.Module:
         needs.require(parts | needs.of_network(config, strategy, env, make_net, free), free)
@@ -121,6 +114,7 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
         seed=config.seed,
         online=config.eval.online,
     )
+    env.on_features = shown.on_features
     if config.eval.features:
         check_shown(env)
     pretraining.check_pretext(config, env)
@@ -132,14 +126,74 @@ def prepare(config: Config, strategy: Strategy, arrays: Arrays | None = None) ->
     parts |= needs.of_activations(config, strategy, env)
     needs.require(parts, free)
     if pretraining.comes_before(config):
-        needs.require(shown | pretraining.memory(config, env), free)
-    if trained is not None:
-        line = weights.told(build(new, config.seed), trained, config.init_only)
+        needs.require(data_needs | pretraining.memory(config, env), free)
+    if shown.weights is not None:
+        line = weights.told(build(shown.new, config.seed), shown.weights, config.model.weights_for)
         print_and_log(config, line, say_once)
     env.meter.count_energy(energy.reader(device, config.energy.watts))
     env.engine, reason = engines.choose(config.engine, strategy.one_graph, env)
     log.info("engine: %s (%s)", env.engine, reason)
     return env
+
+
+class Shown(NamedTuple):
+    """What a run is trained on, and what makes the network that it trains."""
+
+    stream: Stream
+    training: Training
+    make_net: weights.MakeNet  # the configured network with its weights, adapters, frozen parts
+    new: weights.MakeNet  # without any of them
+    weights: weights.Tensors | None  # it starts from
+    on_features: OnThem | None
+
+
+def shown_to(config: Config, strategy: Strategy, arrays: Arrays, device: torch.device) -> Shown:
+    """Stream and network of a run, on images or on what frozen layers make of them, computed once.
+
+    Images that were read as they are (see `read`) are brought to their size by and by for that, or
+    all at once where it turns out that it cannot be. Raises UserError.
+    """
+    stream = build_stream(
+        config.benchmark,
+        config.scenario,
+        arrays,
+        device,
+        augmented=config.training.augment != "none",
+        plugins=config.plugins,
+        coloured=isinstance(config.model, Library),
+    )
+    size, late = config.benchmark.resize, features.resized_late(config, strategy)
+    size = size if late and (size, size) != arrays.x_train.shape[2:] else None
+    stream, training = in_time(stream, config)
+    new, trained = weights.configured(config, stream, size)
+    only = config.model.weights_for
+    make_net = new if trained is None else weights.starting_from(new, trained, only)
+    make_net = frozen(adapted(make_net, config.adapter), config.model.freeze)
+    tell = partial(print_and_log, config, aloud=say_once)
+    if isinstance(config.model, Library):
+        tell(what_it_is_shown(config.model, config.benchmark, stream, size))
+    found = features.on_them(config, strategy, stream, size, make_net, tell)
+    if found is not None:
+        return Shown(found[0], training, found[1].make_net, new, trained, found[1])
+    if size is None:
+        return Shown(stream, training, make_net, new, trained, None)
+    x, x_test = (resize(v, size, device) for v in (arrays.x_train, arrays.x_test))
+    return shown_to(config, strategy, arrays._replace(x_train=x, x_test=x_test), device)
+
+
+def what_it_is_shown(model: Library, benchmark: Benchmark, stream: Stream, size: int | None) -> str:
+    """The line on the inputs of a library's network."""
+    channels, height, width = stream.input_shape
+    height, width = size or height, size or width
+    grey = " (grey images, three times)" if stream.x.shape[1] < channels else ""
+    scaled = "in [0, 1]"
+    if benchmark.mean is not None:
+        mean, std = (", ".join(map(str, v or ())) for v in (benchmark.mean, benchmark.std))
+        scaled = f"normalised by benchmark.mean=[{mean}] and benchmark.std=[{std}]"
+    if benchmark.resize is not None:
+        scaled += f", resized by benchmark.resize={benchmark.resize}"
+    shown = f"{channels}x{height}x{width}{grey}"
+    return f"model={model.name}: {model.arch} sees {shown}, {scaled}"
 
 
 def check_passes(config: Config, strategy: Strategy) -> None:

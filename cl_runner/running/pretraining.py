@@ -2,7 +2,7 @@
 
 Each run has a learner of its own (`strategies.parts.pretext.Pretraining`) on a stream of one task,
 the unlabelled rows; runs that are trained together are so here as well. What the network has below
-its output layer when the phase is over is what `init_from` would bring: every network that the
+its output layer when the phase is over is what `model.weights` would bring: every network that the
 strategy draws begins with it.
 """
 
@@ -127,9 +127,10 @@ def learner(config: Config, env: Env) -> Member:
 
 
 def base(config: Config, env: Env) -> weights.MakeNet:
-    """What makes the configured network, with the weights of `init_from` and without adapters."""
+    """What makes the configured network, with the weights it starts from, without adapters."""
     new, trained = weights.configured(config, env.stream)
-    return new if trained is None else weights.starting_from(new, trained, config.init_only)
+    only = config.model.weights_for
+    return new if trained is None else weights.starting_from(new, trained, only)
 
 
 def told(config: Config, member: Member) -> str:
@@ -203,7 +204,7 @@ def begin_with(config: Config, member: Member, trunk: Tensors) -> None:
 
 
 def save(out: Path, trunk: Tensors) -> None:
-    """Write what was learnt, for a run that goes on, and for `init_from`."""
+    """Write what was learnt, for a run that goes on, and for `model.weights`."""
     import safetensors.torch
 
     header = {"checksum": checksum("", trunk)}

@@ -79,6 +79,14 @@ class Strategy:
         """The setting by which the configured network has no part in the run; "": it has."""
         return ""
 
+    def takes_features(self) -> bool:
+        """Whether what the frozen stages of a network make of the samples will do in their place.
+
+        Not where the method looks at the samples themselves or at all layers. One that makes a
+        network of its own has to say so.
+        """
+        return type(self).wrap is Strategy.wrap
+
     def notes(self, env: Env) -> Iterator[str]:
         """What to know about the run before it starts, a line each."""
         yield from ()

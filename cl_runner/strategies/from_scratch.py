@@ -19,8 +19,8 @@ class FromScratch(Strategy):
 
     What practice does with a model that is trained again each month, and what any other way has to
     be held against: nothing depends on what was trained before, and the cost grows with the data.
-    Each task has an initialisation of its own; the first has the run's. With init_from the weights
-    of the file take the place of new ones, each time. The same as strategy=cumulative with
+    Each task has an initialisation of its own; the first has the run's. With model.weights those
+    weights take the place of new ones, each time. The same as strategy=cumulative with
     restart=scratch.
     """
 

@@ -73,6 +73,9 @@ class LUCIR(ER):
     def wrap(self, make_net: Callable[[], nn.Module], env: Env) -> nn.Module:
         return with_cosines(make_net(), env.num_classes, self.scale)
 
+    def takes_features(self) -> bool:
+        return True  # it makes another output layer
+
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
         check_growing(f"strategy={self.name}", env)
         check_features(f"strategy={self.name}", env)

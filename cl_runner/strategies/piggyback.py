@@ -28,7 +28,7 @@ class Piggyback(Strategy):
     which are trained as they are: nothing is ever forgotten. Biases are the backbone's.
     - backbone `first_task`: the first task trains the network whole, and what it leaves is the
       backbone (the authors' comes from ImageNet); `initial`: the run's initial weights are, those
-      of `init_from` as a rule, and the first task masks them like the others.
+      of `model.weights` as a rule, and the first task masks them like the others.
     - Each task begins with a fresh optimizer, at one learning rate for masks and outputs. The
       authors take Adam at 1e-4; plain SGD moves an r by W's small gradient only, so that few masks
       change: see docs/limits.md.

@@ -21,7 +21,7 @@ class Ridge(ClosedForm):
     gives the same weights; RanPAC keeps the Gram matrix, as here. They have no bias at the output;
     here it is free, so that the system is that of centred features. RanPAC chooses lambda for each
     task anew on a fifth of its samples; here it is the run's. RanPAC first adapts its network to
-    the first task; that would be a run of its own and init_from.
+    the first task; that would be a run of its own and model.weights.
     """
 
     features: int = 2048

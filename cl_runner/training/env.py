@@ -15,6 +15,7 @@ from cl_runner.nn.dropout import draws_itself
 from cl_runner.nn.flat import Flat
 from cl_runner.nn.networks import activations, build, layout
 from cl_runner.training import optim
+from cl_runner.training.extractor import OnThem
 from cl_runner.training.meter import Meter
 from cl_runner.training.watch import Watch
 
@@ -53,6 +54,7 @@ class Env:
         self.engine = "eager"  # how steps are executed: what steps.choose says
         self.meter = Meter(budget)
         self.watch: Watch | None = None  # where training.boundaries=detected
+        self.on_features: OnThem | None = None  # where the stream holds features, of images
         self.device = stream.x.device
         self.num_tasks = len(stream)
         self.num_classes = stream.num_classes

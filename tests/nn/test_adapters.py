@@ -92,7 +92,7 @@ def test_a_runs_weights_are_those_of_a_model_without_adapters(configure, tmp_pat
     run(configure(*TOY, *LORA, "checkpoint.keep=true"), tmp_path / "lora")
     names = set(load_file(tmp_path / "lora" / WEIGHTS))
     assert names == {f"layers.{i}.{part}" for i in range(3) for part in ("weight", "bias")}
-    run(configure(*TOY, f"init_from={tmp_path / 'lora'}"), tmp_path / "on")
+    run(configure(*TOY, f"model.weights={tmp_path / 'lora'}"), tmp_path / "on")
     ended, begun = (
         read_matrix(tmp_path / name / "accuracy_matrix.csv")[row]
         for name, row in (("lora", -1), ("on", 0))
@@ -140,14 +140,14 @@ def test_seeds_are_stacked_where_they_share_what_is_frozen(prepared, trained):
         return [Member(*prepared(*own, f"seed={i}")[1:]) for i in (0, 1)]
 
     assert obstacle(runs()) == "fixed parts of the network are drawn from the seed"
-    members = runs(f"init_from={trained}")
+    members = runs(f"model.weights={trained}")
     assert obstacle(members) is None
     states = [initial_state(*m) for m in members]
     alone = [
         train_task(m.strategy, s._replace(theta=s.theta.detach().clone()), m.env.stream[0], m.env)
         for m, s in zip(members, states, strict=True)
     ]
-    again = runs(f"init_from={trained}")
+    again = runs(f"model.weights={trained}")
     begun = [initial_state(*m) for m in again]
     together = train_together(again, begun, 0, StackedStep(again))
     for one, other in zip(alone, together, strict=True):

@@ -1,4 +1,4 @@
-"""model.freeze and init_only: what stays, what is trained, and what is taken of trained weights."""
+"""model.freeze, model.weights_for: what stays, is trained, and is taken of trained weights."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_seeds_are_stacked_where_they_share_what_is_frozen(prepared, trained, st
         own = (*TOY, *STRIDED, FREEZE, f"strategy={strategy}", "benchmark.seed=0", *more, *begin)
         return [Member(*prepared(*own, f"seed={i}")[1:]) for i in (0, 1)]
 
-    begin = (f"init_from={trained}", f"init_only=[{','.join(PARTS)}]")
+    begin = (f"model.weights={trained}", f"model.weights_for=[{','.join(PARTS)}]")
     assert obstacle(runs()) == "fixed parts of the network are drawn from the seed"
     members, again = runs(*begin), runs(*begin)
     assert obstacle(members) is None
@@ -186,8 +186,8 @@ def test_a_strategy_trains_the_rest_or_refuses_in_a_line(prepared, name) -> None
 def test_parts_of_trained_weights_are_taken_and_the_rest_is_new(
     prepared, configure, trained, capsys
 ) -> None:
-    only = f"init_only=[{','.join(PARTS)}]"
-    begin = (*TOY, *STRIDED, f"init_from={trained}", only, "model.hidden_sizes=[9]")
+    only = f"model.weights_for=[{','.join(PARTS)}]"
+    begin = (*TOY, *STRIDED, f"model.weights={trained}", only, "model.hidden_sizes=[9]")
     _, _, env = prepared(*begin, "verbose=true", "seed=3")
     _, _, plain = prepared(*TOY, *STRIDED, "seed=3", "model.hidden_sizes=[9]")
     theirs, own, new = load_file(trained / WEIGHTS), tensors(env), tensors(plain)
@@ -196,13 +196,13 @@ def test_parts_of_trained_weights_are_taken_and_the_rest_is_new(
     count = sum(v.numel() for v in fixed(theirs).values())
     line = f"starts from {count:,} trained numbers, convolutions, norms; all else is new"
     assert line in capsys.readouterr().out
-    whole = configure(*TOY, *STRIDED, f"init_from={trained}").resolved
+    whole = configure(*TOY, *STRIDED, f"model.weights={trained}").resolved
     assert config_hash(whole) != config_hash(configure(*begin).resolved)
 
 
 def test_a_run_is_the_same_that_it_was_without_them(configure) -> None:
     plain, own = configure(*TOY).resolved, configure(*TOY, "model.freeze=[layers.0]").resolved
-    assert "init_only" not in plain and "freeze" not in plain["model"]
+    assert "weights_for" not in plain["model"] and "freeze" not in plain["model"]
     assert own["model"]["freeze"] == ["layers.0"] and config_hash(own) != config_hash(plain)
 
 
@@ -224,19 +224,22 @@ def test_a_run_is_the_same_that_it_was_without_them(configure) -> None:
             ("model.freeze=[norms]", "strategy=slda"),
             "model.freeze has no meaning with strategy.input=pixels",
         ),
-        (("init_only=[norms]",), "init_only needs init_from"),
-        (("init_from={trained}", "init_only=[]"), "init_only must name one or more parts"),
+        (("model.weights_for=[norms]",), "model.weights_for needs model.weights"),
         (
-            ("init_from={trained}", "init_only=[norms,conv]"),
-            "init_only: init_from has no conv; it has convolutions, layers, norms",
+            ("model.weights={trained}", "model.weights_for=[]"),
+            "model.weights_for must name one or more parts",
         ),
         (
-            ("init_from={trained}", "init_only=[convolutions]", "model.channels=[3,5]"),
-            r"init_from: convolutions.1.bias is float32 \[4\] there, and float32 \[5\] in the net",
+            ("model.weights={trained}", "model.weights_for=[norms,conv]"),
+            "model.weights_for: the weights have no conv; they have convolutions, layers, norms",
         ),
         (
-            ("init_from={trained}", "init_only=[layers]", "model.hidden_sizes=[6,6]"),
-            "init_from: layers.1.bias is float32",
+            ("model.weights={trained}", "model.weights_for=[convolutions]", "model.channels=[3,5]"),
+            r"model.weights: convolutions.1.bias is float32 \[4\] there, and float32 \[5\] in",
+        ),
+        (
+            ("model.weights={trained}", "model.weights_for=[layers]", "model.hidden_sizes=[6,6]"),
+            "model.weights: layers.1.bias is float32",
         ),
     ],
 )

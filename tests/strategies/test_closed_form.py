@@ -179,8 +179,8 @@ def test_on_the_features_of_a_network_trained_on_other_classes(configure, tmp_pa
     accuracy = {}
     for name, more in {
         "pixels": "strategy=ncm",
-        "ridge": f"strategy=ridge init_from={tmp_path / 'first'}",
-        "slda": f"strategy=slda init_from={tmp_path / 'first'}",
+        "ridge": f"strategy=ridge model.weights={tmp_path / 'first'}",
+        "slda": f"strategy=slda model.weights={tmp_path / 'first'}",
         "random ridge": "strategy=ridge",
         "random slda": "strategy=slda",
     }.items():
@@ -244,8 +244,8 @@ def test_weights_to_start_from_need_the_network(configure, tmp_path):
         configure("benchmark=split_digits", "strategy=naive", "checkpoint.keep=true", *size),
         tmp_path / "a",
     )
-    config = configure(*TOY, "strategy=ncm", f"init_from={tmp_path / 'a'}", *size)
-    with pytest.raises(UserError, match=r"init_from has no meaning with strategy.input=pixels"):
+    config = configure(*TOY, "strategy=ncm", f"model.weights={tmp_path / 'a'}", *size)
+    with pytest.raises(UserError, match=r"model.weights has no meaning with strategy.input=pixels"):
         loop.run(config, tmp_path / "b")
     assert not (tmp_path / "b").exists()
 

@@ -46,8 +46,8 @@ class ClosedForm(Strategy):
 
     input: `pixels`, the inputs as they are; `features`, the activations of the configured network
     after its first `layer` stages (None: before the output layer). It never moves: start it from
-    trained weights by init_from. features: so many random ReLU units on top of either, drawn from
-    the run's seed, in whole numbers of few bits (`nn.readout`); 0: none.
+    trained weights by model.weights. features: so many random ReLU units on top of either, drawn
+    from the run's seed, in whole numbers of few bits (`nn.readout`); 0: none.
     """
 
     whole_batches: ClassVar[bool] = False  # it predicts none before it learns from it
@@ -92,11 +92,14 @@ class ClosedForm(Strategy):
     def wrap(self, make_net: Callable[[], nn.Module], env: Env) -> nn.Module:
         body = make_net() if self.input == "features" else None
         check(
-            body is None or all(p.requires_grad for p in body.parameters()),
-            f"strategy={self.name} trains no weights of the model: use adapter=none "
-            "and model.freeze=[]",
+            body is None or untouched(body),
+            f"strategy={self.name} trains no weights of the model: use adapter=none and "
+            "model.freeze=[] or all_but_head",
         )
         return ReadOut(body, env.input_shape, self.layer, self.features, env.num_classes)
+
+    def takes_features(self) -> bool:
+        return self.input == "features" and self.layer is None
 
     def init(self, theta: Tensor, env: Env) -> dict[str, Tensor]:
         augment = env.training.augment
@@ -174,6 +177,14 @@ class ClosedForm(Strategy):
             bool(moments["sum"].isfinite().all()),
             f"strategy.input={self.input}: the features of {task.title} are not finite",
         )
+
+
+def untouched(network: nn.Module) -> bool:
+    """Whether all of a network is trained, or only its output layer, the last nn.Linear."""
+    trained = {name for name, p in network.named_parameters() if p.requires_grad}
+    layers = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
+    head = {name for name in trained if layers and name.startswith(f"{layers[-1]}.")}
+    return trained == head or len(trained) == len([*network.parameters()])
 
 
 def read_out(env: Env) -> ReadOut:
