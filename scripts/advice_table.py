@@ -76,13 +76,14 @@ STREAMS = (
     Named("split_digits_10", "benchmark=split_digits benchmark.num_tasks=10", "class"),
     Named("label_permuted_digits_500", f"benchmark=label_permuted_digits {FEW}=500", "domain task"),
     Named("split_letter", "benchmark=split_letter", "class"),
-    Named("split_mnist_1k", f"benchmark=split_mnist {FEW}=1000", "class"),
     Named("conditions_digits_500", f"benchmark=conditions_digits {FEW}=500", "domain"),
+    Named("split_letter_5k", f"benchmark=split_letter {FEW}=5000", "task"),
     Named(
         "rotated_mnist_1k", f"benchmark=rotated_mnist benchmark.num_tasks=5 {FEW}=1000", "domain"
     ),
+    Named("split_cifar10_1k", f"benchmark=split_cifar10 {FEW}=1000", "task"),
     Named("split_digits_2", "benchmark=split_digits benchmark.num_tasks=2", "class task"),
-    Named("split_cifar10_1k", f"benchmark=split_cifar10 {FEW}=1000", "task domain"),
+    Named("split_mnist_1k", f"benchmark=split_mnist {FEW}=1000", "class"),
     Named(
         "label_permuted_mnist_1k",
         f"benchmark=label_permuted_mnist benchmark.num_tasks=5 {FEW}=1000",
@@ -98,13 +99,13 @@ STREAMS = (
     ),
     Named("conditions_cifar10_1k", f"benchmark=conditions_cifar10 {FEW}=1000", "domain"),
     Named("split_cifar100_2k", f"benchmark=split_cifar100 {FEW}=2000", "class task"),
+    Named("split_cifar10_1k", f"benchmark=split_cifar10 {FEW}=1000", "domain"),
     Named("split_mnist_tail", "benchmark=split_mnist benchmark.imbalance=50", "class"),
     Named(
         "permuted_digits_20",
         f"benchmark=permuted_digits benchmark.num_tasks=20 {FEW}=300",
         "domain",
     ),
-    Named("split_letter_5k", f"benchmark=split_letter {FEW}=5000", "task"),
 )
 # Of these results/real_streams.csv or results/defaults.csv have runs of the same command, at least
 # of some strategies; they count neither bytes nor FLOPs.
