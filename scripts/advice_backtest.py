@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import product
 from statistics import mean
 from typing import Any
 
@@ -24,6 +25,7 @@ from reproduce import ROOT, into_page
 from cl_runner.advising import predict
 from cl_runner.advising.advice import first
 from cl_runner.advising.predict import BOUNDS, Case, Expected, Table
+from cl_runner.advising.similar import WORDS
 from cl_runner.advising.tables import RESULTS, STREAMS, read
 
 LEVELS = {"data": "data set and kind", "nothing": "data set"}
@@ -182,27 +184,25 @@ def shown(value: Any) -> str:
 
 
 def variants(table: Table) -> list[dict[str, Any]]:
-    """Coverage and regret over all scenarios for other numbers of streams and other orders."""
-    found = []
-    for k in (3, 5, 8):
-        for name, order in ORDERS.items():
-            for level, gone in LEVELS.items():
-                rows, of_streams = map(pd.DataFrame, tested(table, level, k, order))
-                found.append(
-                    {
-                        "streams": k,
-                        "order by": name,
-                        "left out": gone,
-                        "coverage": rows.inside.mean(),
-                        "width": (rows.high - rows.low).median(),
-                        **{
-                            f"regret among {among}": of_streams[
-                                of_streams.among == among
-                            ].regret.mean()
-                            for among in AMONG
-                        },
-                    }
-                )
+    """Coverage and regret over all scenarios by other distances, numbers of streams and orders."""
+    found, as_it_is = [], WORDS["data"]
+    for weight, k in product((0.0, as_it_is), (3, 5, 8)):
+        WORDS["data"] = weight
+        for (name, order), (level, gone) in product(ORDERS.items(), LEVELS.items()):
+            rows, of_streams = map(pd.DataFrame, tested(table, level, k, order))
+            regret = of_streams.groupby("among").regret.mean()
+            found.append(
+                {
+                    "another data set": weight,
+                    "streams": k,
+                    "order by": name,
+                    "left out": gone,
+                    "coverage": rows.inside.mean(),
+                    "width": (rows.high - rows.low).median(),
+                    **{f"regret among {among}": float(regret[among]) for among in AMONG},
+                }
+            )
+    WORDS["data"] = as_it_is
     return found
 
 

@@ -95,13 +95,16 @@ def table() -> Table:
 
 
 def test_a_distance_adds_up_what_differs():
-    own = a_stream("a")
-    assert similar.distance(own, a_stream("b")) == 0
-    assert similar.distance(own, a_stream("b", num_tasks=100)) == pytest.approx(1)
-    assert similar.distance(own, a_stream("b", num_tasks=1, input_size=10)) == pytest.approx(1.5)
-    assert similar.distance(own, a_stream("b", change="labels", images=0)) == pytest.approx(1.5)
-    assert similar.distance(own, a_stream("b", boundaries="fuzzy")) == pytest.approx(0.5)
-    assert similar.distance(own, a_stream("b", scenario="class")) == math.inf
+    def far(**changes: object) -> float:
+        return similar.distance(a_stream("a"), a_stream("b", **{"data": "a"} | changes))
+
+    assert far() == 0
+    assert far(data="b") == 0.5
+    assert far(num_tasks=100) == pytest.approx(1)
+    assert far(num_tasks=1, input_size=10) == pytest.approx(1.5)
+    assert far(change="labels", images=0) == pytest.approx(1.5)
+    assert far(boundaries="fuzzy") == pytest.approx(0.5)
+    assert far(scenario="class") == math.inf
 
 
 def test_the_nearest_come_first_and_none_of_another_scenario():
@@ -112,7 +115,7 @@ def test_the_nearest_come_first_and_none_of_another_scenario():
     ]
     found = similar.nearest(a_stream("a"), others, 5)
     assert [s["stream"] for s, _ in found] == ["near", "far"]
-    assert [d for _, d in found] == pytest.approx([math.log10(2), 2])
+    assert [d for _, d in found] == pytest.approx([0.5 + math.log10(2), 2.5])
     assert len(similar.nearest(a_stream("a"), others, 1)) == 1
 
 
@@ -150,8 +153,8 @@ def test_a_prediction_is_the_weighted_mean_of_the_nearest():
     own = a_table(
         {"x": {"er": 0.55}, "y": {"er": 0.9}}, y=a_stream("y", num_tasks=100), x=a_stream("x")
     )
-    found, far = predict.expected(a_stream("a"), own)
-    w = 1 / predict.SOFT, 1 / (1 + predict.SOFT)
+    found, far = predict.expected(a_stream("a", data="x"), own)
+    w = 1 / predict.SOFT, 1 / (1.5 + predict.SOFT)
     scores = 0.0, math.log(8)  # (0.9 - 0.1) / 0.9 is 8 / 9
     mean = (w[0] * scores[0] + w[1] * scores[1]) / sum(w)
     variance = sum(v * (x - mean) ** 2 for v, x in zip(w, scores, strict=True)) / sum(w)
@@ -163,8 +166,8 @@ def test_a_prediction_is_the_weighted_mean_of_the_nearest():
 
 def test_an_interval_grows_with_the_distance_of_the_nearest():
     own = a_table({"x": {"er": 0.6}, "y": {"er": 0.6}})
-    near, _ = predict.expected(a_stream("a"), own)
-    far, distance = predict.expected(a_stream("a", num_tasks=100), own)
+    near, _ = predict.expected(a_stream("a", data="x"), own)
+    far, distance = predict.expected(a_stream("a", data="x", num_tasks=100), own)
     assert distance == pytest.approx(1)
     assert far["er"].spread == pytest.approx(2 * near["er"].spread)
     assert far["er"].score == pytest.approx(near["er"].score)
@@ -318,7 +321,7 @@ def test_what_is_asked_for_leaves_out_with_a_reason():
     for rows in table.results.values():
         rows["lwf"] |= {"needs_borders": 1, "needs_tasks": 0}
         rows["si"] |= {"needs_borders": 1, "needs_tasks": 1}
-        rows["ridge"] |= {"kept_bytes": 1000, "flops": 1000}
+        rows["er_ace"] |= {"kept_bytes": 1000, "flops": 1000}
     stream = a_stream("a")
 
     def left(**asked: object) -> dict[str, list[str]]:
@@ -333,9 +336,9 @@ def test_what_is_asked_for_leaves_out_with_a_reason():
     assert left(boundaries="none") == {borders: ["lwf", "si"]}
     assert left(boundaries="detected") == {borders: ["si"]}
     most = {"naive_bytes": 500.0, "naive_flops": 5e9}
-    assert left(most_bytes=4999, **most) == {"keep more than budget.bytes": ["ridge"]}
+    assert left(most_bytes=4999, **most) == {"keep more than budget.bytes": ["er_ace"]}
     assert left(most_bytes=5000, **most) == {}
-    assert left(most_flops=4.9e11, **most) == {"take more than budget.flops": ["ridge"]}
+    assert left(most_flops=4.9e11, **most) == {"take more than budget.flops": ["er_ace"]}
     assert left(most_bytes=1) == {}  # of a network of unknown size
 
 

@@ -19,7 +19,7 @@ FACTORS = {
     "largest_to_smallest_class": 0.5,
 }
 # What it counts that two streams differ in a word.
-WORDS = {"change": 1.0, "images": 0.5, "boundaries": 0.5}
+WORDS = {"change": 1.0, "images": 0.5, "boundaries": 0.5, "data": 0.5}
 
 
 def distance(a: Row, b: Row) -> float:
