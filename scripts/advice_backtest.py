@@ -84,14 +84,16 @@ def tested(
         gone = [s for s in table.streams if predict.is_gone(s, case.stream, level)]
         rest = table.without(gone)
         scenario = case.stream["scenario"]
-        others = [o for o in predict.left_out(rest, level, k) if o.stream["scenario"] == scenario]
+        others = predict.left_out(rest, level, k)
         q = predict.factor(predict.errors(others))
+        distances = [o.distance for o in others if o.stream["scenario"] == scenario]
         key = {
             "left_out": LEVELS[level],
             "stream": case.stream["stream"],
             "scenario": scenario,
+            "data": case.stream["data"],
             "distance": round(case.distance, 3),
-            "farthest_known": round(max(o.distance for o in others), 3),
+            "farthest_known": round(max(distances), 3),
         }
         c = predict.chance(case.stream)
         of_streams += [key | regret for regret in regrets(case, rest, order)]
@@ -136,6 +138,22 @@ def summaries(rows: pd.DataFrame) -> list[dict[str, Any]]:
                     "error of gain": (own.gain - own.expected_gain).abs().median(),
                 }
             )
+    return found
+
+
+def by_data(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Coverage and error by data set, where all streams of it were left out."""
+    found = []
+    for data, own in rows[rows.left_out == LEVELS["nothing"]].groupby("data"):
+        found.append(
+            {
+                "data set": data,
+                "streams": len(own.drop_duplicates(["stream", "scenario"])),
+                "coverage": own.inside.mean(),
+                "width": (own.high - own.low).median(),
+                "mean of ACC - expected": (own.ACC - own.expected).mean(),
+            }
+        )
     return found
 
 
@@ -221,6 +239,7 @@ def main() -> None:
     pd.DataFrame(of_streams).to_csv(REGRET, index=False)
     for name, found in (
         ("backtest", summaries(pd.DataFrame(rows))),
+        ("by data", by_data(pd.DataFrame(rows))),
         ("regret", regret_summaries(pd.DataFrame(of_streams))),
     ):
         print(markdown(found))

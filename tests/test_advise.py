@@ -443,6 +443,7 @@ def test_the_page_quotes_the_committed_backtest():
     page = advice_backtest.PAGE.read_text(encoding="utf-8")
     for name, found in (
         ("backtest", advice_backtest.summaries(rows)),
+        ("by data", advice_backtest.by_data(rows)),
         ("regret", advice_backtest.regret_summaries(regrets)),
     ):
         begin, end = advice_backtest.marked(name)
@@ -451,15 +452,21 @@ def test_the_page_quotes_the_committed_backtest():
 
 
 def test_the_committed_backtest_is_that_of_the_table(table: Table):
-    """Of one scenario, repeated."""
+    """Expectations, distances and the streams, of one way of leaving out; widths take longer."""
     rows = pd.read_csv(advice_backtest.CSV)
-    own = [s for s in table.streams if s["scenario"] == "task"]
-    known = {name: rows_ for name, rows_ in table.results.items() if name[1] == "task"}
-    again, _ = advice_backtest.tested(Table(own, known), "data", predict.K, advice.first)
-    want = rows[(rows.left_out == advice_backtest.LEVELS["data"]) & (rows.scenario == "task")]
-    assert [r["ACC"] for r in again] == want.ACC.tolist()
-    assert [r["expected"] for r in again] == pytest.approx(want.expected.tolist())
-    assert [r["high"] for r in again] == pytest.approx(want.high.tolist())
+    own = rows[rows.left_out == advice_backtest.LEVELS["nothing"]]
+    want = own.set_index(["stream", "scenario", "strategy"])
+    cases = predict.left_out(table, "nothing")
+    assert {(c.stream["stream"], c.stream["scenario"]) for c in cases} == {
+        i[:2] for i in want.index
+    }
+    for case in cases:
+        for name in case.truth.keys() & case.expected.keys():
+            row = want.loc[(case.stream["stream"], case.stream["scenario"], name)]
+            found = predict.accuracy(case.expected[name].score, predict.chance(case.stream))
+            assert row.expected == pytest.approx(found, abs=1e-4)
+            assert case.truth[name]["ACC"] == row.ACC
+            assert row.distance == pytest.approx(case.distance, abs=1e-3)
 
 
 # The command

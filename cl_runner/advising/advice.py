@@ -87,7 +87,8 @@ def advise(stream: Row, table: Table, asked: Asked) -> Advice:
     Its intervals are those of streams that shared as little with the rest of the table as this one.
     """
     itself = next((s for s in table.streams if is_same(s, stream)), None)
-    cases = calibrating(stream, table)
+    everywhere = calibrating(stream, table)
+    cases = [case for case in everywhere if case.stream["scenario"] == stream["scenario"]]
     near = nearest(stream, table.streams, predict.K)
     farthest = max((case.distance for case in cases), default=0.0)
     unlike = itself is None and (not near or near[0][1] > farthest)
@@ -96,7 +97,7 @@ def advise(stream: Row, table: Table, asked: Asked) -> Advice:
         rows = table.of(itself)
         lines = [of_measured(name, rows) for name in rows if rows[name]["ACC"] is not None]
     else:
-        q, c = predict.factor(predict.errors(cases)), predict.chance(stream)
+        q, c = predict.factor(predict.errors(everywhere)), predict.chance(stream)
         lines = [of_ranks(e) if unlike else of_expected(e, q, c) for e in found.values()]
     lines = [filled(n, found.get(n.strategy), stream, table, asked.naive_bytes) for n in lines]
     told = needing(table, stream["scenario"], "none")
@@ -120,15 +121,14 @@ def advise(stream: Row, table: Table, asked: Asked) -> Advice:
 
 
 def calibrating(stream: Row, table: Table) -> list[Case]:
-    """The left-out streams of the same scenario that shared as little with the rest of the table.
+    """The left-out streams, of all scenarios, that shared as little with the rest of the table.
 
-    Where those are too few, they shared less.
+    Where those of the stream's own scenario are too few, they shared less.
     """
-    levels = LEVELS[LEVELS.index(relation(stream, table.streams)) :]
-    for level in levels:
+    cases: list[Case] = []
+    for level in LEVELS[LEVELS.index(relation(stream, table.streams)) :]:
         cases = predict.left_out(table, level)
-        cases = [case for case in cases if case.stream["scenario"] == stream["scenario"]]
-        if len(cases) >= ENOUGH:
+        if sum(case.stream["scenario"] == stream["scenario"] for case in cases) >= ENOUGH:
             break
     return cases
 
