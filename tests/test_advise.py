@@ -472,6 +472,15 @@ def test_the_committed_backtest_is_that_of_the_table(table: Table):
 # The command
 
 
+def test_the_page_shows_what_the_command_prints(capsys):
+    page = advice_backtest.PAGE.read_text(encoding="utf-8")
+    (block,) = re.findall(
+        r"^```\n\$ cl-run advise (.*?)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL
+    )
+    assert command(block[0].split()) == 0
+    assert capsys.readouterr().out == block[1]
+
+
 def test_the_command_ranks_within_eighty_columns(cl_run, tmp_path: Path):
     done = cl_run("advise", "benchmark=permuted_mnist", "benchmark.num_tasks=7", cwd=tmp_path)
     lines = done.stdout.splitlines()
