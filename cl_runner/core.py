@@ -13,7 +13,10 @@ from torch.utils._pytree import tree_map_only
 
 
 class Batch(NamedTuple):
-    """What one step is trained on. `None` is the trivial value, which then costs nothing."""
+    """The samples of one training step, B of them; K is the number of the network's outputs.
+
+    Where a field is None it has the trivial value that its comment names, at no cost.
+    """
 
     x: Tensor  # [B, C, H, W]  network input, normalised
     y: Tensor  # [B]           global class ids: positions in the network's output
@@ -26,7 +29,7 @@ class Batch(NamedTuple):
 
 
 class Window(NamedTuple):
-    """The batches of W coming steps, without their inputs."""
+    """The batches of W coming steps without their inputs: what `Strategy.plan` looks at."""
 
     y: Tensor  # [W, B]
     task: Tensor  # [W, B]
@@ -37,7 +40,7 @@ class Window(NamedTuple):
 
 
 def concatenate(a: Batch, b: Batch) -> Batch:
-    """One batch of both; they have weights, and noise and plan are those of the first."""
+    """Both batches as one. Both must have weights; noise and plan are those of the first."""
     assert a.weight is not None
     assert b.weight is not None
     active = None
@@ -101,11 +104,14 @@ class Task:
 
     @property
     def title(self) -> str:
-        """What it is called in words."""
+        """The task's name: its own where it has one, else "task 3"."""
         return self.name or f"task {self.index + 1}"
 
     def samples(self) -> tuple[Tensor, int | Tensor]:
-        """Its training samples, each once: rows [n], and the task of all or of each [n]."""
+        """The task's training samples, each once: rows [n], and their task.
+
+        The task is one number for all rows, or a tensor [n].
+        """
         if self.of is None:
             return self.train, self.index
         of, rows = torch.stack([self.of, self.train]).unique(dim=1)
@@ -140,6 +146,9 @@ class Stream:
     # [n] rows of x among which the model that the first task makes chooses the samples of the
     # tasks after it (see run.edits); None: all tasks are known from the beginning.
     pool: Tensor | None = None
+    # [0, C, H, W] no image, of the shape and type that the data set's have before they are resized
+    # and padded; None: those of x.
+    given: Tensor | None = None
     cache: dict[tuple[str, int], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -190,7 +199,7 @@ class Stream:
         return self.label[task, self.y[index]]
 
     def on(self, device: torch.device) -> Stream:
-        """The same with all its tensors on a device."""
+        """The same stream with all its tensors on a device."""
         tasks = tuple(replace(task, **_on(device, vars(task))) for task in self.tasks)
         return replace(self, **_on(device, vars(self) | {"tasks": tasks}))
 

@@ -26,6 +26,7 @@ from cl_runner import strategies
 from cl_runner.cli.search_path import with_yaml_of_plugins
 from cl_runner.config.parse import validate
 from cl_runner.config.schema import Config
+from cl_runner.config.versions import BASE
 from cl_runner.core import Batch, TrainState
 from cl_runner.errors import UserError
 from cl_runner.running.prepare import prepare, strategy_of
@@ -72,7 +73,7 @@ def composer(root: str, plugins: Sequence[str]) -> Prepare:
 
     @cache
     def composed(*overrides: str) -> Config:
-        with initialize_config_module("cl_runner.conf", version_base="1.3"):
+        with initialize_config_module("cl_runner.conf", **BASE):
             return validate(compose("config", with_yaml_of_plugins([*own, *overrides])))
 
     def prepared(*overrides: str) -> tuple[Config, Strategy, Env]:

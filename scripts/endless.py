@@ -27,6 +27,7 @@ from typing import NamedTuple
 from hydra import compose, initialize_config_module
 
 from cl_runner.config.parse import validate
+from cl_runner.config.versions import BASE
 from cl_runner.running import loop
 
 USUAL = (
@@ -81,7 +82,7 @@ def blocks(marks: Sequence[Mark]) -> list[Block]:
 
 def measured(out: Path, overrides: Sequence[str]) -> list[Mark]:
     """A mark after each task of a run that leaves its files in `out`."""
-    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+    with initialize_config_module("cl_runner.conf", **BASE):
         config = validate(compose("config", overrides=[*USUAL, *overrides]))
     marks: list[Mark] = []
     save = loop.save

@@ -56,7 +56,7 @@ def seconds(own: Member, epochs: int) -> float:
     alone = Alone(s, env, strategy, progress, 0)
     plan = length(strategy, env, progress, 0)
     began = time.perf_counter()
-    take_steps(alone, plan, 0)
+    take_steps(alone, plan, 0, None)
     return (time.perf_counter() - began) / epochs
 
 

@@ -64,10 +64,11 @@ class Result(NamedTuple):
 def run(name: str, root: Path) -> Result:
     """The golden run of a strategy. root: where data are kept, and a folder for the run is made."""
     from cl_runner.config.parse import validate
+    from cl_runner.config.versions import BASE
     from cl_runner.running.loop import run as train
 
     overrides = (f"strategy={name}", f"data.root={root}", *COMMON, *RUNS[name])
-    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+    with initialize_config_module("cl_runner.conf", **BASE):
         config = validate(compose("config", list(overrides)))
     with tempfile.TemporaryDirectory(dir=root) as folder:
         out = Path(folder)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpu_report import Context, Piece, Settings
 
+from cl_runner.config.versions import BASE
 from cl_runner.results.columns import reproducible
 from cl_runner.results.files import read_rows
 from cl_runner.results.names import CHECKPOINT
@@ -70,7 +71,7 @@ def members(context: Context, run: str, device: str, seeds: int = 1) -> list[Mem
     from cl_runner.running.prepare import prepare, strategy_of
     from cl_runner.running.tasks import Member
 
-    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+    with initialize_config_module("cl_runner.conf", **BASE):
         node = compose("config", [*overrides_of(context, run), f"device={device}"])
     found = []
     for seed in range(seeds):

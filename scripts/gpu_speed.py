@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from gpu_report import Context, Piece, Settings
 
+from cl_runner.config.versions import BASE
 from cl_runner.data.npz import save
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def composed(context: Context, work: str, strategy: str, *more: str) -> Any:
     if context.settings.tiny:
         overrides += own.tiny.split()
     device = f"device={context.settings.device}"
-    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+    with initialize_config_module("cl_runner.conf", **BASE):
         return compose("config", [*overrides, device, "verbose=false", *more])
 
 

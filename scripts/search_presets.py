@@ -33,6 +33,7 @@ from reproduce import ROOT, into_page
 from cl_runner import strategies
 from cl_runner.cli import choices
 from cl_runner.cli.catalogue import FAMILIES
+from cl_runner.config.versions import BASE
 
 PRESETS = ROOT / "conf" / "experiment" / "preset"
 PAGE = ROOT / "docs" / "presets.md"
@@ -226,7 +227,7 @@ def presets() -> dict[str, tuple[str, str, str]]:
 @cache
 def composed(*overrides: str) -> dict[str, Any]:
     """The configuration that these overrides make, in plain values."""
-    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+    with initialize_config_module("cl_runner.conf", **BASE):
         return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
 
 

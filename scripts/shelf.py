@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 from search_presets import VARIANTS
 
-from cl_runner.comparing.figures.canvas import image, pyplot
+from cl_runner.comparing.figures.canvas import Files, image, styled
 from cl_runner.comparing.figures.tradeoffs import front
 from cl_runner.comparing.names import display
 from cl_runner.results import status
@@ -182,8 +182,8 @@ def main() -> None:
         table.sort_values("preset").to_csv(CSV, index=False)
     if not CSV.exists():
         parser.error(f"there is no {CSV.relative_to(ROOT)} to draw yet: --folder makes it")
-    with pyplot("scripts/shelf.py") as plt:
-        PICTURE.write_bytes(image(draw(pd.read_csv(CSV), plt), "png"))
+    with styled("scripts/shelf.py"):
+        PICTURE.write_bytes(image(draw(pd.read_csv(CSV), Files), "png"))
     print(PICTURE)
 
 

@@ -21,6 +21,7 @@ from hydra import compose, initialize_config_module
 
 from cl_runner import strategies
 from cl_runner.config.parse import validate
+from cl_runner.config.versions import BASE
 from cl_runner.functional.importance import LABEL_RULES
 from cl_runner.running.boundaries import Detecting
 from cl_runner.running.prepare import prepare
@@ -59,7 +60,7 @@ Turn = Callable[[], float]  # the seconds that one turn of something took
 
 def member(data: Path, threads: int, *overrides: str) -> Member:
     """A run, ready to train."""
-    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+    with initialize_config_module("cl_runner.conf", **BASE):
         common = [f"data.root={data}", f"threads={threads}", "device=cpu", "verbose=false"]
         config = validate(compose("config", overrides=[*common, *overrides]))
     strategy = strategies.build(config.strategy)

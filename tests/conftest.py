@@ -37,8 +37,10 @@ from omegaconf.errors import OmegaConfBaseException
 from cl_runner.cli.search_path import share_the_store
 from cl_runner.config.parse import validate
 from cl_runner.config.schema import Config
+from cl_runner.config.versions import BASE
 from cl_runner.config.weights import WEIGHTS
 from cl_runner.core import Batch, TrainState, Window
+from cl_runner.machine.signals import OF_TERMINALS
 from cl_runner.running.evaluation import evaluate
 from cl_runner.running.prepare import prepare, strategy_of
 from cl_runner.running.stacked import StackedStep
@@ -50,6 +52,7 @@ from cl_runner.training.env import Env
 gc.disable()  # until all tests are there
 REPOSITORY = Path(__file__).parents[1]
 CONF = REPOSITORY / "conf"
+# Linux only: elsewhere each process begins from nothing (`Spawned`).
 # It forks for each line that begins a process, and the child does what the line says. Processes
 # that the child spawns, as multiprocessing and joblib do it, are forked likewise: all is sent to
 # them as if they were new, but what is imported here is there, and Hydra's grammars are warm.
@@ -59,21 +62,22 @@ gc.disable()  # as cl-run does
 sys.path[:] = filter(None, sys.path)  # the current folder is where nobody looks for packages
 from cl_runner.cli.app import main
 from cl_runner.config.parse import validate
+from cl_runner.config.versions import BASE
 from hydra import compose, initialize_config_module
 from hydra._internal.core_plugins import importlib_resources_config_source as sources
 from hydra.core.plugins import Plugins
 {more}
 parsed, load = {{}}, sources.ImportlibResourcesConfigSource.load_config
 
-def loaded(self, path):  # of a package's files, which no test changes, each is parsed once
-    key = self.path, path
+def loaded(self, config_path):  # of a package's files, which no test changes, each is parsed once
+    key = self.path, config_path
     if key not in parsed:
-        parsed[key] = pickle.dumps(load(self, path))
+        parsed[key] = pickle.dumps(load(self, config_path))
     return pickle.loads(parsed[key])
 
 sources.ImportlibResourcesConfigSource.load_config = loaded
 Plugins.instance()  # looks for them in all packages, once
-with initialize_config_module("cl_runner.conf", version_base="1.3"):
+with initialize_config_module("cl_runner.conf", **BASE):
     validate(compose("config", ["benchmark=split_digits"]))
 os.fsync = lambda _: None  # what is written outlives no power cut
 gc.freeze()
@@ -144,6 +148,7 @@ for line in sys.stdin:
         sys.exit()
     print(child, flush=True)
 """
+FORKS = sys.platform == "linux"  # macOS has os.fork, which its own libraries do not survive
 SHARED_DATA = REPOSITORY.parent / "shared" / "data" / "prepare"
 
 
@@ -158,14 +163,20 @@ def pytest_collection_finish() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest tests come first, so that no worker is alone with one of them at the end."""
     items.sort(key=lambda item: item.path.name != "test_mnist.py")
+    if sys.platform == "win32":
+        skipped = pytest.mark.skip(reason="needs what Windows has not")
+        for item in items:
+            if "unix" in item.keywords:
+                item.add_marker(skipped)
 
 
 @pytest.fixture
 def heeded() -> Iterator[None]:
     """Signals of terminals are not ignored, as they are below nohup or in a script's background."""
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in OF_TERMINALS}
+    for number in before:
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -244,6 +255,8 @@ def _pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is done to the disk from now on, in order; "folder" is tmp_path."""
+    if sys.platform != "linux":
+        pytest.skip("which file is flushed is read from /proc")
     done: list[str] = []
     fsync, rename, remove = os.fsync, Path.replace, Path.unlink
 
@@ -289,7 +302,7 @@ def composed(*overrides: str) -> bytes:
     kept = SHARED[0] / name if SHARED else None
     if kept and kept.exists():
         return kept.read_bytes()
-    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+    with initialize_config_module("cl_runner.conf", **BASE):
         made = pickle.dumps(compose("config", list(overrides)))
     if kept:
         begun = kept.with_name(f"{name}.{os.getpid()}")
@@ -490,6 +503,37 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
+class Spawned(Forked):
+    """The same, begun from nothing, for systems that cannot fork or had better not."""
+
+    def __init__(
+        self, streams: list[Path], code: str, args: list[str], cwd: str, env: dict[str, str]
+    ) -> None:
+        self.streams, self.args, self.returncode = streams, args, None
+        whole = f"import sys\nfrom cl_runner.cli.app import main\nsys.argv[0] = 'cl-run'\n{code}"
+        with streams[0].open("wb") as out, streams[1].open("wb") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", whole, *args],
+                cwd=cwd,
+                env=env | {"PYTHONIOENCODING": "utf-8"},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+            )
+        self.pid = self.process.pid
+
+    def poll(self) -> int | None:
+        self.returncode = self.process.poll()
+        return self.returncode
+
+    def wait(self, timeout: float = 300) -> int:
+        self.returncode = self.process.wait(timeout)
+        return self.returncode
+
+    def kill(self) -> None:
+        self.process.kill()
+
+
 @contextmanager
 def nursery(folder: Path, more: str = "") -> Iterator[Callable[..., Forked]]:
     """A function that forks a process in which `cl-run`, and `more`, is imported already."""
@@ -501,8 +545,12 @@ def nursery(folder: Path, more: str = "") -> Iterator[Callable[..., Forked]]:
 
     def start(code: str, *args: object, cwd: Path, **env: str) -> Forked:
         streams = [folder / f"{next(count)} {name}" for name in ("stdout", "stderr")]
-        return Forked(ask, streams, code, [*map(str, args)], str(cwd), os.environ | env)
+        order = code, [*map(str, args)], str(cwd), os.environ | env
+        return Forked(ask, streams, *order) if FORKS else Spawned(streams, *order)
 
+    if not FORKS:
+        yield start
+        return
     command = [sys.executable, "-c", NURSERY.format(more=more)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

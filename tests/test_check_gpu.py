@@ -178,6 +178,7 @@ def test_a_process_that_never_works_is_tried_once(tmp_path):
     assert len(orders) == 1
 
 
+@pytest.mark.unix
 def test_orders_are_carried_out_in_a_process_that_is_stopped_in_time(tmp_path, monkeypatch):
     """The real one: a child that tells a row, hangs, and has a child of its own."""
     script = tmp_path / "worker.py"

@@ -23,6 +23,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from cl_runner.config.parse import validate
+from cl_runner.config.versions import BASE
 from cl_runner.errors import UserError
 from cl_runner.results import naming, status
 from cl_runner.sweeping import merge
@@ -262,7 +263,9 @@ def test_own_configuration_files(cl_run, flags: list[str], tmp_path: Path) -> No
         (["seed=1\n2"], ["cannot read seed=1 2"]),
         (["strategy.mode=onlin"], ["strategy.mode must be one of separate, online"]),
         ([f"hydra.run.dir={'x' * 256}"], ["name too long"]),
-        (["-m", "hydra.sweep.dir=/dev/null", "seed=1,2"], ["/dev/null"]),
+        pytest.param(
+            ["-m", "hydra.sweep.dir=/dev/null", "seed=1,2"], ["/dev/null"], marks=pytest.mark.unix
+        ),
         (["-m", "strategy=naive,er", "strategy.buffer_size=9"], ["no key of strategy=naive"]),
         (["strategy.lamda=1"], ["strategy.lamda", "did you mean strategy.lambda", "known in"]),
         (["epoch=3"], ["unknown key epoch", "did you mean training.epochs?"]),
@@ -281,7 +284,7 @@ def test_own_configuration_files(cl_run, flags: list[str], tmp_path: Path) -> No
         (["--config-name", "nothing"], ["nothing"]),
         (["data.root=${oc.env:NOT_SET_ANYWHERE}"], ["NOT_SET_ANYWHERE"]),
         (["hydra.run.dir=${oc.env:NOT_SET_ANYWHERE}"], ["NOT_SET_ANYWHERE"]),
-        (["hydra.run.dir=/dev/null/x"], ["/dev/null/x"]),
+        pytest.param(["hydra.run.dir=/dev/null/x"], ["/dev/null/x"], marks=pytest.mark.unix),
         (["hydra.run.dir=new/folder", "seed=7"], ["seed must not be 7"]),
         (["seed=7"], ["seed must not be 7"]),
         (["-m", "strategy=ewc,unknown", "seed=0,1"], ["strategy=unknown", "ewc"]),
@@ -338,6 +341,7 @@ def test_a_diverged_run_exits_with_1_and_keeps_its_files(stubbed, tmp_path: Path
     assert read(tmp_path / "out/summary.csv")[0]["status"] == "failed"
 
 
+@pytest.mark.unix
 @pytest.mark.parametrize("args", [["seed=10"], ["-m", "seed=1,10,2", "hydra.sweep.dir=out"]])
 def test_ctrl_c_stops_with_130(waiting, args: list[str], tmp_path: Path) -> None:
     process = waiting(*args)
@@ -411,7 +415,7 @@ def test_the_log_is_in_the_folder_and_not_on_the_console(stubbed, tmp_path: Path
 
 def job(*overrides: str, sweep: str = "nowhere") -> str:
     """The folder of a job with these overrides."""
-    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+    with initialize_config_module("cl_runner.conf", **BASE):
         config = compose("config", list(overrides))
     return naming.job(OmegaConf.create(list(overrides)), sweep, _root_=config)
 
@@ -460,7 +464,7 @@ def test_resume_with_a_folder_takes_its_configuration(cl_run, tmp_path: Path) ->
     folder = tmp_path / "a=b, 'c\\'"
     folder.mkdir()
     overrides = ["seed=3", "data.root='x y'", "strategy=naive", 'data.path="a=b"']
-    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+    with initialize_config_module("cl_runner.conf", **BASE):
         config = validate(compose("config", overrides))
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config.resolved), encoding="utf-8")
     (folder / "overrides.yaml").write_text("- of no interest", encoding="utf-8")

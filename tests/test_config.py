@@ -21,6 +21,7 @@ from cl_runner.config import benchmarks, schema
 from cl_runner.config.identity import UNSET_WITHIN
 from cl_runner.config.parse import parse, validate
 from cl_runner.config.schema import Config
+from cl_runner.config.versions import BASE
 from cl_runner.data.benchmarks import KINDS
 from cl_runner.errors import UserError
 from cl_runner.nn.networks import MODELS
@@ -477,7 +478,7 @@ def test_a_strategys_module_defines_one_strategy(name: str) -> None:
 def test_tests_configure_as_the_command_line_does(composed_in_parts, overrides) -> None:
     """The fixture `configure` composes in parts, which is fifty times faster."""
     node = composed_in_parts(*overrides)
-    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+    with initialize_config_module("cl_runner.conf", **BASE):
         assert node == compose("config", list(overrides))
 
 

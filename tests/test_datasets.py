@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from cl_runner.config import libraries
 from cl_runner.data import named, npz
 from cl_runner.data.arrays import KEYS
 from cl_runner.data.datasets import Arrays, load
@@ -432,10 +433,10 @@ def test_torchvision_imports_beside_a_torch_it_was_not_built_for() -> None:
 
 
 def test_torchvision_that_imports_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = list(named._kept)
+    kept = list(libraries._kept)
     monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(datasets="as it is"))
     assert named._torchvision() == "as it is"
-    assert named._kept == kept
+    assert libraries._kept == kept
 
 
 def test_torchvision_that_is_missing_is_told(
@@ -695,6 +696,7 @@ def test_root_that_is_a_file_is_told(tmp_path: Path) -> None:
     assert "data.root must be a folder" in fails("digits", tmp_path / "file")
 
 
+@pytest.mark.unix
 def test_read_only_root_serves_what_needs_no_download(tmp_path: Path) -> None:
     arrays = sample(28, 28)
     lay_out(tmp_path, arrays)

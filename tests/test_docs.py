@@ -29,7 +29,7 @@ from omegaconf import DictConfig
 
 import cl_runner
 from cl_runner import strategies
-from cl_runner.cli import advise, catalogue, choices
+from cl_runner.cli import advise, catalogue, choices, export
 from cl_runner.cli.typed import flags, understood
 from cl_runner.comparing import cli as compare
 from cl_runner.config.outline import checked
@@ -111,7 +111,7 @@ def test_every_link_leads_somewhere(page):
 @each_page
 def test_every_path_is_there(page):
     """Of this repository; those with capitals or stars stand for several."""
-    roots = "cl_runner|conf|docs|hydra_plugins|results|scripts|tests"
+    roots = "cl_runner|conf|docs|examples|hydra_plugins|results|scripts|tests"
     for path in re.findall(rf"(?<![\w/.-])((?:{roots})/[\w/.-]*\w)", text_of(page)):
         if path == path.lower():
             assert (REPOSITORY / path).exists(), path
@@ -246,6 +246,20 @@ ELSEWHERE = {  # with packages and folders of the reader's: tests/test_plugins.p
     "cl-run plugins=[my_lib] strategy=halfway strategy.share=0.3",
     "cl-run -m plugins=[my_lib] benchmark=light_digits strategy=naive,ewc",
     "cl-run plugins=[my_lib] model=bottleneck model.narrow=8",
+    # tests/test_own_models.py
+    (
+        "cl-run plugins=[my_lib] model=tiny model.weights=tiny.pt model.freeze=all_but_head "
+        "strategy=icarl"
+    ),
+    # tests/test_stories.py runs these; the last is a mistake, shown as one
+    "cl-run plugins=[near] strategy=pull benchmark=split_digits hydra.run.dir=try",
+    (
+        "cl-run -m plugins=[near] benchmark=split_digits,permuted_digits "
+        "strategy=naive,joint,ewc,si,er,er_ace,derpp,pull optimizer.lr=0.03,0.1,0.3 seed=100,101 "
+        "benchmark.validation_fraction=0.2 hydra.sweep.dir=tune"
+    ),
+    "cl-run -m plugins=[near] experiment=$(python choose.py) seed=0,1,2 hydra.sweep.dir=final",
+    "cl-run strategy=er strategy.bufer=50",
 }
 
 
@@ -257,7 +271,7 @@ def commands(page: str | Path) -> list[str]:
     found = []
     for _, block in fenced(page):
         for line in block.replace("\\\n", " ").splitlines():
-            found += re.findall(r"^(?:\$ |[A-Z]+=\S+ )*(cl-(?:run|compare)\b.*)", line)
+            found += re.findall(r"^(?:\$ |[A-Z]+=\S+ )*(cl-(?:run|compare)\b(?!:).*)", line)
             found += re.findall(r"\$\((cl-run [^)]*)\)", line)
     inline = re.findall(r"`(cl-(?:run|compare) [^`]*)`", prose(page))
     others = r"\.\.\.|\b[A-Z]{3,}\b|=[A-Z]\b|^cl-run (explain|status)$"
@@ -325,6 +339,8 @@ def test_every_command_is_understood(line, composed_in_parts, data_root, capsys)
     elif args[:1] == ["advise"]:
         assert advise.main(args[1:]) == 0
         assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+    elif args[:1] == ["export"]:
+        export.parser().parse_args(args[1:])
     elif args[:1] == ["status"]:
         assert len(args) > 1 and not any(arg.startswith("-") for arg in args)
     elif " ".join([program, *args]) not in ELSEWHERE:
@@ -355,6 +371,25 @@ def test_every_option_of_cl_compare_is_in_its_table():
 
 
 # Code
+
+
+@pytest.mark.slow
+def test_the_examples_of_python_run(data_root, tmp_path, monkeypatch, capsys):
+    """One after another, as a reader would type them, in an empty folder."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CL_RUNNER_DATA", str(data_root))
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    names: dict[str, Any] = {"__name__": "__main__"}
+    blocks = [text for language, text in fenced("docs/python.md") if language == "python"]
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"block {number}", "exec"), names)
+    names["axes"].figure.clear()
+    shown = capsys.readouterr().out
+    assert "unknown option strategy=ewcc (did you mean ewc?)" in shown
+    assert "<Runs: 6 runs>" in shown and names["comparison"].verdict in shown
+    assert {"first", "sweep", "average.pdf", "report.html"} <= {p.name for p in tmp_path.iterdir()}
+    assert len(blocks) > 8
 
 
 def test_what_the_documents_import_is_there():
@@ -393,7 +428,7 @@ def test_the_map_has_every_method_of_a_strategy():
     told = {code(row[0])[0] for row in rows("docs/architecture.md") if row[0].startswith("`")}
     methods = {n for n, f in vars(Strategy).items() if inspect.isfunction(f) and n[0] != "_"}
     others = {"notes", "remarks", "needs_borders", "needs_tasks", "pictures", "tables"}
-    others.add("without_model")
+    others |= {"without_model", "takes_features", "settled"}
     assert {name for name in told if re.fullmatch(r"[a-z_]+", name)} == methods - others
     assert len(methods - others) == 11
     assert all(f"`{name}`" in prose("docs/architecture.md") for name in others)

@@ -17,6 +17,8 @@ from cl_runner.running import loop
 from cl_runner.training import meter
 from cl_runner.training.meter import Meter
 
+NAMES = pytest.mark.unix  # Windows has no files with a colon in their names
+
 CPU = torch.device("cpu")
 TOY = (
     "benchmark=split_digits",
@@ -45,6 +47,7 @@ def sysfs(tmp_path, monkeypatch) -> Path:
     return root
 
 
+@NAMES
 def test_packages_are_added_and_their_parts_are_not(sysfs):
     first = domain(sysfs, "intel-rapl:0", "package-0", 100)
     second = domain(sysfs, "intel-rapl:1", "package-1", 900_000)
@@ -66,6 +69,7 @@ def test_packages_are_added_and_their_parts_are_not(sysfs):
     assert own.spent(1.0) == 0
 
 
+@NAMES
 def test_a_counter_that_begins_anew_is_counted_on(sysfs):
     counter = domain(sysfs, "intel-rapl:0", "package-0", 900_000)
     own = reader(CPU)
@@ -73,6 +77,7 @@ def test_a_counter_that_begins_anew_is_counted_on(sysfs):
     assert own.spent(1.0) == pytest.approx(0.35)  # 0.1 to the range of 1 J, and 0.25
 
 
+@NAMES
 @pytest.mark.parametrize("case", ["no folder", "no package", "no counter", "no number"])
 def test_what_cannot_be_read_is_nothing(sysfs, case):
     if case != "no folder":
@@ -84,6 +89,7 @@ def test_what_cannot_be_read_is_nothing(sysfs, case):
     assert reader(CPU) is None
 
 
+@NAMES
 def test_a_second_package_that_cannot_be_read_leaves_nothing(sysfs):
     domain(sysfs, "intel-rapl:0", "package-0", 5)
     domain(sysfs, "intel-rapl:1", "package-1", 5).unlink()
@@ -184,6 +190,7 @@ def test_a_declared_draw_is_watts_times_training_seconds(configure, tmp_path):
     assert verify_runs([str(tmp_path / "run")]) == (1, [])
 
 
+@NAMES
 def test_the_tasks_energies_add_up_and_a_run_goes_on_adding(
     configure, tmp_path, sysfs, monkeypatch
 ):

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from cl_runner.config.identity import config_hash
 from cl_runner.config.weights import WEIGHTS
 from cl_runner.errors import UserError
+from cl_runner.exporting.load import load_model
 from cl_runner.results.files import read_rows
 from cl_runner.results.matrices import read_matrix
 from cl_runner.running import features
 from cl_runner.running.loop import run
 from cl_runner.running.tasks import initial_state, train_task
-from cl_runner.training.extractor import whole
 
 TOY = (
     *("benchmark=split_digits", "benchmark.num_tasks=2", "benchmark.train_samples=200"),
@@ -168,6 +168,12 @@ def test_where_it_cannot_be_a_line_says_why(prepared, fresh, more, reason, capsy
     assert (told in capsys.readouterr().out) == (more != ("model.freeze=[]",))
 
 
+def test_rows_of_a_file_are_no_features(prepared, fresh):
+    own = ("strategy=mas", "strategy.rows=mine.npz", "model.cache_features=true")
+    with pytest.raises(UserError, match="strategy=mas needs the samples themselves"):
+        prepared(*TOY, *CNN, HEAD, *own, root=fresh)
+
+
 def test_layers_in_part_frozen_and_a_run_that_is_resumed(configure, fresh, tmp_path, monkeypatch):
     """The first convolution of two stays; the run is stopped after a task, then goes on."""
     own = (*TOY, "model=cnn", "model.channels=[4,5]", "model.hidden_size=12", "strategy=er")
@@ -189,18 +195,21 @@ def test_layers_in_part_frozen_and_a_run_that_is_resumed(configure, fresh, tmp_p
     assert matrices[0].tolist() == matrices[1].tolist()
 
 
-def test_the_whole_network_takes_raw_images(prepared, fresh):
-    """Its logits are those of the network on features, and of one that never was on any."""
-    own = (*TOY, *CNN, HEAD, "strategy=naive", "benchmark.resize=12")
-    _, _, env = prepared(*own, root=fresh)
-    _, _, plain = prepared(*own, "model.cache_features=false", root=fresh)
-    raw = prepared(*TOY, *CNN, "strategy=naive", root=fresh)[2].stream.x
-    rows = env.stream[0].train[:5]
-    task = torch.zeros(5, dtype=torch.int64)
-    expected = env.net(env.flat.theta, env.inputs(env.stream.x[rows]), task)
-    assert raw.dtype == torch.uint8 and raw.shape[1:] == (1, 8, 8)
-    assert torch.allclose(whole(env)(raw[rows]), expected, atol=1e-5)
-    assert torch.allclose(whole(plain)(plain.stream.x[rows]), expected, atol=1e-5)
+@pytest.mark.parametrize("resize", [(), ("benchmark.resize=12",)], ids=["as it is", "late"])
+def test_the_model_that_a_run_on_features_leaves_takes_images(
+    configure, prepared, fresh, tmp_path, resize
+):
+    """The same as that of a run on images, and as accurate as the matrix says."""
+    own = (*TOY, *CNN, HEAD, "strategy=naive", "scenario=class", "checkpoint.keep=true", *resize)
+    for name, how in zip(("on", "off"), BOTH, strict=True):
+        run(configure(*own, how, root=fresh), tmp_path / name)
+    _, _, env = prepared(*TOY, *CNN, "strategy=naive", "scenario=class", root=fresh)
+    rows, expected = env.stream[1].test, read_matrix(tmp_path / "on" / "accuracy_matrix.csv")
+    images, y = env.stream.x_test[rows], env.stream.label[1, env.stream.y_test[rows]]
+    assert images.dtype == torch.uint8 and images.shape[1:] == (1, 8, 8)
+    on, off = (load_model(tmp_path / name)(images) for name in ("on", "off"))
+    assert torch.allclose(on, off, atol=1e-3)
+    assert (on.argmax(1) == y).float().mean().item() == pytest.approx(expected[-1][1], abs=0.012)
 
 
 @pytest.mark.parametrize("strategy", ["naive", "er"])

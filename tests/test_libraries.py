@@ -83,6 +83,21 @@ def test_both_modes_reach_all_layers(configure, own):
 
 
 @EACH
+def test_other_weights_reach_all_tensors(prepared, own):
+    """Those of an old network, say; also what a ViT holds outside of its layers."""
+    config, _, env = prepared(*TOY, *own)
+    theta = env.flat.theta.detach()
+    other = theta + 0.05 * torch.randn(theta.shape, generator=torch.Generator().manual_seed(0))
+    x, task = torch.rand(3, 3, 32, 32), torch.zeros(3, dtype=torch.int64)
+    answers = env.answers(other, x, task)
+    network = build(factory(config.model, (3, 32, 32), 10), 1).eval()
+    named = env.flat.views(other) | dict(env.flat.module.named_buffers())
+    network.load_state_dict(named, strict=False)
+    assert torch.allclose(network(x, 0), answers, atol=1e-4)
+    assert not torch.allclose(env.answers(theta, x, task), answers, atol=1e-3)
+
+
+@EACH
 def test_weights_of_a_file_are_taken_but_for_the_output_layer(prepared, drawn, own, capsys):
     file = drawn(own[1].partition("=")[2])
     _, _, env = prepared(*TOY, *own, f"model.weights={file}", "verbose=true")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -26,11 +25,13 @@ CL_RUN = Path(sys.executable).with_name("cl-run")
 DIGITS = ("benchmark=split_digits", "benchmark.num_tasks=2", "training.batch_size=8")
 
 # A run in a process of its own: what it was estimated to need, and what its peak grew by.
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 MEASURED = """
 import json, sys
 from pathlib import Path
 from hydra import compose, initialize_config_module
 from cl_runner.config.parse import validate
+from cl_runner.config.versions import BASE
 from cl_runner.running import loop, needs
 
 def peak():
@@ -39,7 +40,7 @@ def peak():
     return high
 
 def run(*overrides):
-    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+    with initialize_config_module("cl_runner.conf", **BASE):
         config = validate(compose("config", [*overrides, "verbose=false", "threads=1"]))
     loop.run(config, Path(sys.argv[1]) / str(len(overrides)))
 
@@ -54,6 +55,7 @@ sys.exit()
 """
 
 
+@LINUX
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "args",
@@ -79,6 +81,7 @@ def test_the_estimate_is_below_the_measured_peak_and_near_it(args, data_root, tm
     assert grown <= 3 * needed, (needed / 1e6, grown / 1e6)
 
 
+@LINUX
 @pytest.mark.parametrize(
     "args",
     [
@@ -90,6 +93,8 @@ def test_the_estimate_is_below_the_measured_peak_and_near_it(args, data_root, tm
     ids=" ".join,
 )
 def test_a_giant_network_is_refused_before_it_is_allocated(prepared, args):
+    import resource
+
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError) as caught:
         prepared(*DIGITS, *args)
@@ -211,9 +216,11 @@ def test_what_is_free_is_the_least_of_machine_groups_and_ulimit(monkeypatch):
         assert ram.available(torch.device("cpu")) == least
 
 
+@LINUX
 @pytest.mark.slow
 def test_ulimit_is_respected_and_told_in_one_line(data_root, tmp_path):
     """RLIMIT_AS, a limit that a test may set: what fits the machine is refused within it."""
+    import resource
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, resource.RLIM_INFINITY))

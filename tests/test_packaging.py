@@ -1,6 +1,9 @@
 """The wheel, not the checkout: what it holds, and that it runs from anywhere."""
 
+import email
 import os
+import re
+import runpy
 import shutil
 import site
 import subprocess
@@ -26,15 +29,20 @@ def output(*command: str | Path, cwd: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, so that the checkout is left as it was."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy, so that the checkout is left as it was."""
+    source = tmp_path_factory.mktemp("source") / "source"
     for name in ("cl_runner", "conf", "hydra_plugins"):
         clean = shutil.ignore_patterns("__pycache__")
         shutil.copytree(REPOSITORY / name, source / name, ignore=clean)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source)
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path) -> Path:
+    folder = source.parent
     flags = ("--no-deps", "--no-build-isolation", "--wheel-dir", folder)
     output(sys.executable, "-m", "pip", "wheel", *flags, source, cwd=folder)
     (path,) = folder.glob("*.whl")
@@ -86,3 +94,41 @@ def test_the_installed_wheel_runs_from_another_folder(wheel: Path, tmp_path: Pat
     tiny = ("benchmark.num_tasks=2", "training.iterations=2", "model.hidden_sizes=[8]")
     output(cl_run, *tiny, "device=cpu", "hydra.run.dir=out", cwd=elsewhere)
     assert (elsewhere / "out/accuracy_matrix.csv").exists()
+
+
+@pytest.mark.slow
+def test_what_is_built_for_an_index_passes_its_checks(source: Path, tmp_path: Path) -> None:
+    """The wheel is made from the archive of sources, so that this is complete."""
+    for module in ("build", "twine"):
+        pytest.importorskip(module, reason=f"{module} is not installed")
+    output(
+        sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path, source, cwd=tmp_path
+    )
+    files = sorted(tmp_path.iterdir())
+    assert [file.name.rpartition(".")[2] for file in files] == ["whl", "gz"]
+    said = output(sys.executable, "-m", "twine", "check", "--strict", *files, cwd=tmp_path)
+    assert said.count("PASSED") == 2
+    with zipfile.ZipFile(files[0]) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+        about = email.message_from_bytes(archive.read(name))
+    assert about["Description-Content-Type"] == "text/markdown"
+    assert about["Author"] == "The cl_runner authors"
+    readme = about.get_payload()
+    assert "## Strategies" in readme
+    assert not re.findall(r"\]\((?!https://)", readme)
+
+
+PAGE = "![A picture](docs/a.png) [Page](docs/a.md#b), [below](#b), [paper](https://arxiv.org/abs/1)"
+
+
+def test_the_links_of_an_index_lead_to_the_repository_or_nowhere() -> None:
+    setup = runpy.run_path(str(REPOSITORY / "setup.py"))
+    absolute, repository = setup["absolute"], setup["repository"]
+    assert absolute(PAGE, "https://host/me/it") == (
+        "![A picture](https://host/me/it/raw/HEAD/docs/a.png) "
+        "[Page](https://host/me/it/blob/HEAD/docs/a.md#b), [below](#b), "
+        "[paper](https://arxiv.org/abs/1)"
+    )
+    assert absolute(PAGE, "") == " Page, [below](#b), [paper](https://arxiv.org/abs/1)"
+    named = 'license = "MIT"\n[project.urls]\nRepository = "https://host/me/it/"\n'
+    assert repository(named) == "https://host/me/it"

@@ -31,6 +31,7 @@ def refused(read: object, path: Path) -> str:
     return str(caught.value)
 
 
+@pytest.mark.unix
 @pytest.mark.parametrize("read", READERS)
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "pipe behind a link"])
 def test_only_regular_files_are_read(tmp_path, read, kind):
@@ -123,6 +124,7 @@ def test_a_status_that_is_none_of_ours_is_none(tmp_path, text):
     assert status.read(tmp_path) == status.jobs(tmp_path) == {}
 
 
+@pytest.mark.unix
 def test_a_status_that_is_a_pipe_is_none(tmp_path):
     os.mkfifo(tmp_path / status.STATUS)
     assert status.read(tmp_path) == {}

@@ -151,6 +151,7 @@ def test_a_folder_is_on_the_disk_with_all_above_it(tmp_path: Path, disk: list[st
     assert disk == ["flush a", "flush folder", *(f"flush {p.name}" for p in tmp_path.parents)]
 
 
+@pytest.mark.unix
 def test_a_system_that_flushes_no_folder_is_no_failure(tmp_path: Path, monkeypatch) -> None:
     """Windows opens none, and some file systems flush none; a disk that fails is told."""
     fsync, open_ = os.fsync, os.open

@@ -23,7 +23,7 @@ from cl_runner.results import status
 from cl_runner.results.columns import reproducible
 from cl_runner.results.files import read_rows, write_rows
 from cl_runner.results.matrices import read_accuracies, read_matrix, summarise
-from cl_runner.results.names import CHECKPOINT
+from cl_runner.results.names import CHECKPOINT, MODEL, MODEL_MEMORY
 from cl_runner.running import loop, messages, prepare, record
 from cl_runner.running.loop import run
 from cl_runner.running.tasks import initial_state
@@ -285,7 +285,8 @@ def test_what_a_kill_left_of_a_complete_run_is_removed(configure, tmp_path, keep
     for name in (CHECKPOINT, ".status.json.4711.part", ".users.part"):
         (tmp_path / name).write_text("left")
     assert run(dataclasses.replace(config, resume=True), tmp_path) == expected
-    left = FILES | {".users.part"} | ({CHECKPOINT, WEIGHTS} if keep == "true" else set())
+    kept = {CHECKPOINT, WEIGHTS, MODEL, MODEL_MEMORY} if keep == "true" else set()
+    left = FILES | {".users.part"} | kept
     assert {path.name for path in tmp_path.iterdir()} == left
 
 
@@ -487,3 +488,11 @@ def test_jobs_say_a_line_each_and_their_notes_once(configure, tmp_path, capsys, 
     assert len(lines) == 2
     for i, line in enumerate(lines, 1):
         assert re.fullmatch(f"job {i} of 2 · {words}", line)
+
+
+CHECKOUT = Path(__file__).parents[1]
+
+
+@pytest.mark.skipif(not (CHECKOUT / ".git").exists(), reason="this is no checkout")
+def test_the_commit_of_a_checkout_is_known():
+    assert re.fullmatch(r"[0-9a-f]{7,40}\+?", str(record.commit()))

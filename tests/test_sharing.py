@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -46,7 +45,7 @@ def test_a_gpu_is_free_again_when_its_run_is_killed(tmp_path):
     assert process.stdout.readline() == "0\n"
     with cores_and_gpus.gpu(2, tmp_path) as index:
         assert index == 1
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.communicate(timeout=60)
     with cores_and_gpus.gpu(2, tmp_path) as index:
         assert index == 0
@@ -76,6 +75,7 @@ def test_a_gpu_that_others_have_filled_is_not_taken(tmp_path):
         assert index == 0
 
 
+@pytest.mark.unix
 def test_the_folder_of_locks_is_the_users_alone(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     folder = tmp_path / f"cl-run-gpus-{os.getuid()}"
@@ -132,6 +132,7 @@ def test_how_many_jobs_run_at_once(name, settings, jobs, expected):
     assert cores_and_gpus.at_once({"_target_": f"any.{name}", **settings}, jobs) == expected
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux's way to give cores")
 def test_cores_are_those_that_the_process_may_use():
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from cl_runner.machine.signals import Interrupted, Stop, stoppable
+from cl_runner.machine.signals import NUMBERS, OF_TERMINALS, Interrupted, Stop, stoppable
 
 
 def steps(stop: Stop, *signals: int, check: bool = False) -> None:
@@ -21,7 +21,7 @@ def steps(stop: Stop, *signals: int, check: bool = False) -> None:
 
 
 pytestmark = pytest.mark.usefixtures("heeded")
-CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+CODES = [(number, 128 + number) for number in NUMBERS]  # as shells have it
 
 
 @pytest.mark.parametrize(("number", "code"), CODES)
@@ -56,7 +56,7 @@ def test_handlers_are_for_the_time_of_a_run_only():
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", OF_TERMINALS)
 def test_what_is_ignored_stays_ignored(number):
     """As in a job that nohup started."""
     before = signal.signal(number, signal.SIG_IGN)
@@ -119,6 +119,7 @@ def run_until_preempted(events: list[str]) -> None:
             events.append("saved")
 
 
+@pytest.mark.unix
 def test_a_preempted_run_is_saved_before_its_batch_system_is_told():
     """Submitit has a handler for the signal, which queues the job again and exits."""
     events = []

@@ -108,6 +108,7 @@ def test_a_failure_before_the_first_task_is_told_too(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.unix
 def test_a_file_of_someone_else_is_no_state(tmp_path: Path) -> None:
     for text in ("[]", "nonsense", "", "[" * 10**5, '{"state": "fine"}', '{"state": [1]}'):
         (tmp_path / "status.json").write_text(text)
@@ -129,6 +130,7 @@ def test_a_value_of_another_kind_is_left_out(about: dict[str, object], tmp_path:
     assert line.split() == ["failed", str(tmp_path)]
 
 
+@pytest.mark.unix
 def test_a_reason_commands_no_terminal_and_is_one_line(tmp_path: Path) -> None:
     reason = "lost\x1b]0;title\x07\r\n\x9b2J\u202e in \N{GREEK SMALL LETTER ALPHA}"
     (tmp_path / "status.json").write_text(json.dumps({"state": "failed", "reason": reason}))
@@ -157,6 +159,7 @@ def test_a_complete_run_is_never_called_failed(tmp_path: Path) -> None:
     assert status.state(tmp_path) == "complete"
 
 
+@pytest.mark.unix
 def test_only_processes_of_this_command_are_told_to_stop(tmp_path: Path, monkeypatch) -> None:
     """Whatever number a status.json may hold: -1 stands for all processes of the user."""
     worker = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
@@ -178,7 +181,7 @@ def test_the_hint_how_to_go_on_can_be_pasted(name: str, tmp_path: Path, monkeypa
     monkeypatch.setattr(folders, "sweeps", [tmp_path / name])
     hint = folders.how_to_go_on().removeprefix("; to go on: the same command with ")
     where, resume = shlex.split(hint)
-    assert OverridesParser.create().parse_override(where).value() == str(tmp_path / name)
+    assert Path(OverridesParser.create().parse_override(where).value()) == tmp_path / name
     assert resume == "resume=true"
 
 
@@ -203,6 +206,7 @@ def test_a_job_stays_in_its_sweeps_folder(cl_run, subdir: str, tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.unix
 @pytest.mark.parametrize(
     ("args", "reason"),
     [

@@ -138,7 +138,7 @@ def test_a_run_records_each_shape_of_batch_once_for_all_tasks(prepared, monkeypa
     for engine in ("eager", "graph"):
         toy = ("benchmark.num_tasks=3", "benchmark.train_samples=130", "training.epochs=2")
         _, strategy, env = prepared(*toy, "training.batch_size=32", *case)
-        env.engine, env.meter.display = engine, Sizes()  # a CPU is refused graphs
+        env.engine, env.meter.displays = engine, [Sizes()]  # a CPU is refused graphs
         s = initial_state(strategy, env)
         for task in env.stream:
             s = train_task(strategy, s, task, env)

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from cl_runner.cli import choices, renamed
 from cl_runner.cli.typed import is_list, understood, unknown_option
+from cl_runner.config.versions import BASE
 from cl_runner.errors import UserError
 from cl_runner.results import naming
 from hydra_plugins.cl_runner_launcher import ListingSweeper
@@ -218,7 +219,7 @@ class Sweeps:
 @pytest.fixture(autouse=True)
 def _hydra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(naming, "_planned", {})
-    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+    with initialize_config_module("cl_runner.conf", **BASE):
         yield
 
 

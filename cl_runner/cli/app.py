@@ -21,16 +21,16 @@ from signal import SIGTERM
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from cl_runner import __version__
-from cl_runner.cli import advise, catalogue, overview
+from cl_runner.cli import advise, catalogue, export, overview
 from cl_runner.cli.failures import check_search, failed, known
 from cl_runner.cli.messages import SHOW_TRACEBACK, explain, print_error
 from cl_runner.cli.resume import continued, said
 from cl_runner.cli.search_path import compose_once, share_the_store, with_yaml_of_plugins
-from cl_runner.cli.several import concluded, run_seeds, run_together
+from cl_runner.cli.several import concluded, run_seeds, run_together, title
 from cl_runner.cli.typed import flags, understood
+from cl_runner.config import versions
 from cl_runner.config.outline import checked
 from cl_runner.config.schema import Config
 from cl_runner.errors import check
@@ -40,13 +40,14 @@ from cl_runner.machine.ram import begin_collecting
 from cl_runner.machine.signals import Interrupted, stoppable
 from cl_runner.results import status
 from cl_runner.results.names import OVERRIDES, TRACEBACK
-from cl_runner.sweeping import folders, merge
+from cl_runner.sweeping import count, folders, merge
+from cl_runner.version import __version__
 from hydra_plugins import cl_runner_launcher as launcher
 
 log = logging.getLogger("cl_runner")
 
 
-@hydra.main(version_base="1.3", config_path="pkg://cl_runner.conf", config_name="config")
+@hydra.main(**versions.MAIN, config_path="pkg://cl_runner.conf", config_name="config")
 def app(cfg: DictConfig) -> float | None:
     """One run, alone or as a job of a sweep; returns the final ACC, for optimisers.
 
@@ -80,7 +81,7 @@ def app(cfg: DictConfig) -> float | None:
 
             begin_collecting()
             if in_sweep:
-                return run(of_sweep(config, out), out, overrides, job=title(out))
+                return run(of_sweep(config, out), out, overrides, job=title(job, out))
             return run(config, out, overrides)
     except Exception as caught:  # noqa: BLE001 - a bug in one job must not end a sweep
         error = known(caught, out, cfg)
@@ -112,13 +113,6 @@ def of_sweep(config: Config, out: Path) -> Config:
     return status.going_on(config, out)
 
 
-def title(out: Path) -> str:
-    """Which job of a sweep this is; how many there are is known unless a search asks for them."""
-    job = HydraConfig.get()
-    own, asked = job.job.num + 1, len(status.jobs(Path(job.sweep.dir)))
-    return f"job {own} of {asked} · {out.name}" if own <= asked else f"job {own} · {out.name}"
-
-
 def main() -> None:
     """The entry point of `cl-run`."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
@@ -140,14 +134,15 @@ def main() -> None:
 def answer(args: Sequence[str]) -> int:
     """Do what the command says; whatever goes wrong ends in one line. Returns the exit code."""
     try:
-        OmegaConf.register_new_resolver("cl_run.groups", catalogue.groups_shown, replace=True)
+        versions.register_resolver("cl_run.groups", catalogue.groups_shown)
         code = answered(args)
         if code is None:
             launcher.register(run_together, concluded)
             sys.argv[1:] = continued(with_yaml_of_plugins(understood(args)))
             compose_once(sys.argv[1:])
             share_the_store()
-            app()
+            with count.sweep:
+                app()
     except SystemExit as stop:
         if stop.__cause__ is None and stop.code != SIGTERM:  # with that number Ray ends
             raise
@@ -160,6 +155,7 @@ def answer(args: Sequence[str]) -> int:
         return code or 0
     if explain(error)[0] != 2:
         merge.gather(tell=not isinstance(error, KeyboardInterrupt))
+    logging.disable()  # what is still logged at exit would make a folder's log file anew
     folders.discard()
     return print_error(error)
 
@@ -171,6 +167,8 @@ def answered(args: Sequence[str]) -> int | None:
             return overview.main(rest)
         case ["advise", *rest]:
             return advise.main(rest)
+        case ["export", *rest]:
+            return export.main(rest)
         case ["list" | "explain" as command, *rest]:
             return catalogue.main(command, rest)
         case ["--version"]:

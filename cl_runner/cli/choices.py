@@ -22,6 +22,7 @@ GROUPS = {  # as `cl-run list` names them
     "models": "model",
     "adapters": "adapter",
     "optimizers": "optimizer",
+    "loggers": "logger",
     "experiments": "experiment",
 }
 
@@ -151,7 +152,7 @@ def entries(text: str, prefix: str = "") -> Iterator[tuple[str, str]]:
 def described() -> dict[str, dict[str, str]]:
     """Of each file with keys (a strategy=ewc, say), the keys with dots and the lines that tell."""
     found = {"": dict(entries(text("", "config")))}
-    for group in ("training", "benchmark", "model", "adapter", "optimizer", "strategy"):
+    for group in ("training", "benchmark", "model", "adapter", "optimizer", "logger", "strategy"):
         for name in options(group):
             label = group if group == "training" else f"{group}={name}"
             found[label] = dict(entries(text(group, name), f"{group}."))

@@ -87,6 +87,7 @@ def bug(error: Exception, out: Path, whose: str) -> Bug:
     except OSError:
         where = "cannot be written to"
     told = Bug(f"{whose}: {name}: {one_line(str(error))}; the traceback {where} {path}")
+    told.__cause__ = error
     with suppress(UserError):
         status.fail(out, told, exception=name, traceback=path.name)
     return told

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
@@ -30,8 +31,12 @@ def print_error(error: BaseException) -> int:
     return 1 if code is None else code
 
 
-def explain(error: BaseException) -> tuple[int | None, str]:
-    """The exit code and the line for an error; no code means that it is unforeseen."""
+def explain(error: BaseException, args: Sequence[str] | None = None) -> tuple[int | None, str]:
+    """The exit code and the line for an error; no code means that it is unforeseen.
+
+    args: what was typed; None: the process's own arguments.
+    """
+    args = sys.argv[1:] if args is None else args
     match error:
         case KeyboardInterrupt():
             code = error.exit_code if isinstance(error, Interrupted) else 130
@@ -42,7 +47,7 @@ def explain(error: BaseException) -> tuple[int | None, str]:
             hint = "write key=value, and quote a value with special characters: 'key=\"a=b\"'"
             return 2, one_line(f"cannot read {error.override}: {hint}")
         case MissingConfigException(missing_cfg_file=str(path), options=list(options)):
-            return 2, one_line(unknown_option(*whole(path, options)))
+            return 2, one_line(unknown_option(*whole(path, options), args))
         case HydraException(__cause__=ConfigKeyError() | ConfigAttributeError() as cause) if (
             OmegaConf.is_dict(cause.parent_node)
         ):
@@ -52,7 +57,7 @@ def explain(error: BaseException) -> tuple[int | None, str]:
         case UserError() | HydraException() | OmegaConfBaseException() | YAMLError() | OSError():
             return 2, one_line(reason(error))
         case ValueError():  # Hydra's own checks, which do not always name the override
-            return 2, one_line(f"{error} (given: {' '.join(sys.argv[1:])})")
+            return 2, one_line(f"{error} (given: {' '.join(args)})")
         case _ if type(error).__module__.partition(".")[0] in LAUNCHERS:
             return (
                 1,

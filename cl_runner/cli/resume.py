@@ -17,10 +17,11 @@ from cl_runner.config import outline
 from cl_runner.config.identity import ABOUT_THE_COMMAND
 from cl_runner.config.parse import validate
 from cl_runner.config.schema import SECTIONS
+from cl_runner.config.versions import AGAIN
 from cl_runner.errors import UserError, check
 from cl_runner.machine import reading
 from cl_runner.results.names import CONFIG, OVERRIDES
-from cl_runner.results.naming import plain
+from cl_runner.results.naming import plain, written
 
 # Values of `resume` that are no folder's name.
 YES_OR_NO = {"", "true", "false", "yes", "no", "on", "off", "1", "0", "null"}
@@ -49,8 +50,7 @@ def continued(args: Sequence[str]) -> list[str]:
     named = [listed(arg) for arg in options.overrides if arg.startswith("plugins=")]
     node = configuration_of(folder, named[-1] if named else None)
     store(node)
-    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    where = [f"hydra.run.dir='{quoted}'", "resume=true"]
+    where = [f"hydra.run.dir={written(str(folder))}", "resume=true"]
     return [f"--config-name={RESUMED}", *args[:i], *where, *args[i + 1 :]]
 
 
@@ -88,10 +88,11 @@ def store(node: Mapping[str, Any]) -> None:
     """Give Hydra a run's configuration, with our own `hydra` section, under the name RESUMED."""
     text = (files("cl_runner.conf") / CONFIG).read_text(encoding="utf-8")
     ours: Any = OmegaConf.to_container(OmegaConf.create(text))
-    defaults = [choice for choice in ours["defaults"] if "hydra/" in str(choice)]
-    command = {key: ours[key] for key in ABOUT_THE_COMMAND}
+    kept = ("hydra/", "logger")
+    defaults = [choice for choice in ours["defaults"] if any(name in str(choice) for name in kept)]
+    command = {key: ours[key] for key in ABOUT_THE_COMMAND & ours.keys()}
     whole = {"defaults": ["_self_", *defaults], **command, **node, "hydra": ours["hydra"]}
-    ConfigStore.instance().store(name=RESUMED, node=whole, provider="cl_runner")
+    ConfigStore.instance().store(name=RESUMED, node=whole, provider="cl_runner", **AGAIN)
 
 
 def said(out: Path) -> list[str]:

@@ -23,6 +23,7 @@ from cl_runner.results import status
 from cl_runner.results.names import CONFIG, OVERRIDES, STATUS, TRACEBACK
 from cl_runner.results.naming import plain
 from cl_runner.sweeping import folders
+from cl_runner.sweeping.count import jobs_shown
 
 if TYPE_CHECKING:
     from cl_runner.sweeping.job import Job
@@ -38,7 +39,8 @@ def run_together(composed: Sequence[DictConfig]) -> list[float | Exception | Non
             config = checked(cfg)
             check_search(config)
             if config.seeds is None and status.finished(out) is None:
-                jobs[i] = job_of(config, out, plain(whole.hydra.overrides.task))
+                asked = plain(whole.hydra.overrides.task)
+                jobs[i] = job_of(config, out, asked, title(whole.hydra, out))
         except UserError:
             continue  # told when the job is run alone
     if jobs:
@@ -52,7 +54,13 @@ def run_together(composed: Sequence[DictConfig]) -> list[float | Exception | Non
     return [jobs[i].outcome if i in jobs else None for i in range(len(composed))]
 
 
-def job_of(config: Config, out: Path, overrides: Sequence[str]) -> Job:
+def title(hydra: Any, out: Path) -> str:
+    """Which job of a sweep this is; how many there are is known unless a search asks for them."""
+    own, asked = hydra.job.num + 1, len(status.jobs(Path(hydra.sweep.dir)))
+    return f"job {own} of {asked} · {out.name}" if own <= asked else f"job {own} · {out.name}"
+
+
+def job_of(config: Config, out: Path, overrides: Sequence[str], title: str) -> Job:
     """A job to be trained together with others. Raises UserError if `out` is another run's."""
     from cl_runner.running.checkpoint import check_run  # torch, not before a configuration is valid
     from cl_runner.sweeping.job import Job
@@ -61,7 +69,7 @@ def job_of(config: Config, out: Path, overrides: Sequence[str]) -> Job:
     if config.resume:
         check_run(out, config.resolved)
     (out / TRACEBACK).unlink(missing_ok=True)
-    return Job(config, out, [o for o in overrides if not o.startswith("resume=")])
+    return Job(config, out, [o for o in overrides if not o.startswith("resume=")], title)
 
 
 def concluded(outcome: float | Exception) -> TaskFunction:
@@ -98,8 +106,9 @@ def run_seeds(cfg: DictConfig, out: Path, overrides: Sequence[str]) -> float:
     jobs = [seed_job(cfg, seed, out, overrides) for seed in config.seeds or []]
     status.ask_for(out, {job.out.name: job.overrides for job in jobs})
     (out / STATUS).unlink(missing_ok=True)  # of an attempt that did not come so far
-    run_all([job for job in jobs if status.finished(job.out) is None])
-    run_left(jobs)
+    with jobs_shown(out, "seeds", told=config.told):
+        run_all([job for job in jobs if status.finished(job.out) is None])
+        run_left(jobs)
     results, errors = [], []
     for job in jobs:
         if isinstance(job.outcome, Exception):
@@ -111,7 +120,7 @@ def run_seeds(cfg: DictConfig, out: Path, overrides: Sequence[str]) -> float:
             results.append(job.outcome)
     if results:
         text = merge_seeds(out, {job.config.seed: job.out for job in jobs})
-        if cfg.verbose:
+        if config.told:
             console.say(
                 f"{text}\n{len(results)} of {len(jobs)} seeds · results in {console.near(out)}"
             )
@@ -148,4 +157,6 @@ def seed_job(cfg: DictConfig, seed: int, out: Path, overrides: Sequence[str]) ->
     own = cfg.copy()
     own.seed, own.seeds, own.plots = seed, None, False  # the pictures show all seeds
     shared = [o for o in overrides if not o.startswith(("seed=", "seeds="))]
-    return job_of(validate(own), out / f"seed={seed}", [*shared, f"seed={seed}"])
+    seeds = list(cfg.seeds)
+    name = f"seed {seeds.index(seed) + 1} of {len(seeds)} · seed={seed}"
+    return job_of(validate(own), out / f"seed={seed}", [*shared, f"seed={seed}"], name)

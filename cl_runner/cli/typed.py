@@ -23,7 +23,8 @@ from cl_runner.cli import choices, renamed
 from cl_runner.config import schema
 from cl_runner.config.keys import dotted, nearest
 from cl_runner.config.keys import renamed as renamed_key
-from cl_runner.config.plugins import BENCHMARK, HINT, MODEL
+from cl_runner.config.outline import schemas
+from cl_runner.config.plugins import HINT
 from cl_runner.errors import UserError, check
 from cl_runner.machine.console import say
 
@@ -41,7 +42,7 @@ WORDS = {
     "verify": "write cl-compare verify PATH",
 }
 MANY = 80  # options: more are not listed in an error's line
-COMMANDS = ("list", "explain", "status", "advise")
+COMMANDS = ("list", "explain", "status", "advise", "export")
 
 
 def understood(args: Sequence[str]) -> list[str]:
@@ -176,14 +177,7 @@ def is_list(key: str) -> bool:
     if section == "strategy":
         lines = (told.get(key, "") for told in choices.described().values())
         return any(re.match(r"\w+: *\[", line) for line in lines)
-    schemas: tuple[Any, ...] = {
-        "": (schema.Config,),
-        "benchmark": tuple(own for own, _ in BENCHMARK.ours().values()),
-        "model": tuple(own for own, _ in MODEL.ours().values()),
-        "adapter": tuple(schema.ADAPTERS.values()),
-        "optimizer": tuple(schema.OPTIMIZERS.values()),
-    }.get(section, ())
-    types = {str(f.type) for schema in schemas for f in fields(schema) if f.name == name}
+    types = {str(f.type) for schema in schemas(section) for f in fields(schema) if f.name == name}
     return any(type_.startswith("list[") for type_ in types)
 
 
@@ -230,8 +224,8 @@ def deferred(overrides: dict[str, Any]) -> dict[str, str]:
     return replaced
 
 
-def unknown_option(group: str, name: str, options: list[str]) -> str:
-    """What to say about a file that a group of the configuration has not.
+def unknown_option(group: str, name: str, options: list[str], args: Sequence[str] = ()) -> str:
+    """What to say about a file that a group of the configuration has not. args: what was typed.
 
     An experiment of an old name is asked for in a file of the user's own: what is typed is read.
     """
@@ -242,16 +236,16 @@ def unknown_option(group: str, name: str, options: list[str]) -> str:
         (plural,) = (p for p, of in choices.GROUPS.items() if of == group)
         allowed = f"cl-run list {plural} shows all {len(options)}"
     if group in ("strategy", "benchmark", "model"):
-        allowed += f"; {place_of_yaml(group, name)}"
+        allowed += f"; {place_of_yaml(group, name, args)}"
     plugin = group in ("hydra/launcher", "hydra/sweeper")
     if plugin and (extra := name.partition("_")[0]) in (*LAUNCHERS, "optuna"):
         allowed += f"; it needs pip install 'cl_runner[{extra}]'"
     return f"unknown option {group}={name}{question}; {allowed}"
 
 
-def place_of_yaml(group: str, name: str) -> str:
+def place_of_yaml(group: str, name: str, args: Sequence[str]) -> str:
     """Where the YAML of something that is none of ours may be: a question to the user."""
-    named = any(arg.lstrip("+").startswith("plugins=") for arg in sys.argv[1:])
+    named = any(arg.lstrip("+").startswith("plugins=") for arg in args)
     return f"in a package of yours it is conf/{group}/{name}.yaml" if named else HINT
 
 

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from cl_runner import __version__
 from cl_runner.comparing.terminal import printable, printable_lines
 from cl_runner.errors import UserError, check
 from cl_runner.machine import console
 from cl_runner.results.names import COMPARISON
+from cl_runner.version import __version__
 
 if TYPE_CHECKING:
     from cl_runner.comparing.table import Comparison

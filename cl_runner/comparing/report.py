@@ -12,11 +12,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from cl_runner import __version__
-from cl_runner.comparing import render
+from cl_runner.comparing import pictures, render
 from cl_runner.comparing.advice import advice
-from cl_runner.comparing.figures.canvas import NoMatplotlib, image, pyplot
-from cl_runner.comparing.pictures import all_figures
+from cl_runner.comparing.figures.canvas import Files, NoMatplotlib, image, styled
 from cl_runner.comparing.render import Names, Sheet
 from cl_runner.comparing.runs import Run
 from cl_runner.comparing.table import Comparison, Group, StreamGroup
@@ -26,6 +24,7 @@ from cl_runner.errors import UserError, check
 from cl_runner.machine.reading import read_text, yaml_values
 from cl_runner.results import status
 from cl_runner.results.names import CONFIG, OVERRIDES
+from cl_runner.version import __version__
 
 GENERATOR = '<meta name="generator" content="cl-compare'  # by which a page of ours is known
 PAGE = Path(__file__).parent / "page"  # the template, its style and its script
@@ -234,8 +233,9 @@ def value(cell: str, of: str) -> str:
 
 def drawings(comparison: Comparison) -> Iterator[tuple[str, dict[str, str]]]:
     """Every picture without its title, with the section that it belongs to. Raises UserError."""
-    with pyplot("drawing") as plt:
-        for section, name, figure in all_figures(comparison, plt):
+    with styled("drawing"):
+        for section, name, draw in pictures.drawings(comparison):
+            figure = draw(Files)
             lines = figure.get_suptitle().splitlines()
             content = image(figure, "svg", title=False)
             yield (

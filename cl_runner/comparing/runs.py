@@ -13,7 +13,7 @@ from statistics import fmean
 from cl_runner.errors import UserError, check
 from cl_runner.results import status
 from cl_runner.results.columns import column_name, column_of, is_cost, is_metric, of_kind
-from cl_runner.results.files import DAMAGED, read_rows
+from cl_runner.results.files import DAMAGED, below, is_copy, read_rows
 from cl_runner.results.names import CALIBRATION_TABLE, STATUS, SUMMARY
 
 LONGEST = 60  # characters of a cell in a message
@@ -114,22 +114,32 @@ def read_runs(patterns: Sequence[str], *, once: bool = True) -> tuple[list[Run],
     runs = sorted(found.values(), key=lambda run: str(run.folder))
     if not once:
         return runs, notes
+    runs, repeated = counted_once(runs)
+    return runs, notes + repeated
+
+
+def counted_once(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Runs as they are compared: checked, each once, with calibration; and notes for the reader.
+
+    Raises UserError for what no run can have measured, and for results that contradict each other.
+    """
     for run in runs:
         _check_run(run)
-    runs, repeated = without_repetitions(runs)
-    return [calibrated(run) for run in runs], notes + repeated
+    once, notes = without_repetitions(runs)
+    return [calibrated(run) for run in once], notes
 
 
 def _files(patterns: Sequence[str], skipped: list[str]) -> Iterator[Path]:
     """The summary.csv files below the paths, and status.json where a job left nothing else."""
     for pattern in patterns:
         # glob.glob, because Path.glob takes no absolute patterns.
-        globbed = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+        there = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+        globbed = [path for path in there if not is_copy(Path(path))]
         matches = [pattern] if Path(pattern).exists() else globbed
         check(bool(matches), f"there is no file or folder {pattern}")
         for path in map(Path, matches):
             if path.is_dir():
-                files = [p for name in (SUMMARY, STATUS) for p in path.rglob(name)]
+                files = [p for name in (SUMMARY, STATUS) for p in below(path, name)]
                 yield from (p.resolve() for p in files if p.name == SUMMARY or not _explained(p))
                 if not files:
                     skipped.append(f"{path} (no {SUMMARY} in it)")
@@ -141,7 +151,7 @@ def _files(patterns: Sequence[str], skipped: list[str]) -> Iterator[Path]:
 
 def _explained(told: Path) -> bool:
     """Whether a job with this status.json has left more: its own summary, or runs in folders."""
-    inner = (p for name in (SUMMARY, STATUS) for p in told.parent.rglob(name))
+    inner = (p for name in (SUMMARY, STATUS) for p in below(told.parent, name))
     return any(path != told for path in inner)
 
 
@@ -168,14 +178,16 @@ def _table(path: Path) -> list[dict[str, str]]:
     check(known, f"{path} is no {SUMMARY} of cl-run: it has no column status")
     for row in rows:
         for name, cell in row.items():
-            steers = f"{path}: column {shown(name)} has a control character, in {shown(cell)}"
-            check(not CONTROL.search(name + cell), steers)
+            if CONTROL.search(name + cell):
+                where = f"{path}: column {shown(name)} has a control character"
+                raise UserError(f"{where}, in {shown(cell)}")
     return [{name: shortest(cell) for name, cell in row.items()} for row in rows]
 
 
 def shortest(cell: str) -> str:
     """A whole number without its `.0`, so that `10` and `10.0` are one setting; others as is."""
-    return cell[:-2] if re.fullmatch(r"-?\d+\.0", cell) else cell
+    whole = cell.endswith(".0") and re.fullmatch(r"-?\d+\.0", cell)
+    return cell[:-2] if whole else cell
 
 
 def _check_run(run: Run) -> None:

@@ -17,7 +17,7 @@ from cl_runner.errors import UserError, check
 from cl_runner.functional.metrics import Matrix
 from cl_runner.machine.reading import yaml_values
 from cl_runner.results.columns import is_metric, of_guard, of_kind, task_costs
-from cl_runner.results.files import read_rows
+from cl_runner.results.files import below, read_rows
 from cl_runner.results.matrices import (
     Curves,
     Matrices,
@@ -365,7 +365,7 @@ def of_merged(folder: Path) -> Iterator[str]:
     """A table of several runs says of each what its own summary.csv says."""
     rows = read_rows(folder / SUMMARY)
     named = {row.get("run") or f"seed={row.get('seed')}" for row in rows}
-    for path in sorted(folder.rglob(SUMMARY)):
+    for path in sorted(below(folder, SUMMARY)):
         name = path.parent.relative_to(folder).as_posix()
         inner = next(path.parent.glob(f"*/{SUMMARY}"), None)
         if inner is None and name not in named and first_row(path).get("status") == "complete":

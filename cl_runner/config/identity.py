@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # Top-level keys that are no part of a run.
-ABOUT_THE_COMMAND = {"seeds", "resume", "fail_fast", "missing_keys"}
+ABOUT_THE_COMMAND = {"seeds", "resume", "fail_fast", "missing_keys", "logger"}
 UNSET = ("plugins",)  # no part of a run that does not use them
 # Nor are these, where they are null or have this value.
 UNSET_WITHIN: dict[tuple[str, str], Any] = {
@@ -72,10 +72,10 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Which run a resolved configuration stands for: 16 hex digits of its SHA-256.
+    """16 hex digits that tell which run a resolved configuration stands for.
 
-    Of its JSON with sorted keys and 1 in the place of 1.0, without those that may change when a run
-    goes on.
+    They are the beginning of the SHA-256 of its JSON, with sorted keys and 1.0 written as 1, and
+    without the keys that may change when a run goes on (`IMMATERIAL`).
     """
     material = {k: v for k, v in flatten(config).items() if k not in IMMATERIAL}
     text = json.dumps(canonical(material), sort_keys=True)

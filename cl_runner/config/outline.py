@@ -15,7 +15,21 @@ from omegaconf import DictConfig
 
 from cl_runner.config.benchmarks import Sequence, Split
 from cl_runner.config.parse import parse, validate
-from cl_runner.config.schema import Config
+from cl_runner.config.plugins import BENCHMARK, MODEL
+from cl_runner.config.schema import (
+    ADAPTERS,
+    OPTIMIZERS,
+    SSL,
+    Budget,
+    Checkpoint,
+    Config,
+    Data,
+    Detector,
+    Energy,
+    Eval,
+    Guard,
+    Training,
+)
 from cl_runner.config.without_torch import names, source
 from cl_runner.errors import UserError, check, one_of
 
@@ -84,6 +98,29 @@ def outline(name: str) -> Any:
     base = names("cl_runner.strategies.base")["Strategy"]
     own = (c for c in module.values() if isinstance(c, type) and c.__module__ == module["__name__"])
     return next((c for c in own if issubclass(c, base) and c is not base), None)
+
+
+def schemas(section: str) -> tuple[Any, ...]:
+    """The classes that a section of the configuration may be of; "" is the top level.
+
+    Of strategies there are none here: see `outline`.
+    """
+    return {
+        "": (Config,),
+        "benchmark": tuple(own for own, _ in BENCHMARK.ours().values()),
+        "model": tuple(own for own, _ in MODEL.ours().values()),
+        "adapter": tuple(ADAPTERS.values()),
+        "optimizer": tuple(OPTIMIZERS.values()),
+        "data": (Data,),
+        "training": (Training,),
+        "ssl": (SSL,),
+        "detector": (Detector,),
+        "budget": (Budget,),
+        "guard": (Guard,),
+        "eval": (Eval,),
+        "energy": (Energy,),
+        "checkpoint": (Checkpoint,),
+    }.get(section, ())
 
 
 def checked(cfg: DictConfig) -> Config:

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cl_runner.config.identity import of_run
 from cl_runner.config.keys import RENAMED, renamed
+from cl_runner.config.loggers import LOGGERS, Loggers
 from cl_runner.config.plugins import BENCHMARK, MODEL, schema_of
 from cl_runner.config.schema import (
     ADAPTERS,
@@ -71,7 +72,7 @@ def parse(schema: type[T], node: Mapping[str, Any], section: str) -> T:
         if isinstance(value, bool) and field_.type in ("str", str):
             value = str(value).lower()  # noqa: PLW2901 - YAML's true, where a word is meant
         try:  # one by one, to tell which key is wrong
-            merged[field_.name] = value
+            OmegaConf.update(merged, field_.name, value, merge=False)
         except (OmegaConfBaseException, OverflowError):
             raise UserError(not_of_type(f"{prefix}{key}", field_.type, value)) from None
         if not OmegaConf.is_missing(merged, field_.name):
@@ -135,7 +136,8 @@ def validate(cfg: DictConfig) -> Config:
         raise UserError(str(error).splitlines()[0]) from None
     # The configuration of a run without them has neither detector, adapter nor ssl.
     node = {"detector": {}, "ssl": {}, "adapter": {"name": "none"}} | node
-    known = {f.name for f in dataclasses.fields(Config)} - {"resolved"}
+    loggers = loggers_of(node.pop("logger", None))
+    known = {f.name for f in dataclasses.fields(Config)} - {"resolved", "logger"}
     for key in node:
         check(key not in RENAMED, renamed(str(key)))
         check(key in known, f"unknown key {key}; known are {', '.join(sorted(known))}")
@@ -173,5 +175,15 @@ def validate(cfg: DictConfig) -> Config:
         energy=parse(Energy, node["energy"], "energy"),
         checkpoint=parse(Checkpoint, node["checkpoint"], "checkpoint"),
         strategy=node["strategy"],
+        logger=loggers,
         resolved=of_run(node),
     )
+
+
+def loggers_of(node: Any) -> Loggers:
+    """The loggers of a run, by name. Raises UserError, also where a library is not installed."""
+    check(node is None or isinstance(node, dict), "logger must be a group of keys")
+    for name, own in (node or {}).items():
+        one_of("logger", str(name), tuple(LOGGERS))
+        check(isinstance(own, dict), f"logger.{name} must be a group of keys")
+    return {name: parse(LOGGERS[name], own, f"logger.{name}") for name, own in (node or {}).items()}

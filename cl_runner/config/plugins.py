@@ -228,7 +228,7 @@ def place(error: BaseException, packages: Sequence[str]) -> Place | None:
         root = next((r for r in roots if path == r or r in path.parents), None)
         if root is not None:
             within = "" if function == "<module>" else f", in {function}"
-            line = f"{path.relative_to(roots[root])} line {number}{within}"
+            line = f"{path.relative_to(roots[root]).as_posix()} line {number}{within}"
             found = Place(line, raised=True)
         elif found is not None and OURS in path.parents:
             found = found._replace(raised=False)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
+from cl_runner.config.loggers import Loggers
 from cl_runner.errors import check, one_of
 
 SCENARIOS = ("task", "domain", "class")
@@ -22,6 +23,7 @@ SECTIONS = (
 )
 ENGINES = ("auto", "eager", "compile", "graph")
 ACTIONS = ("rollback", "stop", "warn")
+VERBOSE = ("true", "false", "full")
 # How convolutional models may start.
 CONVOLUTIONAL = ("default", "kaiming_fan_in", "kaiming_fan_out", "uniform_side")
 ALL_BUT_HEAD = "all_but_head"  # model.freeze
@@ -618,7 +620,7 @@ class Top:
     precision: str
     engine: str
     threads: int | None
-    verbose: bool
+    verbose: str  # false | true | full: of a sweep's jobs the matrices, too
     plots: bool = False
     resume: bool = False
     fail_fast: bool = False
@@ -631,6 +633,7 @@ class Top:
         one_of("device", self.device, ("auto", "cpu", "cuda", "mps"))
         one_of("precision", self.precision, PRECISIONS)
         one_of("engine", self.engine, ENGINES)
+        one_of("verbose", self.verbose, VERBOSE)
         one_of("missing_keys", self.missing_keys, ("refuse", "skip"))
         check(self.seed >= 0, f"seed must be at least 0, got {self.seed}")
         there = not self.plots or find_spec("matplotlib") is not None
@@ -644,6 +647,11 @@ class Top:
             self.threads is None or 1 <= self.threads <= 1024,
             f"threads must lie between 1 and 1024, got {self.threads}",
         )
+
+    @property
+    def told(self) -> bool:
+        """Whether the console is told how it goes."""
+        return self.verbose != "false"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -664,6 +672,7 @@ class Config(Top):
     energy: Energy
     checkpoint: Checkpoint
     strategy: Mapping[str, Any]  # parsed by cl_runner.strategies, which needs torch
+    logger: Loggers = field(default_factory=dict)
     resolved: Mapping[str, Any]  # plain values of what config.yaml holds
 
     def __post_init__(self) -> None:

@@ -42,6 +42,7 @@ class Arrays(NamedTuple):
     slice_test: Tensor | None = None  # [M] likewise
     slices: tuple[str, ...] = ()  # their names, in the order of the tasks
     remarks: tuple[str, ...] = ()  # on the data, to be told by every run on them
+    given: tuple[int, int, int] | None = None  # [C, H, W] before benchmark.resize; None: as x_train
 
 
 def check_free(what: str, needed: int) -> None:

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections import abc
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cl_runner.config.benchmarks import (
     Conditions,
@@ -83,7 +85,19 @@ def build_stream(
     x, x_test = (pad(images, config.pad_to) for images in (arrays.x_train, arrays.x_test))
     stream = function(config, arrays._replace(x_train=x, x_test=x_test), scenario)
     check_stream(stream, config, augmented=augmented)
-    return (in_three_channels(stream) if coloured else stream).on(device)
+    shown = in_three_channels(stream) if coloured else stream
+    return replace(shown, given=given(arrays, x, stream)).on(device)
+
+
+def given(arrays: Arrays, x: Tensor, stream: Stream) -> Tensor | None:
+    """No image [0, C, H, W], of the shape and type of the data set's.
+
+    x: the images, resized and padded, of which the stream was made. None where it shows others:
+    what a task does to images comes after that, and is no part of the model.
+    """
+    if stream.transform is not None or stream.x.shape[1:] != x.shape[1:]:
+        return None
+    return x.new_empty(0, *(arrays.given or arrays.x_train.shape[1:]))
 
 
 def check_stream(stream: Stream, config: Benchmark, *, augmented: bool) -> None:

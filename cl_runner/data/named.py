@@ -182,7 +182,8 @@ def _download(dataset: str, root: Path, obstacle: str, damage: str) -> Decoded:
         with told(f"{fault}, and its download failed", f"{remedy}, or {OFFLINE}"):
             if obstacle:
                 raise OSError(obstacle)
-            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+            if temporary.exists():  # of a process that was killed
+                shutil.rmtree(temporary)
             for archive, md5 in _files(cls)[1].items():
                 if (root / archive).exists():
                     right = datasets.utils.check_integrity(root / archive, md5)

@@ -26,6 +26,7 @@ from cl_runner.data.arrays import (
     tensors,
 )
 from cl_runner.errors import UserError, check, exhausted
+from cl_runner.machine import systems
 from cl_runner.machine.reading import regular
 
 HEADER = 2**16  # bytes; numpy refuses longer ones of arrays
@@ -108,7 +109,7 @@ def save(file: Path, arrays: Decoded) -> None:
             np.savez(stream, **arrays)  # type: ignore[arg-type]  # no key is allow_pickle
             stream.flush()
             os.fsync(stream.fileno())
-        part.replace(file)
+        systems.replace(part, file)
     except OSError:
         with suppress(OSError):
             part.unlink()

@@ -38,8 +38,9 @@ def read(
     """
 
     def resized(arrays: Arrays) -> Arrays:
+        channels, height, width = arrays.x_train.shape[1:]
         x, x_test = (resize(v, config.resize, device) for v in (arrays.x_train, arrays.x_test))
-        return arrays._replace(x_train=x, x_test=x_test)
+        return arrays._replace(x_train=x, x_test=x_test, given=(channels, height, width))
 
     def loaded(dataset: str) -> Arrays:
         return resized(load(dataset, root, path, tell, config.resize))

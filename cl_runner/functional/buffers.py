@@ -29,7 +29,7 @@ def sources(target: Tensor, capacity: int) -> Tensor:
 
 
 def write(held: Tensor, values: Tensor, source: Tensor) -> Tensor:
-    """What slots hold, [K, ...], after each took sample `source` [K] of `values` [B, ...]."""
+    """The slots' contents [K, ...] after slot k took sample `source[k]` of `values` [B, ...]."""
     taken = values.index_select(0, source.clamp_min(0))
     return torch.where((source >= 0).view(-1, *[1] * (held.dim() - 1)), taken, held)
 
@@ -41,7 +41,7 @@ def add(slots: Slots, new: Slots, target: Tensor) -> Slots:
 
 
 def course(held: Tensor, values: Tensor, source: Tensor) -> Tensor:
-    """What slots hold before each of W steps and after the last, [W + 1, K].
+    """The slots' contents before each of W steps and after the last, [W + 1, K].
 
     held: [K], before the first; in step w slot k takes sample `source`[w, k] of `values`[w], where
     it is not negative. values: [W, B]; source: [W, K].

@@ -19,7 +19,7 @@ PANEL = 256  # rows of a Gram matrix that are summed at once
 
 
 def unit(x: Tensor, bits: int = BITS) -> Tensor:
-    """What the last bit of each row of x [B, d] is worth, [B, 1], if its largest has so many."""
+    """The value of a row's last bit [B, 1], x [B, d], if its largest number has so many bits."""
     top = x.detach().amax(1, keepdim=True).clamp_min(1e-30)
     return torch.exp2(top.log2().floor() - (bits - 1))
 

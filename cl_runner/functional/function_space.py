@@ -1,4 +1,4 @@
-"""What a network says of some samples as a Gaussian process: how sure it is, and their kernel."""
+"""A network as a Gaussian process on some samples: its variances there, and their kernel."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def linear_factor(_: nn.Linear, a: Tensor) -> Tensor:
 
 
 def conv2d_factor(layer: nn.Conv2d, a: Tensor) -> Tensor:
-    """What of a [B, C, H, W] lies under the kernel at each of L positions: [B, C * kh * kw, L]."""
+    """The patches of a [B, C, H, W] under the kernel at its L positions: [B, C * kh * kw, L]."""
     assert isinstance(layer.padding, tuple)  # see has_rule
     return F.unfold(a, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
 

@@ -13,7 +13,8 @@ def mask_logits(logits: Tensor, active: Tensor | None) -> Tensor:
 def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
     """sum_b w_b v_b / sum_b w_b; 0 where all weights are 0. Shapes [B], [B] or None.
 
-    A value of weight 0 may be infinite, as the loss of a sample whose class is not active.
+    Values of weight 0 are ignored even if they are infinite, as the loss of a sample is whose class
+    is masked out.
     """
     if weight is None:
         return values.mean()

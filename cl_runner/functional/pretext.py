@@ -27,7 +27,7 @@ def draw_head(sizes: Sequence[int], generator: torch.Generator) -> Tensor:
 
 
 def perceptron(head: Tensor, sizes: Sequence[int], x: Tensor, *, normed: bool = False) -> Tensor:
-    """What it makes of x [n, sizes[0]]: [n, sizes[-1]], with a ReLU after each hidden layer.
+    """The perceptron's outputs [n, sizes[-1]] for x [n, sizes[0]]; a ReLU after each hidden layer.
 
     normed: hidden units are standardised over the batch before that.
     """

@@ -24,7 +24,7 @@ def project_half_space(g: Tensor, reference: Tensor) -> Tensor:
 
 
 def project_cone(g: Tensor, references: Sequence[Tensor], margin: float) -> Tensor:
-    """What GEM steps along: g [P] if its dot products with all references g_k [P] are >= 0.
+    """The direction of GEM's step: g [P] if its dot products with all references g_k [P] are >= 0.
 
     Otherwise, of the vectors for which they are, the one nearest to g + margin sum_k g_k. That is
     g + G^T v, with the references as the rows of G and v the minimum of the dual problem

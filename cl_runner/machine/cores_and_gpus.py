@@ -14,6 +14,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from cl_runner.machine import systems
+
 log = logging.getLogger(__name__)
 
 
@@ -79,7 +81,7 @@ def lock_folder() -> Path | None:
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         about = folder.lstat()
-        ours = stat.S_ISDIR(about.st_mode) and (about.st_uid == user or os.name == "nt")
+        ours = stat.S_ISDIR(about.st_mode) and (about.st_uid == user or systems.WINDOWS)
         if ours:
             folder.chmod(0o700)
     except OSError:

@@ -74,7 +74,8 @@ def of_processors(root: Path) -> Energy:
     packages = [
         folder
         for folder in sorted(root.glob("intel-rapl:*"))
-        if folder.name.count(":") == 1 and (folder / "name").read_text().startswith("package")
+        if folder.name.count(":") == 1
+        and (folder / "name").read_text(encoding="ascii").startswith("package")
     ]
     if not packages:
         raise FileNotFoundError(root)

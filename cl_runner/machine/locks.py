@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cl_runner.errors import UserError
+from cl_runner.machine import systems
 
 LOCK = ".lock"
 PATIENCE = 0.3  # seconds for a lock: `cl-run status` holds it for a moment
@@ -49,9 +50,28 @@ def locked(out: Path) -> Iterator[None]:
             with suppress(OSError):
                 (out / LOCK).unlink()
             lock.release()
+            if systems.WINDOWS:  # where no open file can be removed, neither ours nor another's
+                with suppress(OSError):
+                    (out / LOCK).unlink()
         if made:
             with suppress(OSError):
                 out.rmdir()
+
+
+@contextmanager
+def one_at_a_time(file: Path) -> Iterator[None]:
+    """Of the processes that share a file, one at a time in here; the others wait."""
+    from filelock import FileLock
+
+    lock = FileLock(file.with_name(f".{file.name}.lock"))
+    try:
+        lock.acquire(timeout=60)
+    except (OSError, NotImplementedError) as error:  # a Timeout among them
+        log.warning("%s cannot be locked: %s", file, error)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def held(out: Path) -> bool:

@@ -72,8 +72,10 @@ def keep_freed_memory() -> None:
 
 def on_amd() -> bool:
     """Whether this is an AMD CPU with AVX2, on which oneDNN's large products are faster."""
-    info = Path("/proc/cpuinfo")
-    vendor = info.read_text(encoding="utf-8") if info.exists() else platform.processor()
+    try:
+        vendor = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # not Linux
+        vendor = platform.processor()
     return "AuthenticAMD" in vendor and torch.backends.cpu.get_cpu_capability() in {
         "AVX2",
         "AVX512",

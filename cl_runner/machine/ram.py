@@ -42,7 +42,9 @@ def in_groups(root: Path, membership: Path, swap: int) -> int | None:
     swap: bytes that the machine has left of it, all of which a group may use, as far as is known.
     """
     try:
-        lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
+        lines = [
+            line.split(":", 2) for line in membership.read_text("utf-8", "replace").splitlines()
+        ]
     except OSError:
         return None
     left = []
@@ -62,13 +64,15 @@ def in_groups(root: Path, membership: Path, swap: int) -> int | None:
 def headroom(limit: Path, used: Path, stat: Path) -> int | None:
     """Limit - used + page cache; None without a limit."""
     try:
-        counts = dict(line.split() for line in stat.read_text().splitlines())
+        counts = dict(line.split() for line in stat.read_text(encoding="ascii").splitlines())
         # With "total_": version 1, for a group with those below it.
         cache = sum(
             int(counts.get(f"total_{k}", counts.get(k, 0)))
             for k in ("active_file", "inactive_file")
         )
-        return int(limit.read_text()) - int(used.read_text()) + cache
+        return (
+            int(limit.read_text(encoding="ascii")) - int(used.read_text(encoding="ascii")) + cache
+        )
     except (OSError, ValueError):  # no such files, or the limit is "max"
         return None
 
@@ -79,7 +83,7 @@ def address_space() -> int | None:
         import resource
 
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     except (ImportError, OSError, ValueError):
         return None
     return None if limit == resource.RLIM_INFINITY else limit - pages * resource.getpagesize()

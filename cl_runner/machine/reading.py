@@ -28,7 +28,12 @@ Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the former, of C, is t
 
 def regular(path: Path) -> BinaryIO:
     """An open file that is one: no folder, pipe or device. Raises UserError, or OSError."""
-    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        number = os.open(path, flags)
+    except PermissionError:  # on Windows of a folder, too
+        check(not path.is_dir(), f"{path} is no regular file")
+        raise
     file = os.fdopen(number, "rb")
     if not stat.S_ISREG(os.fstat(number).st_mode):
         file.close()

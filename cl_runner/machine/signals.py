@@ -1,4 +1,6 @@
-"""SIGINT, SIGTERM and SIGHUP: within a task a step is finished and the state saved, else all ends.
+"""What asks a run to stop: within a task a step is finished and the state saved, else all ends.
+
+SIGINT and SIGTERM, SIGHUP where there is one, and Windows's SIGBREAK.
 
 Batch systems send SIGTERM twice and more; a second one does not disturb what the first has begun.
 A second Ctrl-C does.
@@ -13,8 +15,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# What a system has not, such as Windows, it does not send.
-OF_TERMINALS = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]
+# What a system has not it does not send: Windows no SIGHUP, the others no SIGBREAK, which is
+# Ctrl-Break or the end of the console.
+OF_TERMINALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
+]
 NUMBERS = (*OF_TERMINALS, signal.SIGTERM)
 PREEMPTION = getattr(signal, "SIGUSR2", None)  # submitit's, which requeues the job
 PATIENCE = 2.0  # seconds in which a second SIGTERM is the first one's echo
@@ -58,7 +63,7 @@ class Stop:
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
-        """Meanwhile a first signal only asks: who takes the steps calls `check` after each."""
+        """Inside the block a first signal is only noted; `check`, called after a step, raises."""
         self._stepping = True
         try:
             yield
@@ -69,7 +74,7 @@ class Stop:
 
 @contextmanager
 def stoppable(before: Callable[[], None] = lambda: None) -> Iterator[Stop]:
-    """Route SIGINT, SIGTERM and SIGHUP to a Stop inside the block.
+    """Route NUMBERS to a Stop inside the block.
 
     Does nothing outside the main thread, or for a signal that was ignored before.
 

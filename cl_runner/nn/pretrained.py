@@ -11,6 +11,7 @@ from copy import copy
 from functools import cache
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from cl_runner.config import libraries, schema
@@ -38,9 +39,10 @@ class Pretrained(Network):
 
     def features(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, ...]; of no images, too, which not every library's network takes."""
-        some = x if len(x) else x.new_zeros(1, *x.shape[1:])
+        none = x.shape[0] == 0  # not len(x), of which a trace would keep the number
+        some = x.new_zeros(1, *x.shape[1:]) if none else x
         features: Tensor = self.__dict__["before_output"](some)
-        return features if len(x) else features[:0]
+        return features[:0] if none else features
 
     def train(self, mode: bool = True) -> Any:
         """As every module; of the copy only its own mode is not shared."""
@@ -144,10 +146,10 @@ def check_shapes(
     key = (config.name, config.arch, input_shape)
     if key in _fitting:
         return
-    from cl_runner.nn.networks import in_evaluation  # which has this module's models
-
     x = next(network.parameters()).detach().new_zeros(2, *input_shape)
-    logits = in_evaluation(network, x)
+    with torch.no_grad():
+        logits = network.eval()(x)
+    network.train()
     right = isinstance(logits, Tensor) and logits.shape == (2, outputs)
     check(right, f"model.arch={config.arch} has other outputs than a layer of classes")
     if x.device.type != "meta":

@@ -221,10 +221,7 @@ def larger_is_better(name: str) -> bool:
 
 
 def reproducible(name: str) -> bool:
-    """Whether a column of a run's files follows from the configuration alone: not from the clock.
-
-    Nor from what else the process holds in memory.
-    """
+    """Whether a column is the same when the run is repeated: false for times and peak memory."""
     column = column_of(name)
     return column is None or column.exact
 

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cl_runner.errors import UserError, check
+from cl_runner.machine import systems
 from cl_runner.machine.reading import LONG, read_text
 from cl_runner.results.titles import Titles, titled
 
 Row = Mapping[str, Any]
 FORMULA = tuple("=+-@\t\r")  # what a spreadsheet takes for a formula at the beginning of a cell
 DAMAGED = "the file is damaged"
+# Copies of a run's files that MLflow and Weights & Biases keep, below their own names of the run.
+COPY = re.compile(
+    r"/[0-9a-f]{32}/artifacts/[^/]+$"
+    r"|/(latest-run|(offline-)?run-[0-9]{8}_[0-9]{6}-[^/]+)/files/[^/]+$"
+)
 PART = re.compile(r"\.(?:[\w-]+\.(?:csv|json|yaml|safetensors|png))\.\d+\.part")  # see write_bytes
 
 
@@ -41,8 +46,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_folder(path.parent)
+        systems.replace(temporary, path)
+        systems.sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
@@ -50,26 +55,34 @@ def write_bytes(path: Path, content: bytes) -> None:
             temporary.unlink()
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush to the disk which files a folder has, where the system can: Windows cannot."""
-    try:
-        number = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # of Windows, or of a folder that may be written and not read
-        return
-    try:
-        os.fsync(number)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a file system that has no such flush
-            raise
-    finally:
-        os.close(number)
-
-
 def make_folder(folder: Path) -> None:
     """Make a folder for results; it and those above it, whoever made them, are on the disk."""
     folder.mkdir(parents=True, exist_ok=True)
     for above in folder.absolute().parents:
-        sync_folder(above)
+        systems.sync_folder(above)
+
+
+def check_writable(key: str, folder: Path) -> None:
+    """Raise UserError, naming the key that asks for it, unless a folder can be made and written."""
+    trial = folder / f".{os.getpid()}.trial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise UserError(f"{key}: cannot write {folder}: {error.strerror}") from None
+
+
+def below(folder: Path, name: str) -> Iterator[Path]:
+    """The files of a name in and below a folder, without the copies that loggers have of them."""
+    for path in folder.rglob(name):
+        if not is_copy(path):
+            yield path
+
+
+def is_copy(path: Path) -> bool:
+    """Whether a file is a logger's copy of a run's."""
+    return bool(COPY.search(path.as_posix()))
 
 
 def remove_leftovers(out: Path) -> None:

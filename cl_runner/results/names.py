@@ -15,6 +15,9 @@ BOUNDARY_TABLE = "boundaries.csv"  # with training.boundaries=detected
 CONFIG, OVERRIDES = "config.yaml", "overrides.yaml"
 STATUS, JOBS = "status.json", "jobs.json"
 CHECKPOINT = "checkpoint.safetensors"
+# With checkpoint.keep, beside the weights: what else makes the model (see running.model).
+MODEL, MODEL_MEMORY = "model.json", "model.safetensors"
 PRETRAINED = "pretrained.safetensors"  # with training.ssl, before the first task
 LOG, TRACEBACK = "cl-run.log", "traceback.txt"
+LOGGERS = "loggers.json"  # with logger=...: what the libraries call the run
 STATES = ("complete", "running", "interrupted", "failed", "killed", "missing")

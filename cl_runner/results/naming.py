@@ -22,7 +22,7 @@ from cl_runner.config.identity import (
     config_hash,
     of_run,
 )
-from cl_runner.results import status
+from cl_runner.config.versions import register_resolver
 
 LONGEST = 110  # characters; file systems take 255 bytes, eyes less
 SILENT = IMMATERIAL | (ABOUT_THE_COMMAND - {"seeds"})
@@ -95,6 +95,8 @@ def job(overrides: Sequence[str], sweep: str, *, _root_: DictConfig) -> str:
 
     A worker of a parallel launcher finds the plan in the list, jobs.json.
     """
+    from cl_runner.results import status  # which every import of the package would pay for
+
     own = digest(_root_=_root_)
     there = sorted(path.name for path in Path(sweep).glob(f"*-{own}"))
     listed = [name for name in status.jobs(Path(sweep)) if name.endswith(f"-{own}")]
@@ -105,7 +107,7 @@ def job(overrides: Sequence[str], sweep: str, *, _root_: DictConfig) -> str:
 
 def written(text: str) -> str:
     """A value as Hydra reads it from the command line: in quotes, unless it is a plain path."""
-    if re.fullmatch(r"[A-Za-z0-9_./-]+", text):
+    if re.fullmatch(r"([A-Za-z]:)?[A-Za-z0-9_./-]+", text):
         return text
     escaped = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text)
     return f"'{escaped}'"
@@ -118,7 +120,8 @@ def plain(overrides: Sequence[str]) -> list[str]:
 
 def telling(overrides: Sequence[str]) -> list[str]:
     """The overrides that identify the run; the rest do not change its folder."""
-    return [o for o in plain(overrides) if o.partition("=")[0].lstrip("+") not in SILENT]
+    keys = {o: o.partition("=")[0].lstrip("+") for o in plain(overrides)}
+    return [o for o, key in keys.items() if not {key, key.partition(".")[0]} & SILENT]
 
 
 def unique() -> str:
@@ -128,7 +131,7 @@ def unique() -> str:
 
 def register() -> None:
     """Make the resolvers known to OmegaConf; a second call changes nothing."""
-    OmegaConf.register_new_resolver("cl_run.slug", slug, replace=True)
-    OmegaConf.register_new_resolver("cl_run.job", job, replace=True)
+    register_resolver("cl_run.slug", slug)
+    register_resolver("cl_run.job", job)
     # Cached, so that all who ask during one command get the same folder.
-    OmegaConf.register_new_resolver("cl_run.unique", unique, replace=True, use_cache=True)
+    register_resolver("cl_run.unique", unique, use_cache=True)

@@ -21,7 +21,7 @@ from cl_runner.config.schema import Config, Eval
 from cl_runner.errors import UserError
 from cl_runner.machine.locks import held
 from cl_runner.machine.reading import json_values
-from cl_runner.results.files import DAMAGED, read_rows, write_text
+from cl_runner.results.files import DAMAGED, below, read_rows, write_text
 from cl_runner.results.names import JOBS, OVERRIDES, STATES, STATUS, SUMMARY
 
 LARGEST = {STATUS: 2**16, JOBS: 2**26}  # bytes: what is larger is no file of ours
@@ -141,7 +141,7 @@ def state(out: Path) -> str:
 
 def found(folder: Path) -> list[Path]:
     """The folders of the jobs in and below a folder; for seeds=[...] those of its seeds."""
-    sweeps = {path.parent for path in folder.rglob(JOBS)}
+    sweeps = {path.parent for path in below(folder, JOBS)}
     asked = {sweep / name for sweep in sweeps for name in jobs(sweep)}
-    begun = {path.parent for path in folder.rglob(STATUS)}
+    begun = {path.parent for path in below(folder, STATUS)}
     return sorted((asked | begun) - sweeps)

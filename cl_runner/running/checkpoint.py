@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import cl_runner
 from cl_runner.config.identity import IMMATERIAL, flatten
 from cl_runner.core import TrainState
 from cl_runner.errors import UserError, check
 from cl_runner.machine.reading import regular, yaml_values
-from cl_runner.results.files import remove_leftovers, sync_folder, write_bytes
+from cl_runner.machine.systems import replace, sync_folder
+from cl_runner.results.files import remove_leftovers, write_bytes
 from cl_runner.results.matrices import Curves, Matrices, Tables
 from cl_runner.results.names import CHECKPOINT, CONFIG, PRETRAINED
 from cl_runner.running.edits import Edits
@@ -44,6 +44,7 @@ from cl_runner.running.frame import (
 from cl_runner.running.guard import Backtest
 from cl_runner.running.representation import Grams
 from cl_runner.training.fit import Progress
+from cl_runner.version import __version__
 
 NEXT = "checkpoint.next.safetensors"  # one that is about to take the place of CHECKPOINT
 FORMAT = 4  # of the file; another number, another meaning
@@ -85,7 +86,7 @@ def save_all(parts: Sequence[tuple[Path, Saved, Mapping[str, Any]]]) -> None:
     for out, saved, config in parts:
         write_bytes(out / NEXT, serialised(saved, config))
     for out, _, _ in parts:
-        (out / NEXT).replace(out / CHECKPOINT)
+        replace(out / NEXT, out / CHECKPOINT)
         sync_folder(out)
 
 
@@ -100,7 +101,7 @@ def settle(folders: Sequence[Path]) -> None:
     for out in there:
         with suppress(OSError):  # a folder that cannot be written is told when the run begins
             if written:
-                (out / NEXT).replace(out / CHECKPOINT)
+                replace(out / NEXT, out / CHECKPOINT)
                 sync_folder(out)
             else:
                 (out / NEXT).unlink()
@@ -144,7 +145,7 @@ def serialised(saved: Saved, config: Mapping[str, Any]) -> bytes:
     text = json.dumps(content)  # keys in their order: that of the columns of tables
     header = {
         "format": str(FORMAT),
-        "cl_runner": cl_runner.__version__,
+        "cl_runner": __version__,
         "content": text,
         "checksum": checksum(text, tensors),
     }
@@ -176,7 +177,7 @@ def load(out: Path, config: Mapping[str, Any], frame: Frame) -> Saved | None:
     except (OSError, SafetensorError):
         raise UserError(damaged) from None
     check("format" in header, f"{path} is no checkpoint of cl-run")
-    for what, ours in (("format", str(FORMAT)), ("cl_runner", cl_runner.__version__)):
+    for what, ours in (("format", str(FORMAT)), ("cl_runner", __version__)):
         theirs = header.get(what)
         message = (
             f"{path} was written by another version: {what} {short(theirs)} there, {ours} here"

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from shutil import get_terminal_size
 
 from cl_runner.config.schema import Config
 from cl_runner.core import TrainState
@@ -18,11 +16,12 @@ from cl_runner.errors import Diverged, UserError
 from cl_runner.functional.metrics import acc
 from cl_runner.machine.console import near, say
 from cl_runner.machine.signals import Stop, stoppable
-from cl_runner.results import files, status, text
-from cl_runner.running import checkpoint, features, guard, needs, pretraining, together, weights
+from cl_runner.results import files, status
+from cl_runner.running import checkpoint, features, guard, model, needs, pretraining, together
 from cl_runner.running.checkpoint import Saved
 from cl_runner.running.evaluation import readings
 from cl_runner.running.frame import frame_of
+from cl_runner.running.loggers.switch import check_places
 from cl_runner.running.messages import (
     dear,
     logged,
@@ -36,6 +35,7 @@ from cl_runner.running.progress import display
 from cl_runner.running.record import RunFiles
 from cl_runner.running.stacked import StackedStep
 from cl_runner.running.tasks import Member, Observer, initial_state, restored, train_task
+from cl_runner.running.told import tell
 from cl_runner.strategies.parts.pretext import with_head
 from cl_runner.training.fit import AfterStep, Progress, Steps
 
@@ -97,25 +97,17 @@ def run_alone(config: Config, out: Path, overrides: Sequence[str], job: str) -> 
     train_runs([one], say_once if job else say)
     if one.end is not None:
         raise one.end
-    tidy(config, out)
-    own, *others = readings(config.scenario)
-    if config.verbose and job:
-        columns = one.files.columns()
-        reached = text.in_words(columns) or text.further(columns)
-        say(" · ".join(filter(None, [job, reached, f"{one.files.seconds:.1f} s"])))
-    elif config.verbose:
-        columns = one.files.columns()
-        width = get_terminal_size().columns if sys.stdout.isatty() else None
-        say(text.format_matrix(one.files.matrices["test", own], one.files.titles.tasks, width))
-        say(text.format_metrics(columns, [own, *others]))
-        asked = config.eval.online or config.eval.tasks != "all"
-        asked = asked or one.files.edits is not None or one.files.base
-        if asked and (further := text.further(columns)):
-            say(further)
-        say(f"{one.files.seconds:.1f} s · results in {near(out)}")
-    if config.plots:
-        draw_pictures(config, out)
+    if config.told:
+        say_results(one, job)
+    conclude(one)
     return final_acc(one.files)
+
+
+def say_results(run: Run, job: str) -> None:
+    """Say what a run that is complete has reached."""
+    own, reading = run.files, readings(run.config.scenario)[0]
+    R = own.matrices["test", reading]
+    tell(run.config, own.out, job, own.columns(), R, own.titles.tasks)
 
 
 def open_run(
@@ -134,6 +126,7 @@ def open_run(
     s, saved = initial_state(strategy, env), None
     if config.resume:
         saved = checkpoint.load(out, config.resolved, frame_of(config, strategy, s, env))
+    check_places(config, out)
     own = RunFiles(config, strategy, env, out, overrides, started, members)
     if saved is None:
         return Run(config, member, own, s)
@@ -153,8 +146,8 @@ def train_runs(runs: Sequence[Run], aloud: Callable[[str], None] = say) -> None:
     names = [task.name for task in first.member.env.stream]
     tasks = len(names)
     try:
-        with stoppable() as stop, display(names, first.config.verbose) as bar:
-            first.member.env.meter.display = bar
+        with stoppable() as stop, display(names, first.task, told=first.config.told) as bar:
+            first.member.env.meter.displays += [bar] if bar else []
             alive = begun(runs, aloud)
             step = StackedStep([run.member for run in alive]) if len(alive) > 1 else None
             for t in range(first.task, tasks if alive else 0):
@@ -168,10 +161,7 @@ def train_runs(runs: Sequence[Run], aloud: Callable[[str], None] = say) -> None:
                 if not alive:
                     return
         for run in alive:
-            complete = run.task == tasks
-            if complete and run.config.checkpoint.keep:
-                weights.save(run.files.out, run.s, run.member.env)
-            run.files.write("complete" if complete else "interrupted")
+            close(run)
     except BaseException as error:
         for run in alive:
             with run.logged():
@@ -183,8 +173,21 @@ def train_runs(runs: Sequence[Run], aloud: Callable[[str], None] = say) -> None:
             run.member.env.flat.steps.clear()
 
 
+def close(run: Run) -> None:
+    """Write the files of a run that has come to its end, or that ends since another one failed."""
+    complete = run.task == len(run.member.env.stream)
+    if complete and run.config.checkpoint.keep:
+        model.save(run.files.out, run.config, run.member, run.s)
+    run.files.write("complete" if complete else "interrupted")
+    if not complete:
+        run.files.loggers.end("interrupted")
+
+
 def begun(runs: Sequence[Run], aloud: Callable[[str], None]) -> list[Run]:
     """Do what comes before the first step; those runs that did not diverge in it."""
+    for run in runs:
+        with run.logged():
+            run.files.begin_logging()
     phase = pretraining.comes_before(runs[0].config)
     alive = pretrained(runs, aloud) if phase else list(runs)
     for run in alive:
@@ -405,6 +408,15 @@ def lap(runs: Sequence[Run], name: str | None = None) -> None:
     """Count each run's share of the seconds since the last lap (see Meter.lap)."""
     for run in runs:
         run.member.env.meter.lap(name)
+
+
+def conclude(run: Run) -> None:
+    """What is left to do for a run that is complete: no file too much, and the pictures."""
+    config, out = run.config, run.files.out
+    tidy(config, out)
+    if config.plots:
+        draw_pictures(config, out)
+    run.files.loggers.end("complete")
 
 
 def tidy(config: Config, out: Path) -> None:

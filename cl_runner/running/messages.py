@@ -92,7 +92,7 @@ def listed(names: Sequence[str]) -> str:
 def print_and_log(config: Config, text: str, aloud: Callable[[str], None] = say) -> None:
     """A line for the log, and for the console unless verbose=false."""
     log.info("%s", text)
-    if config.verbose:
+    if config.told:
         aloud(text)
 
 

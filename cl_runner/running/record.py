@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-import cl_runner
 from cl_runner.config import identity
 from cl_runner.config.schema import Config
 from cl_runner.core import Stream, TrainState
@@ -44,12 +43,16 @@ from cl_runner.running.checkpoint import Saved
 from cl_runner.running.evaluation import evaluate, readings
 from cl_runner.running.footprint import footprint
 from cl_runner.running.guard import Backtest, ended, looked_back, row_of
+from cl_runner.running.loggers.library import STEPS, TASKS
+from cl_runner.running.loggers.switch import Switch
+from cl_runner.running.loggers.values import Losses, accuracies, known, so_far
 from cl_runner.running.representation import Grams, measured
 from cl_runner.strategies.base import Strategy
 from cl_runner.training import online
 from cl_runner.training.env import Env
 from cl_runner.training.fit import Progress
 from cl_runner.training.online import Counted
+from cl_runner.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +101,13 @@ class RunFiles:
         if self.titles.tasks:
             files.write_rows(out / TASK_TABLE, task_rows(env.stream))
         self.write_status("running")
+        self.loggers = Switch(config, out)
+        self.losses = Losses(env.meter)
+
+    def begin_logging(self) -> None:
+        """Begin, or go on with, what the loggers are told."""
+        self.loggers.begin(identity.flatten(self.config.resolved) | versions(self.env))
+        self.env.meter.displays += [self.losses] if self.loggers else []
 
     def saved(self, s: TrainState, task: int, progress: Progress | None = None) -> Saved:
         """What a checkpoint holds: next comes task `task`, or what remains of it."""
@@ -116,6 +126,7 @@ class RunFiles:
         if progress is not None:
             self.at(task, progress.step)
             self.write_status("running")
+            self.loggers.measured(STEPS, self.losses.taken())
         self.saved_at = time.perf_counter()
 
     def restore(self, saved: Saved, strategy: Strategy, s: TrainState) -> None:
@@ -159,6 +170,21 @@ class RunFiles:
                 files.write_rows(self.out / f"{name}.csv", titled(rows, self.titles))
         self.at(after_task, 0)
         self.write("running")
+        if self.loggers:
+            self.losses.close()
+            self.loggers.measured(STEPS, self.losses.taken())
+            self.loggers.measured(TASKS, [(after_task, self.told(after_task))])
+
+    def told(self, after_task: int) -> dict[str, float]:
+        """What the loggers are told after a task."""
+        R, costs = self.matrices["test", self.own], self.tables["costs"][-1]
+        values = accuracies("accuracy", R[after_task], R, self.titles)
+        if after_task:
+            rows, curves = so_far(after_task, self.matrices, self.within)
+            more = self.tables.get("online"), self.edited()
+            metrics = matrices.metric_columns(rows, self.own, curves, *more, base=self.base)
+            values |= known({f"metrics/{name}": value for name, value in metrics.items()})
+        return values | known({f"costs/{k}": v for k, v in costs.items() if k != "after_task"})
 
     def log_accuracy(self, after_task: int) -> None:
         """Log the mean accuracy on the tasks seen, or on those of them that were evaluated."""
@@ -168,6 +194,8 @@ class RunFiles:
         if len(there):
             name = self.env.stream[after_task - 1].name if after_task else ""
             log.info("after task %s: mean accuracy %.4f%s", name or after_task, there.mean(), of)
+            for display in self.env.meter.displays:
+                display.evaluated(after_task, float(there.mean()))
 
     def add_online(self, task: int, steps: Sequence[Counted]) -> None:
         """What the steps of task `task` (its index) predicted right."""
@@ -182,6 +210,10 @@ class RunFiles:
         for key, row in evaluate(strategy, s, self.env, shown=self.shown(task)).items():
             self.curves.setdefault(key, []).append([task, step, *row])
         self.env.meter.lap("evaluation_seconds")
+        if self.loggers:
+            R, row = self.matrices["test", self.own], self.curves["test", self.own][-1][2:]
+            within = accuracies("within", np.asarray(row), R, self.titles)
+            self.loggers.measured(STEPS, [*self.losses.taken(), (self.env.meter.steps, within)])
 
     def shown(self, done: int) -> range:
         """The indices of the tasks that are evaluated when `done` are trained."""
@@ -371,6 +403,7 @@ class RunFiles:
             status.fail(self.out, error)
         else:
             self.write("interrupted")
+        self.loggers.end("failed" if isinstance(error, Exception) else "interrupted")
 
     def at(self, index: int, step: int) -> None:
         """Where the run is: so many steps into task `index`; past the last one it stays there."""
@@ -418,7 +451,7 @@ def versions(env: Env) -> dict[str, Any]:
         "used_precision": env.precision,
         "used_engine": env.engine,
         "used_threads": torch.get_num_threads(),
-        "cl_runner_version": cl_runner.__version__,
+        "cl_runner_version": __version__,
         "commit": commit(),
         "torch_version": torch.__version__,
         "python_version": platform.python_version(),
@@ -428,10 +461,10 @@ def versions(env: Env) -> dict[str, Any]:
 @cache
 def commit() -> str | None:
     """The commit of the source tree that runs, marked `+` if changed; None outside a checkout."""
-    source = Path(__file__).parent
-    if not (source.parent / ".git").exists():
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
         return None
-    command = ["git", "-C", str(source), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -110,7 +110,7 @@ def length(strategy: Strategy, env: Env, progress: Progress, t: int) -> Plan:
 
 
 def times(strategy: Strategy, env: Env) -> int:
-    """For how many tasks the training on one stands, which takes the steps of as many."""
+    """How many tasks' steps the training on one task takes: T for `joint`, else 1."""
     return env.num_tasks if strategy.whole_sequence else 1
 
 

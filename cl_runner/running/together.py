@@ -87,14 +87,15 @@ class Together:
         self.pending.append(losses)
         if logits and epoch == 0 and i % self.env.training.passes == 0:
             self.predictions.add(logits[0], batch.get("active"))
-        for m in self.members:
+        first = losses[0]
+        for at, m in enumerate(self.members):
             meter = m.env.meter
             meter.known.setdefault(size, self.step.flops)
             meter.flops += self.step.flops
-            meter.step(epoch, size, losses[0])
+            meter.step(epoch, size, losses[at] if at and meter.displays else first)
 
     def check(self, first: int) -> None:
-        """Members that are not finite leave the others."""
+        """Take members whose losses or weights are not finite out of the stack."""
         if lost := self.lost(first, range(len(self.members))):
             self.leave(lost)
         self.pending = []
@@ -111,7 +112,7 @@ class Together:
         return found
 
     def leave(self, gone: Mapping[int, TrainState | Diverged | None]) -> None:
-        """Let members go, each with what it ended with; None: its state."""
+        """Take members out of the stack, each with its final state or exception; None: as it is."""
         states = unstack(self.step.states(), len(self.members))
         for i, end in gone.items():
             self.left[self.places[i]] = end or states[i]

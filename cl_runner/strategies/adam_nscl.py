@@ -91,5 +91,5 @@ class AdamNSCL(Strategy):
 
 
 def by_layer(memory: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
-    """What the memory has of a kind, by the names of the layers."""
+    """The memory's tensors of one kind, by the names of the layers."""
     return {k.removeprefix(kind): v for k, v in memory.items() if k.startswith(kind)}

@@ -60,11 +60,13 @@ class Strategy:
     def plan(
         self, memory: dict[str, Tensor], t: Tensor, window: Window, env: Env
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What W steps need and no network changes, worked out at once: `batch.plan`, [W, ...].
+        """Work out at once what W coming steps need and what depends on no network.
 
-        window: the steps' y, task and index [W, B] and noise [W, ...], without inputs; t: 0-d, the
-        current task. The second result is what the steps, by that plan, will make of `memory`: as
-        much of it as the plan of the next window starts from.
+        A buffer's draws are such: which slots each step replays, and which samples enter.
+        window: the steps' y, task and index [W, B] and noise [W, ...], without their inputs;
+        t: the current task, 0-d. Returns two dictionaries: what each step finds in `batch.plan`,
+        [W, ...], and those tensors of `memory`, as they will be after the W steps, from which the
+        plan of the next window starts.
         """
         return {}, {}
 
@@ -76,30 +78,33 @@ class Strategy:
         return {}
 
     def without_model(self) -> str:
-        """The setting by which the configured network has no part in the run; "": it has."""
+        """The setting by which the configured network is not used in the run; "" if it is used."""
         return ""
 
     def takes_features(self) -> bool:
-        """Whether what the frozen stages of a network make of the samples will do in their place.
+        """Whether the method can train on the features of frozen stages instead of the samples.
 
-        Not where the method looks at the samples themselves or at all layers. One that makes a
-        network of its own has to say so.
+        It cannot where it looks at the samples themselves or at all layers. A method that builds a
+        network of its own has to answer this itself.
         """
         return type(self).wrap is Strategy.wrap
 
     def notes(self, env: Env) -> Iterator[str]:
-        """What to know about the run before it starts, a line each."""
+        """Lines to print before the run starts: what the user should know about it."""
         yield from ()
 
     def remarks(self, s: TrainState, env: Env) -> Iterator[str]:
-        """What to know about a state after a task, a line each; the same line is said once."""
+        """Lines to print after a task: what the user should know about the state.
+
+        A line that was printed before is not printed again.
+        """
         yield from ()
 
     def needs_borders(self, scenario: str) -> str:
-        """Why it must be told where tasks begin, as part of a sentence; "": it need not be.
+        """Why it must be told where tasks begin, as part of a sentence; "" if it need not be.
 
-        Without borders no method below is called between the first step and the last, and `s.t`
-        stays 0.
+        A run without borders calls none of the once-per-task methods between its first step and its
+        last, and `s.t` stays 0.
         """
         acts = any(
             getattr(type(self), name) is not getattr(Strategy, name)
@@ -108,7 +113,7 @@ class Strategy:
         return "it acts where a task begins or ends" if acts else ""
 
     def needs_tasks(self, scenario: str) -> str:
-        """Why detected borders will not do, as part of a sentence; "": they will."""
+        """Why detected borders do not suffice, as part of a sentence; "" if they do."""
         if scenario in self.detectable or not self.needs_borders(scenario):
             return ""
         return f"it needs the tasks of the stream themselves where scenario={scenario}"
@@ -118,20 +123,27 @@ class Strategy:
     def training_set(
         self, s: TrainState, stream: Stream, t: int, env: Env
     ) -> tuple[Tensor, int | Tensor]:
-        """What task t trains on: rows [n] of the training set, and their task or tasks [n]."""
+        """The samples that task t trains on: rows [n] of the training set, and their task.
+
+        The task is one number for all rows, or a tensor [n].
+        """
         of = stream[t].of
         return stream[t].train, t if of is None else of
 
     def batch_size(self, t: int, env: Env) -> int:
-        """Samples of the stream in each step of task t."""
+        """How many samples of the stream each step of task t takes, B."""
         return env.training.batch_size
 
     def begin_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
-        """Before a task's first step."""
+        """The state before a task's first step; by default as it is."""
         return s
 
     def end_task(self, s: TrainState, task: Task, env: Env) -> TrainState:
-        """After a task's last step, before evaluation."""
+        """The state after a task's last step, before evaluation; by default as it is."""
+        return s
+
+    def settled(self, s: TrainState, env: Env) -> TrainState:
+        """The state as it is kept for use: `predict` needs no training sample with it."""
         return s
 
     def pictures(self, s: TrainState, env: Env) -> dict[str, Tensor]:
@@ -145,19 +157,34 @@ class Strategy:
     # Hot: once per step.
 
     def loss(self, theta: Tensor, s: TrainState, batch: Batch, env: Env) -> tuple[Tensor, Aux]:
-        """The loss, 0-d, whose gradient in theta [P] the step takes; aux holds the `logits`."""
+        """The loss, 0-d, whose gradient with respect to theta [P] the step follows.
+
+        The second result holds the `logits` [B, K]. By default the cross-entropy over the active
+        classes.
+        """
         logits = env.net(theta, batch.x, batch.task)
         loss = cross_entropy(logits, batch.y, batch.active, batch.weight)
         return loss, {"logits": logits}
 
     def step(self, s: TrainState, batch: Batch, env: Env) -> tuple[TrainState, Aux]:
-        """One training step; aux holds the `loss`."""
+        """The state after one training step; the second result holds the `loss`.
+
+        By default the gradient of `loss`, then the optimizer's step.
+        """
         grad, (loss, aux) = env.grad_and_value(self.loss)(s.theta, s, batch, env)
         return env.update(s, grad, spent=True), {**aux, "loss": loss}
 
     def predict(self, s: TrainState, x: Tensor, task: int, env: Env) -> Tensor:
-        """Logits [B, K] for inputs of a task; only task-incremental learning may use `task`."""
-        return env.net(s.theta, x, torch.full((len(x),), task, device=x.device))
+        """Logits [B, K] for inputs [B, C, H, W] of a task, in evaluation.
+
+        Only in task-incremental learning may `task` be used.
+        """
+        return env.net(s.theta, x, tasks_of(x, task))
+
+
+def tasks_of(x: Tensor, task: int) -> Tensor:
+    """The task of each of B inputs of one task, [B]; also where B is not known yet (exporting)."""
+    return x.new_full((x.shape[0],), task, dtype=torch.int64)
 
 
 def without_meaning(strategy: Strategy, where: str, *names: str) -> None:

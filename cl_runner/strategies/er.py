@@ -105,11 +105,11 @@ class ER(Strategy):
         return store(slots) | {"seen": seen}
 
     def empty_slots(self, theta: Tensor, env: Env) -> Slots:
-        """What a variant keeps of each sample besides its row and task, [K, ...], empty."""
+        """Empty tensors [K, ...] for what a variant stores with a sample besides row and task."""
         return {}
 
     def keep(self, s: TrainState, batch: Batch, aux: Aux, env: Env) -> Slots:
-        """What a variant keeps of the samples of a batch, [B, ...].
+        """What a variant stores with the samples of a batch, [B, ...], such as their logits.
 
         aux is that of the step; at the end of a task there is none, and the network is to answer in
         evaluation mode.

@@ -21,10 +21,10 @@ from cl_runner.training.env import Env
 class EREWC(ER):
     """ER's loss + lambda / 2 sum_p F_p (theta_p - theta*_p)^2: replay and EWC at once.
 
-    No paper's method, but an example to write your own combination after: one strategy is the base
-    class, the other comes in through the functions that it is made of. Here ER draws, joins and
-    remembers; what EWC adds is two vectors of memory, a term of the loss and a Fisher at the end of
-    a task. The penalties of the tasks are merged into one, as strategy=ewc does in its mode
+    This is no paper's method but an example of how to combine two strategies: one is the base
+    class, and the other comes in through the functions that it is made of. Here ER draws, joins and
+    remembers; EWC adds two vectors of memory, a term of the loss, and the Fisher information at the
+    end of a task. The penalties of the tasks are merged into one, as strategy=ewc does in its mode
     `separate`; the Fisher is that of the task's own samples, not of the buffer's. The keys mean
     what they mean for strategy=er and strategy=ewc. penalty `proximal`, stable at any lambda, takes
     its step after the optimizer's own; `loss` adds the penalty to the loss.

@@ -24,9 +24,10 @@ from cl_runner.training.env import Env
 class EWC(Strategy):
     """Loss + lambda / 2 sum_p F_p (theta_p - theta*_p)^2 (Kirkpatrick et al. 2017, eq. 3).
 
-    arXiv 1612.00796. F is the diagonal of the Fisher information: the mean over a task's samples
-    of each sample's squared gradient (`functional.importance`), never the square of a batch's mean
-    gradient.
+    arXiv 1612.00796. After each task, weights that it depends on are held near their values theta*
+    by a quadratic penalty, the stronger the larger their importance F. F is the diagonal of the
+    Fisher information: the mean over a task's samples of each sample's squared gradient
+    (`functional.importance`), never the square of a batch's mean gradient.
     - mode `separate`: one penalty per past task, around that task's own weights (the paper). Their
       sum is one quadratic, F = sum_t F_t around the F-weighted mean of the theta*_t, which is what
       is kept: the gradient is the same and the cost does not grow with the number of tasks.
@@ -37,7 +38,6 @@ class EWC(Strategy):
       (`Quadratic.proximal_step`): the same minimum, and stable at any lambda. `loss`: added to the
       loss, as the paper has it. With plain SGD the step on the penalty diverges once
       lr * lambda * max F > 2, which a stream of many tasks reaches, since F is their sum.
-    What is shown as the loss is without the penalty.
     - curvature `kron`: in the place of the diagonal a matrix for each layer, the Kronecker product
       A (x) G of the second moments of its inputs, a 1 appended for the bias, and of its outputs'
       derivatives (Ritter et al. 2018, 1805.07810; of convolutions Grosse & Martens 2016,
@@ -50,8 +50,10 @@ class EWC(Strategy):
       matrices per layer, its proximal step four, and SGD: the closed form needs one step size for
       all parameters, and Adam is refused. So are models with BatchNorm, and those in which other
       layers than Linear and Conv2d have parameters.
-    - overlap: each task's own Fisher is kept for `fisher_overlap.csv` (section 4.3 and fig. 2C).
-      It is no part of the method, and not counted as its memory.
+    - overlap `true`: each task's own Fisher information is kept for `fisher_overlap.csv` (section
+      4.3 and fig. 2C). It is no part of the method, and is not counted as its memory.
+
+    The loss that is shown while it trains is without the penalty.
     """
 
     regulariser: ClassVar[bool] = True

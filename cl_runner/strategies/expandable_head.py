@@ -59,7 +59,7 @@ class ExpandableHead(Strategy):
         return s._replace(memory=s.memory | {"seen": seen | new})
 
     def fresh_units(self, s: TrainState, task: Task, env: Env) -> Tensor:
-        """What the units of the new task begin as, [K, D + 1] with the bias last."""
+        """Initial weights of the new task's output units, [K, D + 1] with the bias last."""
         initial = s.memory["initial"]
         if self.new_units == "initial":
             return initial

@@ -17,11 +17,11 @@ from cl_runner.training.env import Env
 class FromScratch(Strategy):
     """In task t trains a newly initialised network on the shuffled union of tasks 1 .. t.
 
-    What practice does with a model that is trained again each month, and what any other way has to
-    be held against: nothing depends on what was trained before, and the cost grows with the data.
-    Each task has an initialisation of its own; the first has the run's. With model.weights those
-    weights take the place of new ones, each time. The same as strategy=cumulative with
-    restart=scratch.
+    This is what is mostly done in practice with a model that is trained again each month, so every
+    other way has to be held against it. Nothing depends on what was trained before, and the cost
+    grows with the data. Each task has an initialisation of its own; the first has the run's. With
+    model.weights those weights take the place of new ones, each time. It is the same as
+    strategy=cumulative with restart=scratch.
     """
 
     def begin_task(self, s: TrainState, task: Task, env: Env) -> TrainState:

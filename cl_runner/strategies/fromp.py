@@ -31,7 +31,7 @@ MEMORY_LIMIT = 4 * 2**30  # bytes
 
 @dataclass(frozen=True, kw_only=True)
 class FROMP(Strategy):
-    """What the network says of few memorable samples may not change (Pan et al. 2020, 2004.14070).
+    """Holds the network's answers to few memorable samples in place (Pan et al. 2020, 2004.14070).
 
     Loss + lambda / 2 sum_{i < t, c} (p - p')^T K^-1 (p - p'), with p [n] the probabilities of class
     c that the network gives to the n memorable samples of task i, p' those that it gave them when

@@ -17,9 +17,10 @@ from cl_runner.training.env import Env
 class FrozenFeatures(Strategy):
     """The trunk stays what the first task made of it, bit for bit ("feature extraction").
 
-    A baseline of Li & Hoiem 2017, arXiv 1606.09282. In task-incremental learning, where each task
-    has outputs of its own, nothing is forgotten and little is learnt. BatchNorm layers of the trunk
-    keep adapting their running statistics to the current task.
+    After the first task only the output layer is trained (a baseline of Li & Hoiem 2017, arXiv
+    1606.09282). In task-incremental learning, where each task has outputs of its own, nothing is
+    forgotten and little is learnt. BatchNorm layers of the trunk keep adapting their running
+    statistics to the current task.
     """
 
     uncounted = ("output",)  # follows from the architecture

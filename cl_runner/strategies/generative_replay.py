@@ -34,7 +34,7 @@ POSITIVE = (
 
 @dataclass(frozen=True, kw_only=True)
 class GenerativeReplay(Strategy):
-    """Replays what a generator, trained along, makes of the past (Shin et al. 2017, 1705.08690).
+    """Replays samples of the past that a generator makes (Shin et al. 2017, arXiv 1705.08690).
 
     The scholar is a classifier and a generator. In task t the old scholar, frozen after task t - 1,
     generates inputs x' and answers them, and both parts learn 1/t new data + (1 - 1/t) x':

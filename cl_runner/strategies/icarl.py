@@ -13,7 +13,7 @@ from cl_runner.errors import check
 from cl_runner.functional import buffers
 from cl_runner.functional.exemplars import class_means, nearest_mean, unit
 from cl_runner.functional.losses import weighted_mean
-from cl_runner.strategies.base import Aux, Strategy
+from cl_runner.strategies.base import Aux, Strategy, tasks_of
 from cl_runner.strategies.parts.features import features_of, herded, width
 from cl_runner.strategies.parts.replay import (
     arrived,
@@ -115,7 +115,7 @@ class ICaRL(Strategy):
         return s._replace(memory=s.memory | {"means": means})
 
     def predict(self, s: TrainState, x: Tensor, task: int, env: Env) -> Tensor:
-        tasks, means = torch.full((len(x),), task, device=x.device), s.memory["means"]
+        tasks, means = tasks_of(x, task), s.memory["means"]
         features = env.net(s.theta, x, tasks, last=-1)
         outputs = env.net(s.theta, features, tasks, first=-1)
         last = F.logsigmoid(outputs) - 4  # no squared distance of unit vectors exceeds 4

@@ -11,7 +11,7 @@ from torch import Tensor
 from cl_runner.core import Task, TrainState
 from cl_runner.errors import one_of
 from cl_runner.functional.importance import merge_quadratics
-from cl_runner.strategies.base import Strategy, without_meaning
+from cl_runner.strategies.base import Strategy, tasks_of, without_meaning
 from cl_runner.strategies.parts.importance import check_fisher, fisher_diagonal
 from cl_runner.training.env import Env, kept, statistics
 
@@ -69,5 +69,4 @@ class IMM(Strategy):
         return s._replace(memory=kept("merged", merged, mean) | {"weight": weight + new})
 
     def predict(self, s: TrainState, x: Tensor, task: int, env: Env) -> Tensor:
-        tasks = torch.full((len(x),), task, device=x.device)
-        return env.answers(s.memory["merged"], x, tasks, statistics(s.memory, "merged"))
+        return env.answers(s.memory["merged"], x, tasks_of(x, task), statistics(s.memory, "merged"))

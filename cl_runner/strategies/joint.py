@@ -22,9 +22,9 @@ def union(tasks: tuple[Task, ...]) -> tuple[Tensor, Tensor]:
 class Joint(Strategy):
     """Trains once, while the first task lasts, on the shuffled union of all tasks.
 
-    The budget is that of the whole sequence: `training.epochs` over all data, or T times
-    `training.iterations`. The later tasks train nothing, so the accuracy matrix's rows 1 .. T are
-    equal.
+    This is the upper bound: what could be reached if nothing were forgotten. It takes as many steps
+    as the whole sequence would: `training.epochs` over all data, or T times `training.iterations`.
+    Later tasks train nothing, so the rows 1 .. T of the accuracy matrix are equal.
     """
 
     whole_sequence = True

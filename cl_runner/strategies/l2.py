@@ -19,8 +19,9 @@ from cl_runner.training.env import Env
 class L2(Strategy):
     """Loss + lambda / 2 |theta - theta_{t-1}|^2 (the baseline of Kirkpatrick et al. 2017, fig. 2A).
 
-    EWC with every importance 1. There is no penalty in the first task. What is shown as the loss is
-    with the penalty.
+    All weights are held near those of the end of the last task, each as strongly: EWC with every
+    importance 1. There is no penalty in the first task. The loss that is shown while it trains
+    includes the penalty.
     """
 
     regulariser: ClassVar[bool] = True

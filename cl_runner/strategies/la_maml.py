@@ -22,7 +22,7 @@ VARIANTS = ("la_maml", "sync", "c_maml")
 
 @dataclass(frozen=True, kw_only=True)
 class LaMAML(ER):
-    """Steps that serve what comes and what was, with a learnt rate for each weight.
+    """Meta-learnt steps that help new and replayed samples alike, with a learnt rate per weight.
 
     Gupta, Yadav & Paull 2020, arXiv 2007.13904, algorithm 2, to first order. The incoming batch is
     cut into `inner_steps` parts. From theta_0 on, fast weights take a step on each part in turn,

@@ -21,7 +21,7 @@ from cl_runner.training.env import Env
 
 @dataclass(frozen=True, kw_only=True)
 class LatentReplay(ER):
-    """ER that stores what comes out of the network's first `layer` stages, not what goes in.
+    """ER that stores the activations after the network's first `layer` stages, not the inputs.
 
     Pellegrini et al. 2020, arXiv 1912.01100. Incoming samples pass the lower stages; their
     activations and the stored ones then pass the upper stages together. For the stored ones to stay

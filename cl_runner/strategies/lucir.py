@@ -42,12 +42,13 @@ class LUCIR(ER):
     When a task begins, its classes' w_c become the mean direction of their features, as long as the
     old weights in the mean; the weights of old classes are fixed.
 
-    As in the authors' code (hshustc/CVPR19_Incremental_Learning): the factor sqrt(n / m), the mean
-    over negatives and over old samples, what begins a class's weights. From it differ: it passes
-    over new samples and exemplars together, where here each step replays `replay_batch_size`
-    exemplars; the last ReLU, which it leaves out before the features, stays, since it belongs to
-    the model; its eta begins as 1, with which a few passes learn little; no last phase on balanced
-    samples.
+    As in the authors' code (hshustc/CVPR19_Incremental_Learning) are the factor sqrt(n / m), the
+    mean over negatives and over old samples, and a class's initial weights. Four things differ:
+    - that code passes over new samples and exemplars together; here each step replays
+      `replay_batch_size` exemplars;
+    - it leaves out the last ReLU before the features, which stays here, since it is the model's;
+    - its eta begins at 1, with which a few passes learn little;
+    - its last phase, on balanced samples, is not here.
     """
 
     scenarios: ClassVar[tuple[str, ...]] = ("class",)

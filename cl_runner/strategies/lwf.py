@@ -37,8 +37,8 @@ class LwF(Strategy):
       de Ven et al. 2022), so that the new classes are also pushed down.
     - warm_up: so many steps at the beginning of a task, from the second on, train nothing but the
       new task's outputs (the paper trains them to convergence first).
-    What is shown as the loss is with the distillation. The old network answers in evaluation mode:
-    without dropout, BatchNorm with the statistics it had when it was kept.
+    The loss that is shown while it trains includes the distillation. The old network answers in
+    evaluation mode: without dropout, and with the BatchNorm statistics of when it was kept.
     """
 
     regulariser: ClassVar[bool] = True

@@ -22,8 +22,10 @@ from cl_runner.training.unlabelled import read_rows, without_labels
 class MAS(Strategy):
     """Loss + lambda sum_p Omega_p (theta_p - theta*_p)^2 (Aljundi et al. 2018, 1711.09601, eq. 3).
 
-    There is no 1/2. Omega_p is the mean over samples, one by one, of |d |f(x)|^2 / d theta_p|, the
-    sensitivity of the squared norm of the output; it needs no labels, and the tasks' sum is kept.
+    A weight is held near its old value theta* the more strongly, the more the network's output
+    depends on it. There is no 1/2. Omega_p is the mean over samples, one by one, of
+    |d |f(x)|^2 / d theta_p|, the sensitivity of the squared norm of the output; it needs no labels,
+    and the tasks' sum is kept.
     - gamma: what of the old Omega is kept at the end of a task, before the new one is added; with 0
       it is the last task's alone, as in the code of github.com/facebookresearch/agem.
     - penalty `loss`: added to the loss, as the paper has it. With plain SGD the step on the penalty
@@ -35,7 +37,7 @@ class MAS(Strategy):
       not forget to the unlabelled data it is used on. The method has then looked at the inputs on
       which it is judged, so ask for it only where that is meant. FILE.npz: inputs of your own
       (`training.unlabelled.read_rows`), all of them after each task, as the task shows images.
-    What is shown as the loss is without the penalty.
+    The loss that is shown while it trains is without the penalty.
     """
 
     regulariser: ClassVar[bool] = True
@@ -68,6 +70,9 @@ class MAS(Strategy):
         self.shown(env.stream[0], env)  # a file that does not fit is refused before any training
         anchor = theta.detach().clone()
         return {"anchor": anchor, "importance": torch.zeros_like(anchor)}
+
+    def takes_features(self) -> bool:
+        return self.rows in ("train", "test")  # those of a file are as the samples are
 
     def quadratic(self, s: TrainState) -> Quadratic:
         """The penalty, lambda sum_p Omega_p (theta_p - theta*_p)^2."""

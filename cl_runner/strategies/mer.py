@@ -109,7 +109,7 @@ class MER(ER):
         return incoming * self.batches * (self.replayed(env) + 1)
 
     def seconds_of_one(self, env: Env) -> float:
-        """What an SGD step of one sample takes."""
+        """Seconds that an SGD step on one sample takes."""
         t = torch.zeros((), dtype=torch.int64, device=env.device)
         sample = env.gather(env.stream[0].train[:1], 0, t)
         s = TrainState(env.flat.theta, {}, {}, {}, t)

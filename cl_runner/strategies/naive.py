@@ -9,4 +9,7 @@ from cl_runner.strategies.base import Strategy
 
 @dataclass(frozen=True, kw_only=True)
 class Naive(Strategy):
-    """The base class, unchanged."""
+    """Trains on each task's data alone, and does nothing against forgetting: the lower bound.
+
+    These are the defaults of every strategy's methods, unchanged.
+    """

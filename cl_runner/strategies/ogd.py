@@ -87,5 +87,5 @@ class OGD(Strategy):
 
 
 def block(t: int) -> str:
-    """What the directions of task t are called in memory."""
+    """The name in memory of the directions of task t."""
     return f"basis_{t}"

@@ -19,7 +19,7 @@ from cl_runner.training.env import Env
 
 @dataclass(frozen=True, kw_only=True)
 class OWM(Strategy):
-    """Steps that leave what each layer does to the old tasks' inputs (Zeng et al. 2019).
+    """Steps that do not change what each layer makes of the old tasks' inputs (Zeng et al. 2019).
 
     arXiv 1810.01256. The gradient of a layer's weights W [O, I], its bias as one more
     column on inputs with a 1 appended, is multiplied by P = alpha (alpha I + C)^-1 [I, I], with C

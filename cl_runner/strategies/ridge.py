@@ -13,7 +13,7 @@ from cl_runner.strategies.parts.closed_form import ClosedForm
 
 @dataclass(frozen=True, kw_only=True)
 class Ridge(ClosedForm):
-    """argmin_W,b sum_n |W h(x_n) + b - onehot(y_n)|^2 + lambda |W|^2, over all samples so far.
+    """argmin_{W, b} sum_n |W h(x_n) + b - onehot(y_n)|^2 + lambda |W|^2, over all samples so far.
 
     h is `features` random ReLU units of the inputs or of a network's features. ACIL (Zhuang et al.
     2022, arXiv 2205.14922) and RanPAC (McDonnell et al. 2023, arXiv 2307.02251) do this on the

@@ -39,7 +39,7 @@ class RWalk(Strategy):
       that the first tasks count most.
     - score `false`: without s, so that the running Fisher of the task just learnt is all; with
       variant `paper` it is what that code calls EWC. `damping` then has no meaning.
-    What is shown as the loss is without the penalty.
+    The loss that is shown while it trains is without the penalty.
 
     Where we differ from that code in either variant: it closes an interval before its last step, so
     that the first has one step less, and drops one that a task's end cuts short (here it counts in

@@ -14,7 +14,7 @@ from cl_runner.errors import check
 from cl_runner.functional.exemplars import class_means, nearest_mean, unit
 from cl_runner.functional.losses import supervised_contrastive, weighted_mean
 from cl_runner.nn.networks import with_projection
-from cl_runner.strategies.base import Aux
+from cl_runner.strategies.base import Aux, tasks_of
 from cl_runner.strategies.er import ER
 from cl_runner.strategies.parts.features import features_of
 from cl_runner.strategies.parts.replay import check_features, load
@@ -28,13 +28,15 @@ LAST = -5.0  # below minus any squared distance of vectors of length 1
 class SCR(ER):
     """Learns by comparing samples, classifies by the nearest mean of the buffer (Mai et al. 2021).
 
-    arXiv 2103.13885. The output layer gives way to a projection: two layers, `projection_size`
-    numbers, divided by their length, z. Each step takes the incoming batch and one of the buffer,
-    each sample in two views, and pulls each view i to all others of its class and away from the
-    rest: the mean over i of -1/|P| sum_{p in P} log(exp(z_i.z_p / T) / sum_a exp(z_i.z_a / T)), P
-    the views of its class but i, a all views but i. A sample is of the class whose mean is nearest,
-    of the features before the projection, of length 1, of what the buffer holds, by the network as
-    it is then. So nothing needs to be told of tasks; `weighting` has no meaning.
+    arXiv 2103.13885. In the place of the output layer is a projection: two layers that give
+    `projection_size` numbers, divided by their length, z. Each step takes the incoming batch and
+    one of the buffer, each sample in two views, and pulls each view i towards all other views of
+    its class and away from the rest:
+      mean over i of -1/|P| sum_{p in P} log(exp(z_i.z_p / T) / sum_a exp(z_i.z_a / T)),
+    with P the other views of the class of i, and a running over all views but i. To predict, the
+    features before the projection are taken, with length 1: a sample gets the class whose mean over
+    the buffer is nearest, by the network as it is then. So it need not be told of tasks, and
+    `weighting` has no meaning.
 
     - The second view: where the run augments, the image by uniforms of its own; else an image is
       shifted by up to an eighth of its height, at least a pixel, before its task permutes or turns
@@ -96,10 +98,17 @@ class SCR(ER):
         return env.view(batch.index, batch.task, uniform)
 
     def predict(self, s: TrainState, x: Tensor, task: int, env: Env) -> Tensor:
-        slots = load(s.memory)
-        index, held = slots["index"].clamp_min(0), slots["index"] >= 0
-        features = features_of(s, index, slots["task"], env) * held[:, None]
-        means = class_means(features, env.stream.labels(index, slots["task"]), env.num_classes)
-        tasks = torch.full((len(x),), task, device=x.device)
-        scores = nearest_mean(unit(env.net(s.theta, x, tasks, last=-1)), means)
+        means = s.memory["means"] if "means" in s.memory else means_of(s, env)
+        scores = nearest_mean(unit(env.net(s.theta, x, tasks_of(x, task), last=-1)), means)
         return torch.where(means.any(1), scores, LAST)
+
+    def settled(self, s: TrainState, env: Env) -> TrainState:
+        return s._replace(memory={"means": means_of(s, env)})
+
+
+def means_of(s: TrainState, env: Env) -> Tensor:
+    """The mean feature of each class in the buffer, of length 1, [K, D]; 0 without samples."""
+    slots = load(s.memory)
+    index, held = slots["index"].clamp_min(0), slots["index"] >= 0
+    features = features_of(s, index, slots["task"], env) * held[:, None]
+    return class_means(features, env.stream.labels(index, slots["task"]), env.num_classes)

@@ -16,8 +16,8 @@ from cl_runner.training.env import Env
 class Separate(Strategy):
     """One network per task: nothing is forgotten, nothing is transferred, and memory grows by T.
 
-    Each starts from the run's initial weights, with a fresh optimizer. For task-incremental
-    learning, since the task chooses the network.
+    Each network starts from the run's initial weights, with a fresh optimizer. This is for
+    task-incremental learning only, since the task chooses the network.
     """
 
     scenarios = ("task",)

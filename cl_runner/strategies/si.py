@@ -20,10 +20,11 @@ from cl_runner.training.env import Env
 class SI(Strategy):
     """Loss + lambda sum_p Omega_p (theta_p - theta*_p)^2 (Zenke et al. 2017, 1703.04200, eq. 4).
 
-    lambda is the paper's c; there is no 1/2. Along the way, omega_p = -sum g_p (change of theta_p)
-    is what parameter p contributed to the decrease of the loss (eq. 3), and at the end of a task
-    Omega_p += omega_p / (Delta_p^2 + damping), Delta_p being p's change during the task (eq. 5;
-    damping is the paper's xi).
+    A weight is held near its old value theta* the more strongly, the more it did to lower the loss
+    while earlier tasks were trained. lambda is the paper's c; there is no 1/2. Along the way,
+    omega_p = -sum g_p (change of theta_p) is what parameter p contributed to the decrease of the
+    loss (eq. 3), and at the end of a task Omega_p += omega_p / (Delta_p^2 + damping), Delta_p being
+    p's change during the task (eq. 5; damping is the paper's xi).
     - gradient `task`: g is the gradient of the loss without the penalty (the paper); `total`: with
       it, as some implementations have it.
     - clip: negative omega_p, by which the loss grew, count as 0, in each task for itself, as the
@@ -33,7 +34,7 @@ class SI(Strategy):
       diverges once lr * lambda * max Omega > 1. `proximal`: the penalty's proximal step after the
       optimizer's own (`Quadratic.proximal_step`): stable at any lambda, and part of the change of
       theta_p.
-    What is shown as the loss is without the penalty.
+    The loss that is shown while it trains is without the penalty.
     """
 
     regulariser: ClassVar[bool] = True

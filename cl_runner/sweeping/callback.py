@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +13,19 @@ from omegaconf import DictConfig
 
 from cl_runner.errors import UserError, check
 from cl_runner.machine.console import say
+from cl_runner.machine.screen import owned
+from cl_runner.results.files import below
 from cl_runner.results.names import SUMMARY
 from cl_runner.results.status import inside
+from cl_runner.sweeping.count import jobs_shown, sweep
 from cl_runner.sweeping.folders import STOP, note_folder, runs, sweeps
 from cl_runner.sweeping.merge import compared, failures, merge, table, tell_failures
 
 if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
+
+
+IN_THIS_PROCESS = ("BasicLauncher", "VectorizedLauncher")  # where launchers run their jobs
 
 
 class Folders(Callback):
@@ -44,9 +51,13 @@ class Folders(Callback):
                     f"{folder} already holds results; resume=true does what is missing there, or "
                     "choose another hydra.sweep.dir"
                 )
-                check(config.resume or next(folder.rglob(SUMMARY), None) is None, message)
+                check(config.resume or next(below(folder, SUMMARY), None) is None, message)
                 (folder / STOP).unlink(missing_ok=True)
         sweeps[:] = [] if folder is None else [folder]
+        if not str(config.hydra.launcher._target_).endswith(IN_THIS_PROCESS):
+            sweep.enter_context(owned(by="nobody"))  # what others print would go into our lines
+        elif folder is not None:
+            sweep.enter_context(jobs_shown(folder, "jobs", told=told(config)))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Let go of a job's configuration: Hydra keeps what it returns until the sweep ends."""
@@ -54,12 +65,15 @@ class Folders(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Merge and report. Exits if jobs failed: 2 for mistakes only, 1 for anything else."""
+        if sys.exc_info()[0] is not None:  # Hydra 1.4 calls this on the way out of a failure, too
+            return
         folder = Path(config.hydra.sweep.dir)
+        sweep.close()
         try:
             rows, failed = merge(folder), failures(folder)
-            if config.verbose:
+            if told(config):
                 say(table(rows))
-            compared(folder, verbose=config.verbose)
+            compared(folder, verbose=told(config))
             tell_failures(folder, failed, len(rows))
             say(f"{len(rows)} runs · results in {folder / SUMMARY}")
         except Exception as error:
@@ -67,6 +81,11 @@ class Folders(Callback):
         if failed:
             mistakes = [about.get("exception") == UserError.__name__ for about in failed.values()]
             raise SystemExit(2 if all(mistakes) else 1)
+
+
+def told(config: DictConfig) -> bool:
+    """Whether a configuration, which nobody has checked yet, lets the console be told."""
+    return str(config.verbose).lower() != "false"
 
 
 @contextmanager

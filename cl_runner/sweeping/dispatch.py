@@ -36,6 +36,6 @@ def run_left(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if job.outcome is None and not given_up(jobs):
             try:
-                job.outcome = run_locked(job.config, job.out, job.overrides)
+                job.outcome = run_locked(job.config, job.out, job.overrides, job.title)
             except Exception as error:  # noqa: BLE001 - one job's failure
                 job.outcome = error

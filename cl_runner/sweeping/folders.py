@@ -8,10 +8,10 @@ launcher, whichever process or machine a job ran on.
 from __future__ import annotations
 
 import logging
-import os
+import re
 import shlex
-import signal
 import socket
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from cl_runner.machine import systems
 from cl_runner.machine.locks import LOCK, held
 from cl_runner.results import status
 from cl_runner.results.names import (
@@ -83,8 +84,7 @@ def stop_jobs() -> None:
         at_work = {"host": socket.gethostname(), "state": "running"}.items() <= about.items()
         if at_work and about.get("pid") in own:  # whatever else the file may say
             running.append(out)
-            with suppress(ProcessLookupError):
-                os.kill(about["pid"], signal.SIGTERM)
+            systems.ask_to_stop(about["pid"])
     deadline = time.monotonic() + SAVING
     while time.monotonic() < deadline:
         if not any(status.read(out).get("state") == "running" for out in running):
@@ -95,25 +95,30 @@ def stop_jobs() -> None:
 def how_to_go_on() -> str:
     """What to tell the user when the command is interrupted; "" if nothing has begun."""
     for folder in sweeps:
-        where = shlex.quote(f"hydra.sweep.dir={written(str(folder))}")
+        where = shlex.quote(f"hydra.sweep.dir={written(folder.as_posix())}")
         return f"; to go on: the same command with {where} resume=true"
     for folder in runs:
         if (folder / OVERRIDES).exists():
-            return f"; to go on: cl-run resume={shlex.quote(str(folder))}"
+            loggers = [arg for arg in sys.argv[1:] if re.match(r"logger[=.]", arg)]
+            again = shlex.join([f"resume={folder.as_posix()}", *loggers])
+            return f"; to go on: cl-run {again}"
     return ""
 
 
 def discard() -> None:
     """Remove the folders that this command made, if nothing but Hydra's own files lies in them."""
     logging.disable()  # what is still logged at exit would make a folder's log file anew
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.close()  # Windows removes no open file
     for folder in created:
         if held(folder):
             return  # another process uses these folders
         files = list(folder.iterdir()) if folder.is_dir() else []
         if REMOVABLE.issuperset(file.name for file in files):
-            for file in files:
-                file.unlink()
             with suppress(OSError):  # not made yet, or someone else uses it meanwhile
+                for file in files:
+                    file.unlink()
                 folder.rmdir()
 
 

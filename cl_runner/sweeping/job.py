@@ -18,15 +18,18 @@ Outcome = float | Exception | None  # what `run.loop.run` returned or raised; No
 class Job:
     """One run of several."""
 
-    def __init__(self, config: Config, out: Path, overrides: Sequence[str]) -> None:
+    def __init__(
+        self, config: Config, out: Path, overrides: Sequence[str], title: str = ""
+    ) -> None:
         self.config, self.out, self.overrides = config, out, tuple(overrides)
+        self.title = title or out.name  # what it is called in the line that tells how it went
         self.outcome: Outcome = None
 
 
-def run_locked(config: Config, out: Path, overrides: Sequence[str]) -> float:
-    """A run in a folder that is this process's; what another has done meanwhile is not repeated."""
+def run_locked(config: Config, out: Path, overrides: Sequence[str], title: str) -> float:
+    """Run a job in a folder that this process has locked, unless another completed it before."""
     with locked(out):
-        return run(status.going_on(config, out), out, overrides)
+        return run(status.going_on(config, out), out, overrides, title)
 
 
 def given_up(jobs: Sequence[Job]) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from cl_runner.comparing.cli import after_sweep
 from cl_runner.machine.console import say
 from cl_runner.results import status
+from cl_runner.results.files import below, read_rows, write_rows
 from cl_runner.results.names import SUMMARY
 from cl_runner.results.status import one_line
 from cl_runner.sweeping.folders import refused, stopped, sweeps
@@ -28,7 +29,7 @@ def compared(folder: Path, *, verbose: bool) -> None:
         return
     if verbose:
         say(f"\n{text}")
-    report = f"cl-compare {shlex.quote(str(folder))} --html report.html"
+    report = f"cl-compare {shlex.quote(folder.as_posix())} --html report.html"
     say(f"compared in {folder / 'comparison.csv'}; tests and pictures: {report}")
 
 
@@ -46,7 +47,7 @@ def tell_failures(folder: Path, failed: Mapping[str, Mapping[str, Any]], runs: i
 def gather(*, tell: bool) -> None:
     """Merge what the jobs of a sweep that is being stopped have left; tell: list its failures."""
     for folder in sweeps:
-        if next(folder.rglob(SUMMARY), None) is not None:
+        if next(below(folder, SUMMARY), None) is not None:
             rows = merge(folder)
             if tell:
                 tell_failures(folder, failures(folder), len(rows))
@@ -73,10 +74,8 @@ def merge(folder: Path) -> list[dict[str, str]]:
     The columns are `run`, the sub-folder, and the union of the jobs' columns; what a job has not is
     empty. A job that failed or was killed before it wrote a summary has a row with its status only.
     """
-    from cl_runner.results.files import read_rows, write_rows
-
     rows = {run: {"run": run, "status": about["state"]} for run, about in failures(folder).items()}
-    for path in folder.rglob(SUMMARY):
+    for path in below(folder, SUMMARY):
         # A job with seeds=[...] has a folder for each, and they count in its place.
         if path.parent != folder and next(path.parent.glob(f"*/{SUMMARY}"), None) is None:
             run = path.parent.relative_to(folder).as_posix()

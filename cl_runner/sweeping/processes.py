@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -15,18 +14,21 @@ from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
 from cl_runner.config.schema import Config
+from cl_runner.machine import systems
 from cl_runner.machine.signals import OF_TERMINALS, Interrupted
 from cl_runner.running.messages import logged
+from cl_runner.running.told import tell_of
 from cl_runner.sweeping.job import Job, given_up, run_locked
 
 log = logging.getLogger(__name__)
 SAVING = 1.5  # seconds that a worker has to save when the parent process is gone
+LOOK = 0.5  # seconds after which the parent heeds a signal, where it does not at once
 LEAVING = 0.2  # seconds until a worker ends once its run was stopped and saved
 
 
 def in_processes(jobs: Sequence[Job]) -> None:
     """Run jobs in as many processes as there are cores, one thread each unless `threads` is set."""
-    workers = min(len(jobs), os.cpu_count() or 1)
+    workers = systems.workers(min(len(jobs), os.cpu_count() or 1))
     log.info("%d runs in %d processes", len(jobs), workers)
     context = get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=stay_with_the_parent) as pool:
@@ -50,14 +52,14 @@ def keep_busy(pool: ProcessPoolExecutor, workers: int, jobs: Sequence[Job]) -> N
                 break  # this job and those that wait are run alone
         if not running:
             return
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
+        # Not for ever, since on Windows Ctrl-C does not end a wait.
+        for future in wait(running, LOOK, FIRST_COMPLETED).done:
             take_outcome(running.pop(future), future)
 
 
 def stay_with_the_parent() -> None:
-    """A worker's first act: what a terminal says the parent tells, whom nobody outlives."""
-    for number in OF_TERMINALS:
-        signal.signal(number, signal.SIG_IGN)
+    """Set up a worker: it ignores the terminal's signals and ends when its parent does."""
+    systems.leave_to_the_parent(OF_TERMINALS)
     threading.Thread(target=end_with_the_parent, daemon=True).start()
 
 
@@ -66,7 +68,7 @@ def end_with_the_parent() -> None:
     parent = parent_process()
     assert parent is not None
     parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
+    systems.stop_oneself()
     time.sleep(SAVING)
     os._exit(1)
 
@@ -75,6 +77,8 @@ def take_outcome(job: Job, future: Future[float]) -> None:
     """Take a job's outcome from its process."""
     try:
         job.outcome = future.result()
+        if job.config.told:
+            tell_of(job.config, job.out, job.title)
     except BrokenProcessPool:  # a process was killed: this job and those still waiting
         log.warning("%s was stopped with its process, and is repeated alone", job.out)
     except Exception as error:  # noqa: BLE001 - one job's failure
@@ -86,9 +90,9 @@ def work(config: Config, out: Path, overrides: Sequence[str]) -> float:
     logging.getLogger().setLevel(logging.INFO)
     logging.raiseExceptions = False  # as in cli.main
     with logged(out):
-        own = dataclasses.replace(config, threads=config.threads or 1, verbose=False)
+        own = dataclasses.replace(config, threads=config.threads or 1, verbose="false")
         try:
-            return run_locked(own, out, overrides)
+            return run_locked(own, out, overrides, out.name)
         except Interrupted:
             # The pool would let this process wait for more, behind a lock that may have died with
             # another one. It says what was, and goes.

@@ -20,7 +20,7 @@ from cl_runner.errors import UserError, check
 from cl_runner.machine.locks import locked
 from cl_runner.results import status
 from cl_runner.running import checkpoint, needs, pretraining
-from cl_runner.running.loop import draw_pictures, final_acc, open_run, tidy, train_runs
+from cl_runner.running.loop import conclude, final_acc, open_run, say_results, train_runs
 from cl_runner.running.prepare import prepare, read, strategy_of
 from cl_runner.running.stacked import obstacle
 from cl_runner.running.tasks import Member
@@ -145,11 +145,6 @@ def train(jobs: Sequence[Job], arrays: Arrays) -> None:
             job.outcome = run.end
         elif run.task == len(run.member.env.stream):
             job.outcome = final_acc(run.files)
-            finish(job)
-
-
-def finish(job: Job) -> None:
-    """What is left to do for a run that is complete: no file too much, and the pictures."""
-    tidy(job.config, job.out)
-    if job.config.plots:
-        draw_pictures(job.config, job.out)
+            if job.config.told:
+                say_results(run, job.title)
+            conclude(run)

@@ -26,7 +26,7 @@ WARM_UP = 3  # steps before a recording: libraries set themselves up in the firs
 
 
 class Learner(Protocol):
-    """What takes the steps: a strategy, or a phase of one."""
+    """Anything with a `step`: a strategy, or an extra phase of one."""
 
     def batch_size(self, t: int, env: Env) -> int: ...
     def noise(self, batch_size: int, env: Env) -> dict[str, tuple[int, ...]]: ...
@@ -61,7 +61,7 @@ def choose(engine: str, one_graph: bool, env: Env) -> tuple[str, str]:
 def stepper(
     learner: Learner, env: Env, engine: str, *, online: bool = False, raw: bool = False
 ) -> Step:
-    """What executes the learner's steps.
+    """The function that executes the learner's steps.
 
     What is compiled or recorded lives as long as the network's storage: a run's tasks share it.
     online: the steps also tell the logits of their batches (see `told`). raw: their batches hold
@@ -127,7 +127,7 @@ def functional(
 
 
 def compiled(pure: Step, env: Env) -> Step:
-    """The step as torch.compile makes it, from a state that is not the live one."""
+    """The compiled step (torch.compile), which takes a copy of the live state."""
     function = torch.compile(pure, fullgraph=True, dynamic=False)
 
     def step(s: TrainState, batch: Batch) -> tuple[TrainState, Leaves]:
@@ -182,7 +182,7 @@ def leaves_of(batch: Batch) -> tuple[Inputs, Names]:
 
 
 def batch_of(leaves: Inputs, names: Names) -> Batch:
-    """What `leaves_of` was told of."""
+    """The batch whose tensors `leaves_of` gave."""
     x, y, task, active, weight, index, *drawn = leaves
     noise, plan = names
     of_noise = dict(zip(noise, drawn, strict=False))
@@ -223,7 +223,7 @@ class Recording:
         copy(state, before)
 
     def __call__(self, inputs: Inputs) -> Leaves:
-        """Take the step on these inputs; the results."""
+        """Take the step on these inputs and return its results."""
         for own in self.groups.values():  # few launches
             torch._foreach_copy_([self.inputs[i] for i in own], [inputs[i] for i in own])
         self.replay()
@@ -249,7 +249,7 @@ def settle(targets: Leaves, values: Sequence[Tensor]) -> None:
 
 
 def cuda_graph(body: Callable[[], None]) -> Callable[[], None]:
-    """Recorder what `body` does on the GPU, after it has been done a few times."""
+    """Record what `body` does on the GPU, after it has been done a few times."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

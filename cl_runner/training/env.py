@@ -111,7 +111,7 @@ class Env:
         first: int = 0,
         last: int | None = None,
     ) -> Tensor:
-        """What `net` gives in evaluation mode, also within a step: constants, to learn from.
+        """The outputs of `net` in evaluation mode, even within a step, as constants to learn from.
 
         buffers: the BatchNorm statistics that belong to theta; by default, the live ones. None are
         moved. An old network is kept with its statistics by `kept` and `statistics`.
@@ -120,7 +120,7 @@ class Env:
         return self.flat.answers(theta, x, task, buffers, **options)
 
     def still(self, theta: Tensor, x: Tensor, task: Tensor) -> Tensor:
-        """What `net` gives in evaluation mode, also within a step, for a gradient in theta [P]."""
+        """The outputs of `net` in evaluation mode, even within a step, with a gradient in theta."""
         return self.flat.still(theta, x, task)
 
     def grad_and_value(self, loss: Loss) -> Gradient:
@@ -160,7 +160,7 @@ class Env:
         return s._replace(theta=theta, opt=opt)
 
     def step_size(self, s: TrainState) -> Tensor:
-        """How far a step moves theta per unit of a gradient that stays as it is, 0-d or [P]."""
+        """By how much one step moves theta for a gradient of 1 that does not change, 0-d or [P]."""
         return optim.step_size(self.optimizer, s.opt)
 
     def rate(self, t: int) -> float:
@@ -179,7 +179,7 @@ class Env:
     # Data.
 
     def on_device(self, values: Tensor) -> Tensor:
-        """Values drawn on the host, brought to the run's device without waiting for it."""
+        """A tensor of the host, copied to the run's device without waiting for the device."""
         if self.device.type != "cuda":
             return values.to(self.device)
         return values.pin_memory().to(self.device, non_blocking=True)
@@ -231,7 +231,10 @@ class Env:
         return self.active_table.index_select(0, task)
 
     def bins(self, y: Tensor, task: Tensor) -> Tensor:
-        """What buffers balance over, [B] in [0, num_bins): class, or (task, class) in domain-IL."""
+        """The group of each sample over which buffers are balanced, [B] in [0, num_bins).
+
+        It is the class, or in domain-incremental learning the pair of task and class.
+        """
         return y + task * self.num_classes if self.num_bins > self.num_classes else y
 
     def fold(
@@ -276,7 +279,7 @@ def kept(name: str, theta: Tensor, buffers: Mapping[str, Tensor]) -> dict[str, T
 def statistics(memory: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """The BatchNorm statistics of the network that `kept` has put into a memory as `name`."""
     prefix = f"{name}."
-    return {k.removeprefix(prefix): v for k, v in memory.items() if k.startswith(prefix)}
+    return {k.removeprefix(prefix): memory[k] for k in memory if k.startswith(prefix)}
 
 
 def active_table(stream: Stream, active_classes: str) -> Tensor | None:

@@ -53,7 +53,7 @@ class Steps(Protocol):
         """The batches of an epoch's first `steps` steps, without those that are `done`."""
 
     def affordable(self, batch: Any, first: int) -> Any | None:
-        """The batch, for those that may take one more step; None where the budgets are used up.
+        """The batch for the runs that may take one more step; None if no budget allows one.
 
         first: the step at which the present epoch began.
         """
@@ -65,7 +65,7 @@ class Steps(Protocol):
         """Take step i of an epoch."""
 
     def check(self, first: int) -> None:
-        """At an epoch's end: its losses since step `first`, and theta, must be finite."""
+        """Check, when an epoch ends, that its losses since step `first` and theta are finite."""
 
     def snapshots(self, step: int) -> dict[int, Snapshot]:
         """Where the runs stand after `step` steps, by their places in the list of all.
@@ -81,10 +81,10 @@ class Steps(Protocol):
         """
 
     def release(self, ends: Mapping[int, TrainState | None]) -> None:
-        """Let runs end the phase, by place: with another state, or (None) as they are."""
+        """End the phase for some runs, by place: with the given state, or, if None, as they are."""
 
     def ends(self) -> Sequence[TrainState | Diverged]:
-        """What each has come to, in the order of all; an exception if it became infinite."""
+        """The final state of each run, in order; Diverged for one that became infinite."""
 
 
 def take_steps(steps: Steps, plan: Plan, step: int, after: AfterStep | None) -> None:

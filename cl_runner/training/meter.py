@@ -22,10 +22,11 @@ SPENT = {"samples": "samples", "flops": "flops", "seconds": "train_seconds"}  # 
 
 
 class Display(Protocol):
-    """What the training loop tells of its progress."""
+    """What the training loop calls to report its progress."""
 
     def begin(self, task: int, epochs: int, steps: int) -> None: ...
     def step(self, epoch: int, samples: int, loss: Tensor) -> None: ...
+    def evaluated(self, done: int, accuracy: float) -> None: ...
 
 
 class Energy(Protocol):
@@ -53,7 +54,7 @@ class Meter:
         self.energy: Energy | None = None
         self.energy_joules: float | None = None  # of training; None: not known of all of it
         self.energy_source: str | None = None  # what has counted it
-        self.display: Display | None = None
+        self.displays: list[Display] = []
         limits = {name: getattr(budget or Budget(), name) for name in SPENT}
         self.budget = {name: limit for name, limit in limits.items() if limit is not None}
         self.task = 0  # index of the one that is trained
@@ -78,8 +79,8 @@ class Meter:
         """A phase of so many epochs and steps begins, or goes on."""
         if not resumed:
             self.known, self.began = {}, self.spent()
-        if self.display:
-            self.display.begin(task, epochs, steps)
+        for display in self.displays:
+            display.begin(task, epochs, steps)
 
     def counted(self, size: int, step: Callable[..., T], *args: Any) -> T:
         """step(*args), on a batch of `size`, with its FLOPs counted."""
@@ -91,11 +92,11 @@ class Meter:
         """Count a step."""
         self.steps += 1
         self.samples += samples
-        if self.display:
-            self.display.step(epoch, samples, loss)
+        for display in self.displays:
+            display.step(epoch, samples, loss)
 
     def add(self, other: Meter) -> None:
-        """Count what another has counted of training, but for its seconds and energy."""
+        """Add the training counts of another meter, without its seconds and energy."""
         self.steps += other.steps
         self.samples += other.samples
         self.flops += other.flops
@@ -104,7 +105,7 @@ class Meter:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count the FLOPs of what is done meanwhile, but of steps, which count themselves."""
+        """Count the FLOPs of everything inside the block but steps, which count their own."""
         self._open()
         try:
             yield
@@ -200,7 +201,7 @@ class Meter:
         return over
 
     def progress(self) -> float:
-        """The share of what this phase of training may spend that is spent, in [0, 1]."""
+        """How much of this phase's share of the budget is spent, in [0, 1]."""
         spent, began = self.spent(), self.began
         left = {name: limit - began[name] for name, limit in self.limits.items()}
         shares = [(spent[k] - began[k]) / left[k] if left[k] > 0 else 1.0 for k in left]

@@ -1,4 +1,4 @@
-"""What the steps themselves predict of the stream, each before it learns (`eval.online`)."""
+"""Predictions made by the training steps themselves, before each learns (`eval.online`)."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ SMALLEST = 1e-12  # of a loss, whose logarithm is looked at
 
 
 class Watch:
-    """What a detector has seen of a run, and what it has called.
+    """The losses that a detector has seen in a run, and the borders that it has called.
 
     It sees the logarithm of the training loss, whose changes are ratios: in whatever unit, of
     whatever size. The counts are of the run's steps.
@@ -85,7 +85,7 @@ class Watch:
             self.noted = self.came
 
     def task(self, t: int, stream: Stream) -> Task:
-        """What came since the last border as task t, each sample with its own task."""
+        """The samples since the last border as task t; each keeps its own task."""
         self.mark()
         of, rows = self.seen.nonzero(as_tuple=True)
         classes = stream.labels(rows, of).unique().tolist()

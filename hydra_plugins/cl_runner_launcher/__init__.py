@@ -27,6 +27,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from cl_runner.config.keys import dotted, nearest
 from cl_runner.config.outline import checked
+from cl_runner.config.versions import AGAIN
 from cl_runner.errors import UserError
 from cl_runner.results import naming, status
 
@@ -141,7 +142,8 @@ class ListingSweeper(Sweeper):
         settings: dict[str, Any] = {}
         for number, overrides in enumerate(batch):
             config = placed(self.composed.pop(tuple(overrides)), number)
-            out = os.path.relpath(config.hydra.runtime.output_dir, config.hydra.sweep.dir)
+            below = os.path.relpath(config.hydra.runtime.output_dir, config.hydra.sweep.dir)
+            out = Path(below).as_posix()
             own = naming.content(config)
             if settings.setdefault(out, own) != own:
                 raise UserError(
@@ -222,7 +224,7 @@ def compose(
 def placed(config: DictConfig, number: int) -> DictConfig:
     """A job's configuration with its number and its output folder."""
     with open_dict(config):
-        config.hydra.job.id = config.hydra.job.num = number
+        config.hydra.job.id, config.hydra.job.num = str(number), number
     before: Any = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(config)
     out = Path(config.hydra.sweep.dir, str(OmegaConf.select(config, "hydra.sweep.subdir")))
@@ -244,5 +246,5 @@ def register(run: RunTogether, conclude: Conclude) -> None:
     Plugins.instance().register(ListingSweeper)
     node = {"_target_": "hydra_plugins.cl_runner_launcher.VectorizedLauncher"}  # no settings
     ConfigStore.instance().store(
-        group="hydra/launcher", name="vectorized", node=node, provider="cl_runner"
+        group="hydra/launcher", name="vectorized", node=node, provider="cl_runner", **AGAIN
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def maker(root: Path) -> Callable[..., Path]:
             **keys,
         }
         label = "-".join([benchmark, scenario, strategy, str(seed), *map(str, keys.values())])
-        out = root / "runs" / (folder or label)
+        out = root / "runs" / (folder or re.sub(r"[^\w =.-]", "_", label))
         out.mkdir(parents=True)
         measured = {("test", scenario): R}
         if scenario == "class":

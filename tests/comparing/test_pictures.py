@@ -44,44 +44,33 @@ def test_every_kind_is_drawn_as_png_svg_and_pdf(comparison: Comparison, tmp_path
 
 
 def test_figures_show_the_data_with_labelled_axes(comparison: Comparison) -> None:
-    plt = pytest.importorskip("matplotlib.pyplot")
-    plt.switch_backend("Agg")
-    figures = dict(pictures.stream_figures(comparison.streams[0], plt))
-    try:
-        assert tuple(figures) == KINDS
-        for figure in figures.values():
-            labelled = [axis for axis in figure.axes if axis.axison and axis.get_visible()]
-            assert any(axis.get_xlabel() for axis in labelled)
-            assert figure._suptitle.get_text().endswith("toy, 3 tasks, domain-IL")
-        (axis,) = figures["average_accuracy"].axes
-        lines = {c.get_label(): c.lines[0] for c in axis.containers}
-        assert lines["ER (n\u00a0=\u00a02)"].get_ydata()[-1] == pytest.approx(0.625)
-        (bars,) = figures["forgetting"].axes
-        widths = [patch.get_width() for patch in bars.patches]
-        er, naive = (g for g in comparison.streams[0].groups if g.strategy != "joint")
-        assert widths == pytest.approx([er.mean("forgetting"), naive.mean("forgetting")])
-        image = figures["matrices"].axes[0].images[0].get_array()
-        assert image[-1].mean() == pytest.approx(0.925)  # joint comes first
-        assert np.isnan(image[1:-1].astype(float).filled(np.nan)).all()  # and is trained once
-        assert len(figures["tasks"].axes) == 3  # with the last task
-    finally:
-        plt.close("all")
+    pytest.importorskip("matplotlib")
+    figures = {
+        kind: draw(canvas.Files) for kind, draw in pictures.stream_drawings(comparison.streams[0])
+    }
+    assert tuple(figures) == KINDS
+    for figure in figures.values():
+        labelled = [axis for axis in figure.axes if axis.axison and axis.get_visible()]
+        assert any(axis.get_xlabel() for axis in labelled)
+        assert figure._suptitle.get_text().endswith("toy, 3 tasks, domain-IL")
+    (axis,) = figures["average_accuracy"].axes
+    lines = {c.get_label(): c.lines[0] for c in axis.containers}
+    assert lines["ER (n\u00a0=\u00a02)"].get_ydata()[-1] == pytest.approx(0.625)
+    (bars,) = figures["forgetting"].axes
+    widths = [patch.get_width() for patch in bars.patches]
+    er, naive = (g for g in comparison.streams[0].groups if g.strategy != "joint")
+    assert widths == pytest.approx([er.mean("forgetting"), naive.mean("forgetting")])
+    image = figures["matrices"].axes[0].images[0].get_array()
+    assert image[-1].mean() == pytest.approx(0.925)  # joint comes first
+    assert np.isnan(image[1:-1].astype(float).filled(np.nan)).all()  # and is trained once
+    assert len(figures["tasks"].axes) == 3  # with the last task
 
 
 def drawn(folder: Path, **question: object) -> dict[str, object]:
     """The figures of the runs in a folder, by kind."""
-    plt = pytest.importorskip("matplotlib.pyplot")
-    plt.switch_backend("Agg")
+    pytest.importorskip("matplotlib")
     found = compare_runs(read_runs([str(folder)])[0], Question(**question))
-    return {kind: figure for _, kind, figure in pictures.all_figures(found, plt)}
-
-
-@pytest.fixture(autouse=True)
-def _closed():
-    """No figure outlives its test."""
-    yield
-    if "matplotlib.pyplot" in sys.modules:
-        sys.modules["matplotlib.pyplot"].close("all")
+    return {kind: draw(canvas.Files) for _, kind, draw in pictures.drawings(found)}
 
 
 def test_a_sweep_of_a_setting_is_a_curve_for_each_of_the_others(run_folder, tmp_path) -> None:
@@ -114,9 +103,8 @@ def test_a_sweep_of_a_setting_is_a_curve_for_each_of_the_others(run_folder, tmp_
     ],
 )
 def test_an_axis_is_logarithmic_where_values_span_decades(values, expected: str) -> None:
-    plt = pytest.importorskip("matplotlib.pyplot")
-    plt.switch_backend("Agg")
-    _, axis = plt.subplots()
+    pytest.importorskip("matplotlib")
+    _, axis = canvas.Files.subplots()
     canvas.scale(axis, "x", values)
     assert axis.get_xscale() == expected
 
@@ -130,8 +118,8 @@ def test_an_axis_is_logarithmic_where_values_span_decades(values, expected: str)
     ],
 )
 def test_a_logarithmic_axis_has_plain_numbers(values, expected: list[str]) -> None:
-    with canvas.pyplot("drawing") as plt:
-        figure, axis = plt.subplots()
+    with canvas.styled("drawing"):
+        figure, axis = canvas.Files.subplots()
         axis.plot(values, values)
         for which in "xy":
             canvas.scale(axis, which, values)
@@ -146,7 +134,6 @@ def test_a_logarithmic_axis_has_plain_numbers(values, expected: list[str]) -> No
                 if low <= v <= high
             ]
             assert shown == expected
-        plt.close(figure)
 
 
 def test_computation_is_what_all_runs_have_measured(run_folder, tmp_path: Path) -> None:
@@ -318,21 +305,18 @@ def test_a_dollar_in_a_setting_is_no_formula(run_folder, tmp_path: Path, monkeyp
 
 
 def test_without_matrices_there_are_still_the_metrics(comparison: Comparison, tmp_path) -> None:
-    plt = pytest.importorskip("matplotlib.pyplot")
-    plt.switch_backend("Agg")
+    pytest.importorskip("matplotlib")
     for path in tmp_path.rglob("accuracy_matrix.csv"):
         path.unlink()
-    assert [kind for kind, _ in pictures.stream_figures(comparison.streams[0], plt)] == list(
-        KINDS[3:]
-    )
-    plt.close("all")
+    kinds = [kind for kind, _ in pictures.stream_drawings(comparison.streams[0])]
+    assert kinds == list(KINDS[3:])
 
 
 def test_matrices_of_different_sizes_are_refused(comparison: Comparison) -> None:
     name = next(iter(comparison.streams[0].groups[0].runs.values())).folder / "accuracy_matrix.csv"
     write_rows(name, [{"after_task": i, "task_1": 0.5} for i in range(2)])
     with pytest.raises(UserError, match="the matrices differ in size"):
-        next(pictures.stream_figures(comparison.streams[0], None))
+        next(pictures.stream_drawings(comparison.streams[0]))
 
 
 def test_a_missing_matplotlib_is_one_line(comparison, tmp_path, monkeypatch) -> None:
@@ -343,8 +327,9 @@ def test_a_missing_matplotlib_is_one_line(comparison, tmp_path, monkeypatch) -> 
 
 def test_no_title_in_a_pdf_and_the_same_bytes_each_time(comparison: Comparison) -> None:
     pytest.importorskip("matplotlib")
-    with canvas.pyplot("a test") as plt:
-        _, figure = list(pictures.stream_figures(comparison.streams[0], plt))[3]
+    with canvas.styled("a test"):
+        _, draw = list(pictures.stream_drawings(comparison.streams[0]))[3]
+        figure = draw(canvas.Files)
         assert figure.get_suptitle()
         for suffix in pictures.SUFFIXES:
             titled = suffix != "pdf"
@@ -359,10 +344,9 @@ def test_ranks_with_their_critical_difference(run_folder, tmp_path: Path) -> Non
         for strategy, acc in {"er": 0.8, "si": 0.5, "ewc": 0.6, "naive": 0.4}.items():
             swapped = {"si": 0.4, "naive": 0.5}.get(strategy, acc) if i % 2 else acc
             run_folder(swapped, strategy=strategy, benchmark=benchmark)
-    plt = pytest.importorskip("matplotlib.pyplot")
-    plt.switch_backend("Agg")
+    pytest.importorskip("matplotlib")
     found = compare_runs(read_runs([str(tmp_path)])[0], Question())
-    (axis,) = streams.rank_diagram(found, plt).axes
+    (axis,) = streams.rank_diagram(found, canvas.Files).axes
     texts = [text.get_text().strip() for text in axis.texts]
     assert texts[:4] == ["ER (1.00)", "EWC (2.00)", "naive (3.50)", "SI (3.50)"]
     assert texts[4] == "CD = 1.66"  # q_0.05 = 2.569 for four methods, sqrt(4 * 5 / (6 * 8))

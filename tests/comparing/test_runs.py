@@ -284,6 +284,7 @@ def test_a_formula_in_a_header_is_escaped_and_read_back(run_folder, tmp_path) ->
     assert not [name for name in next(csv.reader([header])) if name.startswith("=")]
 
 
+@pytest.mark.unix
 @pytest.mark.parametrize("name", ["summary.csv", "calibration.csv"])
 def test_what_is_no_regular_file_is_refused(run_folder, name: str) -> None:
     out = run_folder()

@@ -271,6 +271,7 @@ def test_a_configuration_that_is_none_is_one_line(run_folder, tmp_path, text: st
     assert all("config.yaml" in line and line.isprintable() for line in lines)
 
 
+@pytest.mark.unix
 @pytest.mark.parametrize("name", ["config.yaml", "accuracies.csv", "costs.csv", "statistics.csv"])
 def test_pipes_are_not_waited_for(run_folder, tmp_path, name: str) -> None:
     out = run_folder(R)

@@ -330,7 +330,16 @@ MISTAKES: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
+NO_NAMES_OF_WINDOWS = ("a name of two lines", "a name that is no text")
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        pytest.param(m, marks=[pytest.mark.unix] if m in NO_NAMES_OF_WINDOWS else [])
+        for m in MISTAKES
+    ],
+)
 def test_what_is_wrong_is_told_in_one_line(tmp_path: Path, mistake: str) -> None:
     path = lay_out(tmp_path / "in", LATE)
     make, message = MISTAKES[mistake]

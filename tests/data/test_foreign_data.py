@@ -115,6 +115,7 @@ def test_a_size_that_differs_is_told_before_any_image_is_decoded(images, monkeyp
     assert "bee/1.png has 9x6 pixels, but" in fails("folder", images)
 
 
+@pytest.mark.unix
 def test_a_pipe_among_the_images_is_not_read(images):
     os.mkfifo(images / "train/ant/9.png")
     assert fails("folder", images) == f"{images}/train/ant/9.png is no regular file"
@@ -195,12 +196,14 @@ def test_another_kind_of_file_is_not_called_damaged(tmp_path, name):
     )
 
 
+@pytest.mark.unix
 @pytest.mark.parametrize("dataset", ["npz", "folder"])
 def test_a_pipe_is_not_read(tmp_path, dataset):
     os.mkfifo(tmp_path / "own.npz")
     assert "own.npz is something else" in fails(dataset, tmp_path / "own.npz")
 
 
+@pytest.mark.unix
 def test_a_pipe_in_the_place_of_a_decoded_copy_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "digits.npz")
     with pytest.raises(UserError, match=r"digits\.npz is no regular file"):

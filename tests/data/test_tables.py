@@ -514,6 +514,10 @@ def test_another_path_is_told(tmp_path):
         assert found in refused(lambda path=path: table(path, tmp_path, slice="s"))
     assert "is something else" in refused(lambda: table(tmp_path / "own.txt", tmp_path, slice="s"))
     assert "is no folder" in refused(lambda: files(tmp_path / "own.txt", tmp_path))
+
+
+@pytest.mark.unix
+def test_a_pipe_is_no_table(tmp_path):
     os.mkfifo(tmp_path / "pipe.csv")
     message = refused(lambda: table(tmp_path / "pipe.csv", tmp_path, slice="s"))
     assert "pipe.csv is something else" in message

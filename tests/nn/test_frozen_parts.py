@@ -97,7 +97,8 @@ def test_what_is_frozen_stays_its_statistics_included(prepared) -> None:
 
 def test_a_frozen_part_computes_in_training_what_it_computes_in_evaluation(prepared) -> None:
     """BatchNorm by its running statistics, whatever the batch; what is trained by its own."""
-    _, _, env = prepared(*TOY, *MLP, "model.freeze=[layers.0,norms.0]")
+    own = ("model.freeze=[layers.0,norms.0]", "model.cache_features=false")
+    _, _, env = prepared(*TOY, *MLP, *own)
     module, x = env.flat.module, torch.rand(7, 1, 8, 8)
     assert module.training and not module.norms[0].training and module.norms[1].training
     trained = module(x, 0, last=1)

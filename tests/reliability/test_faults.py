@@ -31,7 +31,7 @@ from cl_runner.results import status
 from cl_runner.results.files import read_rows
 from cl_runner.results.names import CHECKPOINT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.unix]
 
 CL_RUN = Path(sys.executable).with_name("cl-run")
 TOY = (

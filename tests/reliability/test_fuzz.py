@@ -33,6 +33,7 @@ from cl_runner.cli.messages import explain
 from cl_runner.comparing.runs import read_runs
 from cl_runner.comparing.verify import verify_runs
 from cl_runner.config.outline import checked
+from cl_runner.config.versions import BASE
 from cl_runner.data.arrays import KEYS
 from cl_runner.data.datasets import load
 from cl_runner.errors import UserError
@@ -138,7 +139,7 @@ def commands(draw: st.DrawFn, leaves: Leaves) -> list[str]:
 
 def first_step(args: list[str], root: Path) -> None:
     """What `cl-run` does with its arguments, up to the first step of training."""
-    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+    with initialize_config_module("cl_runner.conf", **BASE):
         node = compose("config", [f"data.root={root}", "device=cpu", "threads=1", *args])
     config = checked(node)
     strategy = strategies.build(config.strategy, config.plugins)

@@ -124,6 +124,7 @@ def test_a_preempted_job_is_saved_queued_again_and_goes_on(start, launcher, data
     assert outcome(out) == outcome(tmp_path / "unbroken" / out.name)
 
 
+@pytest.mark.unix
 @pytest.mark.parametrize("launcher", [JOBLIB])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_the_jobs_of_all_workers(launcher, number, code, data_root, tmp_path):
@@ -150,6 +151,7 @@ def test_a_signal_saves_the_jobs_of_all_workers(launcher, number, code, data_roo
     assert len(list((tmp_path / "S").glob("*/checkpoint.safetensors"))) == 2
 
 
+@pytest.mark.unix
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [JOBLIB])
 def test_a_killed_sweep_ends_with_the_bytes_of_an_unbroken_one(

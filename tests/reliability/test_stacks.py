@@ -121,7 +121,9 @@ def test_within_a_save_all_get_the_new_checkpoint_or_none(
     assert outcomes(again) == unbroken
 
 
-@pytest.mark.parametrize("kind", ["pipe", "text", "folder", "cut"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("pipe", marks=pytest.mark.unix), "text", "folder", "cut"]
+)
 def test_what_is_no_checkpoint_takes_the_place_of_none(configure, tmp_path, kind):
     jobs = jobs_of(configure, tmp_path, *PLAIN, "checkpoint.keep=true")[:1]
     loop.run(jobs[0].config, jobs[0].out, ["x"])

@@ -44,18 +44,29 @@ class NoMatplotlib(UserError):
 
 
 @contextmanager
-def pyplot(wanted: str) -> Iterator[Any]:
-    """matplotlib.pyplot in the style of these pictures. Raises NoMatplotlib."""
+def styled(wanted: str) -> Iterator[None]:
+    """The style of these pictures, inside the block. Raises NoMatplotlib."""
     try:
         import matplotlib as mpl
     except ImportError:
         message = f"{wanted} needs matplotlib: pip install 'cl_runner[plots]'"
         raise NoMatplotlib(message) from None
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
     with mpl.rc_context(STYLE):
-        yield plt
+        yield
+
+
+class Files:
+    """What pictures for files need of pyplot, without its windows and its backend."""
+
+    @staticmethod
+    def subplots(
+        *shape: int, figsize: Any = None, layout: Any = None, **rest: Any
+    ) -> tuple[Any, Any]:
+        """A figure, and its axes."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=figsize, layout=layout)
+        return figure, figure.subplots(*shape, **rest)
 
 
 def image(figure: Any, suffix: str, *, title: bool = True) -> bytes:

@@ -61,6 +61,8 @@ def finite(text: str) -> float | None:
 
 def sweep_curve(stream: StreamGroup, key: str, lines: Sequence[Line], plt: Any) -> Any:
     """ACC and forgetting over the values of a setting, with the bounds that have one value."""
+    from matplotlib.ticker import NullLocator
+
     figure, axes = plt.subplots(2, 1, figsize=(6.4, 5.2), sharex=True, layout="constrained")
     for axis, metric in zip(axes, ("ACC", "forgetting"), strict=True):
         for i, (name, points) in enumerate(lines[:SHOWN]):
@@ -84,7 +86,7 @@ def sweep_curve(stream: StreamGroup, key: str, lines: Sequence[Line], plt: Any) 
     scale(axes[0], "x", values)
     if len(values) <= 8:
         axes[0].set_xticks(values, [f"{v:g}" for v in values])
-        axes[0].xaxis.set_minor_locator(plt.NullLocator())
+        axes[0].xaxis.set_minor_locator(NullLocator())
     axes[1].set_xlabel(key)
     legend_right(figure, axes[0])
     part = f", {SHOWN} of {len(lines)} curves" if len(lines) > SHOWN else ""

@@ -23,7 +23,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class Generator:
-    """What generative replay asks of a generator.
+    """The interface of a generator in generative replay.
 
     Its step, unless it says otherwise, is one of Adam along the gradient of the loss that it has in
     common with the classifier.
@@ -57,7 +57,7 @@ class Generator:
         raise NotImplementedError
 
     def loss(self, theta: Tensor, both: Batch, env: Env) -> Tensor | float:
-        """What is added to the classifier's loss, for a batch with generated inputs behind it."""
+        """The term added to the classifier's loss; the batch ends with the generated inputs."""
         raise NotImplementedError
 
     def step(self, s: TrainState, grad: Tensor, both: Batch, env: Env) -> TrainState:

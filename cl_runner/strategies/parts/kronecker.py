@@ -69,7 +69,7 @@ def begun(ewc: Settings, anchor: Tensor, env: Env) -> dict[str, Tensor]:
 def memory(
     ewc: Settings, factors: dict[str, Factors], anchor: Tensor, slope: Tensor
 ) -> dict[str, Tensor]:
-    """What is kept of the tasks so far; see `Structured`."""
+    """The tensors that stand for the tasks so far; see `Structured`."""
     found = kept(factors) | {"anchor": anchor}
     if ewc.penalty == "proximal":
         found |= kept({name: spectrum(of) for name, of in factors.items()})
@@ -77,7 +77,7 @@ def memory(
 
 
 def penalty(ewc: Settings, s: TrainState, env: Env) -> Structured:
-    """What is added to the loss, lambda / 2 sum_layers tr(D^T G D A)."""
+    """The penalty in the loss, lambda / 2 sum_layers tr(D^T G D A)."""
     return Structured(
         ewc.lambda_ / 2 * ewc.gamma,
         held(s.memory, Factors),
@@ -89,7 +89,7 @@ def penalty(ewc: Settings, s: TrainState, env: Env) -> Structured:
 
 
 def notes(ewc: Settings, env: Env) -> Iterator[str]:
-    """That a step takes many times naive's, where it does."""
+    """A line that says that a step takes many times naive's FLOPs, where it does."""
     if ewc.curvature == "kron":
         each = 4 if ewc.penalty == "proximal" else 2
         factor = 1 + relative_cost(structured_layers(env), each, env.training.batch_size)

@@ -21,7 +21,7 @@ def to_pixels(x: Tensor, stream: Stream) -> Tensor:
 
 
 def to_inputs(pixels: Tensor, stream: Stream) -> Tensor:
-    """What the network sees of pixels [B, C, H, W] in [0, 1]."""
+    """The network's inputs made of pixels [B, C, H, W] in [0, 1]."""
     return stream.normalise(pixels * _white(stream))
 
 

@@ -130,7 +130,7 @@ class WithHead(nn.Module):
 
 
 class Beside(Strategy):
-    """What `assisted` lays over a strategy."""
+    """A strategy with a self-supervised loss added: made by `assisted`."""
 
     pretext: ClassVar[Pretext]
     alone: ClassVar[Strategy]  # the strategy as it is without

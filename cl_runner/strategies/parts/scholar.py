@@ -21,7 +21,7 @@ SAMPLES = 64  # in a picture
 
 
 def span(env: Env, part: str) -> slice:
-    """Where in theta the parameters of a part of the network lie, which are contiguous."""
+    """The slice of theta that holds the parameters of a part of the network."""
     end = list(accumulate(env.flat.sizes))
     own = [i for i, name in enumerate(env.flat.names) if name.startswith(f"{part}.")]
     return slice(end[own[0]] - env.flat.sizes[own[0]], end[own[-1]])
@@ -79,7 +79,7 @@ def followed(batch: Batch, pixels: Tensor, task: Tensor, s: TrainState, env: Env
 
 
 def old_logits(s: TrainState, both: Batch, env: Env) -> Tensor:
-    """What the old classifier says of the generated inputs behind a batch, [R, K]."""
+    """The old classifier's logits for the generated inputs at the end of a batch, [R, K]."""
     B = len(both.y)
     buffers = statistics(s.memory, "scholar")
     return env.answers(s.memory["scholar"], both.x[B:], both.task[B:], buffers)

@@ -1,0 +1,1 @@
+"""What `import cl_runner as cl` offers: runs, sweeps, tables, comparisons."""

@@ -1,0 +1,1 @@
+"""From a finished run to a model that is used without it."""

@@ -1,0 +1,1 @@
+"""What a run tells TensorBoard, MLflow and Weights & Biases: a module for each, with functions."""
