@@ -79,10 +79,10 @@ def hydra_of_ours() -> Iterator[Hydra]:
     known: dict[type, Any] = Singleton._instances
     before = {kind: known.pop(kind) for kind in OF_HYDRA if kind in known}
     try:
-        if "version_base" in versions.BASE:
+        if versions.BASE:
             version.setbase(versions.BASE["version_base"])
         places = create_automatic_config_search_path(None, None, "pkg://cl_runner.conf")
-        with versions.execution():
+        with versions.trusted():
             yield Hydra.create_main_hydra2("cl-run", places)
     finally:
         for kind in OF_HYDRA:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -25,13 +25,15 @@ AGAIN: dict[str, Any] = {"replace": True} if NEW else {}
 MAIN: dict[str, Any] = {"execution_whitelist": TARGETS} if NEW else BASE
 
 
-def execution() -> AbstractContextManager[Any]:
-    """Inside the block Hydra calls what `TARGETS` names, as it does inside of `hydra.main`."""
+@contextmanager
+def trusted() -> Iterator[None]:
+    """What Hydra does meanwhile may call TARGETS only, as in a function of `hydra.main`."""
     if not NEW:
-        return nullcontext()
-    policy = import_module("hydra._internal.execution_policy")
-    allowed: AbstractContextManager[Any] = policy.execution_whitelist(TARGETS)
-    return allowed
+        yield
+        return
+    utils: Any = import_module("hydra.utils")
+    with utils.execution_whitelist(TARGETS):
+        yield
 
 
 def register_resolver(name: str, function: Callable[..., Any], *, use_cache: bool = False) -> None:

@@ -7,6 +7,7 @@ launcher, whichever process or machine a job ran on.
 
 from __future__ import annotations
 
+import logging
 import re
 import shlex
 import socket
@@ -106,6 +107,10 @@ def how_to_go_on() -> str:
 
 def discard() -> None:
     """Remove the folders that this command made, if nothing but Hydra's own files lies in them."""
+    files_of_logs = (h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler))
+    for handler in files_of_logs:
+        if Path(handler.baseFilename).parent in created:
+            handler.close()  # Windows removes no open file
     for folder in created:
         if held(folder):
             return  # another process uses these folders
