@@ -34,7 +34,13 @@ STREAMS = {
 }
 BOUNDS = ("joint", "cumulative", "from_scratch", "separate", "soft_sharing")
 BEST = 5  # of a table of the best
+PUBLIC = ("running", "runs", "sweeping", "comparison", "models")
 MODULES = {  # page -> title, modules, and what they are for
+    "python": (
+        "Its functions and classes",
+        tuple(f"cl_runner.api.{name}" for name in PUBLIC),
+        "They are reached as `cl.run`, `cl.sweep` and so on after `import cl_runner as cl`.",
+    ),
     "core": (
         "Data of a run",
         ("cl_runner.core",),

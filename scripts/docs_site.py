@@ -124,7 +124,12 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         {"Others": alone},
     ]
     code = [{title: f"code/{n}.md"} for n, (title, *_) in docs_pages.MODULES.items()]
-    more = {"Strategies": strategies, "Benchmarks": benchmarks, "Extend": code}
+    more = {
+        "Strategies": strategies,
+        "Benchmarks": benchmarks,
+        "Python": code[:1],
+        "Extend": code[1:],
+    }
     for section in config.nav or []:
         for title, pages in section.items():
             if title in more:

@@ -17,7 +17,6 @@ from cl_runner.results.matrices import read_matrix
 from cl_runner.running import features
 from cl_runner.running.loop import run
 from cl_runner.running.tasks import initial_state, train_task
-from cl_runner.training.extractor import whole
 
 TOY = (
     *("benchmark=split_digits", "benchmark.num_tasks=2", "benchmark.train_samples=200"),
@@ -194,20 +193,6 @@ def test_layers_in_part_frozen_and_a_run_that_is_resumed(configure, fresh, tmp_p
     run(configure(*own, *part, "resume=true", root=fresh), tmp_path / "two")
     matrices = [read_matrix(tmp_path / n / "accuracy_matrix.csv") for n in ("whole", "two")]
     assert matrices[0].tolist() == matrices[1].tolist()
-
-
-def test_the_whole_network_takes_raw_images(prepared, fresh):
-    """Its logits are those of the network on features, and of one that never was on any."""
-    own = (*TOY, *CNN, HEAD, "strategy=naive", "benchmark.resize=12")
-    _, _, env = prepared(*own, root=fresh)
-    _, _, plain = prepared(*own, "model.cache_features=false", root=fresh)
-    raw = prepared(*TOY, *CNN, "strategy=naive", root=fresh)[2].stream.x
-    rows = env.stream[0].train[:5]
-    task = torch.zeros(5, dtype=torch.int64)
-    expected = env.net(env.flat.theta, env.inputs(env.stream.x[rows]), task)
-    assert raw.dtype == torch.uint8 and raw.shape[1:] == (1, 8, 8)
-    assert torch.allclose(whole(env)(raw[rows]), expected, atol=1e-5)
-    assert torch.allclose(whole(plain)(plain.stream.x[rows]), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("resize", [(), ("benchmark.resize=12",)], ids=["as it is", "late"])

@@ -285,11 +285,8 @@ def test_what_a_kill_left_of_a_complete_run_is_removed(configure, tmp_path, keep
     for name in (CHECKPOINT, ".status.json.4711.part", ".users.part"):
         (tmp_path / name).write_text("left")
     assert run(dataclasses.replace(config, resume=True), tmp_path) == expected
-    left = (
-        FILES
-        | {".users.part"}
-        | ({CHECKPOINT, WEIGHTS, MODEL, MODEL_MEMORY} if keep == "true" else set())
-    )
+    kept = {CHECKPOINT, WEIGHTS, MODEL, MODEL_MEMORY} if keep == "true" else set()
+    left = FILES | {".users.part"} | kept
     assert {path.name for path in tmp_path.iterdir()} == left
 
 

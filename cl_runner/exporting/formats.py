@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cl_runner.errors import UserError, check
+from cl_runner.errors import UserError, check, exhausted
 from cl_runner.exporting.deployed import Deployed
 from cl_runner.functional.fixed_point import PRODUCTS
 
@@ -30,6 +30,15 @@ def written(model: Deployed, form: str) -> bytes:
     except ImportError as error:
         missing = f"{error.name or error} is not installed"
         raise UserError(f"--to onnx: {missing}: pip install 'cl_runner[onnx]'") from None
+    except UserError:
+        raise
+    except Exception as error:
+        if exhausted(error):
+            raise
+        strategy, network = model.card["strategy"]["name"], model.card["model"]["name"]
+        reason = " ".join(str(error).split())[:200]
+        what = f"strategy={strategy} with model={network} cannot be exported --to {form}"
+        raise UserError(f"{what}: torch cannot trace it ({reason})") from error
 
 
 @contextmanager

@@ -57,14 +57,6 @@ def both(kind: type[nn.Module]) -> type[nn.Module]:
     return type(f"{kind.__name__}OnFeatures", (OnFeatures, kind), {})
 
 
-def restored(network: nn.Module) -> nn.Module:
-    """The network with all of its stages again, changed in place; other networks stay."""
-    for layer in network.modules():
-        if isinstance(layer, OnFeatures):
-            layer.__class__ = type(layer).__mro__[2]
-    return network
-
-
 def fixed_stages(network: Network, input_shape: tuple[int, int, int]) -> tuple[int, list[int]]:
     """How many of the first stages depend on nothing that is trained, and the shape after them."""
     x = next(network.parameters()).detach().new_zeros(1, *input_shape)

@@ -39,9 +39,10 @@ class Pretrained(Network):
 
     def features(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, ...]; of no images, too, which not every library's network takes."""
-        some = x if len(x) else x.new_zeros(1, *x.shape[1:])
+        none = x.shape[0] == 0  # not len(x), of which a trace would keep the number
+        some = x.new_zeros(1, *x.shape[1:]) if none else x
         features: Tensor = self.__dict__["before_output"](some)
-        return features if len(x) else features[:0]
+        return features[:0] if none else features
 
     def train(self, mode: bool = True) -> Any:
         """As every module; of the copy only its own mode is not shared."""

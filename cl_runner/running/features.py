@@ -137,15 +137,9 @@ def on_them(
     features = found(config, stream, extractor, shape, tell)
     above = on_features(make_net, stages, tuple(of_one))
     one = torch.ones(1, 1, 1, device=stream.x.device)
-    shown = replace(
-        stream,
-        x=features.x,
-        x_test=features.x_test,
-        scale=one,
-        shift=None,
-        given=stream.x[:0] if stream.given is None else stream.given,  # still the images
-        cache={},
-    )
+    images = stream.x[:0] if stream.given is None else stream.given
+    shown = replace(stream, x=features.x, x_test=features.x_test, given=images, cache={})
+    shown = replace(shown, scale=one, shift=None)
     return shown, OnThem(features, extractor, above)
 
 

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from cl_runner.core import Stream
 from cl_runner.data.streams import brought_to
 from cl_runner.nn.network import Network
-from cl_runner.nn.on_features import restored
-
-if TYPE_CHECKING:
-    from cl_runner.training.env import Env
 
 
 class Inputs(nn.Module):
@@ -60,20 +53,6 @@ class Extractor(nn.Module):
         return features
 
 
-class Whole(nn.Module):
-    """Raw images -> logits: everything from the images of a data set to a network's outputs."""
-
-    def __init__(self, inputs: Inputs, network: nn.Module) -> None:
-        super().__init__()
-        self.inputs, self.network = inputs, network
-
-    def forward(self, images: Tensor, task: Tensor | int = 0) -> Tensor:
-        """[B, C, H, W] -> [B, K]; the task, one or of each [B], where the network uses it."""
-        tasks = torch.as_tensor(task, device=images.device).expand(len(images))
-        logits: Tensor = self.network(self.inputs(images), tasks)
-        return logits
-
-
 @dataclass
 class Cost:
     """The costs of computing the features of the training rows and of the test rows."""
@@ -108,14 +87,3 @@ class OnThem:
 def inputs_of(stream: Stream, size: int | None = None) -> Inputs:
     """What a stream does to its images before a network sees them, but for what tasks do."""
     return Inputs(size, stream.scale, stream.shift)
-
-
-def whole(env: Env) -> Whole:
-    """The network of a run as it is now, in evaluation mode, on raw images; a copy.
-
-    Also of a run on features that were computed once: the stages that are left out there are in
-    their place again.
-    """
-    on = env.on_features
-    inputs = inputs_of(env.stream) if on is None else deepcopy(on.extractor.inputs)
-    return Whole(inputs, restored(deepcopy(env.flat.module))).eval()

@@ -39,6 +39,14 @@ RUNS = {
         *TINY[2:],
         *("strategy=slda",),
     ),
+    # On features that are computed once; grey images that are shown in three channels.
+    "features": (
+        *TINY[:2],
+        *TINY[3:],
+        *("strategy=icarl", "strategy.buffer_size=40", "model=cnn", "model.channels=[4]"),
+        *("model.hidden_size=16", "model.freeze=all_but_head", "model.cache_features=true"),
+        *("benchmark.resize=12", "benchmark.mean=[0.1,0.2,0.3]", "benchmark.std=[0.5,0.4,0.3]"),
+    ),
     # Adapters, and tasks that turn the images.
     "adapters": (
         *("benchmark=rotated_digits", "benchmark.num_tasks=2", *TINY[1:]),
@@ -85,8 +93,10 @@ def trained(configure, tmp_path_factory):
         if name not in made:
             config, folder = configure(*RUNS[name]), tmp_path_factory.mktemp(name)
             run(config, folder, RUNS[name])
-            stream = prepare(config, strategy_of(config)).stream
-            raw = read(configure(*(o for o in RUNS[name] if "resize" not in o)))
+            own = [o for o in RUNS[name] if "cache_features" not in o]
+            on_images = configure(*own, "model.cache_features=false")
+            stream = prepare(on_images, strategy_of(config)).stream
+            raw = read(configure(*(o for o in own if "resize" not in o)))
             made[name] = Trained(folder, stream, raw.x_test)
         return made[name]
 

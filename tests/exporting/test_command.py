@@ -130,6 +130,18 @@ def test_help_is_a_screen_and_tells_every_option(cl_run, tmp_path):
     assert "cl-run export RUN" in general
 
 
+@pytest.mark.slow
+def test_what_cannot_be_traced_is_told_with_its_strategy(trained, tmp_path, monkeypatch):
+    def predict(_self, s, x, task, env):
+        return env.net(s.theta, x, tasks_of(x, task)) * float(x.sum())
+
+    monkeypatch.setattr(ICaRL, "predict", predict)
+    message = r"strategy=icarl with model=mlp cannot be exported --to pt: torch cannot trace it"
+    with pytest.raises(UserError, match=message):
+        ask(trained("images").folder, "--to", "pt", tmp_path / "m")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_trace_of_several_networks_is_refused(trained, monkeypatch):
     """None of ours asks two; one of somebody else's may."""
 

@@ -26,7 +26,7 @@ def copied(trained, tmp_path):
     return function
 
 
-@pytest.mark.parametrize("name", ["images", "tasks", "table", "adapters"])
+@pytest.mark.parametrize("name", ["images", "tasks", "table", "features", "adapters"])
 def test_it_is_as_accurate_as_the_run(trained, name):
     one = trained(name)
     of = [t.index + 1 if name == "tasks" else None for t in one.stream]
