@@ -20,6 +20,7 @@ import torch
 from hydra import compose, initialize_config_module
 
 from cl_runner.config.parse import validate
+from cl_runner.config.versions import BASE
 from cl_runner.running.prepare import prepare, strategy_of
 from cl_runner.running.tasks import Member, begin_task, initial_state, length
 from cl_runner.training.fit import Alone, take_steps
@@ -43,7 +44,7 @@ def noise(file: Path, samples: int, shape: tuple[int, ...]) -> Path:
 
 def member(root: Path, *overrides: str) -> Member:
     """A run, ready to be trained."""
-    with initialize_config_module("cl_runner.conf", version_base="1.3"):
+    with initialize_config_module("cl_runner.conf", **BASE):
         config = validate(compose("config", [f"data.root={root}", *COMMON, *overrides]))
     strategy = strategy_of(config)
     return Member(strategy, prepare(config, strategy))

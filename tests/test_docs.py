@@ -29,7 +29,7 @@ from omegaconf import DictConfig
 
 import cl_runner
 from cl_runner import strategies
-from cl_runner.cli import catalogue, choices, export
+from cl_runner.cli import advise, catalogue, choices, export
 from cl_runner.cli.typed import flags, understood
 from cl_runner.comparing import cli as compare
 from cl_runner.config.outline import checked
@@ -336,6 +336,9 @@ def test_every_command_is_understood(line, composed_in_parts, data_root, capsys)
     elif args[:1] in (["list"], ["explain"]):
         assert catalogue.main(args[0], args[1:]) == 0
         assert capsys.readouterr().out
+    elif args[:1] == ["advise"]:
+        assert advise.main(args[1:]) == 0
+        assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
     elif args[:1] == ["export"]:
         export.parser().parse_args(args[1:])
     elif args[:1] == ["status"]:

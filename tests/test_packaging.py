@@ -60,6 +60,7 @@ def test_the_wheel_holds_every_module_and_every_yaml(wheel: Path) -> None:
     tables = {path.relative_to(REPOSITORY) for path in REPOSITORY.glob("cl_runner/data/tables/*")}
     assert page and modules | page <= names
     assert len(tables) == 3 and tables <= names
+    assert {Path("cl_runner/advising", f"{name}.csv") for name in ("results", "streams")} <= names
     assert not [name for name in names if name.parts[0] == "tests"]
 
 

@@ -23,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from cl_runner.cli import catalogue, export, overview
+from cl_runner.cli import advise, catalogue, export, overview
 from cl_runner.cli.failures import check_search, failed, known
 from cl_runner.cli.messages import SHOW_TRACEBACK, explain, print_error
 from cl_runner.cli.resume import continued, said
@@ -165,6 +165,8 @@ def answered(args: Sequence[str]) -> int | None:
     match args:
         case ["status", *rest]:
             return overview.main(rest)
+        case ["advise", *rest]:
+            return advise.main(rest)
         case ["export", *rest]:
             return export.main(rest)
         case ["list" | "explain" as command, *rest]:

@@ -53,6 +53,7 @@ FAMILIES = {
     "gradient constraint": ("agem", "gem", "ogd", "gpm", "adam_nscl", "owm"),
     "architecture": ("pnn", "packnet", "hat", "xdg", "den", "supsup", "piggyback"),
 }
+SHORT = ("adapter", "optimizer", "logger")  # groups that share a line of --help
 SWITCHED = ("ssl", "detector")  # sections of which a run without their switch has nothing
 LIST = f"""\
 cl-run list [{"|".join(GROUPS)}]
@@ -193,6 +194,8 @@ def groups_shown() -> str:
     shown = {group: ", ".join(options(group)) for group in GROUPS.values()}
     shown["benchmark"] = by_data(options("benchmark"))
     shown["experiment"] = f"{len(options('experiment'))} presets: cl-run list experiments"
+    short = [(group, shown.pop(group)) for group in SHORT]
+    shown["others"] = ", ".join(f"{group}={{{text}}}" for group, text in short)
     keys_ = [key for where in ("", "training") for key in described()[where]]
     alone = [key for key in keys_ if key not in SECTIONS and key.split(".")[0] not in SWITCHED]
     shown["keys"] = f"{braced(alone, '.')}; {'.*, '.join(SWITCHED)}.*"

@@ -27,6 +27,7 @@ from cl_runner.cli.messages import explain
 from cl_runner.cli.resume import continued
 from cl_runner.cli.search_path import with_yaml_of_plugins
 from cl_runner.cli.typed import flags, understood
+from cl_runner.config import versions
 from cl_runner.errors import UserError
 from cl_runner.results.names import LOG, OVERRIDES
 from cl_runner.sweeping import folders
@@ -78,9 +79,11 @@ def hydra_of_ours() -> Iterator[Hydra]:
     known: dict[type, Any] = Singleton._instances
     before = {kind: known.pop(kind) for kind in OF_HYDRA if kind in known}
     try:
-        version.setbase("1.3")
+        if versions.BASE:
+            version.setbase(versions.BASE["version_base"])
         places = create_automatic_config_search_path(None, None, "pkg://cl_runner.conf")
-        yield Hydra.create_main_hydra2("cl-run", places)
+        with versions.trusted():
+            yield Hydra.create_main_hydra2("cl-run", places)
     finally:
         for kind in OF_HYDRA:
             known.pop(kind, None)

@@ -42,7 +42,7 @@ WORDS = {
     "verify": "write cl-compare verify PATH",
 }
 MANY = 80  # options: more are not listed in an error's line
-COMMANDS = ("list", "explain", "status", "export")
+COMMANDS = ("list", "explain", "status", "advise", "export")
 
 
 def understood(args: Sequence[str]) -> list[str]:

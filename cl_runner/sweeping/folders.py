@@ -107,9 +107,9 @@ def how_to_go_on() -> str:
 
 def discard() -> None:
     """Remove the folders that this command made, if nothing but Hydra's own files lies in them."""
-    logging.disable()  # what is still logged at exit would make a folder's log file anew
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.FileHandler):
+    files_of_logs = (h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler))
+    for handler in files_of_logs:
+        if Path(handler.baseFilename).parent in created:
             handler.close()  # Windows removes no open file
     for folder in created:
         if held(folder):
