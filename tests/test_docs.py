@@ -258,7 +258,7 @@ ELSEWHERE = {  # with packages and folders of the reader's: tests/test_plugins.p
         "strategy=naive,joint,ewc,si,er,er_ace,derpp,pull optimizer.lr=0.03,0.1,0.3 seed=100,101 "
         "benchmark.validation_fraction=0.2 hydra.sweep.dir=tune"
     ),
-    "cl-run -m plugins=[near] experiment=$(python choose.py) seed=0,1,2 hydra.sweep.dir=final",
+    "cl-run -m plugins=[near] experiment=$(python choose.py) seed=0,1 hydra.sweep.dir=final",
     "cl-run strategy=er strategy.bufer=50",
 }
 
