@@ -28,7 +28,7 @@ from cl_runner.advising.predict import BOUNDS, Case, Expected, Table
 from cl_runner.advising.similar import WORDS
 from cl_runner.advising.tables import RESULTS, STREAMS, read
 
-LEVELS = {"data": "data set and kind", "nothing": "data set"}
+LEVELS = {"kind": "stream", "data": "data set and kind", "nothing": "data set"}
 CSV, REGRET = ROOT / "results" / "advice.csv", ROOT / "results" / "advice_regret.csv"
 PAGE = ROOT / "docs" / "advise.md"
 # The strategies among which one is taken, by those that are left out.
