@@ -135,8 +135,9 @@ def test_the_tutorial_is_what_happens(do) -> None:
 
 
 def shorter(command: str) -> str:
-    """The same on the embedded digits, with one seed, and of each list of numbers its two ends."""
+    """The same on the embedded digits: one seed, fewer strategies, of lists of numbers the ends."""
     command = re.sub(r" training.epochs=\d+", "", command.replace("split_mnist", "split_digits"))
+    command = command.replace("naive,joint,ewc,si,er,er_ace,derpp,pull", "naive,joint,pull")
     command = re.sub(r"(?<=\bseed=)(\d+),[\d,]*", r"\1", command)
     return re.sub(r"(?<=[a-z]=)([\d.]+),[\d.,]*,([\d.]+)(?= |$)", r"\1,\2", command)
 
