@@ -153,7 +153,7 @@ def test_a_prediction_is_the_weighted_mean_of_the_nearest():
     own = a_table(
         {"x": {"er": 0.55}, "y": {"er": 0.9}}, y=a_stream("y", num_tasks=100), x=a_stream("x")
     )
-    found, far = predict.expected(a_stream("a", data="x"), own)
+    found, far = predict.expected(a_stream("a", data="x", kind="another"), own)
     w = 1 / predict.SOFT, 1 / (1.5 + predict.SOFT)
     scores = 0.0, math.log(8)  # (0.9 - 0.1) / 0.9 is 8 / 9
     mean = (w[0] * scores[0] + w[1] * scores[1]) / sum(w)
@@ -162,6 +162,17 @@ def test_a_prediction_is_the_weighted_mean_of_the_nearest():
     assert found["er"].score == pytest.approx(mean)
     assert found["er"].spread == pytest.approx(math.sqrt(variance + predict.FLOOR**2))
     assert found["er"].streams == 2
+
+
+def test_data_are_as_hard_as_they_were_in_streams_of_the_same_kind():
+    """All near streams tell what lies between strategies, those of the same data the level."""
+    easy, hard = dict.fromkeys(CORE, 0.9), dict.fromkeys(CORE, 0.3)
+    own = a_table({"x": hard, "y": easy | {"er": 0.95}, "z": easy | {"er": 0.95}})
+    found, _ = predict.expected(a_stream("a", data="x"), own)
+    other, _ = predict.expected(a_stream("a", data="x", kind="another"), own)
+    assert found["si"].score == pytest.approx(predict.score(0.3, 0.1), abs=0.1)
+    assert found["er"].score > found["si"].score
+    assert other["si"].score > found["si"].score + 0.1
 
 
 def test_an_interval_grows_with_the_distance_of_the_nearest():

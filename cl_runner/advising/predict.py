@@ -117,11 +117,13 @@ def expected(stream: Row, table: Table, k: int = K) -> tuple[dict[str, Expected]
     if not near:
         return {}, math.inf
     names = list(dict.fromkeys(name for other, _ in near for name in table.of(other)))
-    found = {name: of_strategy(name, near, table) for name in names}
+    found = {name: of_strategy(name, stream, near, table) for name in names}
     return {name: e for name, e in found.items() if e is not None}, near[0][1]
 
 
-def of_strategy(name: str, near: Sequence[tuple[Row, float]], table: Table) -> Expected | None:
+def of_strategy(
+    name: str, stream: Row, near: Sequence[tuple[Row, float]], table: Table
+) -> Expected | None:
     """What a strategy is expected to reach by the nearest streams; None: too few have it."""
     have = [(s, d, table.of(s)[name]) for s, d in near if name in table.of(s)]
     rows = [(s, d, row) for s, d, row in have if row["ACC"] is not None]
@@ -131,7 +133,8 @@ def of_strategy(name: str, near: Sequence[tuple[Row, float]], table: Table) -> E
     scores = [score(row["ACC"], chance(s)) for s, _, row in rows]
     mean = weighted(scores, weights)
     variance = weighted([(x - mean) ** 2 for x in scores], weights)
-    everywhere = weighted([level(s, table) for s, _ in near], [1 / (d + SOFT) for _, d in near])
+    known = [pair for pair in near if kin(pair[0], stream)] or near
+    everywhere = weighted([level(s, table) for s, _ in known], [1 / (d + SOFT) for _, d in known])
     mean += everywhere - weighted([level(s, table) for s, _, _ in rows], weights)
     spread = math.sqrt(variance + FLOOR**2) * (1 + rows[0][1])
 
@@ -151,6 +154,11 @@ def of_strategy(name: str, near: Sequence[tuple[Row, float]], table: Table) -> E
         forgetting=over([row["forgetting"] for _, _, row in rows]),
         flops=over([ratio(row["flops"], table.of(s)["naive"]["flops"]) for s, _, row in rows]),
     )
+
+
+def kin(a: Row, b: Row) -> bool:
+    """Whether two streams are of the same data and kind, and so about as hard."""
+    return bool(a["data"] == b["data"] and a["kind"] == b["kind"])
 
 
 def level(stream: Row, table: Table) -> float:
