@@ -100,7 +100,9 @@ def how_to_go_on() -> str:
     for folder in runs:
         if (folder / OVERRIDES).exists():
             loggers = [arg for arg in sys.argv[1:] if re.match(r"logger[=.]", arg)]
-            again = shlex.join([f"resume={folder.as_posix()}", *loggers])
+            again = " ".join(
+                [f"resume={shlex.quote(folder.as_posix())}", *map(shlex.quote, loggers)]
+            )
             return f"; to go on: cl-run {again}"
     return ""
 
