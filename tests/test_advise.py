@@ -223,6 +223,8 @@ def test_bytes_are_those_of_the_nearest_sizes():
     assert ridge == pytest.approx(0.005)  # 5000 bytes, whatever network naive has
     assert predict.kept("ridge", a_stream("a", input_size=900), own, None) == 50
     assert predict.kept("bir", a_stream("a"), own, 1e6) is None
+    own.results["y", "domain"]["naive"] |= {"kept_bytes": None}  # as of rows that were taken over
+    assert predict.kept("er", a_stream("a", input_size=900), own, 1e6) == 2
 
 
 # Intervals

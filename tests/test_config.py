@@ -503,8 +503,8 @@ def test_every_experiment_composes_and_validates(
     merged = OmegaConf.to_container(OmegaConf.merge(*reversed(layers)))
     del merged["defaults"]
     assert merged.pop("scenario") == cfg.scenario
-    name = merged["model"].pop("weights", None)
-    assert (name is None) == (cfg.model.weights is None)
+    begins = merged["model"].pop("weights", None)
+    assert (begins is None) == (cfg.model.weights is None)
     assert {"benchmark", "model", "optimizer", "training"} <= set(merged)
     for section, keys in merged.items():
         assert keys.items() <= cfg.resolved[section].items()

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -83,6 +84,31 @@ def test_a_process_that_is_gone_need_not_be_asked():
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     systems.ask_to_stop(child.pid)
+
+
+@pytest.mark.parametrize(
+    ("on_windows", "number", "done"),
+    [
+        (False, signal.SIGINT, ["signal 2"]),
+        (False, signal.SIGTERM, ["signal 15"]),
+        (True, signal.SIGINT, []),
+        (True, signal.SIGTERM, ["ended"]),
+    ],
+)
+def test_ctrl_c_is_handed_on_where_the_console_does_not(monkeypatch, on_windows, number, done):
+    class Process:
+        told: ClassVar[list[str]] = []
+
+        def send_signal(self, number: int) -> None:
+            self.told.append(f"signal {int(number)}")
+
+        def terminate(self) -> None:
+            self.told.append("ended")
+
+    Process.told = []
+    monkeypatch.setattr(systems, "WINDOWS", on_windows)
+    systems.hand_on(Process(), number)
+    assert Process.told == done
 
 
 @pytest.mark.parametrize("on_windows", [True, False])

@@ -172,11 +172,12 @@ def kept(name: str, stream: Row, table: Table, naive: float | None) -> float | N
         return sum(w * abs(math.log(other[size] / stream[size])) for size, w in sizes.items())
 
     rows = [(far(s), table.of(s)) for s in table.streams if s["scenario"] == stream["scenario"]]
-    there = [(d, of) for d, of in rows if name in of and of[name]["kept_bytes"] is not None]
+    alone = KEEPS[name] == "statistics" and naive is not None
+    needed = (name,) if alone else (name, "naive")
+    there = [(d, of) for d, of in rows if all(of.get(n, {}).get("kept_bytes") for n in needed)]
     if not there:
         return None
     of = min(there, key=lambda pair: pair[0])[1]
-    alone = KEEPS[name] == "statistics" and naive is not None
     return ratio(of[name]["kept_bytes"], naive if alone else of["naive"]["kept_bytes"])
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from cl_runner.api.overrides import Value, given, sweep_of
 from cl_runner.api.running import folder_of, in_python
 from cl_runner.errors import Bug, UserError, check
+from cl_runner.machine.systems import hand_on
 
 if TYPE_CHECKING:
     from cl_runner.api.runs import Runs
@@ -102,7 +103,7 @@ def lines_of(command: Sequence[str]) -> tuple[str, int]:
                 print(last, flush=True)
         except BaseException as error:
             asked = isinstance(error, KeyboardInterrupt)
-            process.send_signal(signal.SIGINT if asked else signal.SIGTERM)
+            hand_on(process, signal.SIGINT if asked else signal.SIGTERM)
             rest = process.stdout.read().rstrip("\n")
             print(rest, flush=True)
             raise

@@ -9,6 +9,10 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import subprocess
 
 WINDOWS = sys.platform == "win32"
 PATIENCE = 2.0  # seconds in which another process closes a file that it reads
@@ -57,6 +61,17 @@ def ask_to_stop(pid: int) -> None:
     if not WINDOWS:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
+
+
+def hand_on(process: subprocess.Popen[str], number: int) -> None:
+    """Tell a process that was begun here of a signal.
+
+    On Windows Ctrl-C has reached it by the console, and of others it can only be ended.
+    """
+    if not WINDOWS:
+        process.send_signal(number)
+    elif number != signal.SIGINT:
+        process.terminate()
 
 
 def stop_oneself() -> None:
