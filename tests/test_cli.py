@@ -290,6 +290,7 @@ def test_own_configuration_files(cl_run, flags: list[str], tmp_path: Path) -> No
         (["-m", "strategy=ewc,unknown", "seed=0,1"], ["strategy=unknown", "ewc"]),
         (["-m", "strategy=ewc,naive", "strategy.lambda=1"], ["strategy.lambda"]),
         (["-m", "seed=interval(0,1)"], ["INTERVAL"]),
+        (["-m", "strategy=glob(zz*)"], ["strategy=glob(zz*): nothing is there that matches"]),
         (["-m", "hydra/launcher=unknown"], ["hydra/launcher=unknown", "basic"]),
         (["hydra/launcher=joblib"], ["needs -m"]),
         (["resume=nowhere"], ["resume=", "nowhere: there is no run"]),

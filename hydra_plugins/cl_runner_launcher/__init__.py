@@ -108,7 +108,13 @@ class ListingSweeper(Sweeper):
         self, overrides: list[Override], max_batch_size: int | None
     ) -> list[list[list[str]]]:
         """The overrides of all jobs, each job once, composed, so that mistakes are found first."""
-        (asked,) = self.combinations(overrides, None)
+        (asked,) = self.combinations(overrides, None) or [[]]
+        if not asked:
+            globs = [o.input_line for o in overrides if o.is_sweep_override()]
+            raise UserError(
+                f"{' '.join(map(str, globs))}: nothing is there that matches, among what comes with "
+                "cl-run; choices of a package of yours are named one by one"
+            )
         fitted = [self.fitted(job) for job in asked]
         check_lacking(fitted, skip=self.master.missing_keys == "skip")
         self.composed = {tuple(job.overrides): job.config for job in fitted}
