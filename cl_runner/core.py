@@ -188,7 +188,9 @@ class Stream:
 
     def normalise(self, x: Tensor) -> Tensor:
         """The network's input [B, C, H, W] float32 from images."""
-        if x.is_floating_point() or x.shape[-3] < len(self.scale):
+        if x.is_floating_point():
+            x = x * self.scale
+        elif x.shape[-3] < len(self.scale):
             x = x.float() * self.scale
         else:
             x = x.float().mul_(self.scale)

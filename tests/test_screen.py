@@ -270,7 +270,7 @@ def test_ctrl_c_leaves_one_line(on_a_terminal, tmp_path, data_root):
 
 @pytest.mark.slow
 def test_a_sweep_counts_its_jobs(on_a_terminal, data_root):
-    short = ("training.epochs=3", "seed=0,1", "optimizer.lr=0.1,1e30", "hydra.sweep.dir=s")
+    short = ("training.epochs=20", "seed=0,1", "optimizer.lr=0.1,1e30", "hydra.sweep.dir=s")
     seen = on_a_terminal("-m", *TOY, f"data.root={data_root}", *short)
     assert (seen.code, seen.cursor) == (1, True)
     moments = ["\n".join(moment) for moment in seen.moments]

@@ -127,6 +127,7 @@ def main() -> None:
         print_error(again)
         os._exit(explain(again)[0] or 1)
     finally:
+        logging.disable()  # what is still logged at exit would make a folder's log file anew
         console.finish()
     sys.exit(code)
 
@@ -155,7 +156,6 @@ def answer(args: Sequence[str]) -> int:
         return code or 0
     if explain(error)[0] != 2:
         merge.gather(tell=not isinstance(error, KeyboardInterrupt))
-    logging.disable()  # what is still logged at exit would make a folder's log file anew
     folders.discard()
     return print_error(error)
 

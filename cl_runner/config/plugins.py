@@ -73,11 +73,11 @@ def theirs(kind: Kind, name: Any, packages: Sequence[str]) -> Entry | None:
     Raises UserError for a name that nobody has, which says what there is; and for packages that
     cannot be used.
     """
-    if name in kind.ours():
+    if isinstance(name, str) and name in kind.ours():
         return None
     found = brought(kind, packages)
     files = [m.__name__ for m in modules(packages) if last(m.__name__) == name]
-    if name not in found and files:
+    if files and name not in found:
         raise UserError(f"plugins: {files[0]} defines no {kind.name}: {wanted(kind)}")
     try:
         one_of(kind.key, name, (*kind.ours(), *found))

@@ -112,7 +112,8 @@ def discard() -> None:
     files_of_logs = (h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler))
     for handler in files_of_logs:
         if Path(handler.baseFilename).parent in created:
-            handler.close()  # Windows removes no open file
+            with suppress(OSError):  # of what is still to be written on a full disk
+                handler.close()  # Windows removes no open file
     for folder in created:
         if held(folder):
             return  # another process uses these folders

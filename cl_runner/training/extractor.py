@@ -30,9 +30,9 @@ class Inputs(nn.Module):
         self.register_buffer("shift", None if shift is None else shift.clone(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C or 3, size, size] float32."""
+        """[B, C, H, W] -> [B, C or 3, size, size], float32 of whole numbers."""
         x = images if self.size is None else brought_to(images, self.size)
-        x = x.float() * self.scale
+        x = (x if x.is_floating_point() else x.float()) * self.scale
         return x if self.shift is None else x + self.shift
 
 

@@ -112,8 +112,8 @@ class ListingSweeper(Sweeper):
         if not asked:
             globs = [o.input_line for o in overrides if o.is_sweep_override()]
             raise UserError(
-                f"{' '.join(map(str, globs))}: nothing is there that matches, among what comes with "
-                "cl-run; choices of a package of yours are named one by one"
+                f"{' '.join(map(str, globs))}: nothing is there that matches, among what comes "
+                "with cl-run; choices of a package of yours are named one by one"
             )
         fitted = [self.fitted(job) for job in asked]
         check_lacking(fitted, skip=self.master.missing_keys == "skip")
