@@ -32,7 +32,7 @@ FILE        what is written; one that is there is refused
 --plugins   packages of yours that the run was made with and that may be imported
 --force     replace FILE and FILE.md
 
-In Python: from cl_runner.exporting.load import load_model; load_model(RUN).
+In Python: import cl_runner as cl; cl.load_model(RUN).
 Exit code: 0 if it is written, 2 for a mistake; then nothing is."""
 
 
