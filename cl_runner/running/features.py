@@ -212,6 +212,7 @@ def of_file(
             there = read(file, rows, lambda _: None)
             if there is not None:
                 return assembled(*there, stream, rows, file, None)
+        tell(f"computes features of {sum(map(len, rows)):,} samples, once for all runs like this")
         train, test, cost = computed(config, stream, extractor, rows, shape)
         if lasts:
             save(file, {"x_train": train.numpy(), "x_test": test.numpy()})
